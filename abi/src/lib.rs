@@ -1,0 +1,99 @@
+//! What an Offshoot guest and its hypervisor agree on.
+//!
+//! A guest is a static x86-64 ELF image. It starts in 64-bit mode at its entry point, on a stack of its own,
+//! with interrupts off and the address of its [`StartInfo`] in RDI. Every other general register is zero. It
+//! calls out with `VMCALL`: the [`Call`] number in RAX, arguments in RDI, RSI, RDX; the result comes back in RAX,
+//! every other register is kept. Only the kernel of a guest (CPL 0) may call.
+#![no_std]
+
+/// Numbers of the calls a guest makes with `VMCALL`, in RAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Call {
+    /// Does nothing and returns 0: the cost of a round trip.
+    Nop = 0,
+    /// Ends the guest with the exit status in RDI; 0 is success. Does not return.
+    Exit = 1,
+    /// Prints the RSI bytes at GVA RDI to the console. Returns the number of bytes taken, at most
+    /// [`PRINT_MAX`], or an [`Error`].
+    Print = 2,
+    /// Files a figure for the run's report: the name is the RSI bytes at GVA RDI (at most
+    /// [`FIGURE_NAME_MAX`], `[a-z0-9._]`), its value is RDX.
+    Figure = 3,
+}
+
+impl Call {
+    /// The call a guest asks for by `number`, if there is one.
+    pub const fn from_number(number: u64) -> Option<Self> {
+        match number {
+            0 => Some(Self::Nop),
+            1 => Some(Self::Exit),
+            2 => Some(Self::Print),
+            3 => Some(Self::Figure),
+            _ => None,
+        }
+    }
+}
+
+/// What a failed call leaves in RAX: a negative number, as in Linux system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i64)]
+pub enum Error {
+    /// There is no such call (ENOSYS).
+    NoSuchCall = -38,
+    /// A pointer or length is not in memory that the guest can read (EFAULT).
+    BadAddress = -14,
+    /// An argument is out of its range (EINVAL).
+    Invalid = -22,
+    /// The call may only come from CPL 0 (EPERM).
+    NotPermitted = -1,
+    /// A table of the hypervisor is full (ENOSPC).
+    NoSpace = -28,
+}
+
+/// The most bytes one [`Call::Print`] takes.
+pub const PRINT_MAX: usize = 1024;
+/// The longest name of a [`Call::Figure`].
+pub const FIGURE_NAME_MAX: usize = 32;
+
+/// The first CPUID leaf of the hypervisor range: EAX is the highest leaf of the range, EBX, ECX and EDX spell
+/// [`CPUID_VENDOR`].
+pub const CPUID_BASE: u32 = 0x4000_0000;
+/// The leaf that gives the version of this interface in EAX.
+pub const CPUID_VERSION: u32 = 0x4000_0001;
+/// The vendor name in leaf [`CPUID_BASE`].
+pub const CPUID_VENDOR: [u8; 12] = *b"OffshootHVM ";
+/// The version of this interface.
+pub const VERSION: u32 = 1;
+
+/// The COM1 data port, whose output goes to the console line by line.
+pub const COM1: u16 = 0x3f8;
+
+/// What a guest is told at its start. It lies in a page that the guest may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct StartInfo {
+    /// [`StartInfo::MAGIC`].
+    pub magic: u64,
+    /// [`VERSION`].
+    pub version: u32,
+    /// Size of this structure in bytes; a later version only adds to its end.
+    pub size: u32,
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// First address of the heap: memory of the guest, readable and writable, that nothing has touched.
+    pub heap: u64,
+    /// Bytes of heap.
+    pub heap_len: u64,
+    /// Lowest address of the stack. The page below it is the guard page.
+    pub stack: u64,
+    /// Bytes of stack.
+    pub stack_len: u64,
+    /// Guest-physical address of the root table.
+    pub root: u64,
+}
+
+impl StartInfo {
+    /// "Offshoot" as bytes.
+    pub const MAGIC: u64 = u64::from_le_bytes(*b"Offshoot");
+}

@@ -1,0 +1,2 @@
+//! Guest library.
+#![no_std]

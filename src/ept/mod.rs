@@ -1,0 +1,1 @@
+//! Guest-physical address spaces: EPT entries, lazy fill, and what must be flushed.

@@ -1,0 +1,13 @@
+//! Offshoot: a type-1 hypervisor whose guests fork.
+//!
+//! The library is the hypervisor without the machine under it: [`frames`], [`paging`], [`ept`], [`vmx`] and
+//! [`vm`], each of which imports only what stands before it in this list. What touches hardware is a thin edge; the
+//! rest is tested on the host.
+#![cfg_attr(not(test), no_std)]
+
+pub mod addr;
+pub mod ept;
+pub mod frames;
+pub mod paging;
+pub mod vm;
+pub mod vmx;

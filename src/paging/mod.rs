@@ -1,0 +1,1 @@
+//! The one walker for page tables of every format.

@@ -1,0 +1,1 @@
+//! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.

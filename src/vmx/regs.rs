@@ -1,0 +1,45 @@
+//! The general registers of a guest, by their number in instruction encodings and exit qualifications.
+
+use numeric_enum_macro::numeric_enum;
+
+numeric_enum! {
+    #[repr(u8)]
+    /// A general register by its encoding.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[allow(missing_docs)]
+    pub enum Gpr {
+        Rax = 0,
+        Rcx = 1,
+        Rdx = 2,
+        Rbx = 3,
+        Rsp = 4,
+        Rbp = 5,
+        Rsi = 6,
+        Rdi = 7,
+        R8 = 8,
+        R9 = 9,
+        R10 = 10,
+        R11 = 11,
+        R12 = 12,
+        R13 = 13,
+        R14 = 14,
+        R15 = 15,
+    }
+}
+
+/// The general registers. RSP has its place in the VMCS while the guest runs; its slot here is only valid where the
+/// exit handler has copied it in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GuestRegs([u64; 16]);
+
+impl GuestRegs {
+    /// The value of `register`.
+    pub const fn get(&self, register: Gpr) -> u64 {
+        self.0[register as usize]
+    }
+    /// Gives `register` a new value.
+    pub const fn set(&mut self, register: Gpr, value: u64) {
+        self.0[register as usize] = value;
+    }
+}
