@@ -1,1 +1,3 @@
 //! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.
+
+pub mod cmdline;
