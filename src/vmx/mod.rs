@@ -1,5 +1,6 @@
 //! The CPU: capabilities, VMCS, entry and exit, exit decoding.
 
+pub mod cpu;
 pub mod fields;
 pub mod instruction_error;
 mod regs;
