@@ -1,6 +1,8 @@
 //! The machine's old clockwork: the interrupt controller silenced, the timer used once to learn the speed of the TSC
 //! and, where asked for, to interrupt guests.
 
+use offshoot::vm::cmdline::Duration;
+
 use core::arch::x86_64::_rdtsc;
 use x86_64::instructions::port::Port;
 
@@ -24,7 +26,8 @@ fn read(port: u16) -> u8 {
 /// Moves the interrupt controller's vectors off those of exceptions and masks every line: the firmware's timer would
 /// otherwise make guests exit.
 pub fn silence_interrupts() {
-    for (command, data, base, wiring) in [(0x20, 0x21, PIC_BASE, 4), (0xa0, 0xa1, PIC_BASE + 8, 2)] {
+    for (command, data, base, wiring) in [(0x20, 0x21, PIC_BASE, 4), (0xa0, 0xa1, PIC_BASE + 8, 2)]
+    {
         out(command, 0x11);
         out(data, base);
         out(data, wiring);
@@ -33,9 +36,9 @@ pub fn silence_interrupts() {
     }
 }
 
-/// Lets the timer interrupt `hz` times a second. Guests exit for it; the host never takes an interrupt.
-pub fn start_tick(hz: u64) {
-    let divisor = (PIT_HZ / hz.max(1)).clamp(1, 0xffff) as u16;
+/// Lets the timer interrupt once in each `period`. Guests exit for it; the host never takes an interrupt.
+pub fn start_tick(period: Duration) {
+    let divisor = period.ticks(PIT_HZ).clamp(1, 0xffff) as u16;
     out(0x43, 0x34);
     out(0x40, divisor as u8);
     out(0x40, (divisor >> 8) as u8);
