@@ -4,8 +4,10 @@ pub mod capabilities;
 pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
+pub mod exit;
 pub mod fields;
 pub mod instruction_error;
+pub mod qualification;
 mod regs;
 pub mod vmcs;
 
