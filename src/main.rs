@@ -5,7 +5,9 @@
 mod boot;
 
 use boot::console::say;
-use boot::{console, info, power, segments, traps};
+use boot::info::BootInfo;
+use boot::{clock, console, info, memory, power, segments, traps};
+use offshoot::vm::cmdline::KernelOptions;
 use offshoot_memfuncs as _;
 
 /// Where the boot code enters Rust.
@@ -13,6 +15,7 @@ extern "C" fn start(magic: u32, info: u32) -> ! {
     console::init();
     segments::init();
     traps::init();
+    clock::silence_interrupts();
     say!(
         "Offshoot {}: a hypervisor whose guests fork",
         env!("CARGO_PKG_VERSION")
@@ -22,14 +25,26 @@ extern "C" fn start(magic: u32, info: u32) -> ! {
         Ok(boot) => boot,
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
-    for m in boot.memory() {
-        say!("{m}");
+    let options = match KernelOptions::parse(boot.cmdline) {
+        Ok(options) => options,
+        Err(error) => power::end(Err(format_args!("{error}"))),
+    };
+    log::set_max_level(options.log);
+    run(&boot, &options)
+}
+
+fn run(boot: &BootInfo, options: &KernelOptions<'_>) -> ! {
+    // SAFETY: called once, with the boot tables in use.
+    let frames = match unsafe { memory::init_frames(boot, options.pool) } {
+        Ok(frames) => frames,
+        Err(error) => power::end(Err(format_args!("{error}"))),
+    };
+    say!("{:?}", frames.figures());
+    say!("{:?}", clock::tsc_hz());
+    let _ = clock::start_tick;
+    if let Some(which) = options.selftest {
+        traps::self_test(which);
     }
-    for m in boot.modules() {
-        say!("{} {}", m.range, m.cmdline);
-    }
-    say!("{} {}", boot.protocol, boot.cmdline);
-    traps::self_test("ud");
     power::end(Ok(()))
 }
 

@@ -1,8 +1,10 @@
 //! The machine under the hypervisor: from the boot loader to a running kernel, and the end.
 
+pub mod clock;
 pub mod console;
 pub mod info;
 pub mod layout;
+pub mod memory;
 pub mod power;
 pub mod segments;
 pub mod traps;

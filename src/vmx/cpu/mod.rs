@@ -4,6 +4,7 @@
 mod entry;
 mod instructions;
 mod resident;
+mod this_cpu;
 
 pub use entry::{EntryArea, exit_point};
 pub use instructions::{CurrentVmcs, Invalidation};
