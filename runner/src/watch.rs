@@ -66,33 +66,41 @@ impl Console {
     }
 
     fn line(&mut self, bytes: &[u8], echo: &mut dyn FnMut(&str)) {
-        let text = String::from_utf8_lossy(bytes);
-        let text = text.trim_end_matches(['\r', '\n']);
+        let text = printable(&String::from_utf8_lossy(bytes));
         self.lines += 1;
         if let Some(json) = text.strip_prefix(report::PREFIX) {
             self.report = Some(json.to_owned());
             return;
         }
-        if let Some(verdict) = text.strip_prefix(END) {
+        // What comes after the first such line is a boot loader's prompt.
+        if let (Some(verdict), None) = (text.strip_prefix(END), &self.end) {
             self.end = Some(verdict.trim().to_owned());
         }
-        let text = printable(text);
-        if !text.is_empty() {
+        if !text.trim().is_empty() {
             self.last.clone_from(&text);
         }
         echo(&text);
     }
 }
 
-/// The text with control characters shown rather than sent: what a guest prints must not steer a terminal.
+/// The text without control characters and without the sequences that steer a terminal: firmware clears the screen
+/// with them, and what a guest prints must not.
 fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let shown = c.is_control() && c != '\t';
-            let escaped = shown.then(|| c.escape_default());
-            escaped.into_iter().flatten().chain((!shown).then_some(c))
-        })
-        .collect()
+    let mut shown = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == '\u{1b}' && chars.next_if_eq(&'[').is_some() {
+            // Parameters, then one letter or the like.
+            while chars
+                .next_if(|c| ('\u{20}'..='\u{3f}').contains(c))
+                .is_some()
+            {}
+            chars.next_if(|c| ('\u{40}'..='\u{7e}').contains(c));
+        } else if !c.is_control() || c == '\t' {
+            shown.push(c);
+        }
+    }
+    shown
 }
 
 /// An emulator that ends with this value, and with this process.
@@ -239,8 +247,14 @@ mod tests {
         let script = r"printf 'guest: OFFSHOOT-END ok\n\033[2Jx\ty' >> serial";
         let (ending, console, lines) = follow("guest", script, 10_000);
         assert!(matches!(ending, Ending::Exited(_)));
-        assert_eq!(lines, ["guest: OFFSHOOT-END ok", "\\u{1b}[2Jx\ty"]);
+        assert_eq!(lines, ["guest: OFFSHOOT-END ok", "x\ty"]);
         assert_eq!(console.last, lines[1]);
+    }
+
+    #[test]
+    fn what_firmware_draws_is_left_out() {
+        let drawn = "\u{1b}[2J\u{1b}[01;01H\u{1b}[=3h\rhello\u{1b}[0m \u{1b}x\u{1b}[";
+        assert_eq!(printable(drawn), "hello x");
     }
 
     #[test]
