@@ -1,9 +1,9 @@
 //! The allocator.
 
 use super::counts::{Counts, RECORD};
-use super::lists::{LARGE, Lists};
+use super::lists::{LARGE, Lists, Retired};
 use super::ranges::SpanSet;
-use super::{Frame, FrameError, FrameFigures, PhysMem, bytes};
+use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
 use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE, PageSize};
 use spin::Mutex;
 
@@ -174,8 +174,14 @@ impl<M: PhysMem> FrameAllocator<M> {
     #[inline]
     pub fn share_entry(&self, address: Hpa) -> Result<Frame, FrameError> {
         let number = self.counts.number(address)?;
-        self.counts.take(&self.mem, number)?;
+        self.counts.take(&self.mem, number, 1)?;
         Ok(Frame::new(address))
+    }
+
+    /// `more` references at once to the block that `address` is part of, for as many entries about to refer to it.
+    pub fn share_many(&self, address: Hpa, more: u32) -> Result<(), FrameError> {
+        self.counts
+            .take(&self.mem, self.counts.number(address)?, more)
     }
 
     /// Takes back the reference that a table entry or a root held ([`Frame::into_raw`]). Whoever calls this must have
@@ -198,6 +204,29 @@ impl<M: PhysMem> FrameAllocator<M> {
             lists.used -= 1 << order;
         }
         Ok(())
+    }
+
+    /// Ends a reference. If it was the last, the frame goes to `retired`: it is not given out before
+    /// [`FrameAllocator::free_retired`].
+    pub fn retire(&self, frame: Frame, retired: &mut Retired) -> Result<(), FrameError> {
+        let number = self.counts.number(frame.into_raw())?;
+        if let Some((head, order)) = self.counts.give(&self.mem, number)? {
+            retired.push(&self.mem, &self.counts, head, order);
+        }
+        Ok(())
+    }
+
+    /// Frees what was retired, in constant time: no CPU has a translation to any of it any more.
+    pub fn free_retired(&self, retired: &mut Retired) {
+        if !retired.is_empty() {
+            self.lists.lock().push_all(&self.mem, &self.counts, retired);
+        }
+    }
+
+    /// Starts to compare the counts with the references that there are. Nothing may allocate, share or release
+    /// meanwhile.
+    pub fn audit(&self) -> Audit<'_, M> {
+        Audit::new(&self.mem, &self.counts)
     }
 
     /// How many refer to the frame at `address` (to its block, where it is part of one); 0 where it is free or not
