@@ -3,3 +3,5 @@
 pub mod cmdline;
 pub mod cpuid;
 pub mod loader;
+pub mod msr;
+pub mod xcr0;
