@@ -32,7 +32,8 @@ pub trait TableOps: TableReadOps {
     /// [`MayMoveTable`] where some tables must not be written in place, else [`MayNotMoveTable`].
     type Movability: TableMovability;
 
-    /// A zeroed table. `None` where there is no memory for it.
+    /// A table of any content, that nobody else uses: the walker fills it before it links it. `None` where there is no
+    /// memory for it.
     fn alloc_table(&mut self) -> Option<TableOf<Self>>;
     /// Takes back a table that no entry has ever referred to.
     fn free_table(&mut self, table: TableOf<Self>);
