@@ -27,6 +27,8 @@ pub struct Cursor<'o, O: TableOps> {
     content: ContentOf<O::Format>,
     /// The highest level whose table must move, or whose entry must be opened again; 0 where none must.
     fix: u8,
+    /// The highest level whose table must move; 0 where none must.
+    moves: u8,
     /// What the tables above let through.
     rights: Rights,
 }
@@ -48,11 +50,12 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         let mut table = ops.root();
         let mut level = O::Format::LEVELS;
         let mut path = [table; MAX_LEVELS];
-        let mut fix = 0;
+        let (mut fix, mut moves) = (0, 0);
         let mut granted = Rights::ALL;
         loop {
-            if O::Movability::MOVES && fix == 0 && ops.must_move(table, level).is_some() {
-                fix = level;
+            if O::Movability::MOVES && moves == 0 && ops.must_move(table, level).is_some() {
+                moves = level;
+                fix = level.max(fix);
             }
             path[slot(level)] = table;
             let Some(entry) = ops.read_entry(table, O::Format::index(va, level)) else {
@@ -97,6 +100,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                         entry,
                         content,
                         fix,
+                        moves,
                         rights: granted,
                     });
                 }
@@ -169,16 +173,15 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     }
 
     fn prepare_slow(&mut self) -> Result<(), Error<O::Format>> {
-        // What may be needed at most: a copy of each table from `fix` down, and each missing one.
+        // What may be needed at most: a copy of each table from the first that must move down, and each missing one.
         let bottom = if self.lacks_tables() {
             self.target
         } else {
             self.level
         };
-        let moves = if self.fix == 0 {
-            0
-        } else {
-            self.fix + 1 - self.level
+        let moves = match self.moves {
+            0 => 0,
+            highest => highest + 1 - self.level,
         };
         let mut spare = Spare::<O> {
             tables: [None; MAX_LEVELS],
@@ -237,6 +240,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                 Err(fault) => return Err(bad::<O::Format>(self.va, self.level, fault)),
             }
             self.fix = 0;
+            self.moves = 0;
             self.rights = Rights::ALL;
         }
         if bottom < self.level {
