@@ -1,10 +1,12 @@
 //! The CPU: capabilities, VMCS, entry and exit, exit decoding.
 
+pub mod advance;
 pub mod capabilities;
 pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
 pub mod cpu;
+pub mod event;
 pub mod exit;
 pub mod fields;
 pub mod instruction_error;
