@@ -5,8 +5,10 @@ pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
 pub mod cpu;
+pub mod exit;
 pub mod fields;
 pub mod instruction_error;
+pub mod qualification;
 mod regs;
 pub mod vmcs;
 
