@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// What `make run` runs when nothing else is asked for: sample guests, with the options each needs.
-pub const DEFAULT: &str = "hello sparse selfcheck";
+pub const DEFAULT: &str = "hello sparse,mem=1G selfcheck";
 
 /// One guest: an ELF file and its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,8 @@ impl Guest {
             Some(sample) if !Path::new(file).exists() => sample.to_owned(),
             _ => PathBuf::from(file),
         };
+        // Emulators run in folders of their own.
+        let path = std::path::absolute(&path).map_err(Error::io("read", &path))?;
         let options: Vec<_> = parts
             .filter(|option| !option.is_empty())
             .map(str::to_owned)
@@ -98,18 +100,8 @@ impl Guest {
     /// What the kernel gets as the module's command line: the name of the file, then the options.
     pub fn command_line(&self) -> Vec<String> {
         let mut words = vec![self.file_name()];
-        if !self.options.iter().any(|option| is_name(option)) {
-            words.push(format!("name={}", self.stem()));
-        }
         words.extend(self.options.iter().cloned());
         words
-    }
-
-    fn stem(&self) -> String {
-        self.path
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default()
     }
 }
 
@@ -134,21 +126,23 @@ fn is_name(option: &str) -> bool {
 /// Gives guests made from files of the same name a number, so that one file can be run several times. Names that
 /// the user has given are left alone: if two are the same, the kernel refuses the second.
 fn name_apart(guests: &mut [Guest]) {
-    for at in 1..guests.len() {
-        let (before, rest) = guests.split_at_mut(at);
-        let Some(guest) = rest.first_mut() else { break };
-        if guest.options.iter().any(|option| is_name(option)) {
-            continue;
-        }
-        let stem = guest.stem();
-        let same = before
-            .iter()
-            .filter(|earlier| earlier.stem() == stem)
-            .count();
-        if same > 0 {
-            guest.options.insert(0, format!("name={stem}-{}", same + 1));
+    let files: Vec<_> = guests.iter().map(Guest::file_name).collect();
+    for (at, guest) in guests.iter_mut().enumerate() {
+        let file = &files[at];
+        let earlier = files[..at].iter().filter(|other| *other == file).count();
+        if earlier > 0 && !guest.options.iter().any(|option| is_name(option)) {
+            let name = file.strip_suffix(".elf").unwrap_or(file);
+            let name: String = name.chars().filter(|&c| in_name(c)).take(24).collect();
+            guest
+                .options
+                .insert(0, format!("name={name}-{}", earlier + 1));
         }
     }
+}
+
+/// Whether the kernel takes this in a guest's name.
+fn in_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
 
 #[cfg(test)]
@@ -172,7 +166,7 @@ mod tests {
         let guests = Guest::parse_list(&list, &image()).unwrap();
         assert_eq!(
             guests[0].command_line(),
-            ["guest.rs", "name=guest", "mem=64M", "budget=2s"]
+            ["guest.rs", "mem=64M", "budget=2s"]
         );
         assert_eq!(guests[1].command_line(), ["guest.rs", "name=x"]);
     }
@@ -181,9 +175,9 @@ mod tests {
     fn the_same_file_twice_gets_two_names() {
         let list = format!("{THIS} {THIS} {THIS}");
         let guests = Guest::parse_list(&list, &image()).unwrap();
-        assert_eq!(guests[0].command_line()[1], "name=guest");
-        assert_eq!(guests[1].command_line()[1], "name=guest-2");
-        assert_eq!(guests[2].command_line()[1], "name=guest-3");
+        assert_eq!(guests[0].command_line(), ["guest.rs"]);
+        assert_eq!(guests[1].command_line(), ["guest.rs", "name=guest.rs-2"]);
+        assert_eq!(guests[2].command_line(), ["guest.rs", "name=guest.rs-3"]);
     }
 
     #[test]

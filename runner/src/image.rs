@@ -55,6 +55,7 @@ impl Image {
     /// Builds only the sample guests, to go with a kernel that is there already.
     pub fn with_kernel(kernel: PathBuf) -> Result<Self, Error> {
         std::fs::File::open(&kernel).map_err(Error::io("read", &kernel))?;
+        let kernel = std::path::absolute(&kernel).map_err(Error::io("read", &kernel))?;
         let root = Self::workspace();
         let samples = Self::build_samples(&root)?;
         Ok(Self {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const USAGE: &str = "\
 usage: offshoot-runner run|iso|bench [OPTION VALUE]...
-  --guests \"FILE[,OPTION]... ...\"  guests, each with name=, mem=, budget=  (hello sparse selfcheck)
+  --guests \"FILE[,OPTION]... ...\"  guests, each with name=, mem=, budget=  (hello sparse,mem=1G selfcheck)
   --cmdline WORDS                  the kernel's command line
   --mem SIZE                       memory of the machine  (512M)
   --cpu MODEL                      CPU model of the emulator  (tigerlake)
@@ -123,6 +123,12 @@ fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
         options.cpu.as_deref(),
         options.boot,
     )?;
+    let guests = match &emulator {
+        Emulator::Qemu {
+            boot: Boot::Kernel, ..
+        } => "hello",
+        _ => guests,
+    };
     let image = options.image()?;
     let run = Run {
         name: options.name.clone().unwrap_or_else(|| name.into()),
