@@ -14,9 +14,12 @@ pub mod qualification;
 mod regs;
 pub mod vmcs;
 
+pub use advance::advance_rip;
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
+pub use event::{Event, restore_nmi_blocking};
+pub use exit::{Exit, ExitReason};
 pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
 pub use instruction_error::{InstructionError, VmFail};
 pub use regs::{Gpr, GuestRegs};
