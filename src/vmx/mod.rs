@@ -5,12 +5,15 @@ pub mod capabilities;
 pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
+pub mod cr_shadow;
 pub mod event;
 pub mod exit;
 pub mod fields;
 pub mod instruction_error;
 pub mod qualification;
 mod regs;
+pub mod segment;
+pub mod state;
 pub mod vmcs;
 
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
