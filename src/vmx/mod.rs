@@ -6,12 +6,15 @@ pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
 pub mod cpu;
+pub mod cr_shadow;
 pub mod event;
 pub mod exit;
 pub mod fields;
 pub mod instruction_error;
 pub mod qualification;
 mod regs;
+pub mod segment;
+pub mod state;
 pub mod vmcs;
 
 pub use advance::advance_rip;
