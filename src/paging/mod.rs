@@ -52,6 +52,8 @@ pub use runs::{Run, Runs, RunsExt};
 pub use unmap::{Emptied, unmap};
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
