@@ -1,6 +1,6 @@
 //! Exceptions of the hypervisor itself: named, with registers and a backtrace, and the run fails.
 
-use crate::booted::{boot, run};
+use crate::booted::{boot, boot_despite, run};
 
 #[test]
 fn every_exception_of_the_hypervisor_is_reported() {
@@ -17,7 +17,11 @@ fn every_exception_of_the_hypervisor_is_reported() {
     ] {
         let mut run = run(&format!("trap-{which}"), Vec::new());
         run.cmdline = format!("selftest={which}");
-        let booted = boot(&run);
+        let booted = match which {
+            // By way of an MSR that no CPU has, which Bochs remarks upon.
+            "gp" => boot_despite(&run),
+            _ => boot(&run),
+        };
         booted.failed_with(&["hypervisor", name]);
         booted.says(&["rip", "rsp"]);
         booted.says(&["backtrace"]);
