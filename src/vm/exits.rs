@@ -16,6 +16,8 @@ use crate::vmx::{
 };
 
 const RFLAGS_IF: u64 = 1 << 9;
+/// DR7.GD: access to debug registers raises #DB.
+const DR7_GD: u64 = 1 << 13;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Does what an exit needs. Every reason is here: what no control of ours asks for stops the guest.
@@ -219,4 +221,42 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.wind_timer()?;
         self.deliver_again()
     }
+
+    /// Does to DR6 and DR7 what the exception would have done without an exit.
+    fn set_dr6(&mut self, exception: DebugException) -> Result<(), VmcsError> {
+        crate::vmx::cpu::update_dr6(|dr6| exception.to_dr6(dr6));
+        if exception.debug_register_access() {
+            let dr7 = self.vmcs.read_natural(FieldNatural::GuestDr7)?;
+            self.vmcs.write_natural(FieldNatural::GuestDr7, dr7 & !DR7_GD)?;
+        }
+        Ok(())
+    }
+
+    fn call(&mut self) -> Result<Next, VmcsError> {
+        let regs = &mut self.area.regs;
+        match regs.get(Gpr::Rax) {
+            0 => regs.set(Gpr::Rax, 0),
+            1 => return Ok(Next::Stop(Outcome::Exited(regs.get(Gpr::Rdi)))),
+            2 => {
+                let mut b = [0; 1024];
+                let n = (regs.get(Gpr::Rsi) as usize).min(1024);
+                let cr3 = self.vmcs.read_natural(FieldNatural::GuestCr3)?;
+                let ok = super::gva::read(self.space, cr3, Gva::new(regs.get(Gpr::Rdi)), &mut b[..n]);
+                log::info!("guest: {:?} {:?}", ok, core::str::from_utf8(&b[..n]));
+                regs.set(Gpr::Rax, n as u64);
+            }
+            3 => {
+                let mut b = [0; 32];
+                let n = (regs.get(Gpr::Rsi) as usize).min(32);
+                let cr3 = self.vmcs.read_natural(FieldNatural::GuestCr3)?;
+                let ok = super::gva::read(self.space, cr3, Gva::new(regs.get(Gpr::Rdi)), &mut b[..n]);
+                log::info!("figure: {:?} {:?} {}", ok, core::str::from_utf8(&b[..n]), regs.get(Gpr::Rdx));
+                regs.set(Gpr::Rax, 0);
+            }
+            _ => regs.set(Gpr::Rax, -38i64 as u64),
+        }
+        self.advance()
+    }
+    fn io(&mut self) -> Result<Next, VmcsError> { self.advance() }
+    fn cr_access(&mut self) -> Result<Next, VmcsError> { self.raise(Event::GENERAL_PROTECTION) }
 }

@@ -8,8 +8,9 @@ use crate::addr::{Hpa, PAGE_SIZE};
 use crate::ept::EptCapability;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::Secondary;
+use crate::vmx::state::HostState;
 use crate::vmx::cpu::{
-    self, HostRegisters, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx,
+    self, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx, read_host_state,
 };
 use crate::vmx::{
     Capabilities, ControlSet, CpuRead, UnmetControls, VmFail, VmxUnavailable, choose_controls,
@@ -61,7 +62,7 @@ pub struct Machine<'f, M: PhysMem> {
     pub(super) cpuid: CpuidTable,
     pub(super) features: Features,
     pub(super) resident: ResidentFeatures,
-    pub(super) host: HostRegisters,
+    pub(super) host: HostState,
     pub(super) host_resident: Resident,
     pub(super) bitmaps: Bitmaps,
     next_vpid: u16,
@@ -115,7 +116,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
             features,
             resident,
             // SAFETY: at CPL 0, as the caller says; the features are what `prepare` found.
-            host: unsafe { HostRegisters::read() },
+            host: unsafe { read_host_state() },
             // SAFETY: likewise.
             host_resident: unsafe { Resident::read(resident) },
             bitmaps,

@@ -4,6 +4,7 @@ pub mod cmdline;
 pub mod cpuid;
 mod exits;
 mod guest;
+mod gva;
 mod invalidate;
 pub mod loader;
 mod machine;

@@ -91,8 +91,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let regs = &mut self.area.regs;
         let (vmcs, xcr0) = (&self.vmcs, self.vcpu.resident.xcr0);
         let mut failed = None;
+        // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
         let live = || {
-            let cr4 = vmcs.read_natural(FieldNatural::Cr4ReadShadow);
+            let cr4 = vmcs.read_natural(FieldNatural::GuestCr4);
             Live { cr4: cr4.unwrap_or_else(|error| { failed = Some(error); 0 }), xcr0 }
         };
         let answer = self.machine.cpuid.answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
