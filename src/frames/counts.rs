@@ -248,6 +248,19 @@ impl Counts {
         }
     }
 
+    /// Takes a reference away unless it is the last. Yields whether it did.
+    pub fn give_unless_last(&self, mem: &impl PhysMem, number: u32) -> Result<bool, FrameError> {
+        use core::sync::atomic::Ordering::AcqRel;
+        let free = FrameError::NotAllocated(self.address(number));
+        let holder = self.holder(mem, number).ok_or(free)?;
+        let less = |count: u32| count.checked_sub(1).filter(|left| *left > 0);
+        match self.record(mem, holder).count.fetch_update(AcqRel, Relaxed, less) {
+            Ok(_) => Ok(true),
+            Err(0) => Err(free),
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Makes the `1 << order` free frames from `number` on one block with a count of 1.
     pub fn start(&self, mem: &impl PhysMem, number: u32, order: u32) {
         for tail in number + 1..number + (1 << order) {

@@ -57,6 +57,17 @@ impl Retired {
         self.frames == 0
     }
 
+    pub(super) fn join(&mut self, mem: &impl PhysMem, counts: &Counts, other: Self) {
+        for (chain, more) in self.chains.iter_mut().zip(other.chains) {
+            if more.first != NONE {
+                counts.set_next(mem, more.last, chain.first);
+                let last = if chain.last == NONE { more.last } else { chain.last };
+                *chain = Chain { first: more.first, last };
+            }
+        }
+        self.frames += other.frames;
+    }
+
     pub(super) fn push(&mut self, mem: &impl PhysMem, counts: &Counts, number: u32, order: u32) {
         let chain = match order {
             0 => &mut self.chains[0],
