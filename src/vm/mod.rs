@@ -2,6 +2,7 @@
 
 pub mod cmdline;
 pub mod cpuid;
+pub mod cr;
 pub mod loader;
 pub mod msr;
 pub mod xcr0;
