@@ -39,6 +39,10 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>) -> ! {
         Ok(frames) => frames,
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
+    // SAFETY: called once, with the boot tables in use; `boot` lies in memory that both map.
+    if let Err(error) = unsafe { memory::init_tables(boot, frames, gib_pages()) } {
+        power::end(Err(format_args!("{error}")));
+    }
     say!("{:?}", frames.figures());
     say!("{:?}", clock::tsc_hz());
     let _ = clock::start_tick;
@@ -46,6 +50,12 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>) -> ! {
         traps::self_test(which);
     }
     power::end(Ok(()))
+}
+
+/// Whether this CPU has pages of 1 GiB.
+fn gib_pages() -> bool {
+    let has_leaf = core::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0001;
+    has_leaf && core::arch::x86_64::__cpuid(0x8000_0001).edx >> 26 & 1 != 0
 }
 
 #[panic_handler]

@@ -1,9 +1,9 @@
 //! The allocator.
 
 use super::counts::{Counts, RECORD};
-use super::lists::{LARGE, Lists};
+use super::lists::{LARGE, Lists, Retired};
 use super::ranges::SpanSet;
-use super::{Frame, FrameError, FrameFigures, PhysMem, bytes};
+use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
 use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE, PageSize};
 use spin::Mutex;
 
@@ -114,6 +114,55 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(frame)
     }
 
+    /// Copies the frame at `from` into a frame that nobody else refers to.
+    #[inline]
+    pub fn copy_into(&self, frame: &Frame, from: Hpa) -> Result<(), FrameError> {
+        if self.count(from) == 0 {
+            return Err(FrameError::NotAllocated(from));
+        }
+        self.check_exclusive(frame)?;
+        // SAFETY: both frames are managed and allocated, `frame` to the caller alone, so that the other, which an entry
+        // refers to, is another one. A guest that still writes that one can only spoil bytes of its own.
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        Ok(())
+    }
+
+    /// Fills a frame that nobody else refers to with `len` bytes (at most a frame's) from memory that is not managed, and
+    /// the rest of it with zeroes.
+    ///
+    /// # Safety
+    /// The source must be one that `mem` reaches as it does managed frames, and nobody may write there meanwhile.
+    pub unsafe fn copy_host_into(
+        &self,
+        frame: &Frame,
+        from: Hpa,
+        len: u64,
+    ) -> Result<(), FrameError> {
+        self.check_exclusive(frame)?;
+        let len = len.min(PAGE_SIZE) as usize;
+        // SAFETY: the frame is managed and the caller's alone; the source is what the caller vouches for, and cannot be
+        // the frame, as that is managed.
+        unsafe {
+            let to = self.mem.ptr(frame.address());
+            self.mem.ptr(from).copy_to_nonoverlapping(to, len);
+            to.add(len).write_bytes(0, PAGE_SIZE as usize - len);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out of memory that is not managed, from `at` up to the end of its page at most.
+    ///
+    /// # Safety
+    /// As for [`FrameAllocator::copy_host_into`].
+    pub unsafe fn read_host(&self, at: Hpa, into: &mut [u8]) -> Result<(), FrameError> {
+        if into.len() as u64 > PAGE_SIZE - at.page_offset() {
+            return Err(FrameError::NotManaged(at));
+        }
+        // SAFETY: the bytes do not pass the end of the page, and the caller vouches for the page.
+        unsafe { bytes::read(&self.mem, at, into) };
+        Ok(())
+    }
+
     /// A block of 2 MiB or 1 GiB, aligned to its size, whose content is unknown. It is one frame: it has one count, and
     /// the address of any 4 KiB in it stands for all of it.
     pub fn alloc_large(&self, size: PageSize) -> Result<Frame, FrameError> {
@@ -174,8 +223,14 @@ impl<M: PhysMem> FrameAllocator<M> {
     #[inline]
     pub fn share_entry(&self, address: Hpa) -> Result<Frame, FrameError> {
         let number = self.counts.number(address)?;
-        self.counts.take(&self.mem, number)?;
+        self.counts.take(&self.mem, number, 1)?;
         Ok(Frame::new(address))
+    }
+
+    /// `more` references at once to the block that `address` is part of, for as many entries about to refer to it.
+    pub fn share_many(&self, address: Hpa, more: u32) -> Result<(), FrameError> {
+        self.counts
+            .take(&self.mem, self.counts.number(address)?, more)
     }
 
     /// Takes back the reference that a table entry or a root held ([`Frame::into_raw`]). Whoever calls this must have
@@ -198,6 +253,41 @@ impl<M: PhysMem> FrameAllocator<M> {
             lists.used -= 1 << order;
         }
         Ok(())
+    }
+
+    /// Takes away the reference that a table entry held, unless it is the last one: then nothing changes, and the caller
+    /// ends what the frame refers to before it ends the frame. Yields whether the reference is gone.
+    pub fn release_unless_last(&self, address: Hpa) -> Result<bool, FrameError> {
+        self.counts
+            .give_unless_last(&self.mem, self.counts.number(address)?)
+    }
+
+    /// Ends a reference. If it was the last, the frame goes to `retired`: it is not given out before
+    /// [`FrameAllocator::free_retired`].
+    pub fn retire(&self, frame: Frame, retired: &mut Retired) -> Result<(), FrameError> {
+        let number = self.counts.number(frame.into_raw())?;
+        if let Some((head, order)) = self.counts.give(&self.mem, number)? {
+            retired.push(&self.mem, &self.counts, head, order);
+        }
+        Ok(())
+    }
+
+    /// Frees what was retired, in constant time: no CPU has a translation to any of it any more.
+    pub fn free_retired(&self, retired: &mut Retired) {
+        if !retired.is_empty() {
+            self.lists.lock().push_all(&self.mem, &self.counts, retired);
+        }
+    }
+
+    /// Adds what `other` holds to `retired`, in constant time.
+    pub fn join_retired(&self, retired: &mut Retired, other: Retired) {
+        retired.join(&self.mem, &self.counts, other);
+    }
+
+    /// Starts to compare the counts with the references that there are. Nothing may allocate, share or release
+    /// meanwhile.
+    pub fn audit(&self) -> Audit<'_, M> {
+        Audit::new(&self.mem, &self.counts)
     }
 
     /// How many refer to the frame at `address` (to its block, where it is part of one); 0 where it is free or not
@@ -275,6 +365,13 @@ impl<M: PhysMem> FrameAllocator<M> {
     fn hand_out(&self, number: u32) -> Frame {
         self.counts.start(&self.mem, number, 0);
         Frame::new(self.counts.address(number))
+    }
+
+    fn check_exclusive(&self, frame: &Frame) -> Result<(), FrameError> {
+        match self.count(frame.address()) {
+            1 => Ok(()),
+            _ => Err(FrameError::NotExclusive(frame.address())),
+        }
     }
 
     fn check_bytes(&self, at: Hpa, len: usize) -> Result<(), FrameError> {

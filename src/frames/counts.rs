@@ -13,6 +13,11 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 pub(super) const MAX_COUNT: u32 = TAIL - 1;
 /// In place of a count: this frame is part of a block, whose first frame `link` names and whose count is there.
 const TAIL: u32 = 1 << 31;
+/// The bits of an allocated frame's `link` that hold log2 of its block; above them [`Counts::see`] counts.
+const ORDER: u32 = 0x1f;
+const SEEN_ONE: u32 = ORDER + 1;
+/// How far [`Counts::see`] counts.
+pub(super) const MAX_SEEN: u32 = u32::MAX / SEEN_ONE;
 /// Bytes of a frame's record.
 pub(super) const RECORD: u64 = size_of::<Record>() as u64;
 
@@ -186,7 +191,7 @@ impl Counts {
                 let record = self.record(mem, head);
                 let count = record.count.load(Relaxed);
                 let live = count != 0 && count & TAIL == 0;
-                (live && number - head < 1 << record.link.load(Relaxed)).then_some(head)
+                (live && number - head < 1 << (record.link.load(Relaxed) & ORDER)).then_some(head)
             }
         }
     }
@@ -200,22 +205,24 @@ impl Counts {
     /// The first frame and log2 of the frames of the block that `number` is allocated in.
     pub fn block(&self, mem: &impl PhysMem, number: u32) -> Option<(u32, u32)> {
         let holder = self.holder(mem, number)?;
-        Some((holder, self.record(mem, holder).link.load(Relaxed)))
+        Some((holder, self.record(mem, holder).link.load(Relaxed) & ORDER))
     }
 
-    /// Adds a reference.
+    /// Adds `more` references.
     #[inline]
-    pub fn take(&self, mem: &impl PhysMem, number: u32) -> Result<(), FrameError> {
+    pub fn take(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
         let free = FrameError::NotAllocated(self.address(number));
         let holder = self.holder(mem, number).ok_or(free)?;
-        let added = self
+        let add = |count: u32| {
+            count
+                .checked_add(more)
+                .filter(|sum| count != 0 && *sum <= MAX_COUNT)
+        };
+        match self
             .record(mem, holder)
             .count
-            .fetch_update(Relaxed, Relaxed, |count| match count {
-                0 | MAX_COUNT => None,
-                _ => Some(count + 1),
-            });
-        match added {
+            .fetch_update(Relaxed, Relaxed, add)
+        {
             Ok(_) => Ok(()),
             Err(0) => Err(free),
             Err(_) => Err(FrameError::CountOverflow(self.address(number))),
@@ -229,7 +236,7 @@ impl Counts {
         let free = FrameError::NotAllocated(self.address(number));
         let holder = self.holder(mem, number).ok_or(free)?;
         let record = self.record(mem, holder);
-        let order = record.link.load(Relaxed);
+        let order = record.link.load(Relaxed) & ORDER;
         // What the last holder did to the frame must be over before it is handed out again.
         match record
             .count
@@ -238,6 +245,23 @@ impl Counts {
             Ok(1) => Ok(Some((holder, order))),
             Ok(_) => Ok(None),
             Err(_) => Err(free),
+        }
+    }
+
+    /// Takes a reference away unless it is the last. Yields whether it did.
+    pub fn give_unless_last(&self, mem: &impl PhysMem, number: u32) -> Result<bool, FrameError> {
+        use core::sync::atomic::Ordering::AcqRel;
+        let free = FrameError::NotAllocated(self.address(number));
+        let holder = self.holder(mem, number).ok_or(free)?;
+        let less = |count: u32| count.checked_sub(1).filter(|left| *left > 0);
+        match self
+            .record(mem, holder)
+            .count
+            .fetch_update(AcqRel, Relaxed, less)
+        {
+            Ok(_) => Ok(true),
+            Err(0) => Err(free),
+            Err(_) => Ok(false),
         }
     }
 
@@ -296,6 +320,36 @@ impl Counts {
     /// Links free frame `number` before `next`.
     pub fn set_next(&self, mem: &impl PhysMem, number: u32, next: u32) {
         self.record(mem, number).link.store(next, Relaxed);
+    }
+
+    /// Forgets what [`Counts::see`] has counted.
+    pub fn clear_seen(&self, mem: &impl PhysMem) {
+        for number in (0..self.total).filter(|number| self.holder(mem, *number) == Some(*number)) {
+            self.record(mem, number).link.fetch_and(ORDER, Relaxed);
+        }
+    }
+
+    /// Counts a reference that was found to the block of `number`; yields how many were found before, or `None` where
+    /// it is free. The count stops at [`MAX_SEEN`].
+    pub fn see(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
+        let holder = self.holder(mem, number)?;
+        let add = |link: u32| Some(link.checked_add(SEEN_ONE).unwrap_or(link));
+        let before = self
+            .record(mem, holder)
+            .link
+            .fetch_update(Relaxed, Relaxed, add);
+        Some(before.unwrap_or_else(|link| link) / SEEN_ONE)
+    }
+
+    /// For a frame that keeps a count (its own or its block's): the count, how many were found, and log2 of the block.
+    pub fn audit(&self, mem: &impl PhysMem, number: u32) -> Option<(u32, u32, u32)> {
+        let record = self.record(
+            mem,
+            self.holder(mem, number)
+                .filter(|holder| *holder == number)?,
+        );
+        let link = record.link.load(Relaxed);
+        Some((record.count.load(Relaxed), link / SEEN_ONE, link & ORDER))
     }
 
     /// Sets a count outright, so that tests reach the largest one.

@@ -11,6 +11,85 @@ const SEGMENTS: usize = 2 * MAX_RANGES;
 /// log2 of the frames in blocks of 2 MiB and 1 GiB.
 pub(super) const LARGE: [u32; 2] = [9, 18];
 
+/// A list of free blocks of one size, with its end.
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    first: u32,
+    last: u32,
+}
+
+impl Chain {
+    const EMPTY: Self = Self {
+        first: NONE,
+        last: NONE,
+    };
+}
+
+/// Frames without references that may not be given out yet, because some CPU may still have a translation to them. They
+/// come back by [`FrameAllocator::free_retired`](super::FrameAllocator::free_retired).
+#[must_use = "retired frames that are dropped are leaked"]
+#[derive(Debug)]
+pub struct Retired {
+    chains: [Chain; 3],
+    frames: u32,
+}
+
+impl Default for Retired {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Retired {
+    /// No frames.
+    pub const fn new() -> Self {
+        Self {
+            chains: [Chain::EMPTY; 3],
+            frames: 0,
+        }
+    }
+    /// How many frames there are.
+    pub const fn frames(&self) -> u64 {
+        self.frames as u64
+    }
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.frames == 0
+    }
+
+    pub(super) fn join(&mut self, mem: &impl PhysMem, counts: &Counts, other: Self) {
+        for (chain, more) in self.chains.iter_mut().zip(other.chains) {
+            if more.first != NONE {
+                counts.set_next(mem, more.last, chain.first);
+                let last = if chain.last == NONE {
+                    more.last
+                } else {
+                    chain.last
+                };
+                *chain = Chain {
+                    first: more.first,
+                    last,
+                };
+            }
+        }
+        self.frames += other.frames;
+    }
+
+    pub(super) fn push(&mut self, mem: &impl PhysMem, counts: &Counts, number: u32, order: u32) {
+        let chain = match order {
+            0 => &mut self.chains[0],
+            order if order == LARGE[0] => &mut self.chains[1],
+            _ => &mut self.chains[2],
+        };
+        counts.set_next(mem, number, chain.first);
+        chain.first = number;
+        if chain.last == NONE {
+            chain.last = number;
+        }
+        self.frames += 1 << order;
+    }
+}
+
 /// Frames, by number, that were never given out.
 #[derive(Clone, Copy)]
 struct Segment {
@@ -135,6 +214,20 @@ impl Lists {
         };
         counts.set_next(mem, number, *list);
         *list = number;
+    }
+
+    /// Takes back all that `retired` holds.
+    pub fn push_all(&mut self, mem: &impl PhysMem, counts: &Counts, retired: &mut Retired) {
+        let [two_mib, one_gib] = &mut self.large;
+        let lists = [&mut self.returned, two_mib, one_gib];
+        for (list, chain) in lists.into_iter().zip(&mut retired.chains) {
+            if chain.first != NONE {
+                counts.set_next(mem, chain.last, *list);
+                *list = chain.first;
+                *chain = Chain::EMPTY;
+            }
+        }
+        self.used -= core::mem::take(&mut retired.frames);
     }
 
     /// A free block of `1 << order` frames, aligned to its size; `order` is one of [`LARGE`].

@@ -5,6 +5,7 @@
 //! the way.
 
 mod alloc;
+mod audit;
 mod bytes;
 mod counts;
 mod frame;
@@ -18,5 +19,7 @@ pub(crate) mod arena;
 mod tests;
 
 pub use alloc::FrameAllocator;
+pub use audit::{Audit, Miscount};
 pub use frame::{Frame, FrameError, FrameFigures};
+pub use lists::Retired;
 pub use phys::PhysMem;

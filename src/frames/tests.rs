@@ -293,6 +293,86 @@ fn it_can_stand_in_a_static() {
     assert_eq!(frames.figures().used, 0);
 }
 
+#[test]
+fn retired_frames_are_not_given_out_before_they_are_freed() {
+    let frames = Arena::allocator(MIB2, 1024 + 8);
+    let block = frames.alloc_large(PageSize::Size2M).unwrap();
+    let mut small = drain(&frames);
+    let (kept, last) = (small.pop().unwrap(), small.pop().unwrap());
+    let shared = frames.share(&kept).unwrap();
+    let used = frames.figures().used;
+    let mut retired = Retired::new();
+    frames.retire(shared, &mut retired).unwrap();
+    assert!(retired.is_empty());
+    let gone = last.address();
+    frames.retire(last, &mut retired).unwrap();
+    frames.retire(small.pop().unwrap(), &mut retired).unwrap();
+    frames.retire(block, &mut retired).unwrap();
+    assert_eq!((retired.frames(), frames.figures().used), (514, used));
+    assert_eq!(frames.alloc(), Err(FrameError::OutOfFrames));
+    assert_eq!(
+        frames.share_entry(gone),
+        Err(FrameError::NotAllocated(gone))
+    );
+    frames.free_retired(&mut retired);
+    assert_eq!((retired.frames(), frames.figures().used), (0, used - 514));
+    let block = frames.alloc_large(PageSize::Size2M).unwrap();
+    assert_eq!(drain(&frames).len(), 2);
+    frames.release(block).unwrap();
+}
+
+#[test]
+fn an_audit_finds_references_that_are_missing_or_too_many() {
+    let frames = Arena::allocator(MIB2, 1024 + 8);
+    let a = frames.alloc().unwrap();
+    let b = frames.share(&a).unwrap();
+    let block = frames.alloc_large(PageSize::Size2M).unwrap();
+    let inside = Hpa::new(block.address().as_u64() + 3 * PAGE_SIZE);
+    frames.share_many(inside, 2).unwrap();
+    let at = a.address();
+    let found = |of_a: usize, of_block: usize| {
+        let mut audit = frames.audit();
+        for i in 0..of_a {
+            assert_eq!(audit.reference(at), Ok(i == 0));
+        }
+        for _ in 0..of_block {
+            audit.reference(inside).unwrap();
+        }
+        audit.finish()
+    };
+    assert_eq!(found(2, 3), Ok(0));
+    assert_eq!(found(0, 0), Ok(513));
+    assert_eq!(found(2, 0), Ok(512));
+    assert_eq!(
+        found(1, 3),
+        Err(Miscount {
+            frame: at,
+            count: 2,
+            found: 1
+        })
+    );
+    assert_eq!(
+        found(3, 3),
+        Err(Miscount {
+            frame: at,
+            count: 2,
+            found: 3
+        })
+    );
+    assert!(found(2, 2).is_err());
+    // The marks that an audit leaves are not taken for anything else.
+    assert_eq!(
+        frames.block(inside),
+        Some((block.address(), PageSize::Size2M))
+    );
+    [a, b].into_iter().for_each(|f| frames.release(f).unwrap());
+    assert_eq!(
+        frames.audit().reference(at),
+        Err(FrameError::NotAllocated(at))
+    );
+    assert_eq!(frames.figures().used, 512);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Alloc,

@@ -2,11 +2,13 @@
 //! exist, or only make sense, in the kernel on a CPU with VMX.
 
 mod entry;
+mod host;
 mod instructions;
 mod resident;
 mod this_cpu;
 
 pub use entry::{EntryArea, exit_point};
+pub use host::HostRegisters;
 pub use instructions::{CurrentVmcs, Invalidation};
 pub use resident::{
     ExtendedState, Resident, ResidentFeatures, restore_vector, save_vector, xsetbv,
