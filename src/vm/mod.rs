@@ -2,6 +2,7 @@
 
 pub mod cmdline;
 pub mod cpuid;
+pub mod cr;
 mod exits;
 mod guest;
 mod gva;
