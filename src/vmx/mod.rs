@@ -12,6 +12,7 @@ pub mod exit;
 pub mod fields;
 pub mod instruction_error;
 pub mod qualification;
+pub mod register_bits;
 mod regs;
 pub mod segment;
 pub mod state;

@@ -3,9 +3,9 @@
 use bit_field::BitField;
 
 use super::super::controls::{Control, ControlWord, Entry, Exit, Pin, Primary, Secondary};
-use super::super::event::{Interruption, InterruptionType};
+use super::super::event::{Interruption, InterruptionType, has_error_code};
 use super::super::fields::{Field, Field16, Field32, Field64, FieldNatural};
-use super::super::state::CR0_PE;
+use super::super::register_bits::CR0_PE;
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
 
@@ -270,7 +270,7 @@ impl<V: Vmcs> Checker<'_, V> {
         let protected = self.vmcs.read_natural(FieldNatural::GuestCr0)? & CR0_PE != 0;
         let exception = event.kind == InterruptionType::HardwareException && protected;
         let any_vector = self.capabilities.basic.any_error_code();
-        let has_code = matches!(event.vector, 8 | 10..=14 | 17);
+        let has_code = has_error_code(event.vector);
         let right_code = if event.has_error_code {
             exception && (has_code || any_vector)
         } else {

@@ -5,25 +5,19 @@ use bit_field::BitField;
 use super::super::controls::{Entry, Pin, Secondary};
 use super::super::event::{Interruption, InterruptionType};
 use super::super::fields::{Field32, Field64, FieldNatural};
-use super::super::segment::SegmentRegister;
-use super::super::state::{
-    ActivityState, CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME, GuestState,
-    NO_LINK_POINTER,
+use super::super::register_bits::{
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_SMI, BLOCKING_BY_STI, CR0_PE, CR0_PG, CR4_PAE,
+    CR4_PCIDE, DEBUGCTL_BTF, EFER_LMA, EFER_LME, PENDING_BS, RFLAGS_IF, RFLAGS_TF, RFLAGS_VM,
 };
+use super::super::segment::SegmentRegister;
+use super::super::state::{ActivityState, GuestState, NO_LINK_POINTER};
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
 
-pub(super) const RFLAGS_VM: u64 = 1 << 17;
-const RFLAGS_TF: u64 = 1 << 8;
-const RFLAGS_IF: u64 = 1 << 9;
-const BLOCKING_BY_STI: u32 = 1 << 0;
-const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
-const BLOCKING_BY_SMI: u32 = 1 << 2;
-const BLOCKING_BY_NMI: u32 = 1 << 3;
 /// SDM table 26-3: bits 31:5.
 const INTERRUPTIBILITY_RESERVED: u32 = !0x1f;
 /// SDM table 26-4: what is neither B0 to B3, BLD, "enabled breakpoint", BS nor RTM.
-const PENDING_DEBUG_RESERVED: u64 = !(0xf | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 16);
+const PENDING_DEBUG_RESERVED: u64 = !(0xf | 1 << 11 | 1 << 12 | PENDING_BS | 1 << 16);
 /// LBR, BTF, BLD and bits 15:6; the others of IA32_DEBUGCTL are reserved.
 const DEBUGCTL_RESERVED: u64 = !0xffc7;
 
@@ -296,9 +290,9 @@ impl<V: Vmcs> Checker<'_, V> {
         )?;
         let blocked = state.interruptibility & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) != 0;
         if blocked || state.activity == ActivityState::Hlt {
-            let steps = state.rflags & RFLAGS_TF != 0 && !state.debugctl.get_bit(1);
+            let steps = state.rflags & RFLAGS_TF != 0 && state.debugctl & DEBUGCTL_BTF == 0;
             self.require(
-                pending.get_bit(14) == steps,
+                (pending & PENDING_BS != 0) == steps,
                 FIELD,
                 "where events are blocked by STI or MOV SS, or in HLT, BS must be 1 if and only if RFLAGS.TF is 1 \
                  and IA32_DEBUGCTL.BTF is 0",

@@ -1,11 +1,11 @@
 //! SDM "Checks on Guest Segment Registers", 28.3.1.2.
 
 use super::super::controls::{Entry, Secondary};
+use super::super::register_bits::{CR0_PE, RFLAGS_VM};
 use super::super::segment::{AccessRights, Segment, SegmentRegister};
-use super::super::state::{CR0_PE, GuestState};
+use super::super::state::GuestState;
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
-use super::guest::RFLAGS_VM;
 
 use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
 

@@ -3,7 +3,7 @@
 
 use super::super::controls::{Entry, Exit};
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
-use super::super::state::{CR4_PAE, EFER_LMA, EFER_LME};
+use super::super::register_bits::{CR4_PAE, EFER_LMA, EFER_LME};
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
 

@@ -4,8 +4,9 @@ use super::super::controls::{Entry, Exit, Pin, Primary, Secondary};
 use super::super::event::Event;
 use super::super::exit::GuestStateFault;
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
+use super::super::register_bits::{EFER_LMA, EFER_LME, RFLAGS_VM};
+use super::super::state::GuestState;
 use super::super::state::tests::{START, host};
-use super::super::state::{EFER_LMA, EFER_LME, GuestState};
 use super::super::vmcs::FakeVmcs;
 use super::*;
 
@@ -530,7 +531,7 @@ fn guest_system_segments() {
 fn virtual_8086_mode() {
     let capabilities = discover(&haswell());
     let mut state = GuestState::flat_32_bit(0x1000, &capabilities);
-    state.rflags |= guest::RFLAGS_VM;
+    state.rflags |= RFLAGS_VM;
     for segment in &mut state.segments[..6] {
         segment.selector = 0x123;
         segment.base = 0x1230;
