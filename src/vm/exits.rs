@@ -216,9 +216,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.deliver_again()
     }
 
-    /// The preemption timer counts to 2^32 at most: a longer budget winds it up again.
+    /// The run loop looks at the budget after every exit. The timer only sees to it that there is one: it counts to
+    /// 2^32 at most, and is wound up again where that was not the whole budget.
     fn timer(&mut self) -> Result<Next, VmcsError> {
-        self.wind_timer()?;
+        self.wind_timer(self.budget)?;
         self.deliver_again()
     }
 

@@ -47,43 +47,52 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     fn turn(&mut self) -> Result<Outcome, VmcsError> {
-        self.wind_timer()?;
+        self.wind_timer(self.budget.saturating_sub(self.stats.ticks()))?;
         // SAFETY: every CPU with 64-bit mode has RDTSC.
         let now = || unsafe { _rdtsc() };
-        let mut left = now();
-        loop {
+        let begin = now();
+        let before = self.stats.ticks();
+        let deadline = begin.saturating_add(self.budget.saturating_sub(before));
+        let mut in_guest = 0_u64;
+        let outcome = loop {
             if !self.timer_is_saved {
-                self.wind_timer()?;
+                self.wind_timer(deadline.saturating_sub(now()))?;
             }
             // What it returns says that no invalidation is owed; the EPT pointer is in the VMCS since the start.
             let _ = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
             let start = now();
-            self.stats.host_ticks += start.wrapping_sub(left);
             // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
             // guest's own, and `load` has put the rest of its state into the CPU.
             let entry = unsafe { self.vmcs.enter(self.area, self.vcpu.launched) };
-            left = now();
-            self.stats.guest_ticks += left.wrapping_sub(start);
+            let left = now();
+            in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             if let Err(fail) = entry {
-                return Ok(Outcome::EntryInstruction(fail));
+                break Ok(Outcome::EntryInstruction(fail));
             }
             self.vcpu.launched = true;
-            let reason = match Exit::read(&self.vmcs)? {
-                Exit::Left(reason) => reason,
-                Exit::EntryFailed(failure) => return Ok(Outcome::EntryFailed(failure)),
-                Exit::Unknown(number) => return Ok(Outcome::UnknownExit(number)),
-            };
-            self.stats.count(reason);
-            let next = match reason {
-                ExitReason::Cpuid => self.cpuid()?,
-                other => self.dispatch(other)?,
+            let next = match Exit::read(&self.vmcs) {
+                Ok(Exit::Left(reason)) => {
+                    self.stats.count(reason);
+                    match reason {
+                        ExitReason::Cpuid => self.cpuid(),
+                        other => self.dispatch(other),
+                    }
+                }
+                Ok(Exit::EntryFailed(failure)) => break Ok(Outcome::EntryFailed(failure)),
+                Ok(Exit::Unknown(number)) => break Ok(Outcome::UnknownExit(number)),
+                Err(error) => Err(error),
             };
             match next {
-                Next::Resume if self.stats.ticks() < self.budget => {}
-                Next::Resume => return Ok(Outcome::OutOfBudget),
-                Next::Stop(outcome) => return Ok(outcome),
+                Ok(Next::Resume) if left < deadline => {}
+                Ok(Next::Resume) => break Ok(Outcome::OutOfBudget),
+                Ok(Next::Stop(outcome)) => break Ok(outcome),
+                Err(error) => break Err(error),
             }
-        }
+        };
+        let total = now().wrapping_sub(begin);
+        self.stats.guest_ticks += in_guest;
+        self.stats.host_ticks += total.saturating_sub(in_guest);
+        outcome
     }
 
     #[inline(always)]
@@ -120,10 +129,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         Ok(Next::Resume)
     }
 
-    /// Sets the preemption timer to what is left of the budget, as far as it can count.
-    pub fn wind_timer(&mut self) -> Result<(), VmcsError> {
-        let left = self.budget.saturating_sub(self.stats.ticks());
-        let value = self.machine.capabilities.misc.preemption_timer_value(left);
+    /// Makes the guest exit after so many ticks of its own, or as many as the preemption timer can count.
+    pub fn wind_timer(&mut self, ticks: u64) -> Result<(), VmcsError> {
+        let value = self.machine.capabilities.misc.preemption_timer_value(ticks);
         self.vmcs.write32(Field32::PreemptionTimerValue, value)
     }
 }
