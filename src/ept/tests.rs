@@ -949,6 +949,7 @@ fn no_single_invept_can_be_left_out() {
     steps.extend(guest(0, 0, None));
     // Writing withdrawn by a fork, then the page copied by the one, and its tables.
     steps.push(Step::Fork { space: 0 });
+    steps.extend(guest(0, 0, None));
     steps.extend(guest(0, 0, Some(4)));
     steps.extend(guest(1, 0, None));
     steps.extend(guest(1, 1, None));
