@@ -2,7 +2,7 @@
 
 use super::tlb::Cpu;
 use super::*;
-use crate::addr::{AddrRange, Address, Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{AddrRange, Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::arena::Arena;
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::paging::MemoryType;
@@ -985,11 +985,12 @@ fn no_single_invept_can_be_left_out() {
     assert!(counts[0] >= 7 && counts[1] >= 1, "{counts:?}");
     for (cpu, count) in counts.into_iter().enumerate() {
         for nth in 0..count {
-            let outcome = live(&steps, Some((cpu, nth)));
-            assert!(
-                matches!(outcome, Outcome::Wrong(_)),
-                "INVEPT {nth} on CPU {cpu} was not missed"
-            );
+            match live(&steps, Some((cpu, nth))) {
+                Outcome::Wrong(what) => {
+                    assert!(what.contains("stale") || what.contains("read"), "{what}")
+                }
+                Outcome::Fine(_) => panic!("INVEPT {nth} on CPU {cpu} was not missed"),
+            }
         }
     }
 }
