@@ -75,12 +75,6 @@ impl Debt {
         self.stale = self.cached;
     }
 
-    /// Whether `cpu` has to pay before it runs the space.
-    #[cfg(test)]
-    pub fn is_owed_by(&self, cpu: CpuId) -> bool {
-        self.stale.contains(cpu)
-    }
-
     /// Pays what this CPU owes. When no CPU owes any more, the frames go back.
     #[inline]
     pub fn pay<M: PhysMem>(

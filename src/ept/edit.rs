@@ -26,7 +26,9 @@ impl fmt::Display for EditError {
             Self::Region(error) => write!(f, "{error}"),
             Self::Tables(reason) => write!(f, "{reason}"),
             Self::NotMemory(range) => write!(f, "{range} is not all memory"),
-            Self::PassThrough(range) => write!(f, "the device at {range} cannot be shared by a fork"),
+            Self::PassThrough(range) => {
+                write!(f, "the device at {range} cannot be shared by a fork")
+            }
         }
     }
 }
@@ -40,7 +42,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
             return Err(EditError::Region(RegionError::NoSuchRegion(range)));
         }
         self.clear(range)?;
-        self.regions.remove(range).map(drop).map_err(EditError::Region)
+        self.regions
+            .remove(range)
+            .map(drop)
+            .map_err(EditError::Region)
     }
 
     /// Forgets what the guest wrote in a range of whole pages in memory regions: it holds again what it held before the
@@ -48,8 +53,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
     pub fn discard(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
         let mut at = Some(range.start());
         while let (Some(gpa), Some(last)) = (at, range.last()) {
-            let region = self.regions.find(gpa).filter(|region| region.kind.is_memory());
-            let end = region.and_then(|region| region.range.last()).ok_or(EditError::NotMemory(range))?;
+            let region = self
+                .regions
+                .find(gpa)
+                .filter(|region| region.kind.is_memory());
+            let end = region
+                .and_then(|region| region.range.last())
+                .ok_or(EditError::NotMemory(range))?;
             at = (end < last).then(|| Gpa::new(end.as_u64() + 1));
         }
         self.clear(range)
@@ -61,15 +71,23 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let mut leaves = Retired::new();
         let mut any = false;
         let mut tables = self.tables();
-        let done = unmap(&mut tables, range.start(), range.len(), Emptied::Retire, |leaf| {
-            any = true;
-            if let Content::Page { phys, attr } = leaf.content
-                && Origin::of(attr).is_counted()
-            {
-                let gone = frames.from_entry(phys).and_then(|frame| frames.retire(frame, &mut leaves));
-                debug_assert!(gone.is_ok(), "{gone:?}");
-            }
-        });
+        let done = unmap(
+            &mut tables,
+            range.start(),
+            range.len(),
+            Emptied::Retire,
+            |leaf| {
+                any = true;
+                if let Content::Page { phys, attr } = leaf.content
+                    && Origin::of(attr).is_counted()
+                {
+                    let gone = frames
+                        .from_entry(phys)
+                        .and_then(|frame| frames.retire(frame, &mut leaves));
+                    debug_assert!(gone.is_ok(), "{gone:?}");
+                }
+            },
+        );
         let failed = tables.failed;
         // Sub-trees that are shared go without a word about their leaves.
         frames.join_retired(&mut self.debt.retired, leaves);
@@ -92,7 +110,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
         }
         let mut fork = Space {
             spaces: self.spaces,
-            root: self.spaces.frames.alloc_zeroed().map_err(|error| EditError::Tables(error.into()))?.into_raw(),
+            root: self
+                .spaces
+                .frames
+                .alloc_zeroed()
+                .map_err(|error| EditError::Tables(error.into()))?
+                .into_raw(),
             regions: self.regions.clone(),
             debt: Default::default(),
             faults: Default::default(),

@@ -5,7 +5,7 @@ use super::{Access, CpuId, Eptp, Invalidate, Space, Violation, ViolationFields};
 use crate::addr::{Gpa, Gva, Hpa};
 use crate::frames::PhysMem;
 use crate::frames::arena::Arena;
-use crate::paging::{Content, Decoded, Ept, EptEntry, Entry, Format, Rights};
+use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, Rights};
 use std::collections::HashMap;
 
 /// A cached translation.
@@ -46,28 +46,50 @@ unsafe impl Invalidate for Cpu {
 fn read(mem: &Arena, table: Hpa, gpa: u64, level: u8) -> Decoded<Hpa, crate::paging::EptAttr> {
     let index = gpa >> (12 + 9 * (level - 1)) & 511;
     // SAFETY: tables of a space that is alive, or what a CPU still takes for one: in the arena at any rate.
-    let bits = unsafe { mem.ptr(Hpa::new(table.as_u64() + index * 8)).cast::<u64>().read_volatile() };
+    let bits = unsafe {
+        mem.ptr(Hpa::new(table.as_u64() + index * 8))
+            .cast::<u64>()
+            .read_volatile()
+    };
     // A frame that is no table any more may hold anything.
     Ept::decode(level, EptEntry::from_bits(bits)).unwrap_or(Decoded::Content(Content::Unmapped))
 }
 
 /// Walks from `table` of `level`: the translation, and the lowest table with what the entries above it grant.
-fn walk(mem: &Arena, mut table: Hpa, mut level: u8, mut rights: Rights, gpa: u64) -> Option<(Cached, Option<Cached>)> {
+fn walk(
+    mem: &Arena,
+    mut table: Hpa,
+    mut level: u8,
+    mut rights: Rights,
+    gpa: u64,
+) -> Option<(Cached, Option<Cached>)> {
     let mut lowest = None;
     loop {
         match read(mem, table, gpa, level) {
-            Decoded::Table { table: next, rights: granted } => {
+            Decoded::Table {
+                table: next,
+                rights: granted,
+            } => {
                 table = next;
                 level -= 1;
                 rights = rights.and(granted);
                 if level == 1 {
-                    lowest = Some(Cached { frame: table, rights });
+                    lowest = Some(Cached {
+                        frame: table,
+                        rights,
+                    });
                 }
             }
             Decoded::Content(Content::Page { phys, attr }) => {
                 let offset = gpa & ((1 << (12 + 9 * (level - 1))) - 1) & !0xfff;
                 let frame = Hpa::new(phys.as_u64() + offset);
-                return Some((Cached { frame, rights: rights.and(Ept::rights(attr)) }, lowest));
+                return Some((
+                    Cached {
+                        frame,
+                        rights: rights.and(Ept::rights(attr)),
+                    },
+                    lowest,
+                ));
             }
             Decoded::Content(_) => return None,
         }
@@ -76,7 +98,8 @@ fn walk(mem: &Arena, mut table: Hpa, mut level: u8, mut rights: Rights, gpa: u64
 
 fn wanted(access: Access) -> Rights {
     let read = Rights::READ.when(access.read);
-    read.or(Rights::WRITE.when(access.write)).or(Rights::EXECUTE.when(access.fetch))
+    read.or(Rights::WRITE.when(access.write))
+        .or(Rights::EXECUTE.when(access.fetch))
 }
 
 impl Cpu {
@@ -97,10 +120,20 @@ impl Cpu {
         let now = |page: u64| walk(mem, root, 4, Rights::ALL, page << 12);
         // Less than the tables grant is no harm: it makes a violation.
         let good = |cached: &Cached, page: u64| {
-            now(page).is_some_and(|(now, _)| now.frame == cached.frame && now.rights.contains(cached.rights))
+            now(page).is_some_and(|(now, _)| {
+                now.frame == cached.frame && now.rights.contains(cached.rights)
+            })
         };
-        let physical = self.physical.iter().filter(|((r, _), _)| *r == root).all(|((_, page), c)| good(c, *page));
-        let combined = self.combined.iter().filter(|((r, _), _)| *r == root).all(|(_, (page, c))| good(c, *page));
+        let physical = self
+            .physical
+            .iter()
+            .filter(|((r, _), _)| *r == root)
+            .all(|((_, page), c)| good(c, *page));
+        let combined = self
+            .combined
+            .iter()
+            .filter(|((r, _), _)| *r == root)
+            .all(|(_, (page, c))| good(c, *page));
         let lowest = |gpa: u64| {
             let (mut table, mut level) = (root, 4);
             while level > 1 {
@@ -111,13 +144,23 @@ impl Cpu {
             }
             Some(table)
         };
-        let tables =
-            self.tables.iter().filter(|((r, _), _)| *r == root).all(|((_, at), c)| lowest(at << 21) == Some(c.frame));
+        let tables = self
+            .tables
+            .iter()
+            .filter(|((r, _), _)| *r == root)
+            .all(|((_, at), c)| lowest(at << 21) == Some(c.frame));
         !(physical && combined && tables)
     }
 
     /// What the CPU does for an access by a running guest: the frame, or a violation.
-    pub fn access(&mut self, eptp: Eptp, mem: &Arena, gva: u64, gpa: u64, access: Access) -> Result<Hpa, Violation> {
+    pub fn access(
+        &mut self,
+        eptp: Eptp,
+        mem: &Arena,
+        gva: u64,
+        gpa: u64,
+        access: Access,
+    ) -> Result<Hpa, Violation> {
         let root = eptp.root();
         let (page, linear) = (gpa >> 12, gva >> 12);
         let cached = self
@@ -186,7 +229,10 @@ impl Cpu {
                 Ok(frame) => return Ok(frame),
                 Err(violation) => {
                     let resolution = space.resolve(&violation)?;
-                    assert!(matches!(resolution, super::Resolution::Retry(_)), "{resolution:?}");
+                    assert!(
+                        matches!(resolution, super::Resolution::Retry(_)),
+                        "{resolution:?}"
+                    );
                 }
             }
         }
