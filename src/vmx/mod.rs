@@ -6,6 +6,7 @@ pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
 pub mod cr_shadow;
+pub mod dump;
 pub mod entry_check;
 pub mod event;
 pub mod exit;
