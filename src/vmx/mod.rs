@@ -7,6 +7,7 @@ pub mod control_choice;
 pub mod controls;
 pub mod cpu;
 pub mod cr_shadow;
+pub mod dump;
 pub mod entry_check;
 pub mod event;
 pub mod exit;
