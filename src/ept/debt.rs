@@ -16,7 +16,11 @@ pub struct CpuId(u8);
 impl CpuId {
     /// The processor with this number, or `None` where it is too large.
     pub const fn new(number: u8) -> Option<Self> {
-        if number < 64 { Some(Self(number)) } else { None }
+        if number < 64 {
+            Some(Self(number))
+        } else {
+            None
+        }
     }
     /// Its number.
     pub const fn number(self) -> u8 {
@@ -79,7 +83,12 @@ impl Debt {
 
     /// Pays what this CPU owes. When no CPU owes any more, the frames go back.
     #[inline]
-    pub fn pay<M: PhysMem>(&mut self, eptp: Eptp, cpu: &mut impl Invalidate, frames: &FrameAllocator<M>) {
+    pub fn pay<M: PhysMem>(
+        &mut self,
+        eptp: Eptp,
+        cpu: &mut impl Invalidate,
+        frames: &FrameAllocator<M>,
+    ) {
         let id = cpu.cpu();
         if self.stale.contains(id) {
             cpu.invept(eptp);

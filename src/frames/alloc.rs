@@ -132,7 +132,12 @@ impl<M: PhysMem> FrameAllocator<M> {
     ///
     /// # Safety
     /// The source must be one that `mem` reaches as it does managed frames, and nobody may write there meanwhile.
-    pub unsafe fn copy_host_into(&self, frame: &Frame, from: Hpa, len: u64) -> Result<(), FrameError> {
+    pub unsafe fn copy_host_into(
+        &self,
+        frame: &Frame,
+        from: Hpa,
+        len: u64,
+    ) -> Result<(), FrameError> {
         self.check_exclusive(frame)?;
         let len = len.min(PAGE_SIZE) as usize;
         // SAFETY: the frame is managed and the caller's alone; the source is what the caller vouches for, and cannot be
@@ -253,7 +258,8 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// Takes away the reference that a table entry held, unless it is the last one: then nothing changes, and the caller
     /// ends what the frame refers to before it ends the frame. Yields whether the reference is gone.
     pub fn release_unless_last(&self, address: Hpa) -> Result<bool, FrameError> {
-        self.counts.give_unless_last(&self.mem, self.counts.number(address)?)
+        self.counts
+            .give_unless_last(&self.mem, self.counts.number(address)?)
     }
 
     /// Ends a reference. If it was the last, the frame goes to `retired`: it is not given out before

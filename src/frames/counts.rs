@@ -254,7 +254,11 @@ impl Counts {
         let free = FrameError::NotAllocated(self.address(number));
         let holder = self.holder(mem, number).ok_or(free)?;
         let less = |count: u32| count.checked_sub(1).filter(|left| *left > 0);
-        match self.record(mem, holder).count.fetch_update(AcqRel, Relaxed, less) {
+        match self
+            .record(mem, holder)
+            .count
+            .fetch_update(AcqRel, Relaxed, less)
+        {
             Ok(_) => Ok(true),
             Err(0) => Err(free),
             Err(_) => Ok(false),

@@ -61,8 +61,15 @@ impl Retired {
         for (chain, more) in self.chains.iter_mut().zip(other.chains) {
             if more.first != NONE {
                 counts.set_next(mem, more.last, chain.first);
-                let last = if chain.last == NONE { more.last } else { chain.last };
-                *chain = Chain { first: more.first, last };
+                let last = if chain.last == NONE {
+                    more.last
+                } else {
+                    chain.last
+                };
+                *chain = Chain {
+                    first: more.first,
+                    last,
+                };
             }
         }
         self.frames += other.frames;

@@ -21,6 +21,8 @@ macro_rules! exit_reasons {
         impl ExitReason {
             /// Every reason there is, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+            /// One more than the highest number.
+            pub const COUNT: usize = 86;
 
             /// The name in the manual.
             pub const fn name(self) -> &'static str {
