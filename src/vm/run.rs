@@ -2,17 +2,19 @@
 
 use core::arch::x86_64::_rdtsc;
 
+use super::Host;
 use super::cpuid::Live;
 use super::invalidate::OnlyCpu;
 use super::machine::Machine;
 use super::outcome::Outcome;
 use super::stats::RunStats;
 use super::vcpu::Vcpu;
-use super::Host;
 use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
-use crate::vmx::{Event, Exit, ExitReason, Field32, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip};
+use crate::vmx::{
+    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip,
+};
 
 /// What is to happen after an exit was handled.
 pub(super) enum Next {
@@ -33,6 +35,8 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub stats: &'r mut RunStats,
     /// How many ticks the guest may take in all.
     pub budget: u64,
+    /// When, by the TSC, they are used up.
+    pub deadline: u64,
     /// Whether the preemption timer goes on over an exit.
     pub timer_is_saved: bool,
 }
@@ -52,11 +56,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let now = || unsafe { _rdtsc() };
         let begin = now();
         let before = self.stats.ticks();
-        let deadline = begin.saturating_add(self.budget.saturating_sub(before));
+        self.deadline = begin.saturating_add(self.budget.saturating_sub(before));
         let mut in_guest = 0_u64;
         let outcome = loop {
             if !self.timer_is_saved {
-                self.wind_timer(deadline.saturating_sub(now()))?;
+                self.wind_timer(self.deadline.saturating_sub(now()))?;
             }
             // What it returns says that no invalidation is owed; the EPT pointer is in the VMCS since the start.
             let _ = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
@@ -83,7 +87,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 Err(error) => Err(error),
             };
             match next {
-                Ok(Next::Resume) if left < deadline => {}
+                Ok(Next::Resume) if left < self.deadline => {}
                 Ok(Next::Resume) => break Ok(Outcome::OutOfBudget),
                 Ok(Next::Stop(outcome)) => break Ok(outcome),
                 Err(error) => break Err(error),
@@ -103,9 +107,18 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
         let live = || {
             let cr4 = vmcs.read_natural(FieldNatural::GuestCr4);
-            Live { cr4: cr4.unwrap_or_else(|error| { failed = Some(error); 0 }), xcr0 }
+            Live {
+                cr4: cr4.unwrap_or_else(|error| {
+                    failed = Some(error);
+                    0
+                }),
+                xcr0,
+            }
         };
-        let answer = self.machine.cpuid.answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
+        let answer = self
+            .machine
+            .cpuid
+            .answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
         if let Some(error) = failed {
             return Err(error);
         }
