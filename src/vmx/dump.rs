@@ -3,10 +3,10 @@
 use core::fmt;
 
 use super::controls::ControlSet;
-use super::event::Interruption;
 use super::exit::Exit;
 use super::fields::{Field, Field16, Field32, Field64, FieldType};
 use super::instruction_error::{InstructionError, VmFail};
+use super::interruption::Interruption;
 use super::vmcs::{Vmcs, VmcsError};
 
 /// Writes every field that this CPU has, by area, with the exit, the controls and the events in words.

@@ -1,4 +1,12 @@
 //! The CPU: capabilities, VMCS, entry and exit, exit decoding.
+//!
+//! All of this is without inline assembly and is tested on the host: the CPU is reached through
+//! [`CpuRead`], the VMCS through [`Vmcs`].
+//!
+//! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
+//! - What a guest is set up with: [`state`], [`segment`], [`cr_shadow`].
+//! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`].
+//! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
 pub mod advance;
 pub mod capabilities;
@@ -13,6 +21,7 @@ pub mod event;
 pub mod exit;
 pub mod fields;
 pub mod instruction_error;
+pub mod interruption;
 pub mod qualification;
 pub mod register_bits;
 mod regs;
@@ -26,7 +35,13 @@ pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
 pub use event::{Event, restore_nmi_blocking};
 pub use exit::{Exit, ExitReason};
+pub use cr_shadow::CrShadows;
+pub use dump::{dump_vmcs, summarize_vmcs};
+pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
+pub use event::Event;
+pub use exit::{EntryFailure, Exit, ExitReason};
 pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
 pub use instruction_error::{InstructionError, VmFail};
 pub use regs::{Gpr, GuestRegs};
+pub use state::{GuestState, HostState, Start64};
 pub use vmcs::{Vmcs, VmcsError};

@@ -3,8 +3,9 @@
 use bit_field::BitField;
 
 use super::super::controls::{Control, ControlWord, Entry, Exit, Pin, Primary, Secondary};
-use super::super::event::{Interruption, InterruptionType, has_error_code};
+use super::super::event::has_error_code;
 use super::super::fields::{Field, Field16, Field32, Field64, FieldNatural};
+use super::super::interruption::{Interruption, InterruptionType};
 use super::super::register_bits::CR0_PE;
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;

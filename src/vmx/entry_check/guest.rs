@@ -3,8 +3,8 @@
 use bit_field::BitField;
 
 use super::super::controls::{Entry, Pin, Secondary};
-use super::super::event::{Interruption, InterruptionType};
 use super::super::fields::{Field32, Field64, FieldNatural};
+use super::super::interruption::{Interruption, InterruptionType};
 use super::super::register_bits::{
     BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_SMI, BLOCKING_BY_STI, CR0_PE, CR0_PG, CR4_PAE,
     CR4_PCIDE, DEBUGCTL_BTF, EFER_LMA, EFER_LME, PENDING_BS, RFLAGS_IF, RFLAGS_TF, RFLAGS_VM,
