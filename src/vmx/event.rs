@@ -7,10 +7,8 @@ use core::fmt;
 use bit_field::BitField;
 
 use super::fields::{Field32, FieldNatural};
+use super::register_bits::{BLOCKING_BY_NMI, CR0_PE};
 use super::vmcs::{Vmcs, VmcsError};
-
-/// Bit 3 of the interruptibility state.
-const BLOCKING_BY_NMI: u32 = 1 << 3;
 
 /// The type of an interruption: bits 10:8 of all interruption-information fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +159,7 @@ impl fmt::Display for ReinjectError {
 impl core::error::Error for ReinjectError {}
 
 /// Whether the exception with this vector pushes an error code, where CR0.PE is 1.
-const fn has_error_code(vector: u8) -> bool {
+pub(super) const fn has_error_code(vector: u8) -> bool {
     matches!(vector, 8 | 10..=14 | 17)
 }
 
@@ -176,6 +174,9 @@ impl Event {
     pub const DEVICE_NOT_AVAILABLE: Self = Self::plain(7, InterruptionType::HardwareException);
     /// #DF.
     pub const DOUBLE_FAULT: Self = Self::plain(8, InterruptionType::HardwareException).code(0);
+    /// #AC, whose error code is always 0.
+    pub const ALIGNMENT_CHECK: Self =
+        Self::plain(17, InterruptionType::HardwareException).code(0);
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self =
         Self::plain(13, InterruptionType::HardwareException).code(0);
@@ -270,7 +271,7 @@ impl Event {
         let mut information = self.information();
         if let Some(code) = self.error_code {
             // In real mode, no exception has an error code, and an entry that delivers one fails.
-            if vmcs.read_natural(FieldNatural::GuestCr0)?.get_bit(0) {
+            if vmcs.read_natural(FieldNatural::GuestCr0)? & CR0_PE != 0 {
                 vmcs.write32(Field32::EntryExceptionErrorCode, code)?;
             } else {
                 information.set_bit(11, false);

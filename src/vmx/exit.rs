@@ -21,6 +21,8 @@ macro_rules! exit_reasons {
         impl ExitReason {
             /// Every reason there is, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+            /// One more than the highest number.
+            pub const COUNT: usize = 86;
 
             /// The name in the manual.
             pub const fn name(self) -> &'static str {
@@ -180,6 +182,26 @@ impl fmt::Display for EntryFailure {
 
 impl core::error::Error for EntryFailure {}
 
+/// Every reason at its number.
+static BY_NUMBER: [Option<ExitReason>; ExitReason::COUNT] = {
+    let mut table = [None; ExitReason::COUNT];
+    let mut next = 0;
+    while next < ExitReason::ALL.len() {
+        let reason = ExitReason::ALL[next];
+        table[reason as usize] = Some(reason);
+        next += 1;
+    }
+    table
+};
+
+impl ExitReason {
+    /// The reason with this number.
+    #[inline(always)]
+    pub fn from_number(number: u32) -> Option<Self> {
+        BY_NUMBER.get(number as usize).copied().flatten()
+    }
+}
+
 /// What ended a VM entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -221,7 +243,7 @@ impl ExitReasonField {
         self.0.get_bit(31)
     }
     /// What the field says. `qualification` is the exit qualification, asked for only of a failed entry.
-    #[inline]
+    #[cold]
     pub fn decode<E>(self, qualification: impl FnOnce() -> Result<u64, E>) -> Result<Exit, E> {
         if self.entry_failed() {
             return Ok(Exit::EntryFailed(self.entry_failure(qualification()?)));
@@ -252,10 +274,14 @@ impl ExitReasonField {
 
 impl Exit {
     /// Reads from the VMCS what ended the last VM entry.
-    #[inline]
+    #[inline(always)]
     pub fn read(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
-        ExitReasonField(vmcs.read32(Field32::ExitReason)?)
-            .decode(|| vmcs.read_natural(FieldNatural::ExitQualification))
+        let field = vmcs.read32(Field32::ExitReason)?;
+        // The common case first: nothing but a number that we know.
+        if let Some(reason) = ExitReason::from_number(field) {
+            return Ok(Self::Left(reason));
+        }
+        ExitReasonField(field).decode(|| vmcs.read_natural(FieldNatural::ExitQualification))
     }
 }
 
