@@ -57,7 +57,7 @@ fn pointers(checks: &mut Checks, info: &StartInfo) {
         (0x8000_0000_0000_0000, 8),
         (u64::MAX, 1),
         (u64::MAX - 7, 16),
-        (u64::MAX & !0xfff, 0x1000),
+        (!0xfff, 0x1000),
     ];
     for (pointer, len) in bad {
         fails(checks, Error::BadAddress, PRINT, [pointer, len, 0]);

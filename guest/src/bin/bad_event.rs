@@ -60,7 +60,7 @@ fn main(info: &StartInfo) -> u64 {
             "mov ds, [rip + 67f]; jmp 68f; 67: .word 0xfff8; 68:"
         );
         raise!(checks, stack(6), GP, 0x40 * 8 + 2, 0, "int 0x40");
-        raise!(checks, stack(7), DB, 0, 1, "int1");
+        raise!(checks, stack(7), DB, 0, 1, ".byte 0xf1");
     }
     checks.finish()
 }
