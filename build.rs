@@ -1,4 +1,5 @@
-//! Makes cargo link the kernel anew when its linker script changes.
+//! Cargo does not know that the linker reads `linker.ld`.
+
 fn main() {
-    println!("cargo::rerun-if-changed=linker.ld");
+    println!("cargo:rerun-if-changed=linker.ld");
 }

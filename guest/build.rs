@@ -1,4 +1,5 @@
-//! Makes cargo link the guests anew when their linker script changes.
+//! Cargo does not know that the linker reads `guest.ld`.
+
 fn main() {
-    println!("cargo::rerun-if-changed=guest.ld");
+    println!("cargo:rerun-if-changed=guest.ld");
 }
