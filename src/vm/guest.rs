@@ -159,6 +159,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             stats: &mut self.stats,
             budget: self.budget,
             deadline: 0,
+            outcome: Outcome::OutOfBudget,
             timer_is_saved,
         };
         let outcome = running.run();

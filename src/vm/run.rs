@@ -20,8 +20,8 @@ use crate::vmx::{
 pub(super) enum Next {
     /// The guest goes on where it is.
     Resume,
-    /// The guest is done.
-    Stop(Outcome),
+    /// The guest is done: [`Running::outcome`] says how.
+    Stop,
 }
 
 /// A guest that is loaded into the CPU.
@@ -37,28 +37,33 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub budget: u64,
     /// When, by the TSC, they are used up.
     pub deadline: u64,
+    /// How the guest ended, once it has.
+    pub outcome: Outcome,
     /// Whether the preemption timer goes on over an exit.
     pub timer_is_saved: bool,
 }
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Runs the guest until it stops.
+    #[inline(never)]
     pub fn run(&mut self) -> Outcome {
-        match self.turn() {
-            Ok(outcome) => outcome,
-            Err(error) => Outcome::Vmcs(error),
+        let begin = now();
+        let left = self.budget.saturating_sub(self.stats.ticks());
+        self.deadline = begin.saturating_add(left);
+        let mut in_guest = 0;
+        let wound = self.wind_timer(left);
+        if let Err(error) = wound.and_then(|()| self.turns(&mut in_guest)) {
+            self.outcome = Outcome::Vmcs(error);
         }
+        self.stats.guest_ticks += in_guest;
+        self.stats.host_ticks += now().wrapping_sub(begin).saturating_sub(in_guest);
+        self.outcome
     }
 
-    fn turn(&mut self) -> Result<Outcome, VmcsError> {
-        self.wind_timer(self.budget.saturating_sub(self.stats.ticks()))?;
-        // SAFETY: every CPU with 64-bit mode has RDTSC.
-        let now = || unsafe { _rdtsc() };
-        let begin = now();
-        let before = self.stats.ticks();
-        self.deadline = begin.saturating_add(self.budget.saturating_sub(before));
-        let mut in_guest = 0_u64;
-        let outcome = loop {
+    /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
+    /// `in_guest`.
+    fn turns(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
+        loop {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
             }
@@ -66,37 +71,51 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             let _ = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
             let start = now();
             // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
-            // guest's own, and `load` has put the rest of its state into the CPU.
+            // guest's own, and `Guest::run` has put the rest of its state into the CPU.
             let entry = unsafe { self.vmcs.enter(self.area, self.vcpu.launched) };
             let left = now();
-            in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
+            *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             if let Err(fail) = entry {
-                break Ok(Outcome::EntryInstruction(fail));
+                self.outcome = Outcome::EntryInstruction(fail);
+                return Ok(());
             }
             self.vcpu.launched = true;
-            let next = match Exit::read(&self.vmcs) {
-                Ok(Exit::Left(reason)) => {
-                    self.stats.count(reason);
-                    match reason {
-                        ExitReason::Cpuid => self.cpuid(),
-                        other => self.dispatch(other),
-                    }
-                }
-                Ok(Exit::EntryFailed(failure)) => break Ok(Outcome::EntryFailed(failure)),
-                Ok(Exit::Unknown(number)) => break Ok(Outcome::UnknownExit(number)),
-                Err(error) => Err(error),
+            let field = self.vmcs.read32(Field32::ExitReason)?;
+            let Some(reason) = ExitReason::from_plain_field(field) else {
+                return self.no_reason();
             };
-            match next {
-                Ok(Next::Resume) if left < self.deadline => {}
-                Ok(Next::Resume) => break Ok(Outcome::OutOfBudget),
-                Ok(Next::Stop(outcome)) => break Ok(outcome),
-                Err(error) => break Err(error),
+            self.stats.count(reason);
+            let next = match reason {
+                ExitReason::Cpuid => self.cpuid()?,
+                ExitReason::Hlt => self.hlt()?,
+                other => self.dispatch(other)?,
+            };
+            if matches!(next, Next::Stop) {
+                return Ok(());
             }
+            if left >= self.deadline {
+                self.outcome = Outcome::OutOfBudget;
+                return Ok(());
+            }
+        }
+    }
+
+    /// An exit-reason field that is not just the number of a reason that we know.
+    #[cold]
+    fn no_reason(&mut self) -> Result<(), VmcsError> {
+        self.outcome = match Exit::read(&self.vmcs)? {
+            Exit::Left(reason) => Outcome::UnexpectedExit(reason),
+            Exit::EntryFailed(failure) => Outcome::EntryFailed(failure),
+            Exit::Unknown(number) => Outcome::UnknownExit(number),
         };
-        let total = now().wrapping_sub(begin);
-        self.stats.guest_ticks += in_guest;
-        self.stats.host_ticks += total.saturating_sub(in_guest);
-        outcome
+        Ok(())
+    }
+
+    /// The guest is done.
+    #[cold]
+    pub fn stop(&mut self, outcome: Outcome) -> Result<Next, VmcsError> {
+        self.outcome = outcome;
+        Ok(Next::Stop)
     }
 
     #[inline(always)]
@@ -147,4 +166,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let value = self.machine.capabilities.misc.preemption_timer_value(ticks);
         self.vmcs.write32(Field32::PreemptionTimerValue, value)
     }
+}
+
+/// The time-stamp counter.
+#[inline(always)]
+pub(super) fn now() -> u64 {
+    // SAFETY: every CPU with 64-bit mode has RDTSC.
+    unsafe { _rdtsc() }
 }

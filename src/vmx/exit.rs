@@ -21,8 +21,6 @@ macro_rules! exit_reasons {
         impl ExitReason {
             /// Every reason there is, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-            /// One more than the highest number.
-            pub const COUNT: usize = 86;
 
             /// The name in the manual.
             pub const fn name(self) -> &'static str {
@@ -116,8 +114,8 @@ exit_reasons! {
 }
 
 /// The reasons by number. Looked up at every exit, so a table and not the comparisons of `try_from`.
-static BY_NUMBER: [Option<ExitReason>; 86] = {
-    let mut table = [None; 86];
+static BY_NUMBER: [Option<ExitReason>; ExitReason::COUNT] = {
+    let mut table = [None; ExitReason::COUNT];
     let mut index = 0;
     while index < ExitReason::ALL.len() {
         let reason = ExitReason::ALL[index];
@@ -128,10 +126,19 @@ static BY_NUMBER: [Option<ExitReason>; 86] = {
 };
 
 impl ExitReason {
+    /// One more than the highest number.
+    pub const COUNT: usize = 86;
+
     /// The reason with this number.
     #[inline]
     pub fn from_number(number: u16) -> Option<Self> {
         BY_NUMBER.get(usize::from(number)).copied().flatten()
+    }
+    /// The reason in an exit-reason field that holds nothing beside it, which is the common case; [`Exit::read`] knows
+    /// the others.
+    #[inline(always)]
+    pub fn from_plain_field(field: u32) -> Option<Self> {
+        BY_NUMBER.get(field as usize).copied().flatten()
     }
 }
 
@@ -202,26 +209,6 @@ impl fmt::Display for EntryFailure {
 
 impl core::error::Error for EntryFailure {}
 
-/// Every reason at its number.
-static BY_NUMBER: [Option<ExitReason>; ExitReason::COUNT] = {
-    let mut table = [None; ExitReason::COUNT];
-    let mut next = 0;
-    while next < ExitReason::ALL.len() {
-        let reason = ExitReason::ALL[next];
-        table[reason as usize] = Some(reason);
-        next += 1;
-    }
-    table
-};
-
-impl ExitReason {
-    /// The reason with this number.
-    #[inline(always)]
-    pub fn from_number(number: u32) -> Option<Self> {
-        BY_NUMBER.get(number as usize).copied().flatten()
-    }
-}
-
 /// What ended a VM entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -263,7 +250,7 @@ impl ExitReasonField {
         self.0.get_bit(31)
     }
     /// What the field says. `qualification` is the exit qualification, asked for only of a failed entry.
-    #[cold]
+    #[inline]
     pub fn decode<E>(self, qualification: impl FnOnce() -> Result<u64, E>) -> Result<Exit, E> {
         if self.entry_failed() {
             return Ok(Exit::EntryFailed(self.entry_failure(qualification()?)));
@@ -295,14 +282,10 @@ impl ExitReasonField {
 
 impl Exit {
     /// Reads from the VMCS what ended the last VM entry.
-    #[inline(always)]
+    #[inline]
     pub fn read(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
-        let field = vmcs.read32(Field32::ExitReason)?;
-        // The common case first: nothing but a number that we know.
-        if let Some(reason) = ExitReason::from_number(field) {
-            return Ok(Self::Left(reason));
-        }
-        ExitReasonField(field).decode(|| vmcs.read_natural(FieldNatural::ExitQualification))
+        ExitReasonField(vmcs.read32(Field32::ExitReason)?)
+            .decode(|| vmcs.read_natural(FieldNatural::ExitQualification))
     }
 }
 

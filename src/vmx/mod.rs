@@ -1,6 +1,6 @@
 //! The CPU: capabilities, VMCS, entry and exit, exit decoding.
 //!
-//! All of this is without inline assembly and is tested on the host: the CPU is reached through
+//! All of this but [`cpu`] is without inline assembly and is tested on the host: the CPU is reached through
 //! [`CpuRead`], the VMCS through [`Vmcs`].
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
@@ -33,8 +33,6 @@ pub use advance::advance_rip;
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
-pub use event::{Event, restore_nmi_blocking};
-pub use exit::{Exit, ExitReason};
 pub use cr_shadow::CrShadows;
 pub use dump::{dump_vmcs, summarize_vmcs};
 pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
