@@ -90,7 +90,7 @@ impl Debt {
             self.stale.0 &= !(1 << id.0);
             self.cached.0 &= !(1 << id.0);
         }
-        if self.stale.is_empty() {
+        if self.stale.is_empty() && !self.retired.is_empty() {
             frames.free_retired(&mut self.retired);
         }
     }

@@ -1,6 +1,6 @@
 //! The run loop: enter the guest, look why it left, do what it needs, enter it again.
 
-use core::arch::x86_64::_rdtsc;
+use core::arch::x86_64::{_rdtsc, CpuidResult};
 
 use super::Host;
 use super::cpuid::Live;
@@ -13,7 +13,7 @@ use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::{
-    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip,
+    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
 };
 
 /// What is to happen after an exit was handled.
@@ -120,32 +120,24 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     #[inline(always)]
     fn cpuid(&mut self) -> Result<Next, VmcsError> {
-        let regs = &mut self.area.regs;
-        let (vmcs, xcr0) = (&self.vmcs, self.vcpu.resident.xcr0);
-        let mut failed = None;
-        // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
-        let live = || {
-            let cr4 = vmcs.read_natural(FieldNatural::GuestCr4);
-            Live {
-                cr4: cr4.unwrap_or_else(|error| {
-                    failed = Some(error);
-                    0
-                }),
-                xcr0,
-            }
-        };
-        let answer = self
-            .machine
-            .cpuid
-            .answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
-        if let Some(error) = failed {
-            return Err(error);
+        let rax = self.area.regs.get(Gpr::Rax);
+        if let Some(answer) = self.machine.cpuid.constant_answer(rax) {
+            set_cpuid(&mut self.area.regs, answer);
+        } else {
+            self.rare_cpuid(rax)?;
         }
-        regs.set(Gpr::Rax, answer.eax.into());
-        regs.set(Gpr::Rbx, answer.ebx.into());
-        regs.set(Gpr::Rcx, answer.ecx.into());
-        regs.set(Gpr::Rdx, answer.edx.into());
         self.advance()
+    }
+
+    #[inline(never)]
+    fn rare_cpuid(&mut self, rax: u64) -> Result<(), VmcsError> {
+        // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
+        let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
+        let xcr0 = self.vcpu.resident.xcr0;
+        let rcx = self.area.regs.get(Gpr::Rcx);
+        let answer = self.machine.cpuid.answer(rax, rcx, || Live { cr4, xcr0 });
+        set_cpuid(&mut self.area.regs, &answer);
+        Ok(())
     }
 
     /// Goes on behind the instruction.
@@ -173,4 +165,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 pub(super) fn now() -> u64 {
     // SAFETY: every CPU with 64-bit mode has RDTSC.
     unsafe { _rdtsc() }
+}
+
+#[inline(always)]
+fn set_cpuid(regs: &mut GuestRegs, answer: &CpuidResult) {
+    regs.set(Gpr::Rax, answer.eax.into());
+    regs.set(Gpr::Rbx, answer.ebx.into());
+    regs.set(Gpr::Rcx, answer.ecx.into());
+    regs.set(Gpr::Rdx, answer.edx.into());
 }

@@ -17,7 +17,7 @@ const CS_LONG: u32 = 1 << 13;
 /// - Outside 64-bit mode, RIP wraps at 32 bits.
 ///
 /// The common case, in which none of that applies, is four VMREADs, a VMWRITE and as many branches.
-#[inline]
+#[inline(always)]
 pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     let rip = vmcs.read_natural(FieldNatural::GuestRip)?;
     let length = vmcs.read32(Field32::ExitInstructionLength)?;
