@@ -214,33 +214,3 @@ pub(super) fn report<F: Format>(
         });
     }
 }
-
-/// Tables that a change needs below a slot of which only `[va, last]` is to change and which holds a leaf: one for each
-/// split, at the ends of the range.
-pub(super) fn tables_to_split<F: Format>(level: u8, va: u64, last: u64) -> u64 {
-    let mask = F::span_mask(level);
-    let first_whole = va & mask == 0 && last - va >= mask;
-    let last_whole = last & mask == mask && last - va >= mask;
-    let same = va & !mask == last & !mask;
-    if level == 1 {
-        1
-    } else if same {
-        1 + if first_whole {
-            0
-        } else {
-            tables_to_split::<F>(level - 1, va, last)
-        }
-    } else {
-        let first = if first_whole {
-            0
-        } else {
-            tables_to_split::<F>(level - 1, va, va | mask)
-        };
-        let end = if last_whole {
-            0
-        } else {
-            tables_to_split::<F>(level - 1, last & !mask, last)
-        };
-        1 + first + end
-    }
-}

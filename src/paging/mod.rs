@@ -4,9 +4,10 @@
 //! [`I686`] and [`Ept`]. Access to the tables is a pair of traits, [`TableReadOps`] and [`TableOps`]; the operations
 //! are functions over them:
 //!
-//! - [`query`], [`virt_to_phys`], [`translate`] read;
-//! - [`map`], [`remap`] and [`unmap`] change a range in one traversal, after one that finds out whether it can be done
+//! - [`query`], [`virt_to_phys`], [`translate`] read; [`RunsExt::runs`] joins neighbours;
+//! - [`map`], [`remap`], [`unmap`], [`protect`] and [`modify`] change a range in one traversal, after one that finds out whether it can be done
 //!   and takes the tables that it needs: an error leaves everything as it was;
+//! - [`split`] and [`merge`] change the size of leaves and nothing else;
 //! - [`Cursor`] finds one slot, makes it ready and changes it.
 
 mod access;
@@ -19,9 +20,13 @@ mod error;
 mod format;
 mod i686;
 mod map;
+mod merge;
+mod modify;
 mod phys;
+mod plan;
 mod query;
 mod reserve;
+mod runs;
 mod unmap;
 
 pub use access::{
@@ -39,10 +44,15 @@ pub use format::{
 };
 pub use i686::{I686, I686Attr, I686Entry};
 pub use map::{map, remap};
+pub use merge::merge;
+pub use modify::{Leaf, modify, protect, split};
 pub use phys::{PhysTables, TableAlloc, table_words};
 pub use query::{Translate, query, translate, virt_to_phys};
+pub use runs::{Run, Runs, RunsExt};
 pub use unmap::{Emptied, unmap};
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

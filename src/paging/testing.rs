@@ -16,9 +16,47 @@ pub const BASE: u64 = 0x10_0000;
 /// and must move before it is written while that is more than one.
 #[derive(Default)]
 struct Pool {
-    tables: BTreeMap<u64, (Box<[u64; 1024]>, u32)>,
-    next: u64,
+    tables: Vec<Option<Table>>,
+    free: Vec<usize>,
     left: u64,
+}
+
+/// The entries, and the count of references.
+type Table = (Box<[u64; 1024]>, u32);
+
+impl Pool {
+    fn get(&self, table: u64) -> Option<&Table> {
+        let index = table.checked_sub(BASE)? as usize;
+        self.tables
+            .get(index >> 12)?
+            .as_ref()
+            .filter(|_| index & 0xfff == 0)
+    }
+    fn get_mut(&mut self, table: u64) -> Option<&mut Table> {
+        let index = table.checked_sub(BASE)? as usize;
+        self.tables
+            .get_mut(index >> 12)?
+            .as_mut()
+            .filter(|_| index & 0xfff == 0)
+    }
+    fn alloc(&mut self) -> Option<u64> {
+        self.left = self.left.checked_sub(1)?;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.tables.push(None);
+            self.tables.len() - 1
+        });
+        self.tables[index] = Some((Box::new([0; 1024]), 1));
+        Some(BASE + index as u64 * 0x1000)
+    }
+    fn free(&mut self, table: u64) {
+        let index = (table - BASE) as usize >> 12;
+        assert_eq!(self.tables[index].take().map(|t| t.1).unwrap_or(0) & !1, 0);
+        self.free.push(index);
+        self.left += 1;
+    }
+    fn in_use(&self) -> usize {
+        self.tables.len() - self.free.len()
+    }
 }
 
 /// Access to one tree of a pool. With `MOVES` tables may be shared with other trees.
@@ -35,7 +73,6 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
     pub fn new(tables: u64) -> Self {
         let pool = Rc::new(RefCell::new(Pool {
             left: tables,
-            next: BASE,
             ..Pool::default()
         }));
         let mut tree = Self {
@@ -63,19 +100,14 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
     }
     /// Tables in use by all trees of the pool.
     pub fn in_use(&self) -> usize {
-        self.pool.borrow().tables.len()
+        self.pool.borrow().in_use()
     }
     fn alloc(&mut self) -> Option<F::Phys> {
-        let mut pool = self.pool.borrow_mut();
-        pool.left = pool.left.checked_sub(1)?;
-        let at = pool.next;
-        pool.next += 0x1000;
-        pool.tables.insert(at, (Box::new([0; 1024]), 1));
-        Some(F::Phys::new(at))
+        self.pool.borrow_mut().alloc().map(F::Phys::new)
     }
     fn children(&self, table: u64, level: u8) -> Vec<u64> {
         let pool = self.pool.borrow();
-        let entries = pool.tables[&table].0.iter();
+        let entries = pool.get(table).unwrap().0.iter();
         entries
             .filter_map(|&bits| match F::decode(level, F::Entry::from_bits(bits)) {
                 Ok(Decoded::Table { table, .. }) => Some(table.as_u64()),
@@ -86,7 +118,7 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
     fn drop_ref(&mut self, table: u64, level: u8) {
         let count = {
             let mut pool = self.pool.borrow_mut();
-            let count = &mut pool.tables.get_mut(&table).unwrap().1;
+            let count = &mut pool.get_mut(table).unwrap().1;
             *count -= 1;
             *count
         };
@@ -94,22 +126,15 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
             for child in self.children(table, level) {
                 self.drop_ref(child, level - 1);
             }
-            let mut pool = self.pool.borrow_mut();
-            pool.tables.remove(&table);
-            pool.left += 1;
+            self.pool.borrow_mut().free(table);
         }
     }
     pub fn count(&self, table: F::Phys) -> u32 {
-        self.pool.borrow().tables[&table.as_u64()].1
+        self.pool.borrow().get(table.as_u64()).unwrap().1
     }
     /// Writes raw bits: a hostile guest, or hardware.
     pub fn poke(&mut self, table: F::Phys, index: usize, bits: u64) {
-        self.pool
-            .borrow_mut()
-            .tables
-            .get_mut(&table.as_u64())
-            .unwrap()
-            .0[index] = bits;
+        self.pool.borrow_mut().get_mut(table.as_u64()).unwrap().0[index] = bits;
     }
     pub fn peek(&self, table: F::Phys, index: usize) -> F::Entry {
         self.read_entry(table, index).unwrap()
@@ -140,7 +165,10 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
             visit(tree, tree.root.as_u64(), F::LEVELS, &mut counts);
         }
         let pool = trees[0].pool.borrow();
-        let found: BTreeMap<u64, u32> = pool.tables.iter().map(|(&t, e)| (t, e.1)).collect();
+        let found: BTreeMap<u64, u32> = (0..pool.tables.len() as u64)
+            .map(|index| BASE + index * 0x1000)
+            .filter_map(|table| pool.get(table).map(|t| (table, t.1)))
+            .collect();
         assert_eq!(
             found, counts,
             "a table's count is the number of references to it"
@@ -152,12 +180,7 @@ impl<F: Format> Movable<F> {
     /// A tree that shares everything with this one.
     pub fn fork(&self) -> Self {
         let root = self.root;
-        self.pool
-            .borrow_mut()
-            .tables
-            .get_mut(&root.as_u64())
-            .unwrap()
-            .1 += 1;
+        self.pool.borrow_mut().get_mut(root.as_u64()).unwrap().1 += 1;
         Self {
             pool: self.pool.clone(),
             root,
@@ -167,8 +190,7 @@ impl<F: Format> Movable<F> {
 
 impl<F: Format, const MOVES: bool> Drop for Tree<F, MOVES> {
     fn drop(&mut self) {
-        if !std::thread::panicking() && self.pool.borrow().tables.contains_key(&self.root.as_u64())
-        {
+        if !std::thread::panicking() && self.pool.borrow().get(self.root.as_u64()).is_some() {
             self.drop_ref(self.root.as_u64(), F::LEVELS);
         }
     }
@@ -181,7 +203,7 @@ impl<F: Format, const MOVES: bool> TableReadOps for Tree<F, MOVES> {
     }
     fn read_entry(&self, table: F::Phys, index: usize) -> Option<F::Entry> {
         let pool = self.pool.borrow();
-        let (entries, _) = pool.tables.get(&table.as_u64())?;
+        let (entries, _) = pool.get(table.as_u64())?;
         Some(F::Entry::from_bits(entries[index]))
     }
 }
@@ -194,14 +216,11 @@ macro_rules! table_ops {
                 self.alloc()
             }
             fn free_table(&mut self, table: F::Phys) {
-                let mut pool = self.pool.borrow_mut();
-                let (_, count) = pool.tables.remove(&table.as_u64()).expect("a table in use");
-                assert_eq!(count, 1);
-                pool.left += 1;
+                self.pool.borrow_mut().free(table.as_u64());
             }
             fn write_entry(&mut self, table: F::Phys, index: usize, entry: F::Entry) -> Option<()> {
                 let mut pool = self.pool.borrow_mut();
-                let (entries, count) = pool.tables.get_mut(&table.as_u64())?;
+                let (entries, count) = pool.get_mut(table.as_u64())?;
                 assert_eq!(*count, 1, "a shared table is not written");
                 entries[index] = entry.to_bits();
                 Some(())
@@ -226,13 +245,13 @@ macro_rules! table_ops {
             fn move_table(&mut self, $from: MoveOf<Self>, level: u8, to: F::Phys) {
                 let from: F::Phys = $address;
                 for child in self.children(from.as_u64(), level) {
-                    self.pool.borrow_mut().tables.get_mut(&child).unwrap().1 += 1;
+                    self.pool.borrow_mut().get_mut(child).unwrap().1 += 1;
                 }
                 let mut pool = self.pool.borrow_mut();
-                let (entries, count) = pool.tables.get_mut(&from.as_u64()).unwrap();
+                let (entries, count) = pool.get_mut(from.as_u64()).unwrap();
                 *count -= 1;
                 let copy = entries.clone();
-                pool.tables.get_mut(&to.as_u64()).unwrap().0 = copy;
+                pool.get_mut(to.as_u64()).unwrap().0 = copy;
             }
             fn drop_shared(&mut self, $from: MoveOf<Self>, level: u8) {
                 let from: F::Phys = $address;
@@ -256,8 +275,7 @@ table_ops!(
     |tree, table| (tree
         .pool
         .borrow()
-        .tables
-        .get(&table.as_u64())
+        .get(table.as_u64())
         .is_some_and(|e| e.1 > 1))
     .then_some(table),
     |from| from

@@ -1,10 +1,11 @@
 //! Unmapping a range.
 
 use super::access::{FormatOf, TableMovability, TableOf, TableOps, VirtOf};
-use super::edit::{Edit, report, tables_to_split};
+use super::edit::{Edit, report};
 use super::error::Error;
 use super::format::{Content, Decoded, Entry, Format, FormatExt, MappingOf};
-use super::query::{bad, decode_at};
+use super::plan::{holds_any, is_whole, plan};
+use super::query::bad;
 
 /// What happens to tables that come to hold nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub fn unmap<O: TableOps>(
     if shared && !holds_any(ops, root, O::Format::LEVELS, va, last)? {
         return Ok(());
     }
-    let tables = plan(ops, root, O::Format::LEVELS, va, last, false)?;
+    let tables = plan::<O, true>(ops, root, O::Format::LEVELS, va, last, false)?;
     Edit::run(ops, tables, |edit| {
         let root = edit.own_root()?;
         clear(
@@ -47,76 +48,6 @@ pub fn unmap<O: TableOps>(
             &mut removed,
         )
     })
-}
-
-/// Whether anything is mapped in the range.
-pub(super) fn holds_any<O: TableOps>(
-    ops: &O,
-    table: TableOf<O>,
-    level: u8,
-    mut va: u64,
-    last: u64,
-) -> Result<bool, Error<O::Format>> {
-    loop {
-        let end = last.min(va | O::Format::span_mask(level));
-        match decode_at(ops, table, level, va)? {
-            Decoded::Content(Content::Unmapped) => {}
-            Decoded::Content(_) => return Ok(true),
-            Decoded::Table { table, .. } => {
-                if holds_any(ops, table, level - 1, va, end)? {
-                    return Ok(true);
-                }
-            }
-        }
-        if end == last {
-            return Ok(false);
-        }
-        va = end + 1;
-    }
-}
-
-/// Whether `[va, last]` is the whole of a slot of `level`.
-#[inline(always)]
-fn is_whole<F: Format>(level: u8, va: u64, last: u64) -> bool {
-    last - va == F::span_mask(level)
-}
-
-/// How many tables the change takes. Reads every entry that will be changed, so that a bad one is found before.
-fn plan<O: TableOps>(
-    ops: &O,
-    table: TableOf<O>,
-    level: u8,
-    mut va: u64,
-    last: u64,
-    shared: bool,
-) -> Result<u64, Error<O::Format>> {
-    let shared = O::Movability::MOVES && (shared || ops.must_move(table, level).is_some());
-    let mut tables = u64::from(shared);
-    loop {
-        let end = last.min(va | O::Format::span_mask(level));
-        match decode_at(ops, table, level, va)? {
-            Decoded::Content(Content::Unmapped) => {}
-            Decoded::Content(_) => {
-                if !is_whole::<O::Format>(level, va, end) {
-                    tables += tables_to_split::<O::Format>(level - 1, va, end);
-                }
-            }
-            Decoded::Table { table: child, .. } => {
-                let child_shared =
-                    O::Movability::MOVES && (shared || ops.must_move(child, level - 1).is_some());
-                let dropped = child_shared && is_whole::<O::Format>(level, va, end);
-                let untouched =
-                    child_shared && !dropped && !holds_any(ops, child, level - 1, va, end)?;
-                if !dropped && !untouched {
-                    tables += plan(ops, child, level - 1, va, end, shared)?;
-                }
-            }
-        }
-        if end == last {
-            return Ok(tables);
-        }
-        va = end + 1;
-    }
 }
 
 /// Clears the range in `table`, which is private.

@@ -27,6 +27,30 @@ numeric_enum! {
     }
 }
 
+impl Gpr {
+    /// The register that bits 3:0 of `number` encode.
+    pub const fn from_low_bits(number: u64) -> Self {
+        match number & 15 {
+            0 => Self::Rax,
+            1 => Self::Rcx,
+            2 => Self::Rdx,
+            3 => Self::Rbx,
+            4 => Self::Rsp,
+            5 => Self::Rbp,
+            6 => Self::Rsi,
+            7 => Self::Rdi,
+            8 => Self::R8,
+            9 => Self::R9,
+            10 => Self::R10,
+            11 => Self::R11,
+            12 => Self::R12,
+            13 => Self::R13,
+            14 => Self::R14,
+            _ => Self::R15,
+        }
+    }
+}
+
 /// The general registers. RSP has its place in the VMCS while the guest runs; its slot here is only valid where the
 /// exit handler has copied it in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +58,9 @@ numeric_enum! {
 pub struct GuestRegs([u64; 16]);
 
 impl GuestRegs {
+    /// All zero.
+    pub const ZERO: Self = Self([0; 16]);
+
     /// The value of `register`.
     pub const fn get(&self, register: Gpr) -> u64 {
         self.0[register as usize]
@@ -41,5 +68,19 @@ impl GuestRegs {
     /// Gives `register` a new value.
     pub const fn set(&mut self, register: Gpr, value: u64) {
         self.0[register as usize] = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_bits_are_a_register() {
+        for number in 0..64 {
+            let register = Gpr::from_low_bits(number);
+            assert_eq!(register as u64, number % 16);
+            assert_eq!(Gpr::try_from(register as u8), Ok(register));
+        }
     }
 }

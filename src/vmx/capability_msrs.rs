@@ -1,0 +1,321 @@
+//! The VMX capability MSRs, each as a type that knows its bits (SDM "VMX Capability Reporting Facility", appendix A).
+
+use core::fmt;
+
+use bit_field::BitField;
+
+/// IA32_VMX_BASIC (SDM "Basic VMX Information", A.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Basic(pub u64);
+
+/// How the CPU wants to reach VMCS regions and the structures they point to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmcsMemoryType {
+    /// UC.
+    Uncacheable,
+    /// WB.
+    WriteBack,
+    /// A number the manual does not define.
+    Unknown(u8),
+}
+
+impl Basic {
+    /// What the first 31 bits of a VMXON or VMCS region must say.
+    pub fn revision(self) -> u32 {
+        self.0.get_bits(0..31) as u32
+    }
+    /// Bytes of a VMXON or VMCS region: at most 4096.
+    pub fn region_size(self) -> usize {
+        self.0.get_bits(32..45) as usize
+    }
+    /// Whether regions must lie below 4 GiB.
+    pub fn addresses_are_32_bit(self) -> bool {
+        self.0.get_bit(48)
+    }
+    /// The memory type of the regions.
+    pub fn memory_type(self) -> VmcsMemoryType {
+        match self.0.get_bits(50..54) {
+            0 => VmcsMemoryType::Uncacheable,
+            6 => VmcsMemoryType::WriteBack,
+            other => VmcsMemoryType::Unknown(other as u8),
+        }
+    }
+    /// Whether exits of INS and OUTS say in the VM-exit instruction-information field which segment and address
+    /// size they use.
+    pub fn reports_ins_outs(self) -> bool {
+        self.0.get_bit(54)
+    }
+    /// Whether there are the TRUE control MSRs.
+    pub fn has_true_controls(self) -> bool {
+        self.0.get_bit(55)
+    }
+    /// Whether a hardware exception may be injected with or without error code, whatever its vector.
+    pub fn any_error_code(self) -> bool {
+        self.0.get_bit(56)
+    }
+}
+
+/// IA32_VMX_MISC (SDM "Miscellaneous Data", A.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Misc(pub u64);
+
+impl Misc {
+    /// The VMX-preemption timer counts down by 1 when bit X of the TSC changes. This is X.
+    pub fn preemption_timer_shift(self) -> u32 {
+        self.0.get_bits(0..5) as u32
+    }
+    /// The timer value that lasts `tsc_cycles`, rounded up; the largest there is where that is too long.
+    pub fn preemption_timer_value(self, tsc_cycles: u64) -> u32 {
+        let shift = self.preemption_timer_shift();
+        let whole = tsc_cycles >> shift;
+        let rest = tsc_cycles & ((1 << shift) - 1);
+        u32::try_from(whole + u64::from(rest != 0)).unwrap_or(u32::MAX)
+    }
+    /// Whether an exit stores EFER.LMA in the control "IA-32e mode guest".
+    pub fn saves_lma(self) -> bool {
+        self.0.get_bit(5)
+    }
+    /// Whether the guest may be entered halted.
+    pub fn halt_activity(self) -> bool {
+        self.0.get_bit(6)
+    }
+    /// Whether the guest may be entered shut down.
+    pub fn shutdown_activity(self) -> bool {
+        self.0.get_bit(7)
+    }
+    /// Whether the guest may be entered waiting for a SIPI.
+    pub fn wait_for_sipi_activity(self) -> bool {
+        self.0.get_bit(8)
+    }
+    /// How many CR3-target values there are.
+    pub fn cr3_targets(self) -> u32 {
+        self.0.get_bits(16..25) as u32
+    }
+    /// How many MSRs a load or store list should have at most.
+    pub fn max_msr_list(self) -> u32 {
+        512 * (self.0.get_bits(25..28) as u32 + 1)
+    }
+    /// Whether VMWRITE can write exit information.
+    pub fn writes_exit_information(self) -> bool {
+        self.0.get_bit(29)
+    }
+    /// Whether a software event may be injected with an instruction length of 0.
+    pub fn zero_length_injection(self) -> bool {
+        self.0.get_bit(30)
+    }
+}
+
+/// IA32_VMX_EPT_VPID_CAP (SDM "VPID and EPT Capabilities", A.10). 0 on a CPU with neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EptVpid(pub u64);
+
+macro_rules! ept_vpid_bits {
+    ($($(#[$doc:meta])* $name:ident = $bit:literal,)*) => {
+        impl EptVpid {
+            $($(#[$doc])* pub fn $name(self) -> bool {
+                self.0.get_bit($bit)
+            })*
+        }
+    };
+}
+
+ept_vpid_bits! {
+    /// Execute-only translations.
+    execute_only = 0,
+    /// Page walks of length 4.
+    walk_length_4 = 6,
+    /// Page walks of length 5.
+    walk_length_5 = 7,
+    /// EPT tables in uncacheable memory.
+    uncacheable_tables = 8,
+    /// EPT tables in write-back memory.
+    write_back_tables = 14,
+    /// 2 MiB pages.
+    pages_2m = 16,
+    /// 1 GiB pages.
+    pages_1g = 17,
+    /// INVEPT.
+    invept = 20,
+    /// Accessed and dirty flags.
+    accessed_dirty = 21,
+    /// Advanced exit information for EPT violations: exit-qualification bits 11:9.
+    advanced_exit_information = 22,
+    /// Supervisor shadow-stack control.
+    supervisor_shadow_stack = 23,
+    /// INVEPT of one EPTP.
+    invept_single_context = 25,
+    /// INVEPT of all.
+    invept_all_context = 26,
+    /// INVVPID.
+    invvpid = 32,
+    /// INVVPID of one address.
+    invvpid_individual_address = 40,
+    /// INVVPID of one VPID.
+    invvpid_single_context = 41,
+    /// INVVPID of all.
+    invvpid_all_context = 42,
+    /// INVVPID of one VPID but its global translations.
+    invvpid_single_context_retaining_globals = 43,
+}
+
+impl EptVpid {
+    /// Whether what a guest's VPID caches can be dropped, without which a VPID must not be used.
+    pub fn can_flush_vpid(self) -> bool {
+        self.invvpid() && (self.invvpid_single_context() || self.invvpid_all_context())
+    }
+    /// Whether what an EPT caches can be dropped.
+    pub fn can_flush_ept(self) -> bool {
+        self.invept() && (self.invept_single_context() || self.invept_all_context())
+    }
+}
+
+/// Which bits of a control register are fixed in VMX operation (SDM "VMX-Fixed Bits in CR0" and "in CR4", A.7, A.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedBits {
+    /// A bit that is 1 here must be 1.
+    pub fixed0: u64,
+    /// A bit that is 0 here must be 0.
+    pub fixed1: u64,
+}
+
+/// A control register that VMX operation does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedBitsError {
+    /// These bits are 0 and must be 1.
+    pub must_set: u64,
+    /// These bits are 1 and must be 0.
+    pub must_clear: u64,
+}
+
+impl FixedBits {
+    /// `value` with every fixed bit as it must be.
+    pub const fn apply(self, value: u64) -> u64 {
+        (value | self.fixed0) & self.fixed1
+    }
+    /// Whether `value` has every fixed bit as it must be, and if not, which are wrong.
+    pub const fn check(self, value: u64) -> Result<(), FixedBitsError> {
+        let must_set = self.fixed0 & !value;
+        let must_clear = value & !self.fixed1;
+        if must_set | must_clear == 0 {
+            return Ok(());
+        }
+        Err(FixedBitsError {
+            must_set,
+            must_clear,
+        })
+    }
+    /// The same of the CR0 of an unrestricted guest, which may be without protection and paging.
+    pub const fn for_unrestricted_guest(self) -> Self {
+        const PE_AND_PG: u64 = 1 << 0 | 1 << 31;
+        Self {
+            fixed0: self.fixed0 & !PE_AND_PG,
+            fixed1: self.fixed1,
+        }
+    }
+}
+
+impl fmt::Display for FixedBitsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.must_set, self.must_clear) {
+            (set, 0) => write!(f, "bits {set:#x} must be 1 in VMX operation"),
+            (0, clear) => write!(f, "bits {clear:#x} must be 0 in VMX operation"),
+            (set, clear) => write!(
+                f,
+                "bits {set:#x} must be 1 and bits {clear:#x} must be 0 in VMX operation"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for FixedBitsError {}
+
+/// The settings a CPU allows of one word of controls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// A bit that is 1 here must be 1 (the "allowed 0-settings").
+    pub must_be_one: u64,
+    /// A bit that is 0 here must be 0 (the "allowed 1-settings").
+    pub may_be_one: u64,
+}
+
+impl Allowed {
+    /// From a capability MSR with the allowed 0-settings in its low and the allowed 1-settings in its high half.
+    pub const fn from_halves(msr: u64) -> Self {
+        Self {
+            must_be_one: msr & 0xffff_ffff,
+            may_be_one: msr >> 32,
+        }
+    }
+    /// From a capability MSR of a word of 64 controls, all of which may be 0.
+    pub const fn all_may_be_zero(msr: u64) -> Self {
+        Self {
+            must_be_one: 0,
+            may_be_one: msr,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_basic_msr_of_a_westmere() {
+        let basic = Basic(0x00da_0400_0000_000f);
+        assert_eq!(basic.revision(), 15);
+        assert_eq!(basic.region_size(), 1024);
+        assert_eq!(basic.memory_type(), VmcsMemoryType::WriteBack);
+        assert!(basic.has_true_controls() && basic.reports_ins_outs());
+        assert!(!basic.addresses_are_32_bit() && !basic.any_error_code());
+        assert_eq!(Basic(1 << 44).region_size(), 4096);
+        assert_eq!(
+            Basic(1 << 31).revision(),
+            0,
+            "bit 31 is not of the revision"
+        );
+    }
+
+    #[test]
+    fn the_preemption_timer_rounds_up_and_saturates() {
+        let misc = Misc(0x401e7);
+        assert_eq!(misc.preemption_timer_shift(), 7);
+        assert_eq!(misc.preemption_timer_value(0), 0);
+        assert_eq!(misc.preemption_timer_value(1), 1);
+        assert_eq!(misc.preemption_timer_value(128), 1);
+        assert_eq!(misc.preemption_timer_value(129), 2);
+        assert_eq!(misc.preemption_timer_value(u64::MAX), u32::MAX);
+        assert_eq!(Misc(0).preemption_timer_value(u64::MAX), u32::MAX);
+        assert_eq!(misc.cr3_targets(), 4);
+        assert_eq!(misc.max_msr_list(), 512);
+        assert!(misc.saves_lma() && misc.halt_activity() && misc.wait_for_sipi_activity());
+    }
+
+    #[test]
+    fn fixed_bits_are_checked_bit_by_bit() {
+        let cr0 = FixedBits {
+            fixed0: 0x8000_0021,
+            fixed1: 0xffff_ffff,
+        };
+        assert_eq!(cr0.check(0x8000_0021), Ok(()));
+        // `!fixed0 | value != 0`, as it is often written, is true of every value.
+        let error = cr0.check(0x8000_0001).unwrap_err();
+        assert_eq!((error.must_set, error.must_clear), (0x20, 0));
+        assert_eq!(error.to_string(), "bits 0x20 must be 1 in VMX operation");
+        let error = cr0.check(1 << 32).unwrap_err();
+        assert_eq!((error.must_set, error.must_clear), (0x8000_0021, 1 << 32));
+        assert_eq!(cr0.apply(1 << 32), 0x8000_0021);
+        assert_eq!(cr0.check(cr0.apply(u64::MAX)), Ok(()));
+        assert_eq!(cr0.for_unrestricted_guest().check(0x20), Ok(()));
+        assert!(cr0.for_unrestricted_guest().check(0).is_err());
+    }
+
+    #[test]
+    fn invalidation_needs_the_instruction_and_a_type_of_it() {
+        assert!(!EptVpid(1 << 20).can_flush_ept());
+        assert!(!EptVpid(1 << 25).can_flush_ept());
+        assert!(EptVpid(1 << 20 | 1 << 25).can_flush_ept());
+        assert!(EptVpid(1 << 20 | 1 << 26).can_flush_ept());
+        assert!(!EptVpid(1 << 32 | 1 << 40).can_flush_vpid());
+        assert!(EptVpid(1 << 32 | 1 << 42).can_flush_vpid());
+    }
+}

@@ -1,0 +1,363 @@
+//! Which controls this hypervisor wants, in one table, and how they meet what the CPU allows, in one place.
+
+use core::fmt;
+
+use super::capabilities::Capabilities;
+use super::controls::{Control, ControlSet, ControlWord, Entry, Exit, Pin, Primary, Secondary};
+
+/// How much a control is wanted.
+#[derive(Clone, Copy)]
+enum Need {
+    /// 1. Without it, no guest can be run.
+    Must,
+    /// Sometimes 1 and sometimes 0, so both must be allowed. 0 at first.
+    Switched,
+    /// 1 where the CPU offers it.
+    Nice,
+    /// 1 where the CPU offers it and this holds.
+    NiceIf(fn(&Capabilities) -> bool),
+    /// 0. A CPU on which it cannot be 0 is no use.
+    Never,
+}
+
+/// The table. What does not stand here is 0 unless the CPU insists on 1.
+static WANTED: &[(Control, Need)] = &[
+    // The host stays in charge of interrupts, NMIs and time.
+    (Pin::ExternalInterruptExiting.control(), Need::Must),
+    (Pin::NmiExiting.control(), Need::Must),
+    (Pin::VirtualNmis.control(), Need::Nice),
+    (Pin::ActivatePreemptionTimer.control(), Need::Must),
+    (Pin::ProcessPostedInterrupts.control(), Need::Never),
+    (Primary::InterruptWindowExiting.control(), Need::Switched),
+    (Primary::UseTscOffsetting.control(), Need::Must),
+    (Primary::HltExiting.control(), Need::Must),
+    // MONITOR and MWAIT are not offered in CPUID; without exits they would run, and could idle the CPU.
+    (Primary::MwaitExiting.control(), Need::Must),
+    (Primary::MonitorExiting.control(), Need::Must),
+    // The counters and the task priority are the host's. CR8 without an exit is the real one.
+    (Primary::RdpmcExiting.control(), Need::Must),
+    (Primary::Cr8LoadExiting.control(), Need::Must),
+    (Primary::Cr8StoreExiting.control(), Need::Must),
+    (Primary::UseIoBitmaps.control(), Need::Must),
+    (Primary::UseMsrBitmaps.control(), Need::Must),
+    (Primary::ActivateSecondaryControls.control(), Need::Must),
+    // These would cost an exit for what EPT and TSC offsetting make harmless.
+    (Primary::InvlpgExiting.control(), Need::Never),
+    (Primary::RdtscExiting.control(), Need::Never),
+    (Primary::Cr3LoadExiting.control(), Need::Never),
+    (Primary::Cr3StoreExiting.control(), Need::Never),
+    (Primary::PauseExiting.control(), Need::Never),
+    // These need pages that we do not give the CPU.
+    (Primary::UseTprShadow.control(), Need::Never),
+    (Primary::ActivateTertiaryControls.control(), Need::Never),
+    (Secondary::VirtualizeApicAccesses.control(), Need::Never),
+    (Secondary::VirtualizeX2apicMode.control(), Need::Never),
+    (Secondary::EnableVmFunctions.control(), Need::Never),
+    (Secondary::VmcsShadowing.control(), Need::Never),
+    (Secondary::EptViolationVe.control(), Need::Never),
+    (Secondary::EnableEpt.control(), Need::Must),
+    (
+        Secondary::EnableVpid.control(),
+        Need::NiceIf(|capabilities| capabilities.ept_vpid.can_flush_vpid()),
+    ),
+    (Secondary::UnrestrictedGuest.control(), Need::Nice),
+    // Each of these instructions is #UD in the guest unless its control is 1.
+    (Secondary::EnableRdtscp.control(), Need::Nice),
+    (Secondary::EnableInvpcid.control(), Need::Nice),
+    (Secondary::EnableXsaves.control(), Need::Never),
+    (Secondary::EnableUserWaitAndPause.control(), Need::Never),
+    (Secondary::EnablePconfig.control(), Need::Never),
+    // A guest must not flush the host's caches or make enclaves.
+    (Secondary::WbinvdExiting.control(), Need::Nice),
+    (Secondary::EnableEnclsExiting.control(), Need::Nice),
+    (Secondary::EnableEnclvExiting.control(), Need::Nice),
+    (Secondary::RdrandExiting.control(), Need::Never),
+    (Secondary::RdseedExiting.control(), Need::Never),
+    (Secondary::ModeBasedExecuteControl.control(), Need::Never),
+    (Exit::SaveDebugControls.control(), Need::Must),
+    (Exit::HostAddressSpaceSize.control(), Need::Must),
+    (Exit::AcknowledgeInterruptOnExit.control(), Need::Nice),
+    (Exit::SavePat.control(), Need::Must),
+    (Exit::LoadPat.control(), Need::Must),
+    (Exit::SaveEfer.control(), Need::Must),
+    (Exit::LoadEfer.control(), Need::Must),
+    (Exit::SavePreemptionTimer.control(), Need::Nice),
+    (Entry::LoadDebugControls.control(), Need::Must),
+    (Entry::Ia32eModeGuest.control(), Need::Switched),
+    (Entry::EntryToSmm.control(), Need::Never),
+    (Entry::DeactivateDualMonitor.control(), Need::Never),
+    (Entry::LoadPat.control(), Need::Must),
+    (Entry::LoadEfer.control(), Need::Must),
+    // What an exit does not load must not be loaded by an entry.
+    (Entry::LoadPerfGlobalCtrl.control(), Need::Never),
+    (Entry::LoadBndcfgs.control(), Need::Never),
+    (Entry::LoadCetState.control(), Need::Never),
+    (Entry::LoadPkrs.control(), Need::Never),
+];
+
+/// What EPT itself must be able to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EptNeed {
+    /// Page walks of length 4.
+    WalkLength4,
+    /// Tables in write-back memory.
+    WriteBack,
+    /// INVEPT, of one EPTP or of all.
+    Invept,
+}
+
+impl EptNeed {
+    const ALL: [Self; 3] = [Self::WalkLength4, Self::WriteBack, Self::Invept];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::WalkLength4 => "EPT page-walk length of 4 (IA32_VMX_EPT_VPID_CAP bit 6)",
+            Self::WriteBack => {
+                "EPT paging structures of type write-back (IA32_VMX_EPT_VPID_CAP bit 14)"
+            }
+            Self::Invept => {
+                "INVEPT with type single-context or all-context (IA32_VMX_EPT_VPID_CAP bits 20, 25, 26)"
+            }
+        }
+    }
+    fn is_met(self, capabilities: &Capabilities) -> bool {
+        match self {
+            Self::WalkLength4 => capabilities.ept_vpid.walk_length_4(),
+            Self::WriteBack => capabilities.ept_vpid.write_back_tables(),
+            Self::Invept => capabilities.ept_vpid.can_flush_ept(),
+        }
+    }
+}
+
+/// What a CPU with VMX lacks to run our guests. Its text names every single thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnmetControls {
+    /// Controls that must be 1 and cannot.
+    pub missing: ControlSet,
+    /// Controls that must be 0 and cannot.
+    pub forced: ControlSet,
+    /// What EPT cannot do, where there is EPT at all.
+    pub ept: [Option<EptNeed>; 3],
+}
+
+impl fmt::Display for UnmetControls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "this CPU lacks: ";
+        for control in self.missing.iter() {
+            write!(f, "{separator}{control}")?;
+            separator = ", ";
+        }
+        for need in self.ept.iter().flatten() {
+            write!(f, "{separator}{}", need.name())?;
+            separator = ", ";
+        }
+        for control in self.forced.iter() {
+            write!(f, "{separator}the 0-setting of {control}")?;
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for UnmetControls {}
+
+/// The controls that every guest of ours starts with on this CPU, or what it lacks for them.
+///
+/// "IA-32e mode guest" is left 0: it follows the mode of the guest.
+pub fn choose_controls(capabilities: &Capabilities) -> Result<ControlSet, UnmetControls> {
+    let mut chosen = ControlSet::EMPTY;
+    let mut missing = ControlSet::EMPTY;
+    let mut forced = ControlSet::EMPTY;
+    for (control, need) in WANTED {
+        let offered = capabilities.offers(*control);
+        let must_offer = matches!(need, Need::Must | Need::Switched);
+        let may_force = !matches!(need, Need::Never | Need::Switched);
+        let wanted = match need {
+            Need::Must | Need::Nice => true,
+            Need::NiceIf(holds) => holds(capabilities),
+            Need::Switched | Need::Never => false,
+        };
+        missing.set(*control, must_offer && !offered);
+        forced.set(*control, !may_force && capabilities.forces(*control));
+        chosen.set(*control, wanted && offered);
+    }
+    let mut ept = EptNeed::ALL.map(|need| (!need.is_met(capabilities)).then_some(need));
+    if !capabilities.offers(Secondary::EnableEpt) {
+        // The one thing that is missing is EPT, which is in the list already.
+        ept = [None; 3];
+    }
+    if !missing.is_empty() || !forced.is_empty() || ept.iter().any(Option::is_some) {
+        return Err(UnmetControls {
+            missing,
+            forced,
+            ept,
+        });
+    }
+    for word in ControlWord::ALL {
+        chosen.add(word, capabilities.allowed(word).must_be_one);
+    }
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::capabilities::tests::{Profile, haswell, lynnfield, penryn, westmere};
+    use super::*;
+
+    fn discover(profile: &Profile) -> Capabilities {
+        Capabilities::discover(profile).unwrap()
+    }
+
+    fn is_allowed(set: &ControlSet, capabilities: &Capabilities) -> bool {
+        ControlWord::ALL.into_iter().all(|word| {
+            let allowed = capabilities.allowed(word);
+            set.word(word) & !allowed.may_be_one == 0 && allowed.must_be_one & !set.word(word) == 0
+        })
+    }
+
+    #[test]
+    fn no_control_stands_in_the_table_twice_and_all_are_named() {
+        for (index, (control, _)) in WANTED.iter().enumerate() {
+            assert!(control.name().is_some(), "{control}");
+            assert!(
+                WANTED[..index].iter().all(|(c, _)| c != control),
+                "{control}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_chosen_is_what_the_cpu_allows() {
+        for profile in [westmere(), lynnfield(), haswell()] {
+            let capabilities = discover(&profile);
+            let chosen = choose_controls(&capabilities).unwrap();
+            assert!(is_allowed(&chosen, &capabilities));
+            for (control, need) in WANTED {
+                let expected = match need {
+                    Need::Must => true,
+                    Need::Never | Need::Switched => false,
+                    Need::Nice | Need::NiceIf(_) => capabilities.offers(*control),
+                };
+                assert_eq!(chosen.has(*control), expected, "{control}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_exact_words_for_a_haswell() {
+        let chosen = choose_controls(&discover(&haswell())).unwrap();
+        // Reserved default-1 bits, which stay 1: pin 1, 2, 4; primary 1, 4-6, 8, 13, 14, 26; exit 0, 1, 3-8, 10, 11,
+        // 13, 14, 16, 17; entry 0, 1, 3-8, 12.
+        assert_eq!(
+            chosen.word(ControlWord::Pin),
+            0x16 | 1 | 1 << 3 | 1 << 5 | 1 << 6
+        );
+        let primary = 1 << 3 | 1 << 7 | 1 << 10 | 1 << 11 | 1 << 19 | 1 << 20;
+        let primary = primary | 1 << 25 | 1 << 28 | 1 << 29 | 1 << 31;
+        assert_eq!(chosen.word(ControlWord::Primary), 0x0400_6172 | primary);
+        let secondary = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 12;
+        assert_eq!(chosen.word(ControlWord::Secondary), secondary);
+        let exit = 1 << 2 | 1 << 9 | 1 << 15 | 0x1f << 18;
+        assert_eq!(chosen.word(ControlWord::Exit), 0x0003_6dfb | exit);
+        assert_eq!(chosen.word(ControlWord::Entry), 0x11fb | 1 << 2 | 3 << 14);
+    }
+
+    #[test]
+    fn without_unrestricted_guest_the_rest_is_as_good() {
+        let chosen = choose_controls(&discover(&lynnfield())).unwrap();
+        assert!(!chosen.has(Secondary::UnrestrictedGuest) && chosen.has(Secondary::EnableEpt));
+        assert!(chosen.has(Secondary::EnableVpid));
+    }
+
+    #[test]
+    fn a_cpu_without_ept_is_told_exactly_what_it_lacks() {
+        let error = choose_controls(&discover(&penryn())).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "this CPU lacks: activate VMX-preemption timer (pin-based control 6), \
+             enable EPT (secondary processor-based control 1), \
+             save IA32_PAT (VM-exit control 18), load IA32_PAT (VM-exit control 19), \
+             save IA32_EFER (VM-exit control 20), load IA32_EFER (VM-exit control 21), \
+             load IA32_PAT (VM-entry control 14), load IA32_EFER (VM-entry control 15)"
+        );
+    }
+
+    #[test]
+    fn without_secondary_and_true_controls_both_lists_are_complete() {
+        let mut profile = penryn();
+        profile
+            .without_true_controls()
+            .clear_msr_bit(0x482, 32 + 31);
+        let text = choose_controls(&discover(&profile))
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "activate secondary controls (primary processor-based control 31)",
+            "enable EPT (secondary processor-based control 1)",
+            "the 0-setting of CR3-load exiting (primary processor-based control 15)",
+            "the 0-setting of CR3-store exiting (primary processor-based control 16)",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn every_must_is_named_when_it_alone_is_missing() {
+        for (control, need) in WANTED {
+            if !matches!(need, Need::Must | Need::Switched) {
+                continue;
+            }
+            let mut profile = haswell();
+            profile.withhold(*control);
+            let error = choose_controls(&discover(&profile)).unwrap_err();
+            assert!(error.missing.has(*control), "{control}");
+            assert!(
+                error.to_string().contains(&control.to_string()),
+                "{control}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_nice_to_have_can_be_done_without() {
+        for (control, need) in WANTED {
+            if matches!(need, Need::Nice | Need::NiceIf(_)) {
+                let mut profile = haswell();
+                profile.withhold(*control);
+                let capabilities = discover(&profile);
+                let chosen = choose_controls(&capabilities).unwrap();
+                assert!(!chosen.has(*control) && is_allowed(&chosen, &capabilities));
+            }
+        }
+    }
+
+    #[test]
+    fn a_forced_must_not_is_an_error() {
+        let mut profile = haswell();
+        profile.set_msr_bit(0x48b, 20).set_msr_bit(0x48b, 52);
+        let error = choose_controls(&discover(&profile)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "this CPU lacks: the 0-setting of enable XSAVES/XRSTORS (secondary processor-based control 20)"
+        );
+    }
+
+    #[test]
+    fn ept_that_cannot_be_flushed_or_walked_is_an_error() {
+        let mut profile = haswell();
+        profile.clear_msr_bit(0x48c, 25).clear_msr_bit(0x48c, 26);
+        profile.clear_msr_bit(0x48c, 6).clear_msr_bit(0x48c, 14);
+        let error = choose_controls(&discover(&profile)).unwrap_err();
+        assert_eq!(error.ept.iter().flatten().count(), 3);
+        assert!(error.to_string().contains("INVEPT"));
+        assert!(error.missing.is_empty());
+    }
+
+    #[test]
+    fn a_vpid_that_cannot_be_flushed_is_not_used() {
+        let mut profile = haswell();
+        profile.clear_msr_bit(0x48c, 32);
+        let chosen = choose_controls(&discover(&profile)).unwrap();
+        assert!(!chosen.has(Secondary::EnableVpid));
+    }
+}
