@@ -1,11 +1,13 @@
 //! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.
 
 pub mod cmdline;
+pub mod console;
 pub mod cpuid;
 pub mod cr;
 mod exits;
 mod guest;
 mod invalidate;
+pub mod io;
 pub mod loader;
 mod machine;
 pub mod msr;
@@ -13,6 +15,7 @@ mod outcome;
 mod run;
 mod stats;
 mod vcpu;
+pub mod virtual_memory;
 pub mod xcr0;
 
 pub use guest::{Guest, GuestError};
