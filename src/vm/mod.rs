@@ -1,12 +1,14 @@
 //! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.
 
 pub mod cmdline;
+pub mod console;
 pub mod cpuid;
 pub mod cr;
 mod exits;
 mod guest;
 mod gva;
 mod invalidate;
+pub mod io;
 pub mod loader;
 mod machine;
 pub mod msr;
@@ -14,6 +16,7 @@ mod outcome;
 mod run;
 mod stats;
 mod vcpu;
+pub mod virtual_memory;
 pub mod xcr0;
 
 pub use guest::{Guest, GuestError};
