@@ -1,4 +1,4 @@
-use super::super::capabilities::tests::{Profile, haswell, lynnfield};
+use super::super::capabilities::tests::{Profile, haswell, lynnfield, tigerlake, westmere};
 use super::super::control_choice::choose_controls;
 use super::super::controls::{Entry, Exit, Pin, Primary, Secondary};
 use super::super::event::Event;
@@ -45,7 +45,7 @@ const GROUPS: [CheckGroup; 3] = [
 
 #[test]
 fn what_we_set_up_passes_every_check() {
-    for profile in [haswell(), lynnfield()] {
+    for profile in [haswell(), lynnfield(), tigerlake(), westmere()] {
         let capabilities = discover(&profile);
         let state = GuestState::long_mode(START, &capabilities);
         let vmcs = valid(&capabilities, &state);
@@ -137,7 +137,7 @@ fn restricted(group: CheckGroup) -> Mutations {
     Mutations::new(group, capabilities, state)
 }
 
-const WIDE: u64 = 1 << 36;
+const WIDE: u64 = 1 << 40;
 const NOT_CANONICAL: u64 = 0x8000_0000_0000;
 
 #[test]
@@ -223,9 +223,7 @@ fn controls() {
 
 #[test]
 fn pml_needs_its_page() {
-    let mut profile = haswell();
-    profile.set_msr_bit(0x48b, 32 + 17);
-    let capabilities = discover(&profile);
+    let capabilities = discover(&tigerlake());
     let state = GuestState::long_mode(START, &capabilities);
     let m = Mutations::new(CheckGroup::Controls, capabilities, state);
     const SECONDARY: Field32 = Field32::SecondaryProcessorBasedControls;
