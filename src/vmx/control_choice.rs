@@ -201,9 +201,7 @@ pub fn choose_controls(capabilities: &Capabilities) -> Result<ControlSet, UnmetC
 
 #[cfg(test)]
 mod tests {
-    use super::super::capabilities::tests::{
-        Profile, haswell, lynnfield, penryn, tigerlake, westmere,
-    };
+    use super::super::fake::{Profile, haswell, lynnfield, penryn, tigerlake, westmere};
     use super::*;
 
     fn discover(profile: &Profile) -> Capabilities {
