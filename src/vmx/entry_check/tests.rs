@@ -733,7 +733,7 @@ fn no_vmcs_makes_checks_or_dump_panic() {
             1 => u64::MAX,
             2 => 1 << (seed >> 32 & 63),
             3 => !(1 << (seed >> 32 & 63)),
-            _ => seed >> 16 | seed << 48,
+            _ => seed.rotate_right(16),
         }
     };
     for profile in [haswell(), lynnfield(), tigerlake()] {
