@@ -4,6 +4,10 @@
 //! with interrupts off and the address of its [`StartInfo`] in RDI. Every other general register is zero. It
 //! calls out with `VMCALL`: the [`Call`] number in RAX, arguments in RDI, RSI, RDX; the result comes back in RAX,
 //! every other register is kept. Only the kernel of a guest (CPL 0) may call.
+//!
+//! At the start SSE can be used (CR4.OSFXSR), read-only pages hold for CPL 0 too (CR0.WP) and pages may be
+//! no-execute (EFER.NXE). Whatever is mapped has a guest-physical address equal to its guest-virtual one. `HLT` with
+//! interrupts off ends the guest, as nothing could wake it; with interrupts on it is over at once.
 #![no_std]
 
 /// Numbers of the calls a guest makes with `VMCALL`, in RAX.

@@ -1,5 +1,25 @@
-//! Physical frames: the way to their bytes, the allocator, counts and owned handles.
+//! Physical frames: the allocator, counts and owned handles.
+//!
+//! Every frame has a count of who refers to it: handles ([`Frame`]), table entries and roots. A handle is turned into
+//! an entry's reference by [`Frame::into_raw`] and back by [`FrameAllocator::from_entry`]; the count does not change on
+//! the way.
 
+mod alloc;
+mod audit;
+mod bytes;
+mod counts;
+mod frame;
+mod lists;
 mod phys;
+mod ranges;
 
+#[cfg(test)]
+pub(crate) mod arena;
+#[cfg(test)]
+mod tests;
+
+pub use alloc::FrameAllocator;
+pub use audit::{Audit, Miscount};
+pub use frame::{Frame, FrameError, FrameFigures};
+pub use lists::Retired;
 pub use phys::PhysMem;

@@ -13,3 +13,10 @@ pub unsafe trait PhysMem {
     /// Where the byte at `address` is.
     fn ptr(&self, address: Hpa) -> *mut u8;
 }
+
+// SAFETY: the pointers are those of the implementor behind the reference, which outlives the reference.
+unsafe impl<M: PhysMem + ?Sized> PhysMem for &M {
+    fn ptr(&self, address: Hpa) -> *mut u8 {
+        (**self).ptr(address)
+    }
+}

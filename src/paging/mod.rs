@@ -1,1 +1,59 @@
 //! The one walker for page tables of every format.
+//!
+//! A [`Format`] says how one kind of table encodes its entries: [`Amd64`] (a guest's and the hypervisor's own),
+//! [`I686`] and [`Ept`]. Access to the tables is a pair of traits, [`TableReadOps`] and [`TableOps`]; the operations
+//! are functions over them:
+//!
+//! - [`query`], [`virt_to_phys`], [`translate`] read; [`RunsExt::runs`] joins neighbours;
+//! - [`map`], [`remap`], [`unmap`], [`protect`] and [`modify`] change a range in one traversal, after one that finds out whether it can be done
+//!   and takes the tables that it needs: an error leaves everything as it was;
+//! - [`split`] and [`merge`] change the size of leaves and nothing else;
+//! - [`Cursor`] finds one slot, makes it ready and changes it.
+
+mod access;
+mod amd64;
+mod buffer;
+mod cursor;
+mod edit;
+mod ept_format;
+mod error;
+mod format;
+mod i686;
+mod map;
+mod merge;
+mod modify;
+mod phys;
+mod plan;
+mod query;
+mod reserve;
+mod runs;
+mod unmap;
+
+pub use access::{
+    AtomicWord, EntryOf, FormatOf, MayMoveTable, MayNotMoveTable, MoveOf, Never, TableMovability,
+    TableOf, TableOps, TableReadOps, VirtOf,
+};
+pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, HostAmd64};
+pub use buffer::GuestPageTableBuffer;
+pub use cursor::Cursor;
+pub use ept_format::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
+pub use error::{Error, Fault, PagingError};
+pub use format::{
+    Content, ContentOf, Decoded, DecodedOf, Entry, Format, MAX_LEVELS, Mapping, MappingOf, Rights,
+    Write,
+};
+pub use i686::{I686, I686Attr, I686Entry};
+pub use map::{map, remap};
+pub use merge::merge;
+pub use modify::{Leaf, modify, protect, split};
+pub use phys::{PhysTables, TableAlloc, table_words};
+pub use query::{Translate, query, translate, virt_to_phys};
+pub use runs::{Run, Runs, RunsExt};
+pub use unmap::{Emptied, unmap};
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

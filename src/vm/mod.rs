@@ -1,1 +1,33 @@
 //! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.
+
+pub mod cmdline;
+pub mod cpuid;
+pub mod cr;
+mod exits;
+mod guest;
+mod gva;
+mod invalidate;
+pub mod loader;
+mod machine;
+pub mod msr;
+mod outcome;
+mod run;
+mod stats;
+mod vcpu;
+pub mod xcr0;
+
+pub use guest::{Guest, GuestError};
+pub use machine::{Machine, StartError};
+pub use outcome::Outcome;
+pub use stats::RunStats;
+pub use vcpu::VcpuError;
+
+/// What the run loop asks of the kernel around it.
+pub trait Host {
+    /// An external interrupt made a guest exit, and was acknowledged.
+    fn external_interrupt(&mut self, vector: u8);
+    /// A non-maskable interrupt made a guest exit. It is the host's.
+    fn non_maskable_interrupt(&mut self);
+    /// A machine check made a guest exit. It is the host's.
+    fn machine_check(&mut self);
+}

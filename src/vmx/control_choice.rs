@@ -76,7 +76,7 @@ static WANTED: &[(Control, Need)] = &[
     (Secondary::ModeBasedExecuteControl.control(), Need::Never),
     (Exit::SaveDebugControls.control(), Need::Must),
     (Exit::HostAddressSpaceSize.control(), Need::Must),
-    (Exit::AcknowledgeInterruptOnExit.control(), Need::Nice),
+    (Exit::AcknowledgeInterruptOnExit.control(), Need::Must),
     (Exit::SavePat.control(), Need::Must),
     (Exit::LoadPat.control(), Need::Must),
     (Exit::SaveEfer.control(), Need::Must),

@@ -114,6 +114,8 @@ impl Event {
     pub const DEVICE_NOT_AVAILABLE: Self = Self::plain(7, InterruptionType::HardwareException);
     /// #DF.
     pub const DOUBLE_FAULT: Self = Self::plain(8, InterruptionType::HardwareException).code(0);
+    /// #AC, whose error code is always 0.
+    pub const ALIGNMENT_CHECK: Self = Self::plain(17, InterruptionType::HardwareException).code(0);
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self =
         Self::plain(13, InterruptionType::HardwareException).code(0);

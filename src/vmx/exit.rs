@@ -114,8 +114,8 @@ exit_reasons! {
 }
 
 /// The reasons by number. Looked up at every exit, so a table and not the comparisons of `try_from`.
-static BY_NUMBER: [Option<ExitReason>; 86] = {
-    let mut table = [None; 86];
+static BY_NUMBER: [Option<ExitReason>; ExitReason::COUNT] = {
+    let mut table = [None; ExitReason::COUNT];
     let mut index = 0;
     while index < ExitReason::ALL.len() {
         let reason = ExitReason::ALL[index];
@@ -126,10 +126,19 @@ static BY_NUMBER: [Option<ExitReason>; 86] = {
 };
 
 impl ExitReason {
+    /// One more than the highest number.
+    pub const COUNT: usize = 86;
+
     /// The reason with this number.
     #[inline]
     pub fn from_number(number: u16) -> Option<Self> {
         BY_NUMBER.get(usize::from(number)).copied().flatten()
+    }
+    /// The reason in an exit-reason field that holds nothing beside it, which is the common case; [`Exit::read`] knows
+    /// the others.
+    #[inline(always)]
+    pub fn from_plain_field(field: u32) -> Option<Self> {
+        BY_NUMBER.get(field as usize).copied().flatten()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The CPU: capabilities, VMCS, entry and exit, exit decoding.
 //!
-//! All of this is without inline assembly and is tested on the host: the CPU is reached through
+//! All of this but [`cpu`] is without inline assembly and is tested on the host: the CPU is reached through
 //! [`CpuRead`], the VMCS through [`Vmcs`].
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
@@ -14,6 +14,7 @@ pub mod capabilities;
 pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
+pub mod cpu;
 pub mod cr_shadow;
 pub mod dump;
 pub mod entry_check;

@@ -58,6 +58,9 @@ impl Gpr {
 pub struct GuestRegs([u64; 16]);
 
 impl GuestRegs {
+    /// All zero.
+    pub const ZERO: Self = Self([0; 16]);
+
     /// The value of `register`.
     pub const fn get(&self, register: Gpr) -> u64 {
         self.0[register as usize]

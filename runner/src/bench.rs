@@ -1,0 +1,117 @@
+//! The file that collects the figures of the benchmarks, also those of other tools.
+
+use crate::Error;
+use crate::report::Figure;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// One entry of `target/bench/report.json`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Entry {
+    /// What was measured.
+    pub name: String,
+    /// How much it was. Other tools file fractions.
+    pub value: serde_json::Number,
+    /// Of what.
+    pub unit: String,
+}
+
+/// The entries of an image's figures. The image counts instructions.
+pub fn entries(figures: &[Figure]) -> Vec<Entry> {
+    figures
+        .iter()
+        .map(|figure| Entry {
+            name: figure.name.clone(),
+            value: figure.value.into(),
+            unit: "instructions".into(),
+        })
+        .collect()
+}
+
+/// Puts `new` into the file: entries of the same name are replaced, all others kept.
+pub fn file(path: &Path, new: &[Entry]) -> Result<(), Error> {
+    let old: Vec<Entry> = match fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text)
+            .map_err(|error| Error::asked(path.display().to_string(), error.to_string()))?,
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    }
+    let text = serde_json::to_string_pretty(&merged(old, new))
+        .map_err(|error| Error::asked(path.display().to_string(), error.to_string()))?;
+    fs::write(path, text + "\n").map_err(Error::io("write", path))
+}
+
+fn merged(mut old: Vec<Entry>, new: &[Entry]) -> Vec<Entry> {
+    old.retain(|entry| new.iter().all(|other| other.name != entry.name));
+    old.extend_from_slice(new);
+    old.sort_by(|a, b| a.name.cmp(&b.name));
+    old
+}
+
+/// The entries as a table.
+pub fn table(entries: &[Entry]) -> String {
+    let names = entries.iter().map(|entry| entry.name.len()).max();
+    let values = entries
+        .iter()
+        .map(|entry| entry.value.to_string().len())
+        .max();
+    let (names, values) = (names.unwrap_or(0), values.unwrap_or(0));
+    entries
+        .iter()
+        .map(|Entry { name, value, unit }| {
+            format!("{name:names$}  {:>values$}  {unit}\n", value.to_string())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, value: u64) -> Entry {
+        Entry {
+            name: name.into(),
+            value: value.into(),
+            unit: "instructions".into(),
+        }
+    }
+
+    #[test]
+    fn figures_of_other_tools_are_kept() {
+        let path = std::env::temp_dir().join(format!("offshoot-bench-{}.json", std::process::id()));
+        let other = r#"[{"name":"walker.map","value":1.5,"unit":"ns"},
+            {"name":"exit.cpuid","value":9,"unit":"instructions"}]"#;
+        fs::write(&path, other).unwrap();
+        file(&path, &[entry("exit.cpuid", 120), entry("exit.hlt", 130)]).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let now: Vec<Entry> = serde_json::from_str(&text).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(now.len(), 3);
+        assert_eq!(now[0], entry("exit.cpuid", 120));
+        assert_eq!(now[1], entry("exit.hlt", 130));
+        assert_eq!(now[2].value.as_f64(), Some(1.5));
+    }
+
+    #[test]
+    fn a_file_that_is_no_list_is_not_overwritten() {
+        let path = std::env::temp_dir().join(format!("offshoot-bad-{}.json", std::process::id()));
+        fs::write(&path, "{}").unwrap();
+        assert!(file(&path, &[entry("a", 1)]).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{}");
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let text = table(&[entry("exit.cpuid", 120), entry("fill.write", 5000)]);
+        assert_eq!(
+            text,
+            "exit.cpuid   120  instructions\nfill.write  5000  instructions\n"
+        );
+    }
+}

@@ -1,0 +1,91 @@
+//! The report that an image prints as one line of JSON.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The line that carries the report begins with this.
+pub const PREFIX: &str = "OFFSHOOT-REPORT ";
+
+/// What a run of the image did.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Report {
+    /// Whether all guests ended well.
+    pub ok: bool,
+    /// The guests in the order of their modules, also those that were not run.
+    pub guests: Vec<Guest>,
+    /// The host's frames.
+    pub frames: Frames,
+    /// What the guests filed.
+    #[serde(default)]
+    pub figures: Vec<Figure>,
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// How it ended, in a few words.
+    pub outcome: String,
+    /// Its exit status, if it came to one.
+    pub status: Option<u64>,
+    /// Exits by reason.
+    pub exits: BTreeMap<String, u64>,
+    /// Pages by how they came about.
+    pub pages: BTreeMap<String, u64>,
+    /// Tables of its address space.
+    pub tables: u64,
+    /// Instructions spent in the host for it, where the TSC counts them.
+    pub host_instructions: u64,
+    /// Instructions of its own.
+    pub guest_instructions: u64,
+}
+
+/// The host's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Frames {
+    /// Frames that are managed.
+    pub total: u64,
+    /// Frames in use at the end.
+    pub used: u64,
+    /// The most that were in use at once.
+    pub peak: u64,
+    /// Frames that nobody gave back.
+    pub leaked: u64,
+}
+
+/// A figure that a guest filed.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Figure {
+    /// The guest.
+    pub guest: String,
+    /// The name of the figure.
+    pub name: String,
+    /// Its value.
+    pub value: u64,
+}
+
+impl Report {
+    /// The guest of that name.
+    pub fn guest(&self, name: &str) -> Option<&Guest> {
+        self.guests.iter().find(|guest| guest.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agreed_form_is_read() {
+        let text = r#"{"ok": false, "guests": [{"name": "a", "outcome": "triple fault", "status": null,
+            "exits": {"cpuid": 2}, "pages": {"filled": 3}, "tables": 4, "host_instructions": 5,
+            "guest_instructions": 6}], "frames": {"total": 9, "used": 1, "peak": 8, "leaked": 0}}"#;
+        let report: Report = serde_json::from_str(text).unwrap();
+        let guest = report.guest("a").unwrap();
+        assert_eq!(guest.status, None);
+        assert_eq!(guest.exits["cpuid"], 2);
+        assert!(report.figures.is_empty());
+        assert!(report.guest("b").is_none());
+    }
+}

@@ -1,0 +1,293 @@
+//! What the boot loader says, copied out of its own structures: memory, command line, modules.
+
+use core::ffi::CStr;
+use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
+use offshoot::addr::{AddrRange, Hpa};
+
+use super::layout::{self, BOOT_MAPPED};
+
+/// The most memory ranges that are taken over; what is past them is left unused.
+pub const MAX_MEMORY: usize = 128;
+/// The most modules; one more ends the boot with an error.
+pub const MAX_MODULES: usize = 128;
+
+const MULTIBOOT2_MAGIC: u32 = multiboot2::MAGIC;
+const PVH_MAGIC: u32 = 0x336e_c578;
+/// The longest text that is read.
+const TEXT_MAX: u64 = 4096;
+
+/// A boot module: where it is, and its command line.
+#[derive(Clone, Copy)]
+pub struct Module {
+    pub range: AddrRange<Hpa>,
+    pub cmdline: &'static str,
+}
+
+/// What the boot loader said. The texts stay where it put them: those ranges are listed in `keep`.
+pub struct BootInfo {
+    pub protocol: &'static str,
+    pub cmdline: &'static str,
+    memory: [Option<AddrRange<Hpa>>; MAX_MEMORY],
+    modules: [Option<Module>; MAX_MODULES],
+    /// The boot loader's own structures, with the texts.
+    pub keep: [Option<AddrRange<Hpa>>; MAX_MODULES + 2],
+}
+
+/// Why the boot information cannot be used.
+#[derive(Debug)]
+pub enum BootError {
+    UnknownMagic(u32),
+    Unreadable(&'static str),
+    NotMapped { what: &'static str, address: u64 },
+    TooManyModules,
+    NoMemoryMap,
+}
+
+impl core::fmt::Display for BootError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::UnknownMagic(magic) => {
+                write!(
+                    f,
+                    "started by neither Multiboot2 nor PVH: unknown magic {magic:#x}"
+                )
+            }
+            Self::Unreadable(what) => {
+                write!(f, "the boot loader's information cannot be read: {what}")
+            }
+            Self::NotMapped { what, address } => {
+                write!(
+                    f,
+                    "the boot loader put the {what} at {address:#x}, above 4 GiB"
+                )
+            }
+            Self::TooManyModules => write!(f, "more than {MAX_MODULES} boot modules"),
+            Self::NoMemoryMap => write!(f, "the boot loader gave no memory map"),
+        }
+    }
+}
+
+impl BootInfo {
+    const EMPTY: Self = Self {
+        protocol: "",
+        cmdline: "",
+        memory: [None; MAX_MEMORY],
+        modules: [None; MAX_MODULES],
+        keep: [None; MAX_MODULES + 2],
+    };
+
+    /// Usable memory as the firmware reports it; the image, modules and kept ranges are still inside.
+    pub fn memory(&self) -> impl Iterator<Item = AddrRange<Hpa>> + Clone + '_ {
+        self.memory.iter().flatten().copied()
+    }
+    /// The boot modules, in order.
+    pub fn modules(&self) -> impl Iterator<Item = Module> + Clone + '_ {
+        self.modules.iter().flatten().copied()
+    }
+
+    fn add_memory(&mut self, start: u64, len: u64) {
+        let Some(range) = AddrRange::new(Hpa::new(start), len).filter(|r| !r.is_empty()) else {
+            return;
+        };
+        if let Some(slot) = self.memory.iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(range);
+        }
+    }
+    fn add_module(&mut self, start: u64, len: u64, cmdline: &'static str) -> Result<(), BootError> {
+        let range = mapped("module", start, len)?;
+        let slot = self
+            .modules
+            .iter_mut()
+            .find(|slot| slot.is_none())
+            .ok_or(BootError::TooManyModules)?;
+        *slot = Some(Module { range, cmdline });
+        Ok(())
+    }
+    fn add_keep(&mut self, range: AddrRange<Hpa>) {
+        if let Some(slot) = self.keep.iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(range);
+        }
+    }
+}
+
+/// The range, if the boot tables map all of it.
+fn mapped(what: &'static str, start: u64, len: u64) -> Result<AddrRange<Hpa>, BootError> {
+    AddrRange::new(Hpa::new(start), len)
+        .filter(|range| range.last().map_or(start, Hpa::as_u64) < BOOT_MAPPED)
+        .ok_or(BootError::NotMapped {
+            what,
+            address: start,
+        })
+}
+
+/// Reads what the boot loader left at the physical address `info`.
+///
+/// # Safety
+/// `magic` and `info` must be what the boot loader entered with, and the boot tables must still be in use.
+pub unsafe fn read(magic: u32, info: u32) -> Result<BootInfo, BootError> {
+    match magic {
+        // SAFETY: by the magic, `info` is the address of Multiboot2 information; the caller vouches for the tables.
+        MULTIBOOT2_MAGIC => unsafe { multiboot2(info) },
+        // SAFETY: likewise of a PVH start structure.
+        PVH_MAGIC => unsafe { pvh(info) },
+        _ => Err(BootError::UnknownMagic(magic)),
+    }
+}
+
+unsafe fn multiboot2(info: u32) -> Result<BootInfo, BootError> {
+    let header = layout::direct(Hpa::new(info.into())) as *const BootInformationHeader;
+    // SAFETY: the boot loader put its information here; nothing has written to it since.
+    let boot: BootInformation<'static> = unsafe { BootInformation::load(header) }
+        .map_err(|_| BootError::Unreadable("Multiboot2 header"))?;
+    let mut out = BootInfo {
+        protocol: "Multiboot2",
+        ..BootInfo::EMPTY
+    };
+    out.add_keep(mapped(
+        "boot information",
+        info.into(),
+        (boot.end_address() - boot.start_address()) as u64,
+    )?);
+
+    // A borrow of the tags lasts no longer than that of `boot`, which therefore gets a place for ever.
+    let boot: &'static BootInformation<'static> = {
+        static LOADED: spin::Once<SharedInfo> = spin::Once::new();
+        &LOADED.call_once(|| SharedInfo(boot)).0
+    };
+    if let Some(tag) = boot.command_line_tag() {
+        out.cmdline = tag
+            .cmdline()
+            .map_err(|_| BootError::Unreadable("command line"))?;
+    }
+    let map = boot.memory_map_tag().ok_or(BootError::NoMemoryMap)?;
+    for area in map.memory_areas() {
+        if area.typ() == MemoryAreaType::Available {
+            out.add_memory(area.start_address(), area.size());
+        }
+    }
+    for module in boot.module_tags() {
+        let (start, end) = (
+            u64::from(module.start_address()),
+            u64::from(module.end_address()),
+        );
+        let len = end
+            .checked_sub(start)
+            .ok_or(BootError::Unreadable("module range"))?;
+        let cmdline = module
+            .cmdline()
+            .map_err(|_| BootError::Unreadable("module command line"))?;
+        out.add_module(start, len, cmdline)?;
+    }
+    Ok(out)
+}
+
+struct SharedInfo(BootInformation<'static>);
+// SAFETY: it is only ever read, and by one CPU.
+unsafe impl Sync for SharedInfo {}
+// SAFETY: as above.
+unsafe impl Send for SharedInfo {}
+
+/// `hvm_start_info` of the PVH boot protocol, version 1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct StartInfo {
+    magic: u32,
+    version: u32,
+    flags: u32,
+    nr_modules: u32,
+    modlist: u64,
+    cmdline: u64,
+    rsdp: u64,
+    memmap: u64,
+    memmap_entries: u32,
+    reserved: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ModlistEntry {
+    address: u64,
+    size: u64,
+    cmdline: u64,
+    reserved: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MemmapEntry {
+    address: u64,
+    size: u64,
+    kind: u32,
+    reserved: u32,
+}
+
+unsafe fn pvh(info: u32) -> Result<BootInfo, BootError> {
+    // SAFETY: the caller vouches that the boot loader put the structure here.
+    let start: StartInfo = unsafe { copy(info.into(), "start information")? };
+    if start.magic != PVH_MAGIC {
+        return Err(BootError::Unreadable("PVH start information"));
+    }
+    let mut out = BootInfo {
+        protocol: "PVH",
+        ..BootInfo::EMPTY
+    };
+    if start.version < 1 || start.memmap == 0 {
+        return Err(BootError::NoMemoryMap);
+    }
+    // SAFETY: the addresses are those of the structure, in each case below.
+    unsafe {
+        out.cmdline = text(&mut out, start.cmdline)?;
+        for i in 0..u64::from(start.memmap_entries) {
+            let entry: MemmapEntry = copy(
+                start.memmap + i * size_of::<MemmapEntry>() as u64,
+                "memory map",
+            )?;
+            if entry.kind == 1 {
+                out.add_memory(entry.address, entry.size);
+            }
+        }
+        for i in 0..u64::from(start.nr_modules) {
+            let entry: ModlistEntry = copy(
+                start.modlist + i * size_of::<ModlistEntry>() as u64,
+                "module list",
+            )?;
+            let cmdline = text(&mut out, entry.cmdline)?;
+            out.add_module(entry.address, entry.size, cmdline)?;
+        }
+    }
+    Ok(out)
+}
+
+/// The value at a physical address.
+///
+/// # Safety
+/// The boot loader must have put a `T` there.
+unsafe fn copy<T: Copy>(address: u64, what: &'static str) -> Result<T, BootError> {
+    let range = mapped(what, address, size_of::<T>() as u64)?;
+    // SAFETY: mapped, and by the caller's word a `T`.
+    Ok(unsafe { (layout::direct(range.start()) as *const T).read_unaligned() })
+}
+
+/// The text that ends with a zero byte at a physical address; none at address 0.
+///
+/// # Safety
+/// The boot loader must have put such a text there.
+unsafe fn text(out: &mut BootInfo, address: u64) -> Result<&'static str, BootError> {
+    if address == 0 {
+        return Ok("");
+    }
+    let window = mapped(
+        "text",
+        address,
+        TEXT_MAX.min(BOOT_MAPPED.saturating_sub(address)),
+    )?;
+    // SAFETY: mapped, and by the caller's word a text; nothing writes to what the boot loader left.
+    let bytes = unsafe {
+        core::slice::from_raw_parts(layout::direct(window.start()), window.len() as usize)
+    };
+    let text =
+        CStr::from_bytes_until_nul(bytes).map_err(|_| BootError::Unreadable("text without end"))?;
+    out.add_keep(mapped("text", address, text.count_bytes() as u64 + 1)?);
+    text.to_str()
+        .map_err(|_| BootError::Unreadable("text is not UTF-8"))
+}

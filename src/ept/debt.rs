@@ -1,0 +1,108 @@
+//! Invalidation that is owed, and who must pay before the guest runs again.
+//!
+//! A CPU may go on using what it has cached of an EPT entry until it executes INVEPT (SDM "Operations that Invalidate
+//! Cached Mappings", 30.4.3.1). So an edit that removes or replaces a translation makes a debt: every CPU on which the guest
+//! may have left something behind has to execute INVEPT before it runs the guest again, and the frames that became free
+//! wait until all have. Adding a translation where none was, or only adding permission, owes nothing: the violation that led
+//! to it has dropped what the CPU had cached for the address (SDM "EPT Violations" there).
+
+use super::Eptp;
+use crate::frames::{FrameAllocator, PhysMem, Retired};
+
+/// A logical processor, by a number below 64 of the kernel's choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CpuId(u8);
+
+impl CpuId {
+    /// The processor with this number, or `None` where it is too large.
+    pub const fn new(number: u8) -> Option<Self> {
+        if number < 64 {
+            Some(Self(number))
+        } else {
+            None
+        }
+    }
+    /// Its number.
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// The processor that executes this, and its way to drop translations.
+///
+/// # Safety
+/// [`Invalidate::cpu`] must tell the CPU that executes the call apart from all others, and [`Invalidate::invept`] must
+/// have dropped, when it returns, all guest-physical and combined mappings that this CPU has cached for the EPT pointer
+/// (INVEPT, single-context or all-context). The implementor must not move to another CPU.
+pub unsafe trait Invalidate {
+    /// Which CPU this is.
+    fn cpu(&self) -> CpuId;
+    /// Drops what this CPU has cached for `eptp`.
+    fn invept(&mut self, eptp: Eptp);
+}
+
+/// Some CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CpuSet(u64);
+
+impl CpuSet {
+    const fn contains(self, cpu: CpuId) -> bool {
+        self.0 & 1 << cpu.0 != 0
+    }
+    const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// What one space owes. It owns the frames that must wait.
+#[must_use = "frames in a debt that is dropped are leaked"]
+#[derive(Debug, Default)]
+pub(super) struct Debt {
+    /// The CPUs that may have cached something of this space.
+    cached: CpuSet,
+    /// Those of them that must execute INVEPT before they run it again.
+    stale: CpuSet,
+    /// Frames that these CPUs may still reach.
+    pub retired: Retired,
+    /// INVEPTs executed so far.
+    pub paid: u64,
+}
+
+impl Debt {
+    /// Notes that a translation was removed or replaced.
+    #[inline]
+    pub fn incur(&mut self) {
+        self.stale = self.cached;
+    }
+
+    /// Pays what this CPU owes. When no CPU owes any more, the frames go back.
+    #[inline]
+    pub fn pay<M: PhysMem>(
+        &mut self,
+        eptp: Eptp,
+        cpu: &mut impl Invalidate,
+        frames: &FrameAllocator<M>,
+    ) {
+        let id = cpu.cpu();
+        if self.stale.contains(id) {
+            cpu.invept(eptp);
+            self.paid += 1;
+            self.stale.0 &= !(1 << id.0);
+            self.cached.0 &= !(1 << id.0);
+        }
+        if self.stale.is_empty() {
+            frames.free_retired(&mut self.retired);
+        }
+    }
+
+    /// Notes that `cpu` is about to run the space.
+    #[inline]
+    pub fn run_on(&mut self, cpu: CpuId) {
+        self.cached.0 |= 1 << cpu.0;
+    }
+
+    /// Whether some CPU has still to pay.
+    pub const fn is_owed(&self) -> bool {
+        !self.stale.is_empty()
+    }
+}

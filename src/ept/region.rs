@@ -1,0 +1,461 @@
+//! What a guest's physical addresses are: the regions of a space.
+
+use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
+use crate::paging::MemoryType;
+use core::fmt;
+
+/// How many regions a space has at most.
+pub const MAX_REGIONS: usize = 32;
+
+/// Bytes of host memory that guests may read: a boot module, a file. Guests never write them in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostBytes(AddrRange<Hpa>);
+
+impl HostBytes {
+    /// The bytes in `range`.
+    ///
+    /// # Safety
+    /// As long as any space refers to them, the bytes must stay what they are, and the [`PhysMem`](crate::frames::PhysMem)
+    /// of the spaces must reach them as it does managed frames.
+    pub const unsafe fn new(range: AddrRange<Hpa>) -> Self {
+        Self(range)
+    }
+    /// Where they are.
+    pub const fn range(self) -> AddrRange<Hpa> {
+        self.0
+    }
+}
+
+/// A range of host-physical addresses that a guest is given as it is: the registers or the memory of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceRange(AddrRange<Hpa>);
+
+impl DeviceRange {
+    /// The addresses in `range`.
+    ///
+    /// # Safety
+    /// Whatever a guest reads or writes there must not touch memory of the hypervisor or of another guest, neither at once
+    /// nor by what the device does then.
+    pub const unsafe fn new(range: AddrRange<Hpa>) -> Self {
+        Self(range)
+    }
+    /// Where it is.
+    pub const fn range(self) -> AddrRange<Hpa> {
+        self.0
+    }
+}
+
+/// What stands behind a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionKind {
+    /// Memory that is zero until it is written.
+    Ram,
+    /// Memory that only the host writes.
+    Rom,
+    /// The bytes, followed by zeroes; each guest's writes are its own.
+    CopyOnWrite(HostBytes),
+    /// The bytes, followed by zeroes.
+    ReadOnly(HostBytes),
+    /// No memory: each access is handed to a device model.
+    Mmio,
+    /// The device itself.
+    PassThrough(DeviceRange),
+}
+
+impl RegionKind {
+    /// Whether the guest can write here without being stopped.
+    pub const fn is_writable(&self) -> bool {
+        matches!(
+            self,
+            Self::Ram | Self::CopyOnWrite(_) | Self::PassThrough(_)
+        )
+    }
+    /// Whether this is memory made of bytes that the host can copy in and out.
+    pub const fn is_memory(&self) -> bool {
+        !matches!(self, Self::Mmio | Self::PassThrough(_))
+    }
+    /// The host's bytes behind it.
+    pub const fn host_bytes(&self) -> Option<AddrRange<Hpa>> {
+        match self {
+            Self::CopyOnWrite(bytes) | Self::ReadOnly(bytes) => Some(bytes.0),
+            _ => None,
+        }
+    }
+}
+
+/// A range of guest-physical addresses and what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The addresses, whole pages.
+    pub range: AddrRange<Gpa>,
+    /// What is there.
+    pub kind: RegionKind,
+    /// Whether instructions may be fetched.
+    pub execute: bool,
+    /// How it is cached.
+    pub memory_type: MemoryType,
+    /// The caller's name for it: comes back with accesses to be emulated.
+    pub tag: u32,
+}
+
+impl Region {
+    /// A region with the memory type that goes with its kind (uncacheable for devices, write-back for the rest), in
+    /// which instructions may be fetched unless it is a device.
+    pub const fn new(range: AddrRange<Gpa>, kind: RegionKind) -> Self {
+        let memory = kind.is_memory();
+        let memory_type = if memory {
+            MemoryType::WriteBack
+        } else {
+            MemoryType::Uncacheable
+        };
+        Self {
+            range,
+            kind,
+            execute: memory,
+            memory_type,
+            tag: 0,
+        }
+    }
+    /// The same with a tag.
+    pub const fn with_tag(self, tag: u32) -> Self {
+        Self { tag, ..self }
+    }
+    /// The same with instruction fetches allowed or not.
+    pub const fn with_execute(self, execute: bool) -> Self {
+        Self { execute, ..self }
+    }
+    /// The same with another memory type.
+    pub const fn with_memory_type(self, memory_type: MemoryType) -> Self {
+        Self {
+            memory_type,
+            ..self
+        }
+    }
+
+    /// Bytes from the start of the region to `gpa`, which must be in it.
+    pub fn offset(&self, gpa: Gpa) -> u64 {
+        gpa.as_u64().wrapping_sub(self.range.start().as_u64())
+    }
+
+    fn check(&self, width: u32) -> Result<(), RegionError> {
+        let range = self.range;
+        let Some(last) = range.last() else {
+            return Err(RegionError::Empty(range.start()));
+        };
+        let pages =
+            |start: u64, len: u64| start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
+        if !pages(range.start().as_u64(), range.len()) {
+            return Err(RegionError::Unaligned(range));
+        }
+        if last.as_u64() >> width != 0 {
+            return Err(RegionError::TooWide { range, width });
+        }
+        match self.kind {
+            RegionKind::CopyOnWrite(HostBytes(host)) | RegionKind::ReadOnly(HostBytes(host)) => {
+                let fits = host.start().is_aligned(PAGE_SIZE) && host.len() <= range.len();
+                if fits {
+                    Ok(())
+                } else {
+                    Err(RegionError::HostRange(host))
+                }
+            }
+            RegionKind::PassThrough(DeviceRange(host)) => {
+                let fits = pages(host.start().as_u64(), host.len()) && host.len() == range.len();
+                if fits {
+                    Ok(())
+                } else {
+                    Err(RegionError::HostRange(host))
+                }
+            }
+            RegionKind::Ram | RegionKind::Rom | RegionKind::Mmio => Ok(()),
+        }
+    }
+}
+
+/// Why a region was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionError {
+    /// It has no bytes.
+    Empty(Gpa),
+    /// It is not made of whole pages.
+    Unaligned(AddrRange<Gpa>),
+    /// It reaches beyond the guest's physical addresses.
+    TooWide {
+        /// The region.
+        range: AddrRange<Gpa>,
+        /// Bits of a guest-physical address.
+        width: u32,
+    },
+    /// It shares addresses with another.
+    Overlaps {
+        /// The region.
+        range: AddrRange<Gpa>,
+        /// The one that is there.
+        other: AddrRange<Gpa>,
+    },
+    /// There are [`MAX_REGIONS`] already.
+    TooMany,
+    /// The host's bytes do not start at a page, or do not fit the region.
+    HostRange(AddrRange<Hpa>),
+    /// The host's bytes lie in memory whose frames the allocator hands out.
+    HostManaged(AddrRange<Hpa>),
+    /// There is no such region.
+    NoSuchRegion(AddrRange<Gpa>),
+}
+
+impl fmt::Display for RegionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty(start) => write!(f, "the region at GPA {start:#x} is empty"),
+            Self::Unaligned(range) => {
+                write!(f, "the region {range} is not made of whole 4 KiB pages")
+            }
+            Self::TooWide { range, width } => {
+                write!(
+                    f,
+                    "the region {range} reaches beyond guest-physical addresses of {width} bits"
+                )
+            }
+            Self::Overlaps { range, other } => {
+                write!(f, "the region {range} overlaps the region {other}")
+            }
+            Self::TooMany => write!(f, "a space has at most {MAX_REGIONS} regions"),
+            Self::HostRange(range) => {
+                write!(
+                    f,
+                    "the host range {range} does not start at a page or does not fit the region"
+                )
+            }
+            Self::HostManaged(range) => {
+                write!(
+                    f,
+                    "the host range {range} lies in memory that is handed out frame by frame"
+                )
+            }
+            Self::NoSuchRegion(range) => write!(f, "there is no region {range}"),
+        }
+    }
+}
+
+impl core::error::Error for RegionError {}
+
+/// The regions of a space, in order of their addresses.
+#[derive(Clone, Debug)]
+pub(super) struct RegionMap {
+    regions: [Option<Region>; MAX_REGIONS],
+    used: usize,
+    width: u32,
+    /// Where the last look-up ended: the next is likely there.
+    last: usize,
+}
+
+impl RegionMap {
+    pub const fn new(width: u32) -> Self {
+        Self {
+            regions: [None; MAX_REGIONS],
+            used: 0,
+            width,
+            last: 0,
+        }
+    }
+
+    /// Bits of a guest-physical address.
+    pub const fn width(&self) -> u32 {
+        self.width
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter().take(self.used).flatten()
+    }
+
+    /// Adds a region after checking everything about it that does not need the frames.
+    pub fn add(&mut self, region: Region) -> Result<(), RegionError> {
+        region.check(self.width)?;
+        let range = region.range;
+        if let Some(other) = self.iter().find(|r| r.range.overlaps(range)) {
+            return Err(RegionError::Overlaps {
+                range,
+                other: other.range,
+            });
+        }
+        let at = self
+            .iter()
+            .take_while(|r| r.range.start() < range.start())
+            .count();
+        match self.regions.get_mut(at..=self.used) {
+            Some(tail) => {
+                tail.rotate_right(1);
+                self.regions[at] = Some(region);
+                self.used += 1;
+                Ok(())
+            }
+            None => Err(RegionError::TooMany),
+        }
+    }
+
+    /// Removes the region with exactly this range.
+    pub fn remove(&mut self, range: AddrRange<Gpa>) -> Result<Region, RegionError> {
+        let at = self.iter().position(|r| r.range == range);
+        let tail = at.and_then(|at| self.regions.get_mut(at..self.used));
+        match tail {
+            Some(tail) => {
+                tail.rotate_left(1);
+                self.used -= 1;
+                self.regions[self.used]
+                    .take()
+                    .ok_or(RegionError::NoSuchRegion(range))
+            }
+            None => Err(RegionError::NoSuchRegion(range)),
+        }
+    }
+
+    /// The region that `gpa` is in.
+    #[inline]
+    pub fn find(&self, gpa: Gpa) -> Option<&Region> {
+        match self.regions.get(self.last) {
+            Some(Some(region)) if region.range.contains(gpa) => Some(region),
+            _ => self.iter().find(|r| r.range.contains(gpa)),
+        }
+    }
+
+    /// As [`RegionMap::find`], and the next look-up starts there.
+    #[inline]
+    pub fn find_often(&mut self, gpa: Gpa) -> Option<Region> {
+        match self.regions.get(self.last) {
+            Some(Some(region)) if region.range.contains(gpa) => Some(*region),
+            _ => {
+                let last = self.iter().position(|r| r.range.contains(gpa))?;
+                self.last = last;
+                self.regions.get(self.last).copied().flatten()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, len: u64) -> AddrRange<Gpa> {
+        AddrRange::new(Gpa::new(start), len).unwrap()
+    }
+    fn ram(start: u64, len: u64) -> Region {
+        Region::new(range(start, len), RegionKind::Ram)
+    }
+    fn bytes(start: u64, len: u64) -> HostBytes {
+        // SAFETY: nothing is mapped in these tests.
+        unsafe { HostBytes::new(AddrRange::new(Hpa::new(start), len).unwrap()) }
+    }
+    fn device(start: u64, len: u64) -> DeviceRange {
+        // SAFETY: nothing is mapped in these tests.
+        unsafe { DeviceRange::new(AddrRange::new(Hpa::new(start), len).unwrap()) }
+    }
+
+    #[test]
+    fn bad_regions_are_refused_and_change_nothing() {
+        let mut map = RegionMap::new(36);
+        map.add(ram(0x10_0000, 0x10_0000)).unwrap();
+        let refused = |map: &mut RegionMap, region: Region| {
+            let before = map.clone();
+            let error = map.add(region).unwrap_err();
+            assert!(before.iter().eq(map.iter()));
+            error
+        };
+        let map = &mut map;
+        assert_eq!(
+            refused(map, ram(0x4000, 0)),
+            RegionError::Empty(Gpa::new(0x4000))
+        );
+        assert_eq!(
+            refused(map, ram(0x800, 0x1000)),
+            RegionError::Unaligned(range(0x800, 0x1000))
+        );
+        assert_eq!(
+            refused(map, ram(0, 0x1800)),
+            RegionError::Unaligned(range(0, 0x1800))
+        );
+        let wide = range((1 << 36) - 0x1000, 0x2000);
+        assert_eq!(
+            refused(map, ram((1 << 36) - 0x1000, 0x2000)),
+            RegionError::TooWide {
+                range: wide,
+                width: 36
+            }
+        );
+        assert!(matches!(
+            refused(map, ram(1 << 50, 0x1000)),
+            RegionError::TooWide { .. }
+        ));
+        assert!(matches!(
+            refused(map, ram(u64::MAX - 0xfff, 0x1000)),
+            RegionError::TooWide { .. }
+        ));
+        for (start, len) in [
+            (0x1f_f000, 0x1000),
+            (0xf_f000, 0x2000),
+            (0, 0x100_0000),
+            (0x18_0000, 0x1000),
+        ] {
+            assert!(matches!(
+                refused(map, ram(start, len)),
+                RegionError::Overlaps { .. }
+            ));
+        }
+        let with = |kind| Region::new(range(0, 0x2000), kind);
+        for kind in [
+            RegionKind::CopyOnWrite(bytes(0x1800, 0x800)),
+            RegionKind::ReadOnly(bytes(0x1000, 0x2001)),
+            RegionKind::PassThrough(device(0x1000, 0x1000)),
+            RegionKind::PassThrough(device(0x1080, 0x2000)),
+        ] {
+            assert!(matches!(
+                refused(map, with(kind)),
+                RegionError::HostRange(_)
+            ));
+        }
+    }
+
+    #[test]
+    fn neighbours_fit_and_the_last_page_too() {
+        let mut map = RegionMap::new(48);
+        map.add(ram(0x2000, 0x1000)).unwrap();
+        map.add(ram((1 << 48) - 0x1000, 0x1000)).unwrap();
+        map.add(ram(0x1000, 0x1000)).unwrap();
+        map.add(ram(0x3000, 0x1000)).unwrap();
+        let starts: Vec<u64> = map.iter().map(|r| r.range.start().as_u64()).collect();
+        assert_eq!(starts, [0x1000, 0x2000, 0x3000, (1 << 48) - 0x1000]);
+        for (gpa, start) in [
+            (0xfff, None),
+            (0x1000, Some(0x1000)),
+            (0x2fff, Some(0x2000)),
+            (0x4000, None),
+        ] {
+            let found = |r: Option<&Region>| r.map(|r| r.range.start().as_u64());
+            assert_eq!(found(map.find(Gpa::new(gpa))), start);
+            assert_eq!(found(map.find_often(Gpa::new(gpa)).as_ref()), start);
+            assert_eq!(found(map.find(Gpa::new(gpa))), start);
+        }
+        assert!(map.find(Gpa::new((1 << 48) - 1)).is_some());
+        assert!(map.find(Gpa::new(u64::MAX)).is_none());
+        map.remove(range(0x2000, 0x1000)).unwrap();
+        assert_eq!(
+            map.remove(range(0x2000, 0x1000)),
+            Err(RegionError::NoSuchRegion(range(0x2000, 0x1000)))
+        );
+        assert!(map.remove(range(0x1000, 0x2000)).is_err());
+        assert!(map.find(Gpa::new(0x2000)).is_none() && map.find_often(Gpa::new(0x2000)).is_none());
+        assert_eq!(map.iter().count(), 3);
+    }
+
+    #[test]
+    fn one_too_many_is_refused() {
+        let mut map = RegionMap::new(48);
+        for i in 0..MAX_REGIONS as u64 {
+            map.add(ram(i * 0x2000, 0x1000)).unwrap();
+        }
+        assert_eq!(map.add(ram(0x1000, 0x1000)), Err(RegionError::TooMany));
+        map.remove(range(0, 0x1000)).unwrap();
+        map.add(ram(0x1000, 0x1000)).unwrap();
+        assert_eq!(map.iter().count(), MAX_REGIONS);
+    }
+}

@@ -1,0 +1,241 @@
+//! The tables of a space as the walker sees them: counted frames, of which those that others refer to may not be written.
+//!
+//! An entry that grants write refers to a frame with a count of 1. So where a table is shared, write is withdrawn from
+//! every entry that refers to it, and from every entry in it when it is copied: no path that grants write on every level
+//! ends at anything shared, and the CPU reports the first write below a shared table.
+
+use super::entry::{Origin, decode};
+use crate::addr::{Hpa, PAGE_SIZE};
+use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
+use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, MayMoveTable, TableOps, TableReadOps};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Entries of a table.
+pub(super) const ENTRIES: usize = 512;
+/// The permission to write, in a leaf and in an entry that refers to a table.
+const WRITE: u64 = 1 << 1;
+
+/// Access to the tables of one tree.
+pub(super) struct Tables<'a, M> {
+    pub frames: &'a FrameAllocator<M>,
+    root: Hpa,
+    /// Where tables go that no entry refers to any more.
+    pub retired: &'a mut Retired,
+    /// A table was moved: what CPUs have cached of the old one is stale.
+    pub moved: bool,
+    /// A reference could not be counted while a table was copied: the copy lacks the entry.
+    pub failed: Option<FrameError>,
+}
+
+impl<'a, M: PhysMem> Tables<'a, M> {
+    /// The tree at `root`.
+    ///
+    /// # Safety
+    /// `root` must be a table of the EPT format in a frame of `frames` that the caller holds, and so must be everything that
+    /// its entries refer to as tables; each such entry must hold a counted reference.
+    pub unsafe fn new(frames: &'a FrameAllocator<M>, root: Hpa, retired: &'a mut Retired) -> Self {
+        Self {
+            frames,
+            root,
+            retired,
+            moved: false,
+            failed: None,
+        }
+    }
+
+    #[inline(always)]
+    fn word(&self, table: Hpa, index: usize) -> &AtomicU64 {
+        // SAFETY: whoever calls asks for the root, a table that was allocated here, or one that an entry of those refers
+        // to: by the promise given to `new` all are tables in managed frames that somebody holds. The offset is inside
+        // the frame and aligned; entries are only ever accessed as atomic words, by the CPU too.
+        unsafe { word(self.frames.mem(), table, index) }
+    }
+
+    /// Counts one more reference to whatever the entry refers to, and returns the entry as it may stand in two tables:
+    /// without write.
+    fn share(&mut self, level: u8, entry: EptEntry) -> EptEntry {
+        let target = match decode(level, entry) {
+            Decoded::Table { table, .. } => table,
+            Decoded::Content(Content::Page { phys, attr }) if Origin::of(attr).is_counted() => phys,
+            Decoded::Content(_) => return entry,
+        };
+        match self.frames.share_entry(target) {
+            Ok(reference) => {
+                reference.into_raw();
+                EptEntry::from_bits(entry.to_bits() & !WRITE)
+            }
+            Err(error) => {
+                self.failed = Some(error);
+                EptEntry::EMPTY
+            }
+        }
+    }
+
+    /// Fills `to` with what `from`, a table of `level`, refers to; write is withdrawn in both.
+    pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
+        for index in 0..ENTRIES {
+            let entry = EptEntry::from_bits(self.word(from, index).load(Ordering::Acquire));
+            if entry == EptEntry::EMPTY {
+                continue;
+            }
+            let shared = self.share(level, entry);
+            if shared != entry && shared != EptEntry::EMPTY {
+                // The CPU may be setting accessed and dirty in the old one.
+                self.word(from, index).fetch_and(!WRITE, Ordering::AcqRel);
+            }
+            self.word(to, index)
+                .store(shared.to_bits(), Ordering::Release);
+        }
+    }
+
+    /// Drops the reference to a table of `level` that an entry held. If it was the last, everything below goes too.
+    pub fn drop_table(&mut self, table: Hpa, level: u8) {
+        // A frame that an entry of ours refers to is managed and allocated: the errors do not happen.
+        if !matches!(self.frames.release_unless_last(table), Ok(false)) {
+            return;
+        }
+        for index in 0..ENTRIES {
+            let entry = EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire));
+            match decode(level, entry) {
+                Decoded::Table { table, .. } => self.drop_table(table, level - 1),
+                Decoded::Content(Content::Page { phys, attr }) => {
+                    self.drop_leaf(phys, Origin::of(attr))
+                }
+                Decoded::Content(_) => {}
+            }
+        }
+        self.retire(table);
+    }
+
+    /// Drops the reference that a leaf held.
+    pub fn drop_leaf(&mut self, phys: Hpa, origin: Origin) {
+        if origin.is_counted() {
+            self.retire(phys);
+        }
+    }
+
+    fn retire(&mut self, address: Hpa) {
+        let gone = self
+            .frames
+            .from_entry(address)
+            .and_then(|frame| self.frames.retire(frame, self.retired));
+        debug_assert!(gone.is_ok(), "{gone:?}");
+    }
+}
+
+/// Access to the tables of one tree, for reading.
+pub(super) struct View<'a, M> {
+    mem: &'a M,
+    root: Hpa,
+}
+
+impl<'a, M: PhysMem> View<'a, M> {
+    /// The tree at `root`.
+    ///
+    /// # Safety
+    /// As for [`Tables::new`], as long as the view lives.
+    pub unsafe fn new(mem: &'a M, root: Hpa) -> Self {
+        Self { mem, root }
+    }
+}
+
+impl<M: PhysMem> TableReadOps for View<'_, M> {
+    type Format = Ept;
+
+    #[inline(always)]
+    fn root(&self) -> Hpa {
+        self.root
+    }
+    #[inline(always)]
+    fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
+        // SAFETY: as in `Tables::word`.
+        Some(EptEntry::from_bits(
+            unsafe { word(self.mem, table, index) }.load(Ordering::Acquire),
+        ))
+    }
+}
+
+/// The word of an entry.
+///
+/// # Safety
+/// `table` must be a frame that `mem` reaches and that is used as a table as long as the reference lives.
+#[inline(always)]
+pub(super) unsafe fn word<M: PhysMem>(mem: &M, table: Hpa, index: usize) -> &AtomicU64 {
+    let address = Hpa::new(table.as_u64() + (index as u64 * 8) % PAGE_SIZE);
+    // SAFETY: the address is inside the frame and a multiple of 8; the caller vouches for the frame.
+    unsafe { AtomicU64::from_ptr(mem.ptr(address).cast()) }
+}
+
+impl<M: PhysMem> TableReadOps for Tables<'_, M> {
+    type Format = Ept;
+
+    #[inline(always)]
+    fn root(&self) -> Hpa {
+        self.root
+    }
+    #[inline(always)]
+    fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
+        Some(EptEntry::from_bits(
+            self.word(table, index).load(Ordering::Acquire),
+        ))
+    }
+}
+
+impl<M: PhysMem> TableOps for Tables<'_, M> {
+    type Movability = MayMoveTable;
+
+    fn alloc_table(&mut self) -> Option<Hpa> {
+        self.frames
+            .alloc_zeroed()
+            .ok()
+            .map(|frame| frame.into_raw())
+    }
+    fn free_table(&mut self, table: Hpa) {
+        let gone = self
+            .frames
+            .from_entry(table)
+            .and_then(|frame| self.frames.release(frame));
+        debug_assert!(gone.is_ok(), "{gone:?}");
+    }
+    fn retire_table(&mut self, table: Hpa, _level: u8) {
+        self.retire(table);
+    }
+    #[inline(always)]
+    fn write_entry(&mut self, table: Hpa, index: usize, entry: EptEntry) -> Option<()> {
+        self.word(table, index)
+            .store(entry.to_bits(), Ordering::Release);
+        Some(())
+    }
+    fn compare_exchange(
+        &mut self,
+        table: Hpa,
+        index: usize,
+        old: EptEntry,
+        new: EptEntry,
+    ) -> Option<Result<(), EptEntry>> {
+        let word = self.word(table, index);
+        let done = word.compare_exchange(
+            old.to_bits(),
+            new.to_bits(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        Some(done.map(drop).map_err(EptEntry::from_bits))
+    }
+
+    #[inline(always)]
+    fn must_move(&self, table: Hpa, _level: u8) -> Option<Hpa> {
+        (self.frames.count(table) > 1).then_some(table)
+    }
+    fn move_table(&mut self, from: Hpa, level: u8, to: Hpa) {
+        self.copy_shared(from, level, to);
+        self.moved = true;
+        self.drop_table(from, level);
+    }
+    fn drop_shared(&mut self, table: Hpa, level: u8) {
+        self.drop_table(table, level);
+    }
+    fn set_root(&mut self, _from: Hpa, to: Hpa) {
+        self.root = to;
+    }
+}

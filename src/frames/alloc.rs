@@ -1,0 +1,423 @@
+//! The allocator.
+
+use super::counts::{Counts, RECORD};
+use super::lists::{LARGE, Lists, Retired};
+use super::ranges::SpanSet;
+use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
+use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE, PageSize};
+use spin::Mutex;
+
+/// The physical frames of the machine: who is free, and how many refer to each.
+///
+/// All methods take `&self`, so one can stand in a `static` (behind [`spin::Once`]). Allocation and release of a
+/// frame take constant time; starting up writes 8 bytes for each frame and touches nothing else.
+///
+/// Large blocks ([`FrameAllocator::alloc_large`]) come from memory that was never given out in small frames, and from
+/// large blocks that came back. Small frames that come back are not joined to large blocks again.
+pub struct FrameAllocator<M> {
+    mem: M,
+    counts: Counts,
+    lists: Mutex<Lists>,
+    /// How many allocations still succeed: tests make memory run out at any point.
+    #[cfg(test)]
+    pub(crate) allowance: core::sync::atomic::AtomicU64,
+}
+
+impl<M: PhysMem> FrameAllocator<M> {
+    /// Bytes that the counts of `frames` frames take. They are carved from the memory under management.
+    pub const fn count_bytes(frames: u64) -> u64 {
+        frames * RECORD
+    }
+
+    /// An allocator over the whole frames in `usable` that no range in `reserved` touches. The ranges may come in any
+    /// order, unaligned and overlapping.
+    ///
+    /// # Safety
+    /// The memory so described must be there, nothing else may use it, and `mem` must keep the contract of
+    /// [`PhysMem`] for all of it.
+    pub unsafe fn new(
+        mem: M,
+        usable: impl IntoIterator<Item = AddrRange<Hpa>>,
+        reserved: impl IntoIterator<Item = AddrRange<Hpa>>,
+    ) -> Result<Self, FrameError> {
+        let mut set = SpanSet::new();
+        usable.into_iter().for_each(|range| set.add(range));
+        reserved.into_iter().for_each(|range| set.remove(range));
+        // SAFETY: what is left in the set is what the caller vouches for.
+        let counts = unsafe { Counts::carve(&mem, set)? };
+        let lists = Mutex::new(Lists::new(&counts));
+        Ok(Self {
+            mem,
+            counts,
+            lists,
+            #[cfg(test)]
+            allowance: u64::MAX.into(),
+        })
+    }
+
+    /// The memory that this allocator manages parts of.
+    pub fn mem(&self) -> &M {
+        &self.mem
+    }
+
+    /// The managed ranges, the largest first.
+    pub fn ranges(&self) -> impl Iterator<Item = AddrRange<Hpa>> {
+        self.counts.ranges()
+    }
+
+    /// A frame whose content is unknown.
+    #[inline]
+    pub fn alloc(&self) -> Result<Frame, FrameError> {
+        self.allow()?;
+        let mut lists = self.lists.lock();
+        let number = lists
+            .pop(&self.mem, &self.counts)
+            .ok_or(FrameError::OutOfFrames)?;
+        lists.note_used(1);
+        drop(lists);
+        Ok(self.hand_out(number))
+    }
+
+    /// A frame full of zeroes, from the pool of zeroed ones while there are any.
+    #[inline]
+    pub fn alloc_zeroed(&self) -> Result<Frame, FrameError> {
+        self.allow()?;
+        let mut lists = self.lists.lock();
+        let pooled = lists.pop_zeroed(&self.mem, &self.counts);
+        let number = match pooled {
+            Some(number) => number,
+            None => lists
+                .pop_unzeroed(&self.mem, &self.counts)
+                .ok_or(FrameError::OutOfFrames)?,
+        };
+        lists.note_used(1);
+        drop(lists);
+        let frame = self.hand_out(number);
+        if pooled.is_none() {
+            // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
+            unsafe { bytes::zero(&self.mem, frame.address()) };
+        }
+        Ok(frame)
+    }
+
+    /// A new frame with the content of the one at `from`.
+    #[inline]
+    pub fn alloc_copy(&self, from: Hpa) -> Result<Frame, FrameError> {
+        let number = self.counts.number(from)?;
+        if self.counts.count(&self.mem, number) == 0 {
+            return Err(FrameError::NotAllocated(from));
+        }
+        let frame = self.alloc()?;
+        // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
+        // writes the old one on another CPU can only spoil bytes of its own.
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        Ok(frame)
+    }
+
+    /// Copies the frame at `from` into a frame that nobody else refers to.
+    #[inline]
+    pub fn copy_into(&self, frame: &Frame, from: Hpa) -> Result<(), FrameError> {
+        if self.count(from) == 0 {
+            return Err(FrameError::NotAllocated(from));
+        }
+        self.check_exclusive(frame)?;
+        // SAFETY: both frames are managed and allocated, `frame` to the caller alone, so that the other, which an entry
+        // refers to, is another one. A guest that still writes that one can only spoil bytes of its own.
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        Ok(())
+    }
+
+    /// Fills a frame that nobody else refers to with `len` bytes (at most a frame's) from memory that is not managed, and
+    /// the rest of it with zeroes.
+    ///
+    /// # Safety
+    /// The source must be one that `mem` reaches as it does managed frames, and nobody may write there meanwhile.
+    pub unsafe fn copy_host_into(
+        &self,
+        frame: &Frame,
+        from: Hpa,
+        len: u64,
+    ) -> Result<(), FrameError> {
+        self.check_exclusive(frame)?;
+        let len = len.min(PAGE_SIZE) as usize;
+        // SAFETY: the frame is managed and the caller's alone; the source is what the caller vouches for, and cannot be
+        // the frame, as that is managed.
+        unsafe {
+            let to = self.mem.ptr(frame.address());
+            self.mem.ptr(from).copy_to_nonoverlapping(to, len);
+            to.add(len).write_bytes(0, PAGE_SIZE as usize - len);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out of memory that is not managed, from `at` up to the end of its page at most.
+    ///
+    /// # Safety
+    /// As for [`FrameAllocator::copy_host_into`].
+    pub unsafe fn read_host(&self, at: Hpa, into: &mut [u8]) -> Result<(), FrameError> {
+        if into.len() as u64 > PAGE_SIZE - at.page_offset() {
+            return Err(FrameError::NotManaged(at));
+        }
+        // SAFETY: the bytes do not pass the end of the page, and the caller vouches for the page.
+        unsafe { bytes::read(&self.mem, at, into) };
+        Ok(())
+    }
+
+    /// A block of 2 MiB or 1 GiB, aligned to its size, whose content is unknown. It is one frame: it has one count, and
+    /// the address of any 4 KiB in it stands for all of it.
+    pub fn alloc_large(&self, size: PageSize) -> Result<Frame, FrameError> {
+        self.allow()?;
+        let order = order(size)?;
+        let mut lists = self.lists.lock();
+        let number = match order {
+            0 => lists.pop(&self.mem, &self.counts),
+            _ => lists.pop_large(&self.mem, &self.counts, order),
+        };
+        let number = number.ok_or(FrameError::OutOfFrames)?;
+        lists.note_used(1 << order);
+        drop(lists);
+        self.counts.start(&self.mem, number, order);
+        Ok(Frame::new(self.counts.address(number)))
+    }
+
+    /// As [`FrameAllocator::alloc_large`], full of zeroes.
+    pub fn alloc_large_zeroed(&self, size: PageSize) -> Result<Frame, FrameError> {
+        let frame = self.alloc_large(size)?;
+        for offset in (0..size.bytes()).step_by(PAGE_SIZE as usize) {
+            // SAFETY: the block is managed, and nobody but the handle just made refers to it.
+            unsafe { bytes::zero(&self.mem, Hpa::new(frame.address().as_u64() + offset)) };
+        }
+        Ok(frame)
+    }
+
+    /// Turns a large block into 4 KiB frames. The reference to the block becomes one reference to each frame, which the
+    /// caller owns: 512 or more, of which the one returned is the first and the others are got by
+    /// [`FrameAllocator::from_entry`].
+    pub fn break_up(&self, block: Frame) -> Result<Frame, (FrameError, Frame)> {
+        match self
+            .counts
+            .number(block.address())
+            .and_then(|number| self.counts.break_up(&self.mem, number))
+        {
+            Ok(()) => Ok(block),
+            Err(error) => Err((error, block)),
+        }
+    }
+
+    /// The inverse of [`FrameAllocator::break_up`]: the caller gives up its references to all the frames of the
+    /// aligned block that `first` starts, each of which must be the only one.
+    pub fn put_together(&self, first: Frame, size: PageSize) -> Result<Frame, (FrameError, Frame)> {
+        let whole = |number| self.counts.put_together(&self.mem, number, order(size)?);
+        match self.counts.number(first.address()).and_then(whole) {
+            Ok(()) => Ok(first),
+            Err(error) => Err((error, first)),
+        }
+    }
+
+    /// One more reference to a frame.
+    pub fn share(&self, frame: &Frame) -> Result<Frame, FrameError> {
+        self.share_entry(frame.address())
+    }
+
+    /// One more reference to the frame that a table entry refers to.
+    #[inline]
+    pub fn share_entry(&self, address: Hpa) -> Result<Frame, FrameError> {
+        let number = self.counts.number(address)?;
+        self.counts.take(&self.mem, number, 1)?;
+        Ok(Frame::new(address))
+    }
+
+    /// `more` references at once to the block that `address` is part of, for as many entries about to refer to it.
+    pub fn share_many(&self, address: Hpa, more: u32) -> Result<(), FrameError> {
+        self.counts
+            .take(&self.mem, self.counts.number(address)?, more)
+    }
+
+    /// Takes back the reference that a table entry or a root held ([`Frame::into_raw`]). Whoever calls this must have
+    /// removed the address from there. That the frame is managed and somebody's is checked.
+    #[inline]
+    pub fn from_entry(&self, address: Hpa) -> Result<Frame, FrameError> {
+        match self.counts.count(&self.mem, self.counts.number(address)?) {
+            0 => Err(FrameError::NotAllocated(address)),
+            _ => Ok(Frame::new(address)),
+        }
+    }
+
+    /// Ends a reference; the last one frees the frame.
+    #[inline]
+    pub fn release(&self, frame: Frame) -> Result<(), FrameError> {
+        let number = self.counts.number(frame.into_raw())?;
+        if let Some((head, order)) = self.counts.give(&self.mem, number)? {
+            let mut lists = self.lists.lock();
+            lists.push(&self.mem, &self.counts, head, order);
+            lists.used -= 1 << order;
+        }
+        Ok(())
+    }
+
+    /// Takes away the reference that a table entry held, unless it is the last one: then nothing changes, and the caller
+    /// ends what the frame refers to before it ends the frame. Yields whether the reference is gone.
+    pub fn release_unless_last(&self, address: Hpa) -> Result<bool, FrameError> {
+        self.counts
+            .give_unless_last(&self.mem, self.counts.number(address)?)
+    }
+
+    /// Ends a reference. If it was the last, the frame goes to `retired`: it is not given out before
+    /// [`FrameAllocator::free_retired`].
+    pub fn retire(&self, frame: Frame, retired: &mut Retired) -> Result<(), FrameError> {
+        let number = self.counts.number(frame.into_raw())?;
+        if let Some((head, order)) = self.counts.give(&self.mem, number)? {
+            retired.push(&self.mem, &self.counts, head, order);
+        }
+        Ok(())
+    }
+
+    /// Frees what was retired, in constant time: no CPU has a translation to any of it any more.
+    pub fn free_retired(&self, retired: &mut Retired) {
+        if !retired.is_empty() {
+            self.lists.lock().push_all(&self.mem, &self.counts, retired);
+        }
+    }
+
+    /// Adds what `other` holds to `retired`, in constant time.
+    pub fn join_retired(&self, retired: &mut Retired, other: Retired) {
+        retired.join(&self.mem, &self.counts, other);
+    }
+
+    /// Starts to compare the counts with the references that there are. Nothing may allocate, share or release
+    /// meanwhile.
+    pub fn audit(&self) -> Audit<'_, M> {
+        Audit::new(&self.mem, &self.counts)
+    }
+
+    /// How many refer to the frame at `address` (to its block, where it is part of one); 0 where it is free or not
+    /// managed.
+    #[inline]
+    pub fn count(&self, address: Hpa) -> u32 {
+        self.counts
+            .number(address)
+            .map_or(0, |number| self.counts.count(&self.mem, number))
+    }
+
+    /// Where the block starts that `address` is allocated in, and how large it is. `None` where it is free or not
+    /// managed.
+    pub fn block(&self, address: Hpa) -> Option<(Hpa, PageSize)> {
+        let (head, order) = self
+            .counts
+            .block(&self.mem, self.counts.number(address).ok()?)?;
+        let size = match order {
+            0 => PageSize::Size4K,
+            9 => PageSize::Size2M,
+            _ => PageSize::Size1G,
+        };
+        Some((self.counts.address(head), size))
+    }
+
+    /// Zeroes up to `frames` free frames ahead of need; yields how many.
+    pub fn refill(&self, frames: u64) -> u64 {
+        for done in 0..frames {
+            let Some(number) = self.lists.lock().pop_unzeroed(&self.mem, &self.counts) else {
+                return done;
+            };
+            // SAFETY: the frame is managed, free, and in no list, so nobody else can come by it.
+            unsafe { bytes::zero(&self.mem, self.counts.address(number)) };
+            self.lists
+                .lock()
+                .push_zeroed(&self.mem, &self.counts, number);
+        }
+        frames
+    }
+
+    /// Copies bytes out of an allocated frame, from `at` on. They must not pass the end of that 4 KiB frame.
+    pub fn read(&self, at: Hpa, into: &mut [u8]) -> Result<(), FrameError> {
+        self.check_bytes(at, into.len())?;
+        // SAFETY: just checked.
+        unsafe { bytes::read(&self.mem, at, into) };
+        Ok(())
+    }
+
+    /// Copies bytes into an allocated frame, from `at` on. They must not pass the end of that 4 KiB frame.
+    ///
+    /// # Safety
+    /// The frame must hold plain bytes (a guest's memory, an image): nothing that the hypervisor or the CPU keeps its own
+    /// data in, such as tables or a VMCS.
+    pub unsafe fn write(&self, at: Hpa, from: &[u8]) -> Result<(), FrameError> {
+        self.check_bytes(at, from.len())?;
+        // SAFETY: the bounds are just checked, and the caller vouches for the frame.
+        unsafe { bytes::write(&self.mem, at, from) };
+        Ok(())
+    }
+
+    /// The figures of this moment.
+    pub fn figures(&self) -> FrameFigures {
+        let lists = self.lists.lock();
+        let (total, used) = (u64::from(self.counts.total()), u64::from(lists.used));
+        FrameFigures {
+            total,
+            free: total - used,
+            used,
+            peak: u64::from(lists.peak),
+            zeroed: u64::from(lists.zeroed_frames),
+            counts: self.counts.record_frames(),
+        }
+    }
+
+    fn hand_out(&self, number: u32) -> Frame {
+        self.counts.start(&self.mem, number, 0);
+        Frame::new(self.counts.address(number))
+    }
+
+    fn check_exclusive(&self, frame: &Frame) -> Result<(), FrameError> {
+        match self.count(frame.address()) {
+            1 => Ok(()),
+            _ => Err(FrameError::NotExclusive(frame.address())),
+        }
+    }
+
+    fn check_bytes(&self, at: Hpa, len: usize) -> Result<(), FrameError> {
+        let frame = at.align_down(PAGE_SIZE);
+        match self.counts.count(&self.mem, self.counts.number(frame)?) {
+            0 => Err(FrameError::NotAllocated(frame)),
+            _ if len as u64 > PAGE_SIZE - at.page_offset() => Err(FrameError::NotManaged(at)),
+            _ => Ok(()),
+        }
+    }
+
+    #[cfg(not(test))]
+    #[inline]
+    fn allow(&self) -> Result<(), FrameError> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn allow(&self) -> Result<(), FrameError> {
+        use core::sync::atomic::Ordering::SeqCst;
+        let less = |left: u64| {
+            if left == u64::MAX {
+                Some(left)
+            } else {
+                left.checked_sub(1)
+            }
+        };
+        let left = self.allowance.fetch_update(SeqCst, SeqCst, less);
+        left.map(|_| ()).map_err(|_| FrameError::OutOfFrames)
+    }
+
+    /// Sets a count outright, so that tests reach the largest one.
+    #[cfg(test)]
+    pub(crate) fn force_count(&self, frame: &Frame, count: u32) {
+        let number = self.counts.number(frame.address()).unwrap();
+        self.counts.force(&self.mem, number, count);
+    }
+}
+
+/// log2 of the frames in a block of this size.
+fn order(size: PageSize) -> Result<u32, FrameError> {
+    match size {
+        PageSize::Size4K => Ok(0),
+        PageSize::Size2M => Ok(LARGE[0]),
+        PageSize::Size1G => Ok(LARGE[1]),
+        // No table that counted frames are mapped by has such pages.
+        PageSize::Size4M => Err(FrameError::OutOfFrames),
+    }
+}

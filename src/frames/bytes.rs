@@ -1,0 +1,80 @@
+//! Moving bytes in and out of frames.
+//!
+//! A guest may run on another CPU and write the same bytes at the same time, so they are never behind a Rust
+//! reference and are moved by volatile accesses: each byte is read or written once, in no promised order.
+
+use super::PhysMem;
+use crate::addr::{Hpa, PAGE_SIZE};
+
+/// Fills the frame at `frame` with zeroes.
+///
+/// # Safety
+/// The frame must be managed memory that the caller alone uses.
+pub(super) unsafe fn zero(mem: &impl PhysMem, frame: Hpa) {
+    // SAFETY: the pointer is valid to the end of the frame by the contract of `PhysMem`; the caller alone uses it.
+    unsafe { mem.ptr(frame).write_bytes(0, PAGE_SIZE as usize) }
+}
+
+/// Copies a whole frame.
+///
+/// # Safety
+/// Both must be managed frames, not the same; nobody may write `from` meanwhile, and the caller alone uses `to`.
+pub(super) unsafe fn copy(mem: &impl PhysMem, from: Hpa, to: Hpa) {
+    // SAFETY: both pointers are valid to the end of their frame, frames do not overlap, and the caller vouches for the
+    // absence of other writers.
+    unsafe {
+        mem.ptr(from)
+            .copy_to_nonoverlapping(mem.ptr(to), PAGE_SIZE as usize)
+    }
+}
+
+/// Copies bytes out of memory, from `at` up to the end of its frame at most.
+///
+/// # Safety
+/// `at` must lie in a managed frame and `into` must not pass its end.
+pub(super) unsafe fn read(mem: &impl PhysMem, at: Hpa, into: &mut [u8]) {
+    let mut from: *const u8 = mem.ptr(at);
+    let (head, rest) = into.split_at_mut(from.align_offset(8).min(into.len()));
+    let (words, tail) = rest.as_chunks_mut::<8>();
+    // SAFETY: `from` moves along with what has been filled, so it stays inside the frame; words are read where `from` is
+    // aligned, behind the head.
+    unsafe {
+        for byte in head {
+            *byte = from.read_volatile();
+            from = from.add(1);
+        }
+        for word in words {
+            *word = from.cast::<u64>().read_volatile().to_ne_bytes();
+            from = from.add(8);
+        }
+        for byte in tail {
+            *byte = from.read_volatile();
+            from = from.add(1);
+        }
+    }
+}
+
+/// Copies bytes into memory, from `at` up to the end of its frame at most.
+///
+/// # Safety
+/// `at` must lie in a managed frame and `bytes` must not pass its end; nothing but guest bytes may be there.
+pub(super) unsafe fn write(mem: &impl PhysMem, at: Hpa, bytes: &[u8]) {
+    let mut to = mem.ptr(at);
+    let (head, rest) = bytes.split_at(to.align_offset(8).min(bytes.len()));
+    let (words, tail) = rest.as_chunks::<8>();
+    // SAFETY: as in `read`.
+    unsafe {
+        for byte in head {
+            to.write_volatile(*byte);
+            to = to.add(1);
+        }
+        for word in words {
+            to.cast::<u64>().write_volatile(u64::from_ne_bytes(*word));
+            to = to.add(8);
+        }
+        for byte in tail {
+            to.write_volatile(*byte);
+            to = to.add(1);
+        }
+    }
+}

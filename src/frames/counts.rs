@@ -1,0 +1,360 @@
+//! The count of every managed frame, and the way from an address to it.
+//!
+//! A frame's record is 8 bytes: its count, and a word that links free frames or says how large an allocated block is.
+//! The records live in frames carved out of managed memory and are reached through [`PhysMem`] one by one, so nothing
+//! here asks that memory be contiguous in the hypervisor's own address space.
+
+use super::ranges::{MAX_RANGES, Span, SpanSet};
+use super::{FrameError, PhysMem};
+use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// The largest count. Bit 31 is [`TAIL`].
+pub(super) const MAX_COUNT: u32 = TAIL - 1;
+/// In place of a count: this frame is part of a block, whose first frame `link` names and whose count is there.
+const TAIL: u32 = 1 << 31;
+/// The bits of an allocated frame's `link` that hold log2 of its block; above them [`Counts::see`] counts.
+const ORDER: u32 = 0x1f;
+const SEEN_ONE: u32 = ORDER + 1;
+/// How far [`Counts::see`] counts.
+pub(super) const MAX_SEEN: u32 = u32::MAX / SEEN_ONE;
+/// Bytes of a frame's record.
+pub(super) const RECORD: u64 = size_of::<Record>() as u64;
+
+/// What is known of one frame.
+#[repr(C)]
+pub(super) struct Record {
+    /// How many refer to it; 0: free; [`TAIL`]: see there.
+    count: AtomicU32,
+    /// Of a free frame, the next in its list; of an allocated one, log2 of the frames in its block; of a tail, the head.
+    link: AtomicU32,
+}
+
+/// A span of managed frames and the number of the first.
+#[derive(Clone, Copy)]
+struct Managed {
+    start: u64,
+    frames: u32,
+    base: u32,
+}
+
+/// The managed frames, numbered without holes.
+pub(super) struct Counts {
+    spans: [Managed; MAX_RANGES],
+    used: usize,
+    total: u32,
+    records: Hpa,
+    record_frames: u64,
+}
+
+impl Counts {
+    /// Carves room for the records out of `set` and clears them.
+    ///
+    /// # Safety
+    /// `set` must be memory for which `mem` keeps the contract of [`PhysMem`] and that nothing else uses.
+    pub unsafe fn carve(mem: &impl PhysMem, mut set: SpanSet) -> Result<Self, FrameError> {
+        // Frame 0 is never handed out, so that an empty entry cannot be mistaken for one that refers to it.
+        set.remove_span(Span { start: 0, end: 1 });
+        let record_frames = (set.frames() * RECORD).div_ceil(PAGE_SIZE);
+        // The tightest fit, so that the large spans stay whole for large pages.
+        let fits = set
+            .as_slice()
+            .iter()
+            .filter(|span| span.len() >= record_frames);
+        let home = fits
+            .min_by_key(|span| span.len())
+            .copied()
+            .ok_or(FrameError::NoRoomForCounts)?;
+        set.remove_span(Span {
+            start: home.start,
+            end: home.start + record_frames,
+        });
+        set.sort_by_size();
+
+        let mut counts = Self {
+            spans: [Managed {
+                start: 0,
+                frames: 0,
+                base: 0,
+            }; MAX_RANGES],
+            used: 0,
+            total: 0,
+            records: Hpa::new(home.start * PAGE_SIZE),
+            record_frames,
+        };
+        for (slot, span) in counts.spans.iter_mut().zip(set.as_slice()) {
+            // Numbers are 32 bits with the last one meaning none: 16 TiB are managed at most.
+            let frames = span.len().min(u64::from(u32::MAX - 1 - counts.total)) as u32;
+            *slot = Managed {
+                start: span.start,
+                frames,
+                base: counts.total,
+            };
+            counts.total += frames;
+            counts.used += 1;
+        }
+        if counts.total == 0 {
+            return Err(FrameError::NoRoomForCounts);
+        }
+        for frame in 0..record_frames {
+            // SAFETY: the frame was carved out just now, so it is managed memory that nothing else uses; every word of
+            // it is in bounds and aligned.
+            unsafe {
+                let words = mem
+                    .ptr(Hpa::new((home.start + frame) * PAGE_SIZE))
+                    .cast::<u64>();
+                // Eight at a time, and volatile so that it does not become a `memset`, which may go byte by byte.
+                for eight in 0..(PAGE_SIZE / 64) as usize {
+                    for word in 0..8 {
+                        words.add(eight * 8 + word).write_volatile(0);
+                    }
+                }
+            }
+        }
+        Ok(counts)
+    }
+
+    pub fn total(&self) -> u32 {
+        self.total
+    }
+
+    pub fn record_frames(&self) -> u64 {
+        self.record_frames
+    }
+
+    /// The numbers of each managed span: first, and one past the last.
+    pub fn spans(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.managed().iter().map(|m| (m.base, m.base + m.frames))
+    }
+
+    /// The managed ranges.
+    pub fn ranges(&self) -> impl Iterator<Item = AddrRange<Hpa>> {
+        let range = |m: &Managed| {
+            AddrRange::new(
+                Hpa::new(m.start * PAGE_SIZE),
+                u64::from(m.frames) * PAGE_SIZE,
+            )
+        };
+        self.managed().iter().filter_map(range)
+    }
+
+    fn managed(&self) -> &[Managed] {
+        self.spans.get(..self.used).unwrap_or(&[])
+    }
+
+    /// The number of the frame that starts at `address`.
+    #[inline]
+    pub fn number(&self, address: Hpa) -> Result<u32, FrameError> {
+        if address.is_aligned(PAGE_SIZE) {
+            let frame = address.as_u64() / PAGE_SIZE;
+            for m in self.managed() {
+                let offset = frame.wrapping_sub(m.start);
+                if offset < u64::from(m.frames) {
+                    return Ok(m.base + offset as u32);
+                }
+            }
+        }
+        Err(FrameError::NotManaged(address))
+    }
+
+    /// The address of frame `number`, which must be below the total.
+    #[inline]
+    pub fn address(&self, number: u32) -> Hpa {
+        for m in self.managed() {
+            let offset = number.wrapping_sub(m.base);
+            if offset < m.frames {
+                return Hpa::new((m.start + u64::from(offset)) * PAGE_SIZE);
+            }
+        }
+        unreachable!("frame numbers come from this table")
+    }
+
+    /// The record of frame `number`, which must be below the total.
+    #[inline]
+    fn record<'a>(&self, mem: &'a impl PhysMem, number: u32) -> &'a Record {
+        assert!(number < self.total);
+        let at = Hpa::new(self.records.as_u64() + u64::from(number) * RECORD);
+        // SAFETY: `carve` made room for a record of every number below the total in frames that are handed to nobody,
+        // so the place is valid as long as `mem`, only ever seen as this atomic pair, and initialised. Records are 8
+        // bytes at multiples of 8, so none crosses a frame.
+        unsafe { &*mem.ptr(at).cast::<Record>() }
+    }
+
+    /// The frame that keeps the count for `number`: itself, or the first of its block. `None` where it is free.
+    fn holder(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
+        match self.record(mem, number).count.load(Relaxed) {
+            0 => None,
+            count if count & TAIL == 0 => Some(number),
+            _ => {
+                // The mark of a tail may be left from a block that was freed and given out again in parts.
+                let head = self.record(mem, number).link.load(Relaxed);
+                let record = self.record(mem, head);
+                let count = record.count.load(Relaxed);
+                let live = count != 0 && count & TAIL == 0;
+                (live && number - head < 1 << (record.link.load(Relaxed) & ORDER)).then_some(head)
+            }
+        }
+    }
+
+    /// How many refer to frame `number`, or to the block it is part of.
+    pub fn count(&self, mem: &impl PhysMem, number: u32) -> u32 {
+        self.holder(mem, number)
+            .map_or(0, |holder| self.record(mem, holder).count.load(Relaxed))
+    }
+
+    /// The first frame and log2 of the frames of the block that `number` is allocated in.
+    pub fn block(&self, mem: &impl PhysMem, number: u32) -> Option<(u32, u32)> {
+        let holder = self.holder(mem, number)?;
+        Some((holder, self.record(mem, holder).link.load(Relaxed) & ORDER))
+    }
+
+    /// Adds `more` references.
+    #[inline]
+    pub fn take(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
+        let free = FrameError::NotAllocated(self.address(number));
+        let holder = self.holder(mem, number).ok_or(free)?;
+        let add = |count: u32| {
+            count
+                .checked_add(more)
+                .filter(|sum| count != 0 && *sum <= MAX_COUNT)
+        };
+        match self
+            .record(mem, holder)
+            .count
+            .fetch_update(Relaxed, Relaxed, add)
+        {
+            Ok(_) => Ok(()),
+            Err(0) => Err(free),
+            Err(_) => Err(FrameError::CountOverflow(self.address(number))),
+        }
+    }
+
+    /// Takes a reference away. When it was the last, yields the block that is now free: first frame and log2.
+    #[inline]
+    pub fn give(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
+        use core::sync::atomic::Ordering::AcqRel;
+        let free = FrameError::NotAllocated(self.address(number));
+        let holder = self.holder(mem, number).ok_or(free)?;
+        let record = self.record(mem, holder);
+        let order = record.link.load(Relaxed) & ORDER;
+        // What the last holder did to the frame must be over before it is handed out again.
+        match record
+            .count
+            .fetch_update(AcqRel, Relaxed, |count| count.checked_sub(1))
+        {
+            Ok(1) => Ok(Some((holder, order))),
+            Ok(_) => Ok(None),
+            Err(_) => Err(free),
+        }
+    }
+
+    /// Takes a reference away unless it is the last. Yields whether it did.
+    pub fn give_unless_last(&self, mem: &impl PhysMem, number: u32) -> Result<bool, FrameError> {
+        use core::sync::atomic::Ordering::AcqRel;
+        let free = FrameError::NotAllocated(self.address(number));
+        let holder = self.holder(mem, number).ok_or(free)?;
+        let less = |count: u32| count.checked_sub(1).filter(|left| *left > 0);
+        match self
+            .record(mem, holder)
+            .count
+            .fetch_update(AcqRel, Relaxed, less)
+        {
+            Ok(_) => Ok(true),
+            Err(0) => Err(free),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Makes the `1 << order` free frames from `number` on one block with a count of 1.
+    pub fn start(&self, mem: &impl PhysMem, number: u32, order: u32) {
+        for tail in number + 1..number + (1 << order) {
+            let record = self.record(mem, tail);
+            record.link.store(number, Relaxed);
+            record.count.store(TAIL, Relaxed);
+        }
+        let head = self.record(mem, number);
+        head.link.store(order, Relaxed);
+        head.count.store(1, Relaxed);
+    }
+
+    /// Turns a block with one reference into frames with one reference each.
+    pub fn break_up(&self, mem: &impl PhysMem, number: u32) -> Result<(), FrameError> {
+        let shared = FrameError::NotExclusive(self.address(number));
+        match self.block(mem, number) {
+            Some((head, order)) if head == number && self.count(mem, head) == 1 => {
+                (number..number + (1 << order)).for_each(|frame| self.start(mem, frame, 0));
+                Ok(())
+            }
+            _ => Err(shared),
+        }
+    }
+
+    /// Turns `1 << order` frames with one reference each into one block with one reference.
+    pub fn put_together(
+        &self,
+        mem: &impl PhysMem,
+        number: u32,
+        order: u32,
+    ) -> Result<(), FrameError> {
+        let end = number
+            .checked_add(1 << order)
+            .filter(|end| *end <= self.total);
+        let last = end.map(|end| self.address(end - 1).as_u64());
+        let first = self.address(number).as_u64();
+        let contiguous = last == Some(first + ((1 << order) - 1) * PAGE_SIZE)
+            && first.is_multiple_of(PAGE_SIZE << order);
+        let single =
+            |frame| self.block(mem, frame) == Some((frame, 0)) && self.count(mem, frame) == 1;
+        if !contiguous || !(number..number + (1 << order)).all(single) {
+            return Err(FrameError::NotExclusive(self.address(number)));
+        }
+        self.start(mem, number, order);
+        Ok(())
+    }
+
+    /// The next in the list that free frame `number` is part of.
+    pub fn next(&self, mem: &impl PhysMem, number: u32) -> u32 {
+        self.record(mem, number).link.load(Relaxed)
+    }
+
+    /// Links free frame `number` before `next`.
+    pub fn set_next(&self, mem: &impl PhysMem, number: u32, next: u32) {
+        self.record(mem, number).link.store(next, Relaxed);
+    }
+
+    /// Forgets what [`Counts::see`] has counted.
+    pub fn clear_seen(&self, mem: &impl PhysMem) {
+        for number in (0..self.total).filter(|number| self.holder(mem, *number) == Some(*number)) {
+            self.record(mem, number).link.fetch_and(ORDER, Relaxed);
+        }
+    }
+
+    /// Counts a reference that was found to the block of `number`; yields how many were found before, or `None` where
+    /// it is free. The count stops at [`MAX_SEEN`].
+    pub fn see(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
+        let holder = self.holder(mem, number)?;
+        let add = |link: u32| Some(link.checked_add(SEEN_ONE).unwrap_or(link));
+        let before = self
+            .record(mem, holder)
+            .link
+            .fetch_update(Relaxed, Relaxed, add);
+        Some(before.unwrap_or_else(|link| link) / SEEN_ONE)
+    }
+
+    /// For a frame that keeps a count (its own or its block's): the count, how many were found, and log2 of the block.
+    pub fn audit(&self, mem: &impl PhysMem, number: u32) -> Option<(u32, u32, u32)> {
+        let record = self.record(
+            mem,
+            self.holder(mem, number)
+                .filter(|holder| *holder == number)?,
+        );
+        let link = record.link.load(Relaxed);
+        Some((record.count.load(Relaxed), link / SEEN_ONE, link & ORDER))
+    }
+
+    /// Sets a count outright, so that tests reach the largest one.
+    #[cfg(test)]
+    pub fn force(&self, mem: &impl PhysMem, number: u32, count: u32) {
+        self.record(mem, number).count.store(count, Relaxed);
+    }
+}

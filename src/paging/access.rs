@@ -1,0 +1,154 @@
+//! The way to the tables: reading apart from writing, so that a walk that only reads cannot write.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::format::{Entry, Format};
+
+/// The format of the tables that `O` gives access to.
+pub type FormatOf<O> = <O as TableReadOps>::Format;
+/// The address of a table that `O` gives access to.
+pub type TableOf<O> = <<O as TableReadOps>::Format as Format>::Phys;
+/// A virtual address of the tables that `O` gives access to.
+pub type VirtOf<O> = <<O as TableReadOps>::Format as Format>::Virt;
+/// An entry of the tables that `O` gives access to.
+pub type EntryOf<O> = <<O as TableReadOps>::Format as Format>::Entry;
+/// That a table must move, or the impossibility of that.
+pub type MoveOf<O> = <<O as TableOps>::Movability as TableMovability>::Move<TableOf<O>>;
+
+/// Reading tables.
+pub trait TableReadOps {
+    /// Their format.
+    type Format: Format;
+
+    /// The table at the top.
+    fn root(&self) -> TableOf<Self>;
+    /// Entry `index` of `table`, by one load. `None` where there is no such memory: it may be asked for any address
+    /// that an entry can hold.
+    fn read_entry(&self, table: TableOf<Self>, index: usize) -> Option<EntryOf<Self>>;
+}
+
+/// Changing tables.
+pub trait TableOps: TableReadOps {
+    /// [`MayMoveTable`] where some tables must not be written in place, else [`MayNotMoveTable`].
+    type Movability: TableMovability;
+
+    /// A zeroed table. `None` where there is no memory for it.
+    fn alloc_table(&mut self) -> Option<TableOf<Self>>;
+    /// Takes back a table that no entry has ever referred to.
+    fn free_table(&mut self, table: TableOf<Self>);
+    /// Takes a table of `level` that no entry refers to any more. CPUs may go on using it until their caches are
+    /// invalidated, so who has CPUs running on the tables keeps it until then.
+    fn retire_table(&mut self, table: TableOf<Self>, level: u8) {
+        let _ = level;
+        self.free_table(table);
+    }
+
+    /// Replaces an entry by one store, of which nothing done before becomes visible later. `None` where there is no
+    /// such memory, and nothing is written.
+    fn write_entry(
+        &mut self,
+        table: TableOf<Self>,
+        index: usize,
+        entry: EntryOf<Self>,
+    ) -> Option<()>;
+    /// Replaces an entry that the CPU may be changing: writes `new` where `old` still stands, else returns what stands
+    /// there.
+    fn compare_exchange(
+        &mut self,
+        table: TableOf<Self>,
+        index: usize,
+        old: EntryOf<Self>,
+        new: EntryOf<Self>,
+    ) -> Option<Result<(), EntryOf<Self>>>;
+    /// Writes `count` entries from `first` on, of which the first has these bits and each next one is greater by `step`.
+    #[inline]
+    fn write_run(
+        &mut self,
+        table: TableOf<Self>,
+        first: usize,
+        count: usize,
+        mut bits: u64,
+        step: u64,
+    ) -> Option<()> {
+        for index in first..first + count {
+            self.write_entry(table, index, EntryOf::<Self>::from_bits(bits))?;
+            bits = bits.wrapping_add(step);
+        }
+        Some(())
+    }
+
+    /// Whether `table`, of `level`, must not be written in place. Asked from the root downwards, each time before a
+    /// table is changed; the tables above have been moved where they had to be.
+    fn must_move(&self, table: TableOf<Self>, level: u8) -> Option<MoveOf<Self>>;
+    /// Makes `to`, a table from [`TableOps::alloc_table`], a copy of a table of `level` that must move, and takes
+    /// note that one reference fewer stands on the old one and one more on everything that it refers to. The caller
+    /// links `to`.
+    fn move_table(&mut self, from: MoveOf<Self>, level: u8, to: TableOf<Self>);
+    /// Takes note that one reference fewer stands on a table of `level` that must not be written: it was unlinked.
+    fn drop_shared(&mut self, table: MoveOf<Self>, level: u8);
+    /// Makes `to` the root. `from` is what [`TableOps::must_move`] said of the old one.
+    fn set_root(&mut self, from: MoveOf<Self>, to: TableOf<Self>);
+}
+
+/// Whether tables may move: [`MayMoveTable`] or [`MayNotMoveTable`].
+pub trait TableMovability {
+    /// That the table at `P` must move.
+    type Move<P: Copy>: Copy;
+    /// Whether any ever does.
+    const MOVES: bool;
+}
+
+/// Some tables must not be written in place: a write moves them.
+pub enum MayMoveTable {}
+/// Every table may be written in place. That one must move cannot even be said, so nothing is paid for it.
+pub enum MayNotMoveTable {}
+/// What cannot be.
+#[derive(Clone, Copy, Debug)]
+pub enum Never {}
+
+impl TableMovability for MayMoveTable {
+    type Move<P: Copy> = P;
+    const MOVES: bool = true;
+}
+impl TableMovability for MayNotMoveTable {
+    type Move<P: Copy> = Never;
+    const MOVES: bool = false;
+}
+
+/// The word of memory that holds an entry: [`AtomicU32`] or [`AtomicU64`].
+pub trait AtomicWord {
+    /// The word. What was written before it by the same hand is seen after it.
+    fn load(&self) -> u64;
+    /// Replaces the word; what was written before is seen by who sees it.
+    fn store(&self, bits: u64);
+    /// Replaces the word if it is `old`, else returns it.
+    fn compare_exchange(&self, old: u64, new: u64) -> Result<(), u64>;
+}
+
+macro_rules! word {
+    ($atomic:ty, $int:ty) => {
+        impl AtomicWord for $atomic {
+            #[inline(always)]
+            fn load(&self) -> u64 {
+                self.load(Ordering::Acquire) as u64
+            }
+            #[inline(always)]
+            fn store(&self, bits: u64) {
+                self.store(bits as $int, Ordering::Release);
+            }
+            #[inline(always)]
+            fn compare_exchange(&self, old: u64, new: u64) -> Result<(), u64> {
+                self.compare_exchange(
+                    old as $int,
+                    new as $int,
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                )
+                .map(drop)
+                .map_err(|found| found as u64)
+            }
+        }
+    };
+}
+word!(AtomicU32, u32);
+word!(AtomicU64, u64);

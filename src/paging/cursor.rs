@@ -1,0 +1,380 @@
+//! One slot of the tables: found by one descent, changed by one store.
+
+use super::access::{EntryOf, FormatOf, TableMovability, TableOf, TableOps, VirtOf};
+use super::error::{Error, Fault, PagingError};
+use super::format::{
+    Content, ContentOf, Decoded, DecodedOf, Entry, Format, FormatExt, MAX_LEVELS, Rights,
+};
+use super::query::bad;
+use crate::addr::{Address, PageSize};
+
+/// The slot that translates an address: its entry can be looked at, tables made ready for a change, and the entry
+/// replaced.
+///
+/// [`Cursor::new`] only reads. [`Cursor::prepare`] allocates what is missing above the slot, moves the tables that must
+/// not be written in place, and can fail, in which case nothing has changed. After it [`Cursor::set`] cannot fail for
+/// want of memory. Between the steps, [`Cursor::ops`] is at hand, for instance to take a frame.
+pub struct Cursor<'o, O: TableOps> {
+    ops: &'o mut O,
+    va: u64,
+    /// The level asked for.
+    target: u8,
+    /// The level of the slot: above `target` where a leaf or nothing is in the way.
+    level: u8,
+    /// The tables from the root to the slot's, by their level less 1.
+    path: [TableOf<O>; MAX_LEVELS],
+    entry: EntryOf<O>,
+    content: ContentOf<O::Format>,
+    /// The highest level whose table must move, or whose entry must be opened again; 0 where none must.
+    fix: u8,
+    /// What the tables above let through.
+    rights: Rights,
+}
+
+impl<'o, O: TableOps> Cursor<'o, O> {
+    /// The slot for a page of `size` that contains `address`.
+    #[inline]
+    pub fn new(
+        ops: &'o mut O,
+        address: VirtOf<O>,
+        size: PageSize,
+    ) -> Result<Self, Error<O::Format>> {
+        let va = FormatOf::<O>::va_of(address)?;
+        Self::at_level(ops, va, level_of::<O::Format>(size)?)
+    }
+
+    #[inline(always)]
+    pub(super) fn at_level(ops: &'o mut O, va: u64, target: u8) -> Result<Self, Error<O::Format>> {
+        let mut table = ops.root();
+        let mut level = O::Format::LEVELS;
+        let mut path = [table; MAX_LEVELS];
+        let mut fix = 0;
+        let mut granted = Rights::ALL;
+        loop {
+            if O::Movability::MOVES && fix == 0 && ops.must_move(table, level).is_some() {
+                fix = level;
+            }
+            path[slot(level)] = table;
+            let Some(entry) = ops.read_entry(table, O::Format::index(va, level)) else {
+                return Err(bad::<O::Format>(va, level, Fault::NotMemory));
+            };
+            match O::Format::decode(level, entry) {
+                Ok(Decoded::Table {
+                    table: next,
+                    rights,
+                }) if level > target => {
+                    if O::Movability::MOVES && fix == 0 && !rights.contains(Rights::WRITE) {
+                        // The entry is opened when the table below has been made private.
+                        fix = level - 1;
+                    }
+                    granted = granted.and(rights);
+                    table = next;
+                    level -= 1;
+                }
+                Ok(decoded) => {
+                    let content = match decoded {
+                        Decoded::Content(content) => content,
+                        Decoded::Table { .. } => {
+                            return Err(PagingError::AlreadyMapped {
+                                address: O::Format::virt(va & !O::Format::span_mask(level)),
+                                level,
+                            });
+                        }
+                    };
+                    return Ok(Self {
+                        ops,
+                        va,
+                        target,
+                        level,
+                        path,
+                        entry,
+                        content,
+                        fix,
+                        rights: granted,
+                    });
+                }
+                Err(fault) => return Err(bad::<O::Format>(va, level, fault)),
+            }
+        }
+    }
+
+    /// The level of the slot: that of the size asked for, or higher where a larger leaf or nothing stands there.
+    #[inline]
+    pub fn level(&self) -> u8 {
+        self.level
+    }
+    /// The size of the page that the slot can hold, or `None` where it can hold a table only.
+    pub fn size(&self) -> Option<PageSize> {
+        O::Format::leaf_size(self.level)
+    }
+    /// The first address that the slot translates.
+    pub fn start(&self) -> VirtOf<O> {
+        O::Format::virt(self.va & !O::Format::span_mask(self.level))
+    }
+    /// The table that the slot is in. It is another one after [`Cursor::prepare`] where tables were added or moved.
+    pub fn table(&self) -> TableOf<O> {
+        self.path[slot(self.level)]
+    }
+    /// Which entry of the table the slot is.
+    pub fn index(&self) -> usize {
+        O::Format::index(self.va, self.level)
+    }
+    /// The entry as it was read.
+    #[inline]
+    pub fn entry(&self) -> EntryOf<O> {
+        self.entry
+    }
+    /// What the entry says by itself, without what the tables above deny.
+    #[inline]
+    pub fn content(&self) -> ContentOf<O::Format> {
+        self.content
+    }
+    /// Whether [`Cursor::set`] can be called at once: the tables are there and may be written in place.
+    #[inline]
+    pub fn is_ready(&self) -> bool {
+        (!O::Movability::MOVES || self.fix == 0) && !self.lacks_tables()
+    }
+    /// The access to the tables.
+    #[inline]
+    pub fn ops(&mut self) -> &mut O {
+        self.ops
+    }
+
+    /// Whether the tables above let through what a leaf is to grant; where they may move they are opened.
+    #[inline(always)]
+    pub(super) fn check_rights(&self, rights: Rights) -> Result<(), Error<O::Format>> {
+        if O::Movability::MOVES || self.rights.contains(rights) {
+            return Ok(());
+        }
+        Err(PagingError::Restricted {
+            address: self.start(),
+            level: self.level + 1,
+        })
+    }
+    #[inline(always)]
+    fn lacks_tables(&self) -> bool {
+        self.level > self.target && matches!(self.content, Content::Unmapped)
+    }
+
+    /// Makes the slot ready to be written: every table down to the size asked for there, private and granting
+    /// everything. Where a larger leaf is in the way the slot stays at that leaf's level.
+    #[inline]
+    pub fn prepare(&mut self) -> Result<(), Error<O::Format>> {
+        if self.is_ready() {
+            return Ok(());
+        }
+        self.prepare_slow()
+    }
+
+    fn prepare_slow(&mut self) -> Result<(), Error<O::Format>> {
+        // What may be needed at most: a copy of each table from `fix` down, and each missing one.
+        let bottom = if self.lacks_tables() {
+            self.target
+        } else {
+            self.level
+        };
+        let moves = if self.fix == 0 {
+            0
+        } else {
+            self.fix + 1 - self.level
+        };
+        let mut spare = Spare::<O> {
+            tables: [None; MAX_LEVELS],
+        };
+        for place in spare
+            .tables
+            .iter_mut()
+            .take((moves + self.level - bottom) as usize)
+        {
+            *place = self.ops.alloc_table();
+            if place.is_none() {
+                spare.give_back(self.ops);
+                return Err(PagingError::OutOfTables);
+            }
+        }
+        let done = self.rebuild(&mut spare, bottom);
+        spare.give_back(self.ops);
+        done
+    }
+
+    fn rebuild(&mut self, spare: &mut Spare<O>, bottom: u8) -> Result<(), Error<O::Format>> {
+        let not_memory = |va, level| move || bad::<O::Format>(va, level, Fault::NotMemory);
+        for level in (self.level..=self.fix).rev() {
+            let mut table = self.path[slot(level)];
+            let must_move = self.ops.must_move(table, level);
+            if let Some(from) = must_move {
+                table = spare.take()?;
+                self.ops.move_table(from, level, table);
+                self.path[slot(level)] = table;
+                if level == O::Format::LEVELS {
+                    self.ops.set_root(from, table);
+                }
+            }
+            if level < O::Format::LEVELS {
+                let index = O::Format::index(self.va, level + 1);
+                let above = self.path[slot(level + 1)];
+                let entry = O::Format::table_entry(table);
+                self.ops
+                    .write_entry(above, index, entry)
+                    .ok_or_else(not_memory(self.va, level + 1))?;
+            }
+        }
+        if self.fix != 0 {
+            // The copy may have taken rights from the leaf.
+            let table = self.path[slot(self.level)];
+            let index = O::Format::index(self.va, self.level);
+            self.entry = self
+                .ops
+                .read_entry(table, index)
+                .ok_or_else(not_memory(self.va, self.level))?;
+            match O::Format::decode(self.level, self.entry) {
+                Ok(Decoded::Content(content)) => self.content = content,
+                Ok(Decoded::Table { .. }) => {
+                    return Err(bad::<O::Format>(self.va, self.level, Fault::Misconfigured));
+                }
+                Err(fault) => return Err(bad::<O::Format>(self.va, self.level, fault)),
+            }
+            self.fix = 0;
+        }
+        if bottom < self.level {
+            // The new tables refer to one another first; the last store makes all of them visible.
+            let top = self.level;
+            let mut below = None;
+            for level in bottom..top {
+                let table = spare.take()?;
+                self.path[slot(level)] = table;
+                if let Some(below) = below {
+                    let index = O::Format::index(self.va, level);
+                    self.ops
+                        .write_entry(table, index, O::Format::table_entry(below))
+                        .ok_or_else(not_memory(self.va, level))?;
+                }
+                below = Some(table);
+            }
+            if let Some(below) = below {
+                let index = O::Format::index(self.va, top);
+                self.ops
+                    .write_entry(self.path[slot(top)], index, O::Format::table_entry(below))
+                    .ok_or_else(not_memory(self.va, top))?;
+            }
+            self.level = bottom;
+            self.entry = EntryOf::<O>::EMPTY;
+        }
+        Ok(())
+    }
+
+    /// Replaces the entry by one store, after [`Cursor::prepare`] if need be. What stood there before is the caller's
+    /// to invalidate where it was present. A larger leaf in the way is an error: split it first.
+    #[inline]
+    pub fn set(&mut self, content: ContentOf<O::Format>) -> Result<(), Error<O::Format>> {
+        if self.lacks_tables() && matches!(content, Content::Unmapped) {
+            return Ok(());
+        }
+        self.check(content)?;
+        self.prepare()?;
+        let entry = O::Format::encode(self.level, content);
+        self.write(self.index(), entry)?;
+        self.entry = entry;
+        self.content = content;
+        Ok(())
+    }
+
+    /// Whether a slot of the size asked for can hold the content, and nothing larger is in the way.
+    #[inline(always)]
+    fn check(&self, content: ContentOf<O::Format>) -> Result<(), Error<O::Format>> {
+        if self.level > self.target && !self.lacks_tables() {
+            return Err(PagingError::AlreadyMapped {
+                address: self.start(),
+                level: self.level,
+            });
+        }
+        check_content::<O::Format>(self.target, content)
+    }
+
+    /// What another slot of the same table holds: a neighbour that may be filled in the same go.
+    pub fn neighbour(&self, index: usize) -> Result<DecodedOf<O::Format>, Error<O::Format>> {
+        let fault = match self.ops.read_entry(self.table(), index) {
+            Some(entry) => match O::Format::decode(self.level, entry) {
+                Ok(decoded) => return Ok(decoded),
+                Err(fault) => fault,
+            },
+            None => Fault::NotMemory,
+        };
+        Err(bad::<O::Format>(self.va, self.level, fault))
+    }
+
+    /// Replaces another slot of the same table by one store. The slot itself must have been set or prepared before, and
+    /// must not hold a table.
+    pub fn set_neighbour(
+        &mut self,
+        index: usize,
+        content: ContentOf<O::Format>,
+    ) -> Result<(), Error<O::Format>> {
+        self.check(content)?;
+        self.prepare()?;
+        if let Decoded::Table { .. } = self.neighbour(index)? {
+            return Err(PagingError::AlreadyMapped {
+                address: O::Format::virt(self.va),
+                level: self.level,
+            });
+        }
+        self.write(index, O::Format::encode(self.level, content))
+    }
+
+    #[inline(always)]
+    fn write(&mut self, index: usize, entry: EntryOf<O>) -> Result<(), Error<O::Format>> {
+        match self
+            .ops
+            .write_entry(self.path[slot(self.level)], index, entry)
+        {
+            Some(()) => Ok(()),
+            None => Err(bad::<O::Format>(self.va, self.level, Fault::NotMemory)),
+        }
+    }
+}
+
+/// Where the table of `level` is in an array. The masking tells the compiler that it is inside.
+#[inline(always)]
+pub(super) fn slot(level: u8) -> usize {
+    (level as usize).wrapping_sub(1) % MAX_LEVELS
+}
+
+/// The level at which a leaf of `size` stands.
+#[inline(always)]
+pub(super) fn level_of<F: Format>(size: PageSize) -> Result<u8, Error<F>> {
+    (1..=F::LEVELS)
+        .find(|&level| F::leaf_size(level) == Some(size))
+        .ok_or(PagingError::NoSuchLeaf { size })
+}
+
+/// Whether a leaf of `level` can refer to the content.
+#[inline(always)]
+pub(super) fn check_content<F: Format>(level: u8, content: ContentOf<F>) -> Result<(), Error<F>> {
+    if let Content::Page { phys, .. } = content {
+        if phys.as_u64() & F::span_mask(level) != 0 {
+            return Err(PagingError::UnalignedPhys { phys });
+        }
+        if phys.as_u64() >> F::PHYS_BITS != 0 {
+            return Err(PagingError::PhysTooWide { phys });
+        }
+    }
+    Ok(())
+}
+
+/// Tables taken ahead of a change.
+struct Spare<O: TableOps> {
+    tables: [Option<TableOf<O>>; MAX_LEVELS],
+}
+
+impl<O: TableOps> Spare<O> {
+    fn take(&mut self) -> Result<TableOf<O>, Error<O::Format>> {
+        let table = self.tables.iter_mut().find_map(Option::take);
+        // As many were taken as can be needed.
+        table.ok_or(PagingError::OutOfTables)
+    }
+    fn give_back(&mut self, ops: &mut O) {
+        for table in self.tables.iter_mut().filter_map(Option::take) {
+            ops.free_table(table);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Merging tables of equal neighbours into large leaves.
+
+use super::access::{FormatOf, TableOf, TableOps, VirtOf};
+use super::cursor::level_of;
+use super::error::{Error, Fault};
+use super::format::{Content, ContentOf, Decoded, Format, FormatExt};
+use super::plan::is_whole;
+use super::query::{bad, decode_at};
+use crate::addr::{Address, PageSize};
+
+/// Replaces each table in `len` bytes from `start` on, all of whose leaves say the same of pages that lie one behind the
+/// other, by a leaf no larger than `largest`; it is accessed or dirty where one of them was. Shared tables stay.
+/// Nothing is allocated.
+///
+/// CPUs may go on using the smaller leaves until they are invalidated. No CPU may run on the tables meanwhile where
+/// accessed and dirty matter: what it sets in the old leaves is lost.
+pub fn merge<O: TableOps>(
+    ops: &mut O,
+    start: VirtOf<O>,
+    len: u64,
+    largest: PageSize,
+) -> Result<(), Error<O::Format>> {
+    let largest = level_of::<O::Format>(largest)?;
+    let Some((va, last)) = FormatOf::<O>::pages(start, len)? else {
+        return Ok(());
+    };
+    let root = ops.root();
+    merge_below(ops, root, O::Format::LEVELS, va, last, largest)
+}
+
+/// Merges what is below the range's entries of `table`.
+fn merge_below<O: TableOps>(
+    ops: &mut O,
+    table: TableOf<O>,
+    level: u8,
+    mut va: u64,
+    last: u64,
+    largest: u8,
+) -> Result<(), Error<O::Format>> {
+    if ops.must_move(table, level).is_some() {
+        return Ok(());
+    }
+    loop {
+        let end = last.min(va | O::Format::span_mask(level));
+        if let Decoded::Table { table: child, .. } = decode_at(ops, table, level, va)? {
+            if level > 2 {
+                merge_below(ops, child, level - 1, va, end, largest)?;
+            }
+            if level <= largest
+                && is_whole::<O::Format>(level, va, end)
+                && ops.must_move(child, level - 1).is_none()
+                && let Some(content) = merged(ops, child, level, va)?
+            {
+                let entry = O::Format::encode(level, content);
+                ops.write_entry(table, O::Format::index(va, level), entry)
+                    .ok_or_else(|| bad::<O::Format>(va, level, Fault::NotMemory))?;
+                ops.retire_table(child, level - 1);
+            }
+        }
+        if end == last {
+            return Ok(());
+        }
+        va = end + 1;
+    }
+}
+
+/// The leaf of `level` that says what the leaves of `child` say, if there is one.
+fn merged<O: TableOps>(
+    ops: &O,
+    child: TableOf<O>,
+    level: u8,
+    va: u64,
+) -> Result<Option<ContentOf<O::Format>>, Error<O::Format>> {
+    let step = O::Format::span_mask(level - 1) + 1;
+    let mut whole: Option<ContentOf<O::Format>> = None;
+    for index in 0..FormatOf::<O>::ENTRIES as u64 {
+        let Decoded::Content(next) = decode_at(ops, child, level - 1, va + index * step)? else {
+            return Ok(None);
+        };
+        whole = match whole {
+            None => Some(next),
+            Some(whole) => joined::<O::Format>(whole, next, index * step),
+        };
+        if matches!(whole, None | Some(Content::Unmapped)) {
+            return Ok(None);
+        }
+    }
+    let aligned = match whole {
+        Some(Content::Page { phys, .. }) => is_start::<O::Format>(level, phys),
+        _ => true,
+    };
+    Ok(whole.filter(|_| aligned))
+}
+
+fn is_start<F: Format>(level: u8, phys: F::Phys) -> bool {
+    phys.is_aligned(F::span_mask(level) + 1)
+}
+
+/// `first` and what stands `offset` bytes behind it as one.
+fn joined<F: Format>(first: ContentOf<F>, next: ContentOf<F>, offset: u64) -> Option<ContentOf<F>> {
+    let same = |a: F::Attr, b: F::Attr| {
+        let both = F::merge_status(a, b);
+        (F::merge_status(b, a) == both).then_some(both)
+    };
+    match (first, next) {
+        (Content::Page { phys, attr }, Content::Page { phys: p, attr: a })
+            if phys.checked_add(offset) == Some(p) =>
+        {
+            same(attr, a).map(|attr| Content::Page { phys, attr })
+        }
+        (Content::ZeroOnDemand { attr }, Content::ZeroOnDemand { attr: a }) => {
+            same(attr, a).map(|attr| Content::ZeroOnDemand { attr })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,186 @@
+//! Tables in host frames, reached through physical memory.
+
+use core::marker::PhantomData;
+
+use super::access::{AtomicWord, MayNotMoveTable, Never, TableOps, TableReadOps};
+use super::format::{Entry, Format, FormatExt};
+use crate::addr::Hpa;
+use crate::frames::PhysMem;
+
+/// Where the frames for tables come from and go to.
+pub trait TableAlloc {
+    /// A frame of any content that nobody else uses.
+    fn alloc(&mut self) -> Option<Hpa>;
+    /// Takes back a frame that [`TableAlloc::alloc`] gave.
+    fn free(&mut self, frame: Hpa);
+}
+
+impl<A: TableAlloc + ?Sized> TableAlloc for &mut A {
+    fn alloc(&mut self) -> Option<Hpa> {
+        (**self).alloc()
+    }
+    fn free(&mut self, frame: Hpa) {
+        (**self).free(frame);
+    }
+}
+
+/// The words of one table.
+///
+/// # Safety
+/// `table` must be the address of a frame for which [`PhysMem::ptr`] keeps its promise, that is used as a table.
+#[inline(always)]
+pub unsafe fn table_words<F: Format, M: PhysMem + ?Sized>(
+    memory: &M,
+    table: Hpa,
+) -> &[<F::Entry as Entry>::Word] {
+    let first = memory.ptr(table).cast::<<F::Entry as Entry>::Word>();
+    // SAFETY: the caller vouches for a whole, aligned frame, which is as long as a table of any format. The words are
+    // atomic, so that others, the CPU's page walk among them, may change them meanwhile.
+    unsafe { core::slice::from_raw_parts(first, F::ENTRIES) }
+}
+
+/// One entry of a table, its index kept inside the table.
+///
+/// # Safety
+/// As for [`table_words`].
+#[inline(always)]
+unsafe fn word<F: Format, M: PhysMem + ?Sized>(
+    memory: &M,
+    table: Hpa,
+    index: usize,
+) -> &<F::Entry as Entry>::Word {
+    // SAFETY: as the caller says; the masked index is inside the table.
+    unsafe { table_words::<F, M>(memory, table).get_unchecked(index & (F::ENTRIES - 1)) }
+}
+
+/// The tables of one tree of host frames that nothing shares.
+pub struct PhysTables<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> {
+    memory: &'m M,
+    alloc: A,
+    root: Hpa,
+    format: PhantomData<F>,
+}
+
+impl<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> PhysTables<'m, F, M, A> {
+    /// The tree at `root`.
+    ///
+    /// # Safety
+    /// Every table that can be reached from `root` must be a frame for which `memory` keeps the promise of
+    /// [`PhysMem`], and so must be every frame that `alloc` gives. Nothing else may change the tables as long as this
+    /// lives, other than a CPU that sets accessed and dirty.
+    pub unsafe fn new(memory: &'m M, alloc: A, root: Hpa) -> Self {
+        Self {
+            memory,
+            alloc,
+            root,
+            format: PhantomData,
+        }
+    }
+    /// A new tree that maps nothing, or `None` where there is no frame for its root.
+    ///
+    /// # Safety
+    /// As for [`PhysTables::new`].
+    pub unsafe fn create(memory: &'m M, mut alloc: A) -> Option<Self>
+    where
+        A: TableAlloc,
+    {
+        let root = alloc.alloc()?;
+        // SAFETY: the caller vouches for the frames of `alloc`; the root refers to nothing once it is zeroed.
+        let tables = unsafe { Self::new(memory, alloc, root) };
+        tables.zero(root);
+        Some(tables)
+    }
+    /// Where the tables' frames come from.
+    pub fn allocator(&mut self) -> &mut A {
+        &mut self.alloc
+    }
+
+    #[inline]
+    fn zero(&self, table: Hpa) {
+        // SAFETY: `table` is a frame of `alloc`, that no entry refers to yet: nobody else looks at it.
+        unsafe { self.memory.ptr(table).write_bytes(0, 4096) };
+    }
+    #[inline(always)]
+    fn word(&self, table: Hpa, index: usize) -> &<F::Entry as Entry>::Word {
+        // SAFETY: the walker asks only for the root, for what it has allocated, and for what entries of those refer
+        // to, which are all tables in frames of `memory` by the promise given to `new`.
+        unsafe { word::<F, M>(self.memory, table, index) }
+    }
+}
+
+impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> TableReadOps for PhysTables<'_, F, M, A> {
+    type Format = F;
+
+    #[inline(always)]
+    fn root(&self) -> Hpa {
+        self.root
+    }
+    #[inline(always)]
+    fn read_entry(&self, table: Hpa, index: usize) -> Option<F::Entry> {
+        Some(F::Entry::from_bits(self.word(table, index).load()))
+    }
+}
+
+impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
+    for PhysTables<'_, F, M, A>
+{
+    type Movability = MayNotMoveTable;
+
+    #[inline]
+    fn alloc_table(&mut self) -> Option<Hpa> {
+        let table = self.alloc.alloc()?;
+        self.zero(table);
+        Some(table)
+    }
+    fn free_table(&mut self, table: Hpa) {
+        self.alloc.free(table);
+    }
+    #[inline(always)]
+    fn write_entry(&mut self, table: Hpa, index: usize, entry: F::Entry) -> Option<()> {
+        self.word(table, index).store(entry.to_bits());
+        Some(())
+    }
+    #[inline]
+    fn compare_exchange(
+        &mut self,
+        table: Hpa,
+        index: usize,
+        old: F::Entry,
+        new: F::Entry,
+    ) -> Option<Result<(), F::Entry>> {
+        let word = self.word(table, index);
+        let result = word.compare_exchange(old.to_bits(), new.to_bits());
+        Some(result.map_err(F::Entry::from_bits))
+    }
+    #[inline]
+    fn write_run(
+        &mut self,
+        table: Hpa,
+        first: usize,
+        count: usize,
+        mut bits: u64,
+        step: u64,
+    ) -> Option<()> {
+        // SAFETY: as in `word`.
+        let words = unsafe { table_words::<F, M>(self.memory, table) };
+        for word in words.get(first..first.checked_add(count)?)? {
+            word.store(bits);
+            bits = bits.wrapping_add(step);
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn must_move(&self, _table: Hpa, _level: u8) -> Option<Never> {
+        None
+    }
+    fn move_table(&mut self, from: Never, _level: u8, _to: Hpa) {
+        match from {}
+    }
+    fn drop_shared(&mut self, table: Never, _level: u8) {
+        match table {}
+    }
+    fn set_root(&mut self, from: Never, _to: Hpa) {
+        match from {}
+    }
+}

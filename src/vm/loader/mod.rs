@@ -1,0 +1,15 @@
+//! From an ELF image to a guest that can start: check the image, plan its memory, write both into guest memory.
+
+mod error;
+mod image;
+mod memory;
+mod plan;
+#[cfg(test)]
+mod testing;
+mod write;
+
+pub use error::LoadError;
+pub use image::{Image, SEGMENTS_MAX, Segment, Warning};
+pub use memory::{GuestMemory, MemoryFault};
+pub use plan::{Plan, Region, RegionKind, STACK_SIZE};
+pub use write::{Start, WriteError, load};

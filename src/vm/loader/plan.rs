@@ -1,0 +1,504 @@
+//! Where everything lies in the memory of a guest.
+//!
+//! ```text
+//! page 0     segments    heap: the largest gap      stack   start info  tables
+//! unmapped   as linked   guard pages around it      64 KiB  read-only   read-only
+//! ```
+//! GVA and GPA are the same. The block of stack, start information and tables goes into the highest gap that is wide
+//! enough, which is the top of memory unless the image is linked there.
+
+use arrayvec::ArrayVec;
+
+use super::{Image, LoadError, SEGMENTS_MAX};
+use crate::addr::{AddrRange, Gpa, PAGE_SIZE, PageSize};
+
+/// Bytes of a guest's first stack.
+pub const STACK_SIZE: u64 = 64 << 10;
+/// GVA = GPA, so guest memory must lie in the lower half of the canonical addresses.
+const MEMORY_MAX: u64 = 1 << 47;
+
+/// What a region of guest memory is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionKind {
+    /// A segment of the image, by its place in [`Image::segments`].
+    Segment(usize),
+    /// The stack.
+    Stack,
+    /// The page with the `StartInfo`.
+    StartInfo,
+    /// The page tables.
+    Tables,
+    /// The heap.
+    Heap,
+}
+
+/// Whole pages of guest memory with one purpose and one set of permissions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The pages.
+    pub range: AddrRange<Gpa>,
+    /// What they are for.
+    pub kind: RegionKind,
+    /// Whether they may be read; if not, they are not mapped.
+    pub read: bool,
+    /// Whether they may be written.
+    pub write: bool,
+    /// Whether they may be executed.
+    pub execute: bool,
+}
+
+/// Segments, stack, start information, tables, heap.
+type Regions = ArrayVec<Region, { SEGMENTS_MAX + 4 }>;
+
+/// Where everything lies in the memory of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// The entry point.
+    pub entry: Gpa,
+    /// The largest leaf of the guest's tables.
+    pub largest_leaf: PageSize,
+    /// The stack; the page below it is unmapped.
+    pub stack: AddrRange<Gpa>,
+    /// Where the `StartInfo` lies, at the start of a page.
+    pub start_info: Gpa,
+    /// The page tables, the root first: exactly as many as the mappings need.
+    pub tables: AddrRange<Gpa>,
+    /// The heap; may be empty.
+    pub heap: AddrRange<Gpa>,
+    regions: Regions,
+}
+
+impl Plan {
+    /// Plans `memory` bytes, a multiple of 4 KiB, for `image`. With `gib_pages` the CPU has 1 GiB leaves.
+    pub fn new(image: &Image<'_>, memory: u64, gib_pages: bool) -> Result<Self, LoadError> {
+        if memory > MEMORY_MAX {
+            return Err(LoadError::TooMuchMemory {
+                memory,
+                most: MEMORY_MAX,
+            });
+        }
+        let largest_leaf = if gib_pages {
+            PageSize::Size1G
+        } else {
+            PageSize::Size2M
+        };
+        let segments = segment_regions(image);
+        if let Some(outside) = segments.iter().find(|region| end(region.range) > memory) {
+            let segment = outside.range;
+            let needed = memory_needed(image, &segments, largest_leaf);
+            return Err(LoadError::OutsideMemory {
+                segment,
+                memory,
+                needed,
+            });
+        }
+        match try_plan(image, &segments, memory, largest_leaf) {
+            Some(plan) => Ok(plan),
+            None => Err(memory_needed(image, &segments, largest_leaf).map_or(
+                LoadError::TooMuchMemory {
+                    memory,
+                    most: MEMORY_MAX,
+                },
+                |needed| LoadError::TooLittleMemory { memory, needed },
+            )),
+        }
+    }
+
+    /// Every region, by address. No two share a page; page 0 and the guard pages are in none.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+}
+
+fn start(range: AddrRange<Gpa>) -> u64 {
+    range.start().as_u64()
+}
+
+/// The first address after `range`, which must not hold the last address there is.
+fn end(range: AddrRange<Gpa>) -> u64 {
+    start(range).saturating_add(range.len())
+}
+
+fn between(start: u64, end: u64) -> Option<AddrRange<Gpa>> {
+    AddrRange::new(Gpa::new(start), end.checked_sub(start)?)
+}
+
+fn segment_regions(image: &Image<'_>) -> Regions {
+    let region = |(index, segment): (usize, &super::Segment<'_>)| Region {
+        range: segment.pages(),
+        kind: RegionKind::Segment(index),
+        // A present entry always allows reading.
+        read: segment.read || segment.write || segment.execute,
+        write: segment.write,
+        execute: segment.execute,
+    };
+    image.segments().iter().enumerate().map(region).collect()
+}
+
+/// The plan, or none if there is too little memory.
+fn try_plan(image: &Image<'_>, segments: &Regions, memory: u64, leaf: PageSize) -> Option<Plan> {
+    let mut tables = 1;
+    // The tables are mapped too, so their number depends on itself. It only ever grows here, and by little.
+    loop {
+        let plan = plan_with(image, segments, memory, leaf, tables)?;
+        let needed = count_tables(&plan.regions, leaf);
+        if needed <= tables {
+            return Some(plan);
+        }
+        tables = needed;
+    }
+}
+
+/// The plan with `tables` pages of tables.
+fn plan_with(
+    image: &Image<'_>,
+    segments: &Regions,
+    memory: u64,
+    largest_leaf: PageSize,
+    tables: u64,
+) -> Option<Plan> {
+    let block = block_len(tables)?;
+    let gap = gaps(segments, memory)
+        .filter(|gap| gap.len() >= block)
+        .last()?;
+    let top = end(gap);
+    let tables = between(top - tables * PAGE_SIZE, top)?;
+    let start_info = between(start(tables) - PAGE_SIZE, start(tables))?;
+    let stack = between(start(start_info) - STACK_SIZE, start(start_info))?;
+
+    let mut regions = segments.clone();
+    add(&mut regions, stack, RegionKind::Stack, true)?;
+    add(&mut regions, start_info, RegionKind::StartInfo, false)?;
+    add(&mut regions, tables, RegionKind::Tables, false)?;
+    let widest = gaps(&regions, memory).max_by_key(|gap| gap.len());
+    let within_guards =
+        |gap| between(start(gap) + PAGE_SIZE, end(gap) - PAGE_SIZE).filter(|heap| !heap.is_empty());
+    let heap = match widest.and_then(within_guards) {
+        Some(heap) => add(&mut regions, heap, RegionKind::Heap, true)?,
+        None => between(PAGE_SIZE, PAGE_SIZE)?,
+    };
+    Some(Plan {
+        memory,
+        entry: image.entry(),
+        largest_leaf,
+        stack,
+        start_info: start_info.start(),
+        tables,
+        heap,
+        regions,
+    })
+}
+
+/// Puts a region that is not executable in its place.
+fn add(
+    regions: &mut Regions,
+    range: AddrRange<Gpa>,
+    kind: RegionKind,
+    write: bool,
+) -> Option<AddrRange<Gpa>> {
+    let place = regions.partition_point(|other| other.range.start() < range.start());
+    let region = Region {
+        range,
+        kind,
+        read: true,
+        write,
+        execute: false,
+    };
+    regions.try_insert(place, region).ok()?;
+    Some(range)
+}
+
+/// Bytes of guard page, stack, start information and tables.
+fn block_len(tables: u64) -> Option<u64> {
+    tables
+        .checked_mul(PAGE_SIZE)?
+        .checked_add(PAGE_SIZE + STACK_SIZE + PAGE_SIZE)
+}
+
+/// Memory that is enough: the image and, above it, everything else.
+fn memory_needed(image: &Image<'_>, segments: &Regions, leaf: PageSize) -> Option<u64> {
+    let top = segments
+        .last()
+        .map_or(PAGE_SIZE, |region| end(region.range));
+    // Two guesses suffice in practice; tables that map the last tables add at most one for each level.
+    (0..=16).find_map(|extra| {
+        let tables = count_tables(segments, leaf) + extra;
+        let memory = top.checked_add(block_len(tables)?)?;
+        (memory <= MEMORY_MAX && try_plan(image, segments, memory, leaf).is_some())
+            .then_some(memory)
+    })
+}
+
+/// The ranges of memory above page 0 that no region holds, by address.
+fn gaps(regions: &[Region], memory: u64) -> impl Iterator<Item = AddrRange<Gpa>> {
+    let starts = regions
+        .iter()
+        .map(|region| region.range.start().as_u64())
+        .chain([memory]);
+    let ends = [PAGE_SIZE]
+        .into_iter()
+        .chain(regions.iter().map(|region| end(region.range)));
+    ends.zip(starts)
+        .filter_map(|(end, start)| between(end, start))
+}
+
+/// How many tables map `regions` to addresses equal to their own, with leaves as large as possible.
+fn count_tables(regions: &[Region], largest_leaf: PageSize) -> u64 {
+    const ROOT: u64 = 1;
+    let levels = [
+        (PageSize::Size2M.bytes(), largest_leaf >= PageSize::Size2M),
+        (PageSize::Size1G.bytes(), largest_leaf >= PageSize::Size1G),
+        (512 * PageSize::Size1G.bytes(), false),
+    ];
+    ROOT + levels
+        .iter()
+        .map(|&(span, leaf)| count_spans(regions, span, leaf))
+        .sum::<u64>()
+}
+
+/// How many aligned spans of `span` bytes need a table: those that hold a mapping and are not one leaf, where a
+/// leaf can be that large.
+fn count_spans(regions: &[Region], span: u64, leaf: bool) -> u64 {
+    let mut count = 0;
+    let mut uncounted = 0; // the first span that is not counted yet
+    let mut add = |first: u64, last: u64| {
+        let first = first.max(uncounted);
+        if first <= last {
+            count += last - first + 1;
+            uncounted = last + 1;
+        }
+    };
+    for region in regions
+        .iter()
+        .filter(|region| region.read && !region.range.is_empty())
+    {
+        let (start, end) = (start(region.range), end(region.range));
+        let (first, last) = (start / span, (end - 1) / span);
+        let (whole_first, whole_end) = (start.div_ceil(span), end / span);
+        if leaf && whole_first < whole_end {
+            // Only the ends stick out of the leaves.
+            if first < whole_first {
+                add(first, first);
+            }
+            if last >= whole_end {
+                add(last, last);
+            }
+        } else {
+            add(first, last);
+        }
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{ElfFile, Load, R, RW, RX};
+    use super::*;
+    use crate::addr::Address;
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    fn plan_of(file: &ElfFile, memory: u64, gib: bool) -> Result<Plan, LoadError> {
+        let bytes = file.bytes();
+        Plan::new(&Image::parse(&bytes).unwrap(), memory, gib)
+    }
+    fn small() -> ElfFile {
+        ElfFile::new(0x200000)
+            .load(Load::new(0x200000, RX).memory(0x1800))
+            .load(Load::new(0x202000, R).memory(0x100))
+            .load(Load::new(0x203000, RW).memory(0x5000))
+    }
+
+    /// What must hold of every plan.
+    fn check(plan: &Plan) {
+        let regions = plan.regions();
+        for (a, b) in regions.iter().zip(&regions[1..]) {
+            assert!(end(a.range) <= b.range.start().as_u64(), "{a:?} {b:?}");
+        }
+        for region in regions {
+            assert!(
+                region.range.start().is_aligned(PAGE_SIZE) && region.range.len() % PAGE_SIZE == 0
+            );
+            assert!(!region.range.is_empty());
+            assert!(end(region.range) <= plan.memory);
+            assert!(
+                region.range.start().as_u64() >= PAGE_SIZE,
+                "page 0 is mapped"
+            );
+        }
+        let mapped = |at: u64| regions.iter().any(|r| r.range.contains(Gpa::new(at)));
+        assert!(
+            !mapped(plan.stack.start().as_u64() - 1),
+            "no guard page below the stack"
+        );
+        assert_eq!(plan.stack.len(), STACK_SIZE);
+        if !plan.heap.is_empty() {
+            assert!(!mapped(plan.heap.start().as_u64() - 1) && !mapped(end(plan.heap)));
+        }
+        assert!(plan.tables.len() / PAGE_SIZE >= count_tables(regions, plan.largest_leaf));
+    }
+
+    #[test]
+    fn the_usual_layout() {
+        let plan = plan_of(&small(), 64 * MIB, false).unwrap();
+        check(&plan);
+        let kinds: Vec<_> = plan.regions().iter().map(|region| region.kind).collect();
+        use RegionKind::*;
+        assert_eq!(
+            kinds,
+            [
+                Segment(0),
+                Segment(1),
+                Segment(2),
+                Heap,
+                Stack,
+                StartInfo,
+                Tables
+            ]
+        );
+        assert_eq!(end(plan.tables), 64 * MIB);
+        // Root, PDPT, PD, and a PT for each end of the heap.
+        assert_eq!(plan.tables.len(), 5 * PAGE_SIZE);
+        assert_eq!(plan.heap.start().as_u64(), 0x209000);
+        assert_eq!(end(plan.heap), plan.stack.start().as_u64() - PAGE_SIZE);
+        let executable: Vec<_> = plan.regions().iter().filter(|r| r.execute).collect();
+        assert_eq!(executable.len(), 1);
+        assert!(plan.regions().iter().all(|r| !(r.write && r.execute)));
+    }
+
+    #[test]
+    fn large_sparse_guests_cost_few_tables() {
+        let tables = |memory, gib| {
+            let plan = plan_of(&small(), memory, gib).unwrap();
+            check(&plan);
+            assert!(plan.heap.len() > memory / 100 * 99);
+            plan.tables.len() / PAGE_SIZE
+        };
+        assert_eq!(tables(GIB, false), 5);
+        assert_eq!(tables(GIB, true), 5);
+        // One PD for each GiB, or for the first and last.
+        assert_eq!(tables(64 * GIB, false), 4 + 64);
+        assert_eq!(tables(64 * GIB, true), 4 + 2);
+        assert_eq!(tables(1024 * GIB, true), 1 + 2 + 2 + 2);
+    }
+
+    #[test]
+    fn an_image_at_the_top_of_memory() {
+        let file = ElfFile::new(63 * MIB).load(Load::new(63 * MIB, RX).memory(MIB));
+        let plan = plan_of(&file, 64 * MIB, false).unwrap();
+        check(&plan);
+        assert_eq!(end(plan.tables), 63 * MIB);
+        assert_eq!(plan.heap.start().as_u64(), 2 * PAGE_SIZE);
+    }
+
+    #[test]
+    fn the_stack_goes_where_it_fits() {
+        // 60 KiB at the top are too little.
+        let file = ElfFile::new(4 * MIB).load(Load::new(4 * MIB, RX).memory(4 * MIB - 60 * 1024));
+        let plan = plan_of(&file, 8 * MIB, false).unwrap();
+        check(&plan);
+        assert_eq!(end(plan.tables), 4 * MIB);
+    }
+
+    #[test]
+    fn unmapped_segments_keep_their_place() {
+        let file = small().load(Load::new(0x400000, 0).memory(0x10000));
+        let plan = plan_of(&file, 16 * MIB, false).unwrap();
+        let reserved = plan
+            .regions()
+            .iter()
+            .find(|r| r.range.start().as_u64() == 0x400000)
+            .unwrap();
+        assert!(!reserved.read);
+        assert!(!plan.heap.overlaps(reserved.range));
+    }
+
+    #[test]
+    fn too_little_memory_says_how_much_is_needed() {
+        let outside = plan_of(&small(), 0x205000, false).unwrap_err();
+        let LoadError::OutsideMemory {
+            segment,
+            memory: 0x205000,
+            needed: Some(needed),
+        } = outside
+        else {
+            panic!("{outside:?}");
+        };
+        assert_eq!(segment.start(), Gpa::new(0x203000));
+        check(&plan_of(&small(), needed, false).unwrap());
+        let low = ElfFile::new(0x1000).load(Load::new(0x1000, RX).memory(0x1000));
+        for memory in [0x2000, 0x8000, 0x10000, 0x14000] {
+            let LoadError::TooLittleMemory { needed, .. } =
+                plan_of(&low, memory, true).unwrap_err()
+            else {
+                panic!("{memory:#x}")
+            };
+            check(&plan_of(&low, needed, true).unwrap());
+            assert!(
+                plan_of(&low, needed - PAGE_SIZE, true).is_err(),
+                "{needed:#x} is not the least"
+            );
+        }
+        let high = ElfFile::new(0xffff_ffff_8000_0000)
+            .load(Load::new(0xffff_ffff_8000_0000, RX).memory(8));
+        assert!(matches!(
+            plan_of(&high, GIB, true),
+            Err(LoadError::OutsideMemory { needed: None, .. })
+        ));
+        let error = plan_of(&small(), MEMORY_MAX + PAGE_SIZE, true).unwrap_err();
+        assert!(matches!(error, LoadError::TooMuchMemory { .. }));
+    }
+
+    /// Counts tables page by page instead of by arithmetic.
+    fn count_slowly(regions: &[Region], largest_leaf: PageSize) -> u64 {
+        let mut tables = std::collections::BTreeSet::from([(3, 0)]);
+        for region in regions.iter().filter(|region| region.read) {
+            let (mut at, end) = (region.range.start().as_u64(), end(region.range));
+            while at < end {
+                let fits = |size: &PageSize| at % size.bytes() == 0 && end - at >= size.bytes();
+                let size = [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K]
+                    .into_iter()
+                    .filter(|size| *size <= largest_leaf)
+                    .find(fits)
+                    .unwrap();
+                for (level, span) in [(0, 1 << 21), (1, 1 << 30), (2, 1 << 39)] {
+                    if span > size.bytes() {
+                        tables.insert((level, at / span));
+                    }
+                }
+                at += size.bytes();
+            }
+        }
+        tables.len() as u64
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config::with_cases(128))]
+        #[test]
+        fn random_images(
+            segments in proptest::collection::vec((1u64..0x4000, 1u64..0x90_0000), 1..6),
+            pages in 1u64..0x30_0000,
+            gib: bool,
+        ) {
+            let mut at = 0;
+            let mut file = None;
+            for (skip, len) in segments {
+                at += skip * PAGE_SIZE;
+                file = Some(file.unwrap_or(ElfFile::new(at)).load(Load::new(at, RX).memory(len)));
+                at = (at + len).next_multiple_of(PAGE_SIZE);
+            }
+            match plan_of(&file.unwrap(), pages * PAGE_SIZE, gib) {
+                Ok(plan) => {
+                    check(&plan);
+                    assert_eq!(count_tables(plan.regions(), plan.largest_leaf), count_slowly(plan.regions(), plan.largest_leaf));
+                }
+                Err(LoadError::OutsideMemory { needed, .. }) => assert!(needed.is_some()),
+                Err(LoadError::TooLittleMemory { needed, memory }) => assert!(needed > memory),
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What a guest's run cost.
+
+use crate::vmx::ExitReason;
+
+/// Exits by reason, and where the time went.
+#[derive(Clone, Debug)]
+pub struct RunStats {
+    exits: [u64; ExitReason::COUNT],
+    /// TSC ticks from each exit to the next entry.
+    pub host_ticks: u64,
+    /// TSC ticks from each entry to the next exit, both included.
+    pub guest_ticks: u64,
+}
+
+impl RunStats {
+    /// Of a guest that has not run.
+    pub const ZERO: Self = Self {
+        exits: [0; ExitReason::COUNT],
+        host_ticks: 0,
+        guest_ticks: 0,
+    };
+
+    /// Counts an exit.
+    #[inline(always)]
+    pub fn count(&mut self, reason: ExitReason) {
+        if let Some(count) = self.exits.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+
+    /// The reasons for which the guest exited, and how often.
+    pub fn exits(&self) -> impl Iterator<Item = (ExitReason, u64)> + Clone + '_ {
+        let reason = |number: usize| ExitReason::from_number(number as u16);
+        self.exits
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count != 0)
+            .filter_map(move |(number, count)| Some((reason(number)?, *count)))
+    }
+
+    /// All exits.
+    pub fn total(&self) -> u64 {
+        self.exits.iter().sum()
+    }
+
+    /// Time the guest took so far, its own and the host's for it.
+    pub fn ticks(&self) -> u64 {
+        self.host_ticks.saturating_add(self.guest_ticks)
+    }
+}

@@ -1,0 +1,150 @@
+//! VM entry and exit: the one routine through which every guest runs.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use super::super::fields::FieldNatural;
+use super::super::regs::GuestRegs;
+use super::resident::ExtendedState;
+
+/// What entry and exit move between the CPU and memory. The extended state comes first: FXSAVE writes to its start.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct EntryArea {
+    /// x87 and SSE state at every exit; what lies above them stays in the CPU until another guest is loaded.
+    pub extended: ExtendedState,
+    /// The general registers but RSP.
+    pub regs: GuestRegs,
+    /// What the VMCS holds as host RSP, so that it is written only when it changes.
+    host_rsp: u64,
+}
+
+impl EntryArea {
+    /// All registers zero, the extended state as after reset.
+    pub const fn new() -> Self {
+        Self {
+            extended: ExtendedState::new(),
+            regs: GuestRegs::ZERO,
+            host_rsp: 0,
+        }
+    }
+}
+
+impl Default for EntryArea {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How an entry went, in RAX of [`enter`].
+pub(super) const EXITED: u64 = 0;
+/// VMfailInvalid.
+pub(super) const FAILED_INVALID: u64 = 1;
+
+const RSP: usize = offset_of!(EntryArea, host_rsp);
+const REGS: usize = offset_of!(EntryArea, regs);
+
+const HOST_MXCSR: u32 = 0x1f80;
+static MXCSR: u32 = HOST_MXCSR;
+
+/// Enters the guest of the current VMCS and returns at its next exit: [`EXITED`], [`FAILED_INVALID`], or any other
+/// number for VMfailValid.
+///
+/// The host keeps its callee-saved registers on its stack and all other state in the VMCS. XMM registers are the
+/// guest's until FXSAVE and again from FXRSTOR: compiled Rust uses them, but nothing wider.
+///
+/// # Safety
+/// The current VMCS must be complete, its host RIP be [`exit_point`], and `area` belong to its guest, whose state
+/// above x87 and SSE must be in the CPU.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, launched: bool) -> u64 {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        "cmp [rdi + {rsp}], rsp",
+        "je 2f",
+        "mov [rdi + {rsp}], rsp",
+        "mov eax, {host_rsp_field}",
+        "vmwrite rax, rsp",
+        "2:",
+        "fxrstor64 [rdi]",
+        "test sil, sil",
+        "mov rax, [rdi + {regs} + 0]",
+        "mov rcx, [rdi + {regs} + 8]",
+        "mov rdx, [rdi + {regs} + 16]",
+        "mov rbx, [rdi + {regs} + 24]",
+        "mov rbp, [rdi + {regs} + 40]",
+        "mov rsi, [rdi + {regs} + 48]",
+        "mov r8, [rdi + {regs} + 64]",
+        "mov r9, [rdi + {regs} + 72]",
+        "mov r10, [rdi + {regs} + 80]",
+        "mov r11, [rdi + {regs} + 88]",
+        "mov r12, [rdi + {regs} + 96]",
+        "mov r13, [rdi + {regs} + 104]",
+        "mov r14, [rdi + {regs} + 112]",
+        "mov r15, [rdi + {regs} + 120]",
+        "mov rdi, [rdi + {regs} + 56]",
+        "jz 3f",
+        "vmresume",
+        "jmp 4f",
+        "3: vmlaunch",
+        // The entry failed: no guest register was saved, none has changed.
+        "4: pop rdi",
+        "mov eax, 1",
+        "jc 5f",
+        "mov eax, 2",
+        "5: ldmxcsr [rip + {mxcsr}]",
+        "jmp 6f",
+        // Every exit comes here, RSP as at the entry.
+        ".balign 16",
+        ".global offshoot_exit_point",
+        "offshoot_exit_point:",
+        "push rdi",
+        "mov rdi, [rsp + 8]",
+        "mov [rdi + {regs} + 0], rax",
+        "mov [rdi + {regs} + 8], rcx",
+        "mov [rdi + {regs} + 16], rdx",
+        "mov [rdi + {regs} + 24], rbx",
+        "mov [rdi + {regs} + 40], rbp",
+        "mov [rdi + {regs} + 48], rsi",
+        "mov [rdi + {regs} + 64], r8",
+        "mov [rdi + {regs} + 72], r9",
+        "mov [rdi + {regs} + 80], r10",
+        "mov [rdi + {regs} + 88], r11",
+        "mov [rdi + {regs} + 96], r12",
+        "mov [rdi + {regs} + 104], r13",
+        "mov [rdi + {regs} + 112], r14",
+        "mov [rdi + {regs} + 120], r15",
+        "pop qword ptr [rdi + {regs} + 56]",
+        "fxsave64 [rdi]",
+        "ldmxcsr [rip + {mxcsr}]",
+        "pop rdi",
+        "xor eax, eax",
+        "6: pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        rsp = const RSP,
+        regs = const REGS,
+        host_rsp_field = const FieldNatural::HostRsp as u32,
+        mxcsr = sym MXCSR,
+    )
+}
+
+unsafe extern "C" {
+    #[link_name = "offshoot_exit_point"]
+    static EXIT_POINT: u8;
+}
+
+/// Where every exit arrives: the host RIP of every VMCS.
+pub fn exit_point() -> u64 {
+    (&raw const EXIT_POINT) as u64
+}

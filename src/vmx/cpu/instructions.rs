@@ -1,0 +1,207 @@
+//! The VMX instructions, one function each.
+
+use core::arch::asm;
+
+use super::super::fields::{Field, Field16, Field32, Field64, FieldNatural};
+use super::super::instruction_error::VmFail;
+use super::super::vmcs::{Vmcs, VmcsAccess, VmcsError};
+use crate::addr::Hpa;
+
+/// What the flags say after a VMX instruction (SDM "Conventions", 31.2): CF is VMfailInvalid, ZF VMfailValid.
+#[inline(always)]
+fn outcome(cf: u8, zf: u8) -> Result<(), VmFail> {
+    if cf | zf == 0 {
+        Ok(())
+    } else {
+        Err(failure(cf != 0))
+    }
+}
+
+#[cold]
+fn failure(invalid: bool) -> VmFail {
+    if invalid {
+        return VmFail::Invalid;
+    }
+    let number: u64;
+    // SAFETY: VMfailValid says that there is a current VMCS; the error field exists on every CPU.
+    unsafe {
+        asm!("vmread {}, {}", out(reg) number, in(reg) u64::from(Field32::VmInstructionError as u32), options(nostack));
+    }
+    VmFail::from_number(number as u32)
+}
+
+macro_rules! with_memory_operand {
+    ($(#[$doc:meta])* $name:ident, $mnemonic:literal) => {
+        $(#[$doc])*
+        pub(super) unsafe fn $name(region: Hpa) -> Result<(), VmFail> {
+            let (cf, zf): (u8, u8);
+            let operand = region.as_u64();
+            // SAFETY: the caller's, as the documentation asks.
+            unsafe {
+                asm!(
+                    concat!($mnemonic, " [{operand}]"), "setc {cf}", "setz {zf}",
+                    operand = in(reg) &operand, cf = out(reg_byte) cf, zf = out(reg_byte) zf, options(nostack),
+                );
+            }
+            outcome(cf, zf)
+        }
+    };
+}
+
+with_memory_operand!(
+    /// Enters VMX operation.
+    ///
+    /// # Safety
+    /// CR0, CR4 and IA32_FEATURE_CONTROL allow it, and `region` is a frame with the revision identifier that stays
+    /// untouched until VMXOFF.
+    vmxon, "vmxon"
+);
+with_memory_operand!(
+    /// Writes the VMCS at `region` back, and makes it neither current nor launched.
+    ///
+    /// # Safety
+    /// The CPU is in VMX operation; `region` is a frame for a VMCS.
+    vmclear, "vmclear"
+);
+with_memory_operand!(
+    /// Makes the VMCS at `region` current.
+    ///
+    /// # Safety
+    /// The CPU is in VMX operation; `region` is a VMCS that was cleared on whichever CPU last had it.
+    vmptrld, "vmptrld"
+);
+
+/// Leaves VMX operation.
+///
+/// # Safety
+/// The CPU is in VMX operation and nothing uses a VMCS any more.
+pub(super) unsafe fn vmxoff() {
+    // SAFETY: the caller's.
+    unsafe { asm!("vmxoff", options(nostack)) };
+}
+
+/// How much INVEPT or INVVPID throws away (SDM "INVEPT—Invalidate Translations Derived from EPT").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Invalidation {
+    /// Of one EPT pointer, or one VPID.
+    SingleContext = 1,
+    /// Of all.
+    AllContexts = 2,
+}
+
+macro_rules! invalidate {
+    ($(#[$doc:meta])* $name:ident, $mnemonic:literal) => {
+        $(#[$doc])*
+        pub(super) unsafe fn $name(kind: Invalidation, context: u64) -> Result<(), VmFail> {
+            let (cf, zf): (u8, u8);
+            let descriptor = [context, 0];
+            // SAFETY: the caller's, as the documentation asks.
+            unsafe {
+                asm!(
+                    concat!($mnemonic, " {kind}, [{descriptor}]"), "setc {cf}", "setz {zf}",
+                    kind = in(reg) kind as u64, descriptor = in(reg) &descriptor,
+                    cf = out(reg_byte) cf, zf = out(reg_byte) zf, options(nostack),
+                );
+            }
+            outcome(cf, zf)
+        }
+    };
+}
+
+invalidate!(
+    /// Throws away what the CPU has cached of the EPT tree that the EPT pointer `context` names.
+    ///
+    /// # Safety
+    /// The CPU is in VMX operation and has INVEPT of this kind.
+    invept, "invept"
+);
+invalidate!(
+    /// Throws away what the CPU has cached under the VPID `context`.
+    ///
+    /// # Safety
+    /// The CPU is in VMX operation and has INVVPID of this kind.
+    invvpid, "invvpid"
+);
+
+/// The VMCS that is current on this CPU. Only [`super::Vmx::make_current`] makes one.
+#[derive(Debug)]
+pub struct CurrentVmcs {
+    pub(super) region: Hpa,
+}
+
+impl CurrentVmcs {
+    /// The frame of this VMCS.
+    pub fn region(&self) -> Hpa {
+        self.region
+    }
+
+    #[inline(always)]
+    fn read(&self, encoding: u32, field: impl Fn() -> Field) -> Result<u64, VmcsError> {
+        let value: u64;
+        let failed: u8;
+        // SAFETY: `self` is there, so the CPU is in VMX operation; VMREAD changes nothing but its destination.
+        unsafe {
+            asm!(
+                "vmread {value}, {field}", "setbe {failed}",
+                value = out(reg) value, field = in(reg) u64::from(encoding), failed = out(reg_byte) failed,
+                options(nostack, nomem),
+            );
+        }
+        if failed == 0 {
+            Ok(value)
+        } else {
+            Err(access_error(field(), VmcsAccess::Read))
+        }
+    }
+
+    #[inline(always)]
+    fn write(
+        &mut self,
+        encoding: u32,
+        value: u64,
+        field: impl Fn() -> Field,
+    ) -> Result<(), VmcsError> {
+        // SAFETY: as in `read`; what a field means is checked by the CPU at entry.
+        unsafe {
+            asm!(
+                "vmwrite {field}, {value}", "jbe {failed}",
+                value = in(reg) value, field = in(reg) u64::from(encoding),
+                failed = label { return Err(access_error(field(), VmcsAccess::Write)) },
+                options(nostack, nomem),
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+fn access_error(field: Field, access: VmcsAccess) -> VmcsError {
+    // With a current VMCS every failure is VMfailValid, and the error is there to be read.
+    VmcsError {
+        field,
+        access,
+        fail: failure(false),
+    }
+}
+
+macro_rules! width {
+    ($read:ident, $write:ident, $field:ty, $value:ty) => {
+        #[inline(always)]
+        fn $read(&self, field: $field) -> Result<$value, VmcsError> {
+            self.read(field as u32, || field.into())
+                .map(|value| value as $value)
+        }
+        #[inline(always)]
+        fn $write(&mut self, field: $field, value: $value) -> Result<(), VmcsError> {
+            self.write(field as u32, u64::from(value), || field.into())
+        }
+    };
+}
+
+impl Vmcs for CurrentVmcs {
+    width!(read16, write16, Field16, u16);
+    width!(read32, write32, Field32, u32);
+    width!(read64, write64, Field64, u64);
+    width!(read_natural, write_natural, FieldNatural, u64);
+}

@@ -1,0 +1,133 @@
+//! The hardware edge: VMX operation, the current VMCS, entry and exit. Everything here executes instructions that only
+//! exist, or only make sense, in the kernel on a CPU with VMX.
+
+mod entry;
+mod host;
+mod instructions;
+mod resident;
+mod this_cpu;
+
+pub use entry::EntryArea;
+pub use host::read_host_state;
+pub use instructions::{CurrentVmcs, Invalidation};
+pub use resident::{
+    ExtendedState, Resident, ResidentFeatures, restore_vector, save_vector, update_dr6, xsetbv,
+};
+pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
+
+use super::instruction_error::VmFail;
+use super::vmcs::Vmcs;
+use super::{Field32, VmcsError};
+use crate::addr::Hpa;
+use x86_64::registers::control::{Cr4, Cr4Flags};
+
+/// VMX operation on this CPU, from VMXON until this is dropped.
+#[derive(Debug)]
+pub struct Vmx {
+    region: Hpa,
+}
+
+impl Vmx {
+    /// Turns VMX operation on.
+    ///
+    /// # Safety
+    /// The CPU must have VMX, with IA32_FEATURE_CONTROL locked and allowing it; CR0 and CR4 must satisfy the fixed bits
+    /// (CR4.VMXE is set here). `region` must be a frame that begins with the VMCS revision identifier and belongs to
+    /// the returned guard until it is dropped.
+    pub unsafe fn on(region: Hpa) -> Result<Self, VmFail> {
+        // SAFETY: the CPU has VMX, so the bit exists; it changes nothing but what VMXON does.
+        unsafe { Cr4::update(|cr4| cr4.insert(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS)) };
+        // SAFETY: the caller's.
+        let on = unsafe { instructions::vmxon(region) };
+        match on {
+            Ok(()) => Ok(Self { region }),
+            Err(fail) => {
+                clear_vmxe();
+                Err(fail)
+            }
+        }
+    }
+
+    /// The VMXON region.
+    pub fn region(&self) -> Hpa {
+        self.region
+    }
+
+    /// Makes a frame that begins with the revision identifier a VMCS that is neither current nor launched. Also takes
+    /// a VMCS off this CPU, which writes what is cached of it to memory.
+    ///
+    /// # Safety
+    /// The frame belongs to the caller, for this VMCS alone.
+    pub unsafe fn clear(&mut self, vmcs: Hpa) -> Result<(), VmFail> {
+        // SAFETY: `self` proves VMX operation; the frame is the caller's.
+        unsafe { instructions::vmclear(vmcs) }
+    }
+
+    /// Makes a VMCS current.
+    ///
+    /// # Safety
+    /// `vmcs` must have been through [`Vmx::clear`] and must stay its own until cleared again; no other
+    /// [`CurrentVmcs`] may be used while this one is.
+    pub unsafe fn make_current(&mut self, vmcs: Hpa) -> Result<CurrentVmcs, VmFail> {
+        // SAFETY: as above, and the caller's word.
+        unsafe { instructions::vmptrld(vmcs)? };
+        Ok(CurrentVmcs { region: vmcs })
+    }
+
+    /// INVEPT.
+    pub fn invept(&mut self, kind: Invalidation, eptp: u64) -> Result<(), VmFail> {
+        // SAFETY: `self` proves VMX operation. A kind that the CPU lacks is a VMfail, INVEPT as such comes with EPT.
+        unsafe { instructions::invept(kind, eptp) }
+    }
+
+    /// INVVPID. Only on a CPU that has VPIDs.
+    ///
+    /// # Safety
+    /// The capability MSR must list INVVPID: without it the instruction is undefined.
+    pub unsafe fn invvpid(&mut self, kind: Invalidation, vpid: u16) -> Result<(), VmFail> {
+        // SAFETY: `self` proves VMX operation, the caller the instruction.
+        unsafe { instructions::invvpid(kind, vpid.into()) }
+    }
+}
+
+impl Drop for Vmx {
+    fn drop(&mut self) {
+        // SAFETY: `self` proved VMX operation and is the last to do so.
+        unsafe { instructions::vmxoff() };
+        clear_vmxe();
+    }
+}
+
+fn clear_vmxe() {
+    // SAFETY: the CPU is outside VMX operation, where the bit may be cleared.
+    unsafe { Cr4::update(|cr4| cr4.remove(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS)) };
+}
+
+impl CurrentVmcs {
+    /// Enters the guest and returns at its next exit. An error is a VMLAUNCH or VMRESUME that did not happen; an entry
+    /// that failed on the guest's state is an exit with bit 31 of its reason set.
+    ///
+    /// # Safety
+    /// The VMCS must be complete, with what [`read_host_state`] reads on this CPU as its host state;
+    /// `area` must be its own, and [`restore_vector`] and [`Resident::write`] must have put the rest of the guest's
+    /// state into the CPU. `launched` must tell whether the VMCS was entered since it was cleared.
+    #[inline(always)]
+    pub unsafe fn enter(&mut self, area: &mut EntryArea, launched: bool) -> Result<(), VmFail> {
+        // SAFETY: the caller's.
+        match unsafe { entry::enter(area, launched) } {
+            entry::EXITED => Ok(()),
+            failed => Err(self.entry_failure(failed)),
+        }
+    }
+
+    #[cold]
+    fn entry_failure(&self, failed: u64) -> VmFail {
+        if failed == entry::FAILED_INVALID {
+            return VmFail::Invalid;
+        }
+        match self.read32(Field32::VmInstructionError) {
+            Ok(number) => VmFail::from_number(number),
+            Err(VmcsError { fail, .. }) => fail,
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The guest state that stays in the CPU across exits and moves only when another guest, or none, takes its place.
+//!
+//! The VMCS switches much of a guest's state at every exit, and [`super::entry`] the general, x87 and SSE registers.
+//! The rest is nothing the hypervisor uses: vector state above SSE, XCR0, debug registers, CR2, the MSRs of SYSCALL.
+
+use core::arch::asm;
+
+/// Bytes of the standard-format XSAVE area up to and with the last AVX-512 component (SDM "Standard Format of Extended
+/// Region", vol. 1, 13.4.3), the most that a guest is offered.
+const XSAVE_BYTES: usize = 2688;
+const MXCSR_OFFSET: usize = 24;
+const XCR0_X87_SSE: u64 = 0b11;
+
+/// An XSAVE area in the standard format. Its first 512 bytes are what FXSAVE writes at every exit.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct ExtendedState([u8; XSAVE_BYTES]);
+
+impl ExtendedState {
+    /// The state after reset: XSTATE_BV is 0, so every component above SSE is in its initial configuration.
+    pub const fn new() -> Self {
+        let mut area = [0; XSAVE_BYTES];
+        // FCW 0x037f, MXCSR 0x1f80.
+        area[0] = 0x7f;
+        area[1] = 0x03;
+        area[MXCSR_OFFSET] = 0x80;
+        area[MXCSR_OFFSET + 1] = 0x1f;
+        Self(area)
+    }
+
+    /// The bytes, for dumps and comparisons.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Default for ExtendedState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Which of this state the CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResidentFeatures {
+    /// The XCR0 components that guests may have, or `None` on a CPU without XSAVE.
+    pub xcr0: Option<u64>,
+    /// Whether IA32_TSC_AUX exists.
+    pub tsc_aux: bool,
+}
+
+const IA32_STAR: u32 = 0xc000_0081;
+const IA32_LSTAR: u32 = 0xc000_0082;
+const IA32_CSTAR: u32 = 0xc000_0083;
+const IA32_FMASK: u32 = 0xc000_0084;
+const IA32_KERNEL_GS_BASE: u32 = 0xc000_0102;
+const IA32_TSC_AUX: u32 = 0xc000_0103;
+/// The MSRs that are moved. The last exists only with RDTSCP.
+const MSRS: [u32; 6] = [
+    IA32_STAR,
+    IA32_LSTAR,
+    IA32_CSTAR,
+    IA32_FMASK,
+    IA32_KERNEL_GS_BASE,
+    IA32_TSC_AUX,
+];
+
+/// The registers that stay in the CPU, beside [`ExtendedState`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// XCR0; without meaning on a CPU without XSAVE.
+    pub xcr0: u64,
+    /// DR0 to DR3. DR7 is in the VMCS.
+    pub dr: [u64; 4],
+    /// DR6.
+    pub dr6: u64,
+    /// CR2.
+    pub cr2: u64,
+    msrs: [u64; MSRS.len()],
+}
+
+impl Resident {
+    /// The state after reset.
+    pub const RESET: Self = Self {
+        xcr0: 1,
+        dr: [0; 4],
+        dr6: 0xffff_0ff0,
+        cr2: 0,
+        msrs: [0; MSRS.len()],
+    };
+
+    fn msrs(features: ResidentFeatures) -> &'static [u32] {
+        if features.tsc_aux {
+            &MSRS
+        } else {
+            &MSRS[..MSRS.len() - 1]
+        }
+    }
+
+    /// Reads what is in the CPU now.
+    ///
+    /// # Safety
+    /// The CPU has the `features`, with CR4.OSXSAVE set where that is one.
+    pub unsafe fn read(features: ResidentFeatures) -> Self {
+        let mut state = Self::RESET;
+        // SAFETY: every register exists, by the caller's word on `features`; reading changes nothing.
+        unsafe {
+            if features.xcr0.is_some() {
+                state.xcr0 = xgetbv();
+            }
+            asm!(
+                "mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3", "mov {4}, dr6", "mov {5}, cr2",
+                out(reg) state.dr[0], out(reg) state.dr[1], out(reg) state.dr[2], out(reg) state.dr[3],
+                out(reg) state.dr6, out(reg) state.cr2, options(nomem, nostack, preserves_flags),
+            );
+            for (slot, msr) in state.msrs.iter_mut().zip(Self::msrs(features)) {
+                *slot = x86::msr::rdmsr(*msr);
+            }
+        }
+        state
+    }
+
+    /// Puts this state into the CPU.
+    ///
+    /// # Safety
+    /// As for [`Resident::read`]; the values must be ones that were read, or that the guest could have set itself, and
+    /// the hypervisor must not depend on any of these registers.
+    pub unsafe fn write(&self, features: ResidentFeatures) {
+        // SAFETY: the values are legal by the caller's word, and DR7 is 0x400 in the host: no breakpoint is armed.
+        unsafe {
+            asm!(
+                "mov dr0, {0}", "mov dr1, {1}", "mov dr2, {2}", "mov dr3, {3}", "mov dr6, {4}", "mov cr2, {5}",
+                in(reg) self.dr[0], in(reg) self.dr[1], in(reg) self.dr[2], in(reg) self.dr[3],
+                in(reg) self.dr6, in(reg) self.cr2, options(nomem, nostack, preserves_flags),
+            );
+            for (value, msr) in self.msrs.iter().zip(Self::msrs(features)) {
+                x86::msr::wrmsr(*msr, *value);
+            }
+            if features.xcr0.is_some() {
+                xsetbv(self.xcr0);
+            }
+        }
+    }
+}
+
+/// Takes the vector state above SSE out of the CPU and into `area`.
+///
+/// # Safety
+/// The CPU has `features`, CR4.OSXSAVE is set where XSAVE is one, and `area` is not in use by another CPU.
+pub unsafe fn save_vector(features: ResidentFeatures, area: &mut ExtendedState) {
+    let Some(all) = features.xcr0 else { return };
+    // XSAVE of AVX state stores MXCSR too, but what is in the CPU now is the hypervisor's.
+    let mut mxcsr = [0; 4];
+    mxcsr.copy_from_slice(&area.0[MXCSR_OFFSET..MXCSR_OFFSET + 4]);
+    let mask = all & !XCR0_X87_SSE;
+    // SAFETY: `all` is what the CPU offers, so XCR0 takes it; the area holds every component up to AVX-512.
+    unsafe {
+        xsetbv(all);
+        asm!(
+            "xsave64 [{}]", in(reg) area.0.as_mut_ptr(), in("eax") mask as u32, in("edx") (mask >> 32) as u32,
+            options(nostack),
+        );
+    }
+    area.0[MXCSR_OFFSET..MXCSR_OFFSET + 4].copy_from_slice(&mxcsr);
+}
+
+/// Puts the vector state above SSE from `area` into the CPU. XCR0 is left with all its components on.
+///
+/// # Safety
+/// As for [`save_vector`], and `area` was written by it or is [`ExtendedState::new`].
+pub unsafe fn restore_vector(features: ResidentFeatures, area: &ExtendedState) {
+    let Some(all) = features.xcr0 else { return };
+    let mask = all & !XCR0_X87_SSE;
+    // SAFETY: as in `save_vector`; the header was made by XSAVE or is all zero, so XRSTOR accepts it. MXCSR, which it
+    // may load, was a guest's and so is legal; the next entry and exit load it anew.
+    unsafe {
+        xsetbv(all);
+        asm!(
+            "xrstor64 [{}]", in(reg) area.0.as_ptr(), in("eax") mask as u32, in("edx") (mask >> 32) as u32,
+            options(nostack, readonly),
+        );
+    }
+}
+
+/// Reads XCR0.
+///
+/// # Safety
+/// CR4.OSXSAVE is set.
+pub unsafe fn xgetbv() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack))
+    };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes XCR0.
+///
+/// # Safety
+/// CR4.OSXSAVE is set and the CPU accepts `value`; x87 and SSE state are not touched by it.
+pub unsafe fn xsetbv(value: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
+    };
+}
+
+/// Changes DR6, which is the guest's while one is loaded.
+pub fn update_dr6(change: impl FnOnce(u64) -> u64) {
+    // SAFETY: DR6 only tells what has happened: no value of it does anything. It is written with its reserved bits, as
+    // it was read, or as `change` knows them.
+    unsafe {
+        let dr6: u64;
+        asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack, preserves_flags));
+        asm!("mov dr6, {}", in(reg) change(dr6) & 0xffff_ffff, options(nomem, nostack, preserves_flags));
+    }
+}
