@@ -68,8 +68,8 @@ fn complete(vmcs: &mut impl Vmcs, interruptibility: u32, rflags: u64) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake::FakeVmcs;
     use super::super::fields::Field;
-    use super::super::vmcs::FakeVmcs;
     use super::*;
 
     fn vmcs(rip: u64, length: u64) -> FakeVmcs {

@@ -68,9 +68,8 @@ impl CrShadows {
 #[cfg(test)]
 mod tests {
     use super::super::capabilities::Capabilities;
-    use super::super::capabilities::tests::haswell;
+    use super::super::fake::{FakeVmcs, haswell};
     use super::super::register_bits::{CR0_PG, CR4_PAE};
-    use super::super::vmcs::FakeVmcs;
     use super::*;
 
     fn shadows(cr4_allowed: u64) -> CrShadows {

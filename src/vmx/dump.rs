@@ -103,12 +103,11 @@ pub fn summarize_vmcs(vmcs: &impl Vmcs, out: &mut impl fmt::Write) -> fmt::Resul
 #[cfg(test)]
 mod tests {
     use super::super::capabilities::Capabilities;
-    use super::super::capabilities::tests::haswell;
     use super::super::control_choice::choose_controls;
+    use super::super::fake::{FakeVmcs, haswell};
     use super::super::fields::FieldNatural;
     use super::super::state::GuestState;
     use super::super::state::tests::{START, host};
-    use super::super::vmcs::FakeVmcs;
     use super::*;
 
     fn set_up() -> FakeVmcs {

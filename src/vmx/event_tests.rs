@@ -1,4 +1,4 @@
-use super::super::vmcs::FakeVmcs;
+use super::super::fake::FakeVmcs;
 use super::*;
 
 fn protected_mode() -> FakeVmcs {

@@ -301,7 +301,7 @@ impl fmt::Display for Exit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vmcs::FakeVmcs;
+    use super::super::fake::FakeVmcs;
     use super::*;
 
     fn read(reason: u32, qualification: u64) -> Exit {

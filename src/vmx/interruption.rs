@@ -49,7 +49,7 @@ pub struct Interruption {
     pub kind: InterruptionType,
     /// Whether the error-code field that goes with it is valid.
     pub has_error_code: bool,
-    /// Whether an IRET that had unblocked NMIs met this. Not of IDT-vectoring information.
+    /// Whether an IRET that had unblocked NMIs met this. Not defined of IDT-vectoring information and #DF.
     pub nmi_unblocking: bool,
 }
 
@@ -61,7 +61,7 @@ impl Interruption {
             vector: information.get_bits(0..8) as u8,
             kind: InterruptionType::from_low_bits(information >> 8),
             has_error_code: information.get_bit(11),
-            nmi_unblocking: information.get_bit(12),
+            nmi_unblocking: information.get_bit(12) && information.get_bits(0..8) != 8,
         })
     }
 }
@@ -79,6 +79,7 @@ mod tests {
         assert!(fault.has_error_code && fault.nmi_unblocking);
         assert_eq!(fault.kind, InterruptionType::HardwareException);
         assert_eq!(fault.vector, 14);
+        assert!(!Interruption::decode(0x8000_1b08).unwrap().nmi_unblocking);
         for number in 0..8 {
             assert_eq!(InterruptionType::from_low_bits(number) as u32, number);
         }

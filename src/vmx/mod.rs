@@ -5,7 +5,8 @@
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
 //! - What a guest is set up with: [`state`], [`segment`], [`cr_shadow`].
-//! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`].
+//! - What an exit says: [`exit`], [`qualification`],
+//!   [`instruction_information`], [`interruption`]; going on: [`advance`], [`event`].
 //! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
 pub mod advance;
@@ -21,6 +22,7 @@ pub mod event;
 pub mod exit;
 pub mod fields;
 pub mod instruction_error;
+pub mod instruction_information;
 pub mod interruption;
 pub mod qualification;
 pub mod register_bits;
@@ -43,3 +45,12 @@ pub use instruction_error::{InstructionError, VmFail};
 pub use regs::{Gpr, GuestRegs};
 pub use state::{GuestState, HostState, Start64};
 pub use vmcs::{Vmcs, VmcsError};
+
+/// CPUs as recorded, and a VMCS, for the tests of this layer and of those above.
+#[cfg(test)]
+pub(crate) mod fake {
+    pub(crate) use super::capabilities::tests::{
+        Profile, haswell, lynnfield, penryn, tigerlake, westmere,
+    };
+    pub(crate) use super::vmcs::FakeVmcs;
+}

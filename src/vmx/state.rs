@@ -396,4 +396,4 @@ impl HostState {
 
 #[cfg(test)]
 #[path = "state_tests.rs"]
-pub(in crate::vmx) mod tests;
+pub(crate) mod tests;

@@ -208,7 +208,7 @@ impl<V: Vmcs> Checker<'_, V> {
 }
 
 const fn is_canonical(address: u64, linear_bits: u8) -> bool {
-    let unused = 64 - linear_bits as u32;
+    let unused = 64_u32.saturating_sub(linear_bits as u32);
     match (address as i64).checked_shl(unused) {
         Some(shifted) => shifted >> unused == address as i64,
         None => false,

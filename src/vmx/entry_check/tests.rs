@@ -1,13 +1,12 @@
-use super::super::capabilities::tests::{Profile, haswell, lynnfield};
 use super::super::control_choice::choose_controls;
 use super::super::controls::{Entry, Exit, Pin, Primary, Secondary};
 use super::super::event::Event;
 use super::super::exit::GuestStateFault;
+use super::super::fake::{FakeVmcs, Profile, haswell, lynnfield, tigerlake, westmere};
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
 use super::super::register_bits::{EFER_LMA, EFER_LME, RFLAGS_VM};
 use super::super::state::GuestState;
 use super::super::state::tests::{START, host};
-use super::super::vmcs::FakeVmcs;
 use super::*;
 
 /// A VMCS that passes every check, as the hypervisor sets one up.
@@ -45,7 +44,7 @@ const GROUPS: [CheckGroup; 3] = [
 
 #[test]
 fn what_we_set_up_passes_every_check() {
-    for profile in [haswell(), lynnfield()] {
+    for profile in [haswell(), lynnfield(), tigerlake(), westmere()] {
         let capabilities = discover(&profile);
         let state = GuestState::long_mode(START, &capabilities);
         let vmcs = valid(&capabilities, &state);
@@ -137,7 +136,7 @@ fn restricted(group: CheckGroup) -> Mutations {
     Mutations::new(group, capabilities, state)
 }
 
-const WIDE: u64 = 1 << 36;
+const WIDE: u64 = 1 << 40;
 const NOT_CANONICAL: u64 = 0x8000_0000_0000;
 
 #[test]
@@ -223,9 +222,7 @@ fn controls() {
 
 #[test]
 fn pml_needs_its_page() {
-    let mut profile = haswell();
-    profile.set_msr_bit(0x48b, 32 + 17);
-    let capabilities = discover(&profile);
+    let capabilities = discover(&tigerlake());
     let state = GuestState::long_mode(START, &capabilities);
     let m = Mutations::new(CheckGroup::Controls, capabilities, state);
     const SECONDARY: Field32 = Field32::SecondaryProcessorBasedControls;
@@ -721,4 +718,47 @@ fn canonical_and_physical_addresses() {
     assert!(is_canonical(1 << 63, 64));
     assert!(is_physical((1 << 36) - 1, 36) && !is_physical(1 << 36, 36));
     assert!(is_physical(u64::MAX, 64));
+}
+
+#[test]
+fn no_vmcs_makes_checks_or_dump_panic() {
+    let mut seed = 1_u64;
+    let mut random = move || {
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        // Mostly extremes, where arithmetic goes wrong.
+        match seed >> 61 {
+            0 => 0,
+            1 => u64::MAX,
+            2 => 1 << (seed >> 32 & 63),
+            3 => !(1 << (seed >> 32 & 63)),
+            _ => seed.rotate_right(16),
+        }
+    };
+    for profile in [haswell(), lynnfield(), tigerlake()] {
+        let mut capabilities = discover(&profile);
+        for _ in 0..100 {
+            let mut vmcs = FakeVmcs::new();
+            for field in Field::all() {
+                let width = match field {
+                    Field::Bits16(_) => 0xffff,
+                    Field::Bits32(_) => 0xffff_ffff,
+                    Field::Bits64(_) | Field::Natural(_) => u64::MAX,
+                };
+                vmcs.set(field, random() & width);
+            }
+            capabilities.linear_bits = random() as u8;
+            capabilities.physical_bits = random() as u8;
+            let mut text = String::new();
+            for group in GROUPS {
+                let failed = failed_checks(group, &vmcs, &capabilities).unwrap();
+                text.push_str(&failed.to_string());
+            }
+            super::super::dump_vmcs(&vmcs, &mut text).unwrap();
+            assert!(text.contains("VMCS"));
+            let _ = Event::interrupted(&vmcs).map(|event| event.map(|e| e.reinject(&mut vmcs)));
+            super::super::advance_rip(&mut vmcs).unwrap();
+        }
+    }
 }
