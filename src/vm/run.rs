@@ -63,6 +63,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
     /// `in_guest`.
     fn turns(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
+        let mut launched = self.vcpu.launched;
         loop {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
@@ -72,14 +73,17 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             let start = now();
             // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
             // guest's own, and `Guest::run` has put the rest of its state into the CPU.
-            let entry = unsafe { self.vmcs.enter(self.area, self.vcpu.launched) };
+            let entry = unsafe { self.vmcs.enter(self.area, launched) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             if let Err(fail) = entry {
                 self.outcome = Outcome::EntryInstruction(fail);
                 return Ok(());
             }
-            self.vcpu.launched = true;
+            if !launched {
+                self.vcpu.launched = true;
+                launched = true;
+            }
             let field = self.vmcs.read32(Field32::ExitReason)?;
             let Some(reason) = ExitReason::from_plain_field(field) else {
                 return self.no_reason();
