@@ -155,7 +155,7 @@ pub fn gate(vector: u8) -> Gate {
 /// Loads a GDT, a TSS and an IDT of the guest's own. Exceptions are caught from here on.
 pub fn install() {
     RECORD[7].store(0, Relaxed);
-    let stack_top = STACK.0.get() as u64 + STACK_SIZE as u64;
+    let stack_top = own_stack();
     let task = TASK.0.get() as u64;
     let gdt_pointer = TablePointer {
         limit: size_of::<[u64; 7]>() as u16 - 1,
@@ -213,6 +213,24 @@ pub unsafe fn load_idt(base: u64, len: usize) {
     };
     // SAFETY: the caller vouches for the table.
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack)) };
+}
+
+/// Makes `top` the upper end of the stack on which exceptions are handled.
+///
+/// # Safety
+/// There must be room for their frames below it.
+pub unsafe fn set_stack(top: u64) {
+    // SAFETY: one CPU, which reads the field only when an exception is delivered.
+    unsafe {
+        let ist1 = TASK.0.get().cast::<u32>().add(9);
+        ist1.write_volatile(top as u32);
+        ist1.add(1).write_volatile((top >> 32) as u32);
+    }
+}
+
+/// The upper end of the stack that [`install`] set up.
+pub fn own_stack() -> u64 {
+    STACK.0.get() as u64 + STACK_SIZE as u64
 }
 
 /// How many exceptions the probes have met since [`install`].

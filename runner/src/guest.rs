@@ -1,6 +1,7 @@
 //! The guests of a run: a file each, with the options that the kernel reads from the module's command line.
 
-use crate::{Error, Image};
+use crate::Error;
+use crate::image::Samples;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -32,20 +33,20 @@ impl Guest {
     }
 
     /// Reads a list of guests separated by blanks, each `FILE[,OPTION]...`, where FILE is a path or the name of a
-    /// sample guest of `image`. Every file is looked at, so that what is wrong is said before anything boots.
-    pub fn parse_list(list: &str, image: &Image) -> Result<Vec<Self>, Error> {
+    /// sample guest. Every file is looked at, so that what is wrong is said before anything boots.
+    pub fn parse_list(list: &str, samples: &Samples) -> Result<Vec<Self>, Error> {
         let mut guests = list
             .split_whitespace()
-            .map(|word| Self::parse(word, image))
+            .map(|word| Self::parse(word, samples))
             .collect::<Result<Vec<_>, _>>()?;
         name_apart(&mut guests);
         Ok(guests)
     }
 
-    fn parse(word: &str, image: &Image) -> Result<Self, Error> {
+    fn parse(word: &str, samples: &Samples) -> Result<Self, Error> {
         let mut parts = word.split(',');
         let file = parts.next().unwrap_or_default();
-        let path = match image.sample(file) {
+        let path = match samples.get(file) {
             Some(sample) if !Path::new(file).exists() => sample.to_owned(),
             _ => PathBuf::from(file),
         };
@@ -65,11 +66,8 @@ impl Guest {
         guest.check().map_err(|reason| {
             let mut reason = reason;
             if !file.contains('/') {
-                let samples: Vec<_> = image.sample_names().collect();
-                reason += &format!(
-                    " (and not a sample guest; those are: {})",
-                    samples.join(", ")
-                );
+                let names: Vec<_> = samples.names().collect();
+                reason += &format!(" (and not a sample guest; those are: {})", names.join(", "));
             }
             Error::asked(file, reason)
         })?;
@@ -149,12 +147,8 @@ fn in_name(c: char) -> bool {
 mod tests {
     use super::*;
 
-    fn image() -> Image {
-        Image {
-            root: PathBuf::new(),
-            kernel: PathBuf::new(),
-            samples: vec!["/x/hello".into(), "/x/bench".into()],
-        }
+    fn samples() -> Samples {
+        Samples(vec!["/x/hello".into(), "/x/bench".into()])
     }
 
     /// A file that surely exists, with a folder.
@@ -163,7 +157,7 @@ mod tests {
     #[test]
     fn options_follow_the_file() {
         let list = format!("{THIS},mem=64M,budget=2s {THIS},name=x");
-        let guests = Guest::parse_list(&list, &image()).unwrap();
+        let guests = Guest::parse_list(&list, &samples()).unwrap();
         assert_eq!(
             guests[0].command_line(),
             ["guest.rs", "mem=64M", "budget=2s"]
@@ -174,7 +168,7 @@ mod tests {
     #[test]
     fn the_same_file_twice_gets_two_names() {
         let list = format!("{THIS} {THIS} {THIS}");
-        let guests = Guest::parse_list(&list, &image()).unwrap();
+        let guests = Guest::parse_list(&list, &samples()).unwrap();
         assert_eq!(guests[0].command_line(), ["guest.rs"]);
         assert_eq!(guests[1].command_line(), ["guest.rs", "name=guest.rs-2"]);
         assert_eq!(guests[2].command_line(), ["guest.rs", "name=guest.rs-3"]);
@@ -183,13 +177,13 @@ mod tests {
     #[test]
     fn names_that_were_given_are_left_alone() {
         let list = format!("{THIS},name=a {THIS},name=a");
-        let guests = Guest::parse_list(&list, &image()).unwrap();
+        let guests = Guest::parse_list(&list, &samples()).unwrap();
         assert_eq!(guests[0].command_line(), guests[1].command_line());
     }
 
     #[test]
     fn what_is_wrong_is_named() {
-        let error = |word: &str| Guest::parse_list(word, &image()).unwrap_err().to_string();
+        let error = |word: &str| Guest::parse_list(word, &samples()).unwrap_err().to_string();
         let missing = error("nothere.elf");
         assert!(missing.starts_with("nothere.elf: "), "{missing}");
         assert!(missing.contains("No such file"), "{missing}");

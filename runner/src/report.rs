@@ -28,7 +28,7 @@ pub struct Guest {
     /// How it ended, in a few words.
     pub outcome: String,
     /// Its exit status, if it came to one.
-    pub status: Option<i64>,
+    pub status: Option<u64>,
     /// Exits by reason.
     pub exits: BTreeMap<String, u64>,
     /// Pages by how they came about.

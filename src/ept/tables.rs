@@ -7,7 +7,7 @@
 use super::entry::{Origin, decode};
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
-use crate::paging::{Content, Decoded, Ept, EptEntry, Entry, MayMoveTable, TableOps, TableReadOps};
+use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, MayMoveTable, TableOps, TableReadOps};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a table.
@@ -34,7 +34,13 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// `root` must be a table of the EPT format in a frame of `frames` that the caller holds, and so must be everything that
     /// its entries refer to as tables; each such entry must hold a counted reference.
     pub unsafe fn new(frames: &'a FrameAllocator<M>, root: Hpa, retired: &'a mut Retired) -> Self {
-        Self { frames, root, retired, moved: false, failed: None }
+        Self {
+            frames,
+            root,
+            retired,
+            moved: false,
+            failed: None,
+        }
     }
 
     #[inline(always)]
@@ -77,7 +83,8 @@ impl<'a, M: PhysMem> Tables<'a, M> {
                 // The CPU may be setting accessed and dirty in the old one.
                 self.word(from, index).fetch_and(!WRITE, Ordering::AcqRel);
             }
-            self.word(to, index).store(shared.to_bits(), Ordering::Release);
+            self.word(to, index)
+                .store(shared.to_bits(), Ordering::Release);
         }
     }
 
@@ -91,7 +98,9 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             let entry = EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire));
             match decode(level, entry) {
                 Decoded::Table { table, .. } => self.drop_table(table, level - 1),
-                Decoded::Content(Content::Page { phys, attr }) => self.drop_leaf(phys, Origin::of(attr)),
+                Decoded::Content(Content::Page { phys, attr }) => {
+                    self.drop_leaf(phys, Origin::of(attr))
+                }
                 Decoded::Content(_) => {}
             }
         }
@@ -106,8 +115,43 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     fn retire(&mut self, address: Hpa) {
-        let gone = self.frames.from_entry(address).and_then(|frame| self.frames.retire(frame, self.retired));
+        let gone = self
+            .frames
+            .from_entry(address)
+            .and_then(|frame| self.frames.retire(frame, self.retired));
         debug_assert!(gone.is_ok(), "{gone:?}");
+    }
+}
+
+/// Access to the tables of one tree, for reading.
+pub(super) struct View<'a, M> {
+    mem: &'a M,
+    root: Hpa,
+}
+
+impl<'a, M: PhysMem> View<'a, M> {
+    /// The tree at `root`.
+    ///
+    /// # Safety
+    /// As for [`Tables::new`], as long as the view lives.
+    pub unsafe fn new(mem: &'a M, root: Hpa) -> Self {
+        Self { mem, root }
+    }
+}
+
+impl<M: PhysMem> TableReadOps for View<'_, M> {
+    type Format = Ept;
+
+    #[inline(always)]
+    fn root(&self) -> Hpa {
+        self.root
+    }
+    #[inline(always)]
+    fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
+        // SAFETY: as in `Tables::word`.
+        Some(EptEntry::from_bits(
+            unsafe { word(self.mem, table, index) }.load(Ordering::Acquire),
+        ))
     }
 }
 
@@ -131,7 +175,9 @@ impl<M: PhysMem> TableReadOps for Tables<'_, M> {
     }
     #[inline(always)]
     fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
-        Some(EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire)))
+        Some(EptEntry::from_bits(
+            self.word(table, index).load(Ordering::Acquire),
+        ))
     }
 }
 
@@ -139,10 +185,16 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     type Movability = MayMoveTable;
 
     fn alloc_table(&mut self) -> Option<Hpa> {
-        self.frames.alloc_zeroed().ok().map(|frame| frame.into_raw())
+        self.frames
+            .alloc_zeroed()
+            .ok()
+            .map(|frame| frame.into_raw())
     }
     fn free_table(&mut self, table: Hpa) {
-        let gone = self.frames.from_entry(table).and_then(|frame| self.frames.release(frame));
+        let gone = self
+            .frames
+            .from_entry(table)
+            .and_then(|frame| self.frames.release(frame));
         debug_assert!(gone.is_ok(), "{gone:?}");
     }
     fn retire_table(&mut self, table: Hpa, _level: u8) {
@@ -150,7 +202,8 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     }
     #[inline(always)]
     fn write_entry(&mut self, table: Hpa, index: usize, entry: EptEntry) -> Option<()> {
-        self.word(table, index).store(entry.to_bits(), Ordering::Release);
+        self.word(table, index)
+            .store(entry.to_bits(), Ordering::Release);
         Some(())
     }
     fn compare_exchange(
@@ -161,7 +214,12 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         new: EptEntry,
     ) -> Option<Result<(), EptEntry>> {
         let word = self.word(table, index);
-        let done = word.compare_exchange(old.to_bits(), new.to_bits(), Ordering::AcqRel, Ordering::Acquire);
+        let done = word.compare_exchange(
+            old.to_bits(),
+            new.to_bits(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
         Some(done.map(drop).map_err(EptEntry::from_bits))
     }
 

@@ -31,6 +31,9 @@ pub trait TableReadOps {
 pub trait TableOps: TableReadOps {
     /// [`MayMoveTable`] where some tables must not be written in place, else [`MayNotMoveTable`].
     type Movability: TableMovability;
+    /// Whether the root, and whatever table an entry refers to that grants write, can always be written in place: then
+    /// [`Cursor`](super::Cursor) asks [`TableOps::must_move`] only where an entry withholds write.
+    const WRITE_MEANS_PRIVATE: bool = false;
 
     /// A zeroed table. `None` where there is no memory for it.
     fn alloc_table(&mut self) -> Option<TableOf<Self>>;

@@ -51,7 +51,11 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         let mut fix = 0;
         let mut granted = Rights::ALL;
         loop {
-            if O::Movability::MOVES && fix == 0 && ops.must_move(table, level).is_some() {
+            if O::Movability::MOVES
+                && !O::WRITE_MEANS_PRIVATE
+                && fix == 0
+                && ops.must_move(table, level).is_some()
+            {
                 fix = level;
             }
             path[slot(level)] = table;

@@ -255,43 +255,43 @@ impl<F: Format> FormatExtShift<F> {
 }
 
 fn place() -> impl Strategy<Value = Place> {
+    let anchor = prop_oneof![4 => Just(0u8), 1 => Just(1), 1 => Just(2), 4 => Just(3)];
     let offset = prop_oneof![3 => Just(0i8), 1 => -3i8..=3];
     let extra = prop_oneof![3 => Just(0i8), 1 => -3i8..=3];
-    (
-        0u8..4,
-        -2i8..=2,
-        prop_oneof![3 => Just(0u8), 3 => Just(1), 1 => Just(2)],
-        offset,
-        0u8..4,
-        extra,
-    )
-        .prop_map(|(anchor, units, unit, offset, count, extra)| Place {
+    let unit = prop_oneof![2 => Just(0u8), 4 => Just(1), 2 => Just(2)];
+    let count = prop_oneof![4 => Just(1u8), 1 => Just(0), 3 => 2u8..4];
+    (anchor, -2i8..=2, unit, offset, count, extra).prop_map(
+        |(anchor, units, unit, offset, count, extra)| Place {
             anchor,
             units,
             unit,
             offset,
             count,
             extra,
-        })
+        },
+    )
 }
 
 fn op() -> impl Strategy<Value = Op> {
     let phys = prop_oneof![
-        2 => (0u64..8).prop_map(|n| n << 30),
+        4 => (0u64..8).prop_map(|n| n << 30),
         2 => (0u64..64).prop_map(|n| n << 22),
         1 => (0u64..64).prop_map(|n| n << 12)
     ];
+    let largest = prop_oneof![1 => Just(0usize), 2 => Just(1), 3 => Just(2)];
+    let map = (place(), phys, any::<u16>(), 0u8..5, largest, any::<bool>());
     prop_oneof![
-        6 => (place(), phys, any::<u16>(), prop::bool::weighted(0.2), 0usize..3, any::<bool>()).prop_map(
-            |(at, phys, attr, zero, largest, replace)| Op::Map { at, phys, attr, zero, largest, replace }),
-        3 => (place(), any::<bool>()).prop_map(|(at, retire)| Op::Unmap { at, retire }),
-        2 => (place(), 0u8..3).prop_map(|(at, write)| Op::Protect { at, write }),
-        2 => (place(), any::<u16>()).prop_map(|(at, attr)| Op::Modify { at, attr }),
-        2 => (place(), any::<u16>()).prop_map(|(at, attr)| Op::Set { at, attr }),
-        1 => place().prop_map(|at| Op::Split { at }),
-        1 => place().prop_map(|at| Op::Merge { at }),
-        1 => Just(Op::Fork),
-        1 => any::<u8>().prop_map(Op::Switch),
+        12 => map.prop_map(|(at, phys, attr, zero, largest, replace)| Op::Map {
+            at, phys, attr, zero: zero == 0, largest, replace
+        }),
+        6 => (place(), any::<bool>()).prop_map(|(at, retire)| Op::Unmap { at, retire }),
+        4 => (place(), 0u8..3).prop_map(|(at, write)| Op::Protect { at, write }),
+        3 => (place(), any::<u16>()).prop_map(|(at, attr)| Op::Modify { at, attr }),
+        3 => (place(), any::<u16>()).prop_map(|(at, attr)| Op::Set { at, attr }),
+        2 => place().prop_map(|at| Op::Split { at }),
+        3 => place().prop_map(|at| Op::Merge { at }),
+        2 => Just(Op::Fork),
+        2 => any::<u8>().prop_map(Op::Switch),
         1 => Just(Op::Drop),
     ]
 }
@@ -572,27 +572,27 @@ fn cases() -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases()))]
     #[test]
-    fn amd64_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..16)) {
+    fn amd64_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {
         check::<GuestAmd64, false>(&ops);
     }
     #[test]
-    fn ept_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..16)) {
+    fn ept_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {
         check::<Ept, false>(&ops);
     }
     #[test]
-    fn i686_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..16)) {
+    fn i686_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {
         check::<I686, false>(&ops);
     }
     #[test]
-    fn movable_amd64_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..16)) {
+    fn movable_amd64_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..40)) {
         check::<HostAmd64, true>(&ops);
     }
     #[test]
-    fn movable_ept_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..16)) {
+    fn movable_ept_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..40)) {
         check::<Ept, true>(&ops);
     }
     #[test]
-    fn movable_i686_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..16)) {
+    fn movable_i686_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..40)) {
         check::<I686, true>(&ops);
     }
 }

@@ -3,22 +3,24 @@
 use super::Host;
 use super::msr::{self, Gp};
 use super::outcome::Outcome;
-use super::run::{Next, Running};
+use super::run::{Next, Running, now};
 use super::xcr0;
 use crate::addr::{Gpa, Gva};
 use crate::ept::{Resolution, Violation, ViolationFields};
 use crate::frames::PhysMem;
-use crate::vmx::event::{Combined, Interruption, InterruptionType, ReinjectError};
+use crate::vmx::event::{Combined, ReinjectError, restore_nmi_blocking};
 use crate::vmx::exit::ExitReason;
+use crate::vmx::interruption::{Interruption, InterruptionType};
 use crate::vmx::qualification::DebugException;
-use crate::vmx::{
-    Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, restore_nmi_blocking,
-};
+use crate::vmx::{Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
 
 const RFLAGS_IF: u64 = 1 << 9;
+/// DR7.GD: access to debug registers raises #DB.
+const DR7_GD: u64 = 1 << 13;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Does what an exit needs. Every reason is here: what no control of ours asks for stops the guest.
+    #[inline(never)]
     pub fn dispatch(&mut self, reason: ExitReason) -> Result<Next, VmcsError> {
         match reason {
             ExitReason::EptViolation => self.ept_violation(),
@@ -32,9 +34,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             ExitReason::ExceptionOrNmi => self.exception(),
             ExitReason::ExternalInterrupt => self.external_interrupt(),
             ExitReason::PreemptionTimer => self.timer(),
-            ExitReason::TripleFault => Ok(Next::Stop(Outcome::TripleFault)),
-            ExitReason::EptMisconfiguration => Ok(Next::Stop(Outcome::EptMisconfiguration)),
-            ExitReason::TaskSwitch => Ok(Next::Stop(Outcome::Unsupported("hardware task switch"))),
+            ExitReason::TripleFault => self.stop(Outcome::TripleFault),
+            ExitReason::EptMisconfiguration => self.stop(Outcome::EptMisconfiguration),
+            ExitReason::TaskSwitch => self.stop(Outcome::Unsupported("hardware task switch")),
             // The caches are coherent, and other guests' are not this one's to flush.
             ExitReason::Invd | ExitReason::Wbinvd => self.advance(),
             // There are no performance counters.
@@ -66,13 +68,14 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             | ExitReason::Loadiwkey
             | ExitReason::Seamcall
             | ExitReason::Tdcall => self.raise(Event::INVALID_OPCODE),
-            other => Ok(Next::Stop(Outcome::UnexpectedExit(other))),
+            other => self.stop(Outcome::UnexpectedExit(other)),
         }
     }
 
-    fn hlt(&mut self) -> Result<Next, VmcsError> {
+    #[inline(always)]
+    pub fn hlt(&mut self) -> Result<Next, VmcsError> {
         if self.vmcs.read_natural(FieldNatural::GuestRflags)? & RFLAGS_IF == 0 {
-            return Ok(Next::Stop(Outcome::Halted));
+            return self.stop(Outcome::Halted);
         }
         // No device of a guest interrupts yet, so there is nothing to wait for: HLT gives the turn away.
         self.advance()
@@ -92,9 +95,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         match self.space.resolve(&violation) {
             Ok(Resolution::Retry(_)) => {}
             Ok(Resolution::Mmio { .. }) => {
-                return Ok(Next::Stop(Outcome::Unsupported("access to a device in memory")));
+                return self.stop(Outcome::Unsupported("access to a device in memory"));
             }
-            Err(unresolved) => return Ok(Next::Stop(Outcome::Memory(unresolved))),
+            Err(unresolved) => return self.stop(Outcome::Memory(unresolved)),
         }
         if violation.during_delivery {
             return self.deliver_again();
@@ -109,7 +112,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Ok(Some(event)) => event.reinject(&mut self.vmcs)?,
             Ok(None) => {}
             Err(ReinjectError::Vmcs(error)) => return Err(error),
-            Err(ReinjectError::Event(_)) => return Ok(Next::Stop(Outcome::Reinject)),
+            Err(ReinjectError::Event(_)) => return self.stop(Outcome::Reinject),
         }
         Ok(Next::Resume)
     }
@@ -119,7 +122,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Ok(msr::Read::Value(value)) => value,
             Ok(msr::Read::Efer) => self.vmcs.read64(Field64::GuestEfer)?,
             Ok(msr::Read::Pat) => self.vmcs.read64(Field64::GuestPat)?,
-            Ok(msr::Read::Tsc) => self.tsc().wrapping_add(self.vmcs.read64(Field64::TscOffset)?),
+            Ok(msr::Read::Tsc) => now().wrapping_add(self.vmcs.read64(Field64::TscOffset)?),
             Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
         };
         let (rax, rdx) = msr::read_result(value);
@@ -140,17 +143,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Ok(msr::Write::Efer(efer)) => self.vmcs.write64(Field64::GuestEfer, efer)?,
             Ok(msr::Write::Pat(pat)) => self.vmcs.write64(Field64::GuestPat, pat)?,
             Ok(msr::Write::Tsc(tsc)) => {
-                let offset = tsc.wrapping_sub(self.tsc());
+                let offset = tsc.wrapping_sub(now());
                 self.vmcs.write64(Field64::TscOffset, offset)?;
             }
             Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
         }
         self.advance()
-    }
-
-    fn tsc(&self) -> u64 {
-        // SAFETY: every CPU with 64-bit mode has RDTSC.
-        unsafe { core::arch::x86_64::_rdtsc() }
     }
 
     fn xsetbv(&mut self) -> Result<Next, VmcsError> {
@@ -177,7 +175,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     fn exception(&mut self) -> Result<Next, VmcsError> {
         let information = self.vmcs.read32(Field32::ExitInterruptionInformation)?;
         let Some(interruption) = Interruption::decode(information) else {
-            return Ok(Next::Stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi)));
+            return self.stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi));
         };
         if interruption.kind == InterruptionType::Nmi {
             self.host.non_maskable_interrupt();
@@ -194,17 +192,19 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 self.host.machine_check();
                 return self.deliver_again();
             }
-            _ => return Ok(Next::Stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi))),
+            _ => {
+                return self.stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi));
+            }
         };
         let interrupted = match Event::interrupted(&self.vmcs) {
             Ok(interrupted) => interrupted,
             Err(ReinjectError::Vmcs(error)) => return Err(error),
-            Err(ReinjectError::Event(_)) => return Ok(Next::Stop(Outcome::Reinject)),
+            Err(ReinjectError::Event(_)) => return self.stop(Outcome::Reinject),
         };
         match interrupted.map_or(Combined::Second, |first| first.followed_by(event)) {
             Combined::Second => self.raise(event),
             Combined::DoubleFault => self.raise(Event::DOUBLE_FAULT),
-            Combined::TripleFault => Ok(Next::Stop(Outcome::TripleFault)),
+            Combined::TripleFault => self.stop(Outcome::TripleFault),
         }
     }
 
@@ -214,9 +214,63 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.deliver_again()
     }
 
-    /// The preemption timer counts to 2^32 at most: a longer budget winds it up again.
+    /// The run loop looks at the budget after every exit. The timer only sees to it that there is one: it counts to
+    /// 2^32 at most, and is wound up again where that was not the whole budget.
     fn timer(&mut self) -> Result<Next, VmcsError> {
-        self.wind_timer()?;
+        self.wind_timer(self.deadline.saturating_sub(now()))?;
         self.deliver_again()
+    }
+
+    /// Does to DR6 and DR7 what the exception would have done without an exit.
+    fn set_dr6(&mut self, exception: DebugException) -> Result<(), VmcsError> {
+        crate::vmx::cpu::update_dr6(|dr6| exception.to_dr6(dr6));
+        if exception.debug_register_access() {
+            let dr7 = self.vmcs.read_natural(FieldNatural::GuestDr7)?;
+            self.vmcs
+                .write_natural(FieldNatural::GuestDr7, dr7 & !DR7_GD)?;
+        }
+        Ok(())
+    }
+
+    fn call(&mut self) -> Result<Next, VmcsError> {
+        let regs = &mut self.area.regs;
+        match regs.get(Gpr::Rax) {
+            0 => regs.set(Gpr::Rax, 0),
+            1 => {
+                let st = regs.get(Gpr::Rdi);
+                return self.stop(Outcome::Exited(st));
+            }
+            2 => {
+                let mut b = [0; 1024];
+                let n = (regs.get(Gpr::Rsi) as usize).min(1024);
+                let cr3 = self.vmcs.read_natural(FieldNatural::GuestCr3)?;
+                let ok =
+                    super::gva::read(self.space, cr3, Gva::new(regs.get(Gpr::Rdi)), &mut b[..n]);
+                log::info!("guest: {:?} {:?}", ok, core::str::from_utf8(&b[..n]));
+                regs.set(Gpr::Rax, n as u64);
+            }
+            3 => {
+                let mut b = [0; 32];
+                let n = (regs.get(Gpr::Rsi) as usize).min(32);
+                let cr3 = self.vmcs.read_natural(FieldNatural::GuestCr3)?;
+                let ok =
+                    super::gva::read(self.space, cr3, Gva::new(regs.get(Gpr::Rdi)), &mut b[..n]);
+                log::info!(
+                    "figure: {:?} {:?} {}",
+                    ok,
+                    core::str::from_utf8(&b[..n]),
+                    regs.get(Gpr::Rdx)
+                );
+                regs.set(Gpr::Rax, 0);
+            }
+            _ => regs.set(Gpr::Rax, -38i64 as u64),
+        }
+        self.advance()
+    }
+    fn io(&mut self) -> Result<Next, VmcsError> {
+        self.advance()
+    }
+    fn cr_access(&mut self) -> Result<Next, VmcsError> {
+        self.raise(Event::GENERAL_PROTECTION)
     }
 }

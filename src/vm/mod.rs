@@ -8,6 +8,7 @@ pub mod cr;
 mod exits;
 pub mod figures;
 mod guest;
+mod gva;
 mod invalidate;
 pub mod io;
 pub mod loader;

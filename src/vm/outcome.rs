@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::ept::Unresolved;
+use crate::ept::{Reason, Unresolved};
 use crate::vmx::exit::{EntryFailure, ExitReason};
 use crate::vmx::{VmFail, VmcsError};
 
@@ -50,7 +50,10 @@ impl Outcome {
             Self::Halted => "halted",
             Self::TripleFault => "triple fault",
             Self::OutOfBudget => "out of budget",
-            Self::Memory(Unresolved { reason, .. }) if reason.is_out_of_frames() => "out of memory",
+            Self::Memory(Unresolved {
+                reason: Reason::OutOfFrames,
+                ..
+            }) => "out of memory",
             Self::Memory(_) => "memory violation",
             Self::Unsupported(_) => "unsupported",
             Self::UnexpectedExit(_) | Self::UnknownExit(_) => "unknown exit",

@@ -1,25 +1,27 @@
 //! The run loop: enter the guest, look why it left, do what it needs, enter it again.
 
-use core::arch::x86_64::_rdtsc;
+use core::arch::x86_64::{_rdtsc, CpuidResult};
 
+use super::Host;
 use super::cpuid::Live;
 use super::invalidate::OnlyCpu;
 use super::machine::Machine;
 use super::outcome::Outcome;
 use super::stats::RunStats;
 use super::vcpu::Vcpu;
-use super::Host;
 use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
-use crate::vmx::{Event, Exit, ExitReason, Field32, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip};
+use crate::vmx::{
+    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
+};
 
 /// What is to happen after an exit was handled.
 pub(super) enum Next {
     /// The guest goes on where it is.
     Resume,
-    /// The guest is done.
-    Stop(Outcome),
+    /// The guest is done: [`Running::outcome`] says how.
+    Stop,
 }
 
 /// A guest that is loaded into the CPU.
@@ -33,77 +35,109 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub stats: &'r mut RunStats,
     /// How many ticks the guest may take in all.
     pub budget: u64,
+    /// When, by the TSC, they are used up.
+    pub deadline: u64,
+    /// How the guest ended, once it has.
+    pub outcome: Outcome,
     /// Whether the preemption timer goes on over an exit.
     pub timer_is_saved: bool,
 }
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Runs the guest until it stops.
+    #[inline(never)]
     pub fn run(&mut self) -> Outcome {
-        match self.turn() {
-            Ok(outcome) => outcome,
-            Err(error) => Outcome::Vmcs(error),
+        let begin = now();
+        let left = self.budget.saturating_sub(self.stats.ticks());
+        self.deadline = begin.saturating_add(left);
+        let mut in_guest = 0;
+        let wound = self.wind_timer(left);
+        if let Err(error) = wound.and_then(|()| self.turns(&mut in_guest)) {
+            self.outcome = Outcome::Vmcs(error);
         }
+        self.stats.guest_ticks += in_guest;
+        self.stats.host_ticks += now().wrapping_sub(begin).saturating_sub(in_guest);
+        self.outcome
     }
 
-    fn turn(&mut self) -> Result<Outcome, VmcsError> {
-        self.wind_timer()?;
-        // SAFETY: every CPU with 64-bit mode has RDTSC.
-        let now = || unsafe { _rdtsc() };
-        let mut left = now();
+    /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
+    /// `in_guest`.
+    fn turns(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
         loop {
             if !self.timer_is_saved {
-                self.wind_timer()?;
+                self.wind_timer(self.deadline.saturating_sub(now()))?;
             }
             // What it returns says that no invalidation is owed; the EPT pointer is in the VMCS since the start.
             let _ = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
             let start = now();
-            self.stats.host_ticks += start.wrapping_sub(left);
             // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
-            // guest's own, and `load` has put the rest of its state into the CPU.
+            // guest's own, and `Guest::run` has put the rest of its state into the CPU.
             let entry = unsafe { self.vmcs.enter(self.area, self.vcpu.launched) };
-            left = now();
-            self.stats.guest_ticks += left.wrapping_sub(start);
+            let left = now();
+            *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             if let Err(fail) = entry {
-                return Ok(Outcome::EntryInstruction(fail));
+                self.outcome = Outcome::EntryInstruction(fail);
+                return Ok(());
             }
             self.vcpu.launched = true;
-            let reason = match Exit::read(&self.vmcs)? {
-                Exit::Left(reason) => reason,
-                Exit::EntryFailed(failure) => return Ok(Outcome::EntryFailed(failure)),
-                Exit::Unknown(number) => return Ok(Outcome::UnknownExit(number)),
+            let field = self.vmcs.read32(Field32::ExitReason)?;
+            let Some(reason) = ExitReason::from_plain_field(field) else {
+                return self.no_reason();
             };
             self.stats.count(reason);
             let next = match reason {
                 ExitReason::Cpuid => self.cpuid()?,
+                ExitReason::Hlt => self.hlt()?,
                 other => self.dispatch(other)?,
             };
-            match next {
-                Next::Resume if self.stats.ticks() < self.budget => {}
-                Next::Resume => return Ok(Outcome::OutOfBudget),
-                Next::Stop(outcome) => return Ok(outcome),
+            if matches!(next, Next::Stop) {
+                return Ok(());
+            }
+            if left >= self.deadline {
+                self.outcome = Outcome::OutOfBudget;
+                return Ok(());
             }
         }
     }
 
+    /// An exit-reason field that is not just the number of a reason that we know.
+    #[cold]
+    fn no_reason(&mut self) -> Result<(), VmcsError> {
+        self.outcome = match Exit::read(&self.vmcs)? {
+            Exit::Left(reason) => Outcome::UnexpectedExit(reason),
+            Exit::EntryFailed(failure) => Outcome::EntryFailed(failure),
+            Exit::Unknown(number) => Outcome::UnknownExit(number),
+        };
+        Ok(())
+    }
+
+    /// The guest is done.
+    #[cold]
+    pub fn stop(&mut self, outcome: Outcome) -> Result<Next, VmcsError> {
+        self.outcome = outcome;
+        Ok(Next::Stop)
+    }
+
     #[inline(always)]
     fn cpuid(&mut self) -> Result<Next, VmcsError> {
-        let regs = &mut self.area.regs;
-        let (vmcs, xcr0) = (&self.vmcs, self.vcpu.resident.xcr0);
-        let mut failed = None;
-        let live = || {
-            let cr4 = vmcs.read_natural(FieldNatural::Cr4ReadShadow);
-            Live { cr4: cr4.unwrap_or_else(|error| { failed = Some(error); 0 }), xcr0 }
-        };
-        let answer = self.machine.cpuid.answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
-        if let Some(error) = failed {
-            return Err(error);
+        let rax = self.area.regs.get(Gpr::Rax);
+        if let Some(answer) = self.machine.cpuid.constant_answer(rax) {
+            set_cpuid(&mut self.area.regs, answer);
+        } else {
+            self.rare_cpuid(rax)?;
         }
-        regs.set(Gpr::Rax, answer.eax.into());
-        regs.set(Gpr::Rbx, answer.ebx.into());
-        regs.set(Gpr::Rcx, answer.ecx.into());
-        regs.set(Gpr::Rdx, answer.edx.into());
         self.advance()
+    }
+
+    #[inline(never)]
+    fn rare_cpuid(&mut self, rax: u64) -> Result<(), VmcsError> {
+        // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
+        let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
+        let xcr0 = self.vcpu.resident.xcr0;
+        let rcx = self.area.regs.get(Gpr::Rcx);
+        let answer = self.machine.cpuid.answer(rax, rcx, || Live { cr4, xcr0 });
+        set_cpuid(&mut self.area.regs, &answer);
+        Ok(())
     }
 
     /// Goes on behind the instruction.
@@ -119,10 +153,24 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         Ok(Next::Resume)
     }
 
-    /// Sets the preemption timer to what is left of the budget, as far as it can count.
-    pub fn wind_timer(&mut self) -> Result<(), VmcsError> {
-        let left = self.budget.saturating_sub(self.stats.ticks());
-        let value = self.machine.capabilities.misc.preemption_timer_value(left);
+    /// Makes the guest exit after so many ticks of its own, or as many as the preemption timer can count.
+    pub fn wind_timer(&mut self, ticks: u64) -> Result<(), VmcsError> {
+        let value = self.machine.capabilities.misc.preemption_timer_value(ticks);
         self.vmcs.write32(Field32::PreemptionTimerValue, value)
     }
+}
+
+/// The time-stamp counter.
+#[inline(always)]
+pub(super) fn now() -> u64 {
+    // SAFETY: every CPU with 64-bit mode has RDTSC.
+    unsafe { _rdtsc() }
+}
+
+#[inline(always)]
+fn set_cpuid(regs: &mut GuestRegs, answer: &CpuidResult) {
+    regs.set(Gpr::Rax, answer.eax.into());
+    regs.set(Gpr::Rbx, answer.ebx.into());
+    regs.set(Gpr::Rcx, answer.ecx.into());
+    regs.set(Gpr::Rdx, answer.edx.into());
 }

@@ -5,21 +5,14 @@ use super::machine::{Machine, give_back};
 use crate::addr::Hpa;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::{Entry, Secondary};
-use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident, exit_point};
-use crate::vmx::{Field16, Field32, Field64, FieldNatural, Gpr, Vmcs, VmFail, VmcsError};
+use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
+use crate::vmx::cr_shadow::CrShadows;
+use crate::vmx::state::{GuestState, Start64};
+use crate::vmx::{Field16, Field32, Field64, Gpr, VmFail, Vmcs, VmcsError};
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
 /// reaches; #MC is the host's.
 const EXITING_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
-
-/// CR0 of a 64-bit guest at its start: PG, WP, NE, ET, MP, PE.
-const CR0: u64 = 0x8001_0033;
-/// CR4 of a 64-bit guest at its start: PAE, OSFXSR, OSXMMEXCPT.
-const CR4: u64 = 0x620;
-/// EFER of a 64-bit guest at its start: NXE, LMA, LME.
-const EFER: u64 = 0xd00;
-/// IA32_PAT after reset.
-const PAT: u64 = 0x0007_0406_0007_0406;
 
 /// Why a processor could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +80,18 @@ impl Vcpu {
                 return Err(error.into());
             }
         };
-        let vpid = if machine.controls.has(Secondary::EnableVpid) { machine.next_vpid() } else { 0 };
-        let mut this = Self { vmcs, area, resident: Resident::RESET, launched: false, vpid };
+        let vpid = if machine.controls.has(Secondary::EnableVpid) {
+            machine.next_vpid()
+        } else {
+            0
+        };
+        let mut this = Self {
+            vmcs,
+            area,
+            resident: Resident::RESET,
+            launched: false,
+            vpid,
+        };
         let mut regs_area = EntryArea::new();
         regs_area.regs.set(Gpr::Rdi, start.rdi.as_u64());
         // SAFETY: the frame is fresh, larger than the area and aligned to a page.
@@ -115,14 +118,13 @@ impl Vcpu {
         let mut controls = machine.controls;
         controls.set(Entry::Ia32eModeGuest, true);
         controls.write(&mut vmcs)?;
-        machine.host.write(&mut vmcs, exit_point())?;
+        machine.host.write(&mut vmcs)?;
         let bitmaps = &machine.bitmaps;
         for (field, value) in [
             (Field64::IoBitmapA, bitmaps.io[0].address().as_u64()),
             (Field64::IoBitmapB, bitmaps.io[1].address().as_u64()),
             (Field64::MsrBitmaps, bitmaps.msr.address().as_u64()),
             (Field64::EptPointer, eptp),
-            (Field64::VmcsLinkPointer, u64::MAX),
             (Field64::TscOffset, 0),
         ] {
             vmcs.write64(field, value)?;
@@ -131,8 +133,15 @@ impl Vcpu {
         if self.vpid != 0 {
             vmcs.write16(Field16::Vpid, self.vpid)?;
         }
-        let fixed_cr4 = machine.capabilities.cr4.fixed0;
-        write_start(&mut vmcs, start, fixed_cr4)?;
+        let at = Start64 {
+            rip: start.rip.as_u64(),
+            rsp: start.rsp.as_u64(),
+            cr3: start.cr3.as_u64(),
+        };
+        let state = GuestState::long_mode(at, &machine.capabilities);
+        state.write(&mut vmcs)?;
+        let (cr0, cr4) = (machine.capabilities.cr0, machine.capabilities.cr4);
+        CrShadows::new(cr0, cr4, state.cr0, state.cr4, machine.features.cr4).write(&mut vmcs)?;
         Ok(())
     }
 
@@ -165,45 +174,4 @@ impl Vcpu {
         give_back(machine.frames, self.vmcs);
         give_back(machine.frames, self.area);
     }
-}
-
-/// Writes the guest-state area for a start in 64-bit mode.
-fn write_start(vmcs: &mut impl Vmcs, start: &Start, fixed_cr4: u64) -> Result<(), VmcsError> {
-    use FieldNatural as N;
-    for (field, value) in [
-        (N::GuestCr0, CR0),
-        (N::Cr0ReadShadow, CR0),
-        // Every bit is the host's: each write exits and is checked.
-        (N::Cr0GuestHostMask, !0),
-        (N::GuestCr3, start.cr3.as_u64()),
-        (N::GuestCr4, CR4 | fixed_cr4),
-        (N::Cr4ReadShadow, CR4),
-        (N::Cr4GuestHostMask, !0),
-        (N::GuestDr7, 0x400),
-        (N::GuestRsp, start.rsp.as_u64()),
-        (N::GuestRip, start.rip.as_u64()),
-        (N::GuestRflags, 2),
-    ] {
-        vmcs.write_natural(field, value)?;
-    }
-    vmcs.write64(Field64::GuestEfer, EFER)?;
-    vmcs.write64(Field64::GuestPat, PAT)?;
-    vmcs.write64(Field64::GuestDebugctl, 0)?;
-    let code = 0xa09b;
-    let data = 0xc093;
-    for (selector, limit, rights, values) in [
-        (Field16::GuestCsSelector, Field32::GuestCsLimit, Field32::GuestCsAccessRights, (8, !0, code)),
-        (Field16::GuestSsSelector, Field32::GuestSsLimit, Field32::GuestSsAccessRights, (16, !0, data)),
-        (Field16::GuestDsSelector, Field32::GuestDsLimit, Field32::GuestDsAccessRights, (16, !0, data)),
-        (Field16::GuestEsSelector, Field32::GuestEsLimit, Field32::GuestEsAccessRights, (16, !0, data)),
-        (Field16::GuestFsSelector, Field32::GuestFsLimit, Field32::GuestFsAccessRights, (16, !0, data)),
-        (Field16::GuestGsSelector, Field32::GuestGsLimit, Field32::GuestGsAccessRights, (16, !0, data)),
-        (Field16::GuestLdtrSelector, Field32::GuestLdtrLimit, Field32::GuestLdtrAccessRights, (0, 0, 0x1_0000)),
-        (Field16::GuestTrSelector, Field32::GuestTrLimit, Field32::GuestTrAccessRights, (24, 0x67, 0x8b)),
-    ] {
-        vmcs.write16(selector, values.0)?;
-        vmcs.write32(limit, values.1)?;
-        vmcs.write32(rights, values.2)?;
-    }
-    Ok(())
 }

@@ -1,18 +1,11 @@
 //! Going on behind an instruction that the host has carried out for the guest.
 
 use super::fields::{Field32, Field64, FieldNatural};
+use super::register_bits::{
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, DEBUGCTL_BTF, PENDING_BS, RFLAGS_RF, RFLAGS_TF,
+};
 use super::vmcs::{Vmcs, VmcsError};
 
-/// Blocking by STI and by MOV SS: bits 0 and 1 of the interruptibility state.
-const BLOCKING_BY_STI_OR_MOV_SS: u32 = 0b11;
-/// RFLAGS.TF.
-const TRAP_FLAG: u64 = 1 << 8;
-/// RFLAGS.RF.
-const RESUME_FLAG: u64 = 1 << 16;
-/// DEBUGCTL.BTF.
-const SINGLE_STEP_ON_BRANCHES: u64 = 1 << 1;
-/// BS in the pending debug exceptions.
-const PENDING_SINGLE_STEP: u64 = 1 << 14;
 /// L in the access rights of CS.
 const CS_LONG: u32 = 1 << 13;
 
@@ -24,7 +17,7 @@ const CS_LONG: u32 = 1 << 13;
 /// - Outside 64-bit mode, RIP wraps at 32 bits.
 ///
 /// The common case, in which none of that applies, is four VMREADs, a VMWRITE and as many branches.
-#[inline]
+#[inline(always)]
 pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     let rip = vmcs.read_natural(FieldNatural::GuestRip)?;
     let length = vmcs.read32(Field32::ExitInstructionLength)?;
@@ -37,8 +30,8 @@ pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     vmcs.write_natural(FieldNatural::GuestRip, next)?;
     let interruptibility = vmcs.read32(Field32::GuestInterruptibilityState)?;
     let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
-    let blocking = u64::from(interruptibility & BLOCKING_BY_STI_OR_MOV_SS);
-    if blocking | rflags & (TRAP_FLAG | RESUME_FLAG) == 0 {
+    let blocking = u64::from(interruptibility & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
+    if blocking | rflags & (RFLAGS_TF | RFLAGS_RF) == 0 {
         return Ok(());
     }
     complete(vmcs, interruptibility, rflags)
@@ -60,16 +53,14 @@ fn past_4_gib(vmcs: &impl Vmcs, next: u64) -> Result<u64, VmcsError> {
 fn complete(vmcs: &mut impl Vmcs, interruptibility: u32, rflags: u64) -> Result<(), VmcsError> {
     vmcs.write32(
         Field32::GuestInterruptibilityState,
-        interruptibility & !BLOCKING_BY_STI_OR_MOV_SS,
+        interruptibility & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS),
     )?;
-    vmcs.write_natural(FieldNatural::GuestRflags, rflags & !RESUME_FLAG)?;
-    if rflags & TRAP_FLAG != 0
-        && vmcs.read64(Field64::GuestDebugctl)? & SINGLE_STEP_ON_BRANCHES == 0
-    {
+    vmcs.write_natural(FieldNatural::GuestRflags, rflags & !RFLAGS_RF)?;
+    if rflags & RFLAGS_TF != 0 && vmcs.read64(Field64::GuestDebugctl)? & DEBUGCTL_BTF == 0 {
         let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
         vmcs.write_natural(
             FieldNatural::GuestPendingDebugExceptions,
-            pending | PENDING_SINGLE_STEP,
+            pending | PENDING_BS,
         )?;
     }
     Ok(())
@@ -77,8 +68,8 @@ fn complete(vmcs: &mut impl Vmcs, interruptibility: u32, rflags: u64) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake::FakeVmcs;
     use super::super::fields::Field;
-    use super::super::vmcs::FakeVmcs;
     use super::*;
 
     fn vmcs(rip: u64, length: u64) -> FakeVmcs {

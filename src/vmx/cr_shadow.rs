@@ -2,7 +2,7 @@
 
 use super::capability_msrs::FixedBits;
 use super::fields::FieldNatural;
-use super::state::{CR0_CD, CR0_NE, CR0_NW, CR4_VMXE};
+use super::register_bits::{CR0_CD, CR0_NE, CR0_NW, CR4_VMXE};
 use super::vmcs::{Vmcs, VmcsError};
 
 /// The guest/host masks and read shadows (SDM "Guest/Host Masks and Read Shadows for CR0 and CR4", 26.6.6).
@@ -68,9 +68,8 @@ impl CrShadows {
 #[cfg(test)]
 mod tests {
     use super::super::capabilities::Capabilities;
-    use super::super::capabilities::tests::haswell;
-    use super::super::state::{CR0_PG, CR4_PAE};
-    use super::super::vmcs::FakeVmcs;
+    use super::super::fake::{FakeVmcs, haswell};
+    use super::super::register_bits::{CR0_PG, CR4_PAE};
     use super::*;
 
     fn shadows(cr4_allowed: u64) -> CrShadows {

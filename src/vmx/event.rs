@@ -7,73 +7,11 @@ use core::fmt;
 use bit_field::BitField;
 
 use super::fields::{Field32, FieldNatural};
+use super::interruption::{Interruption, InterruptionType};
+use super::register_bits::{
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, CR0_PE, RFLAGS_IF,
+};
 use super::vmcs::{Vmcs, VmcsError};
-
-/// Bit 3 of the interruptibility state.
-const BLOCKING_BY_NMI: u32 = 1 << 3;
-
-/// The type of an interruption: bits 10:8 of all interruption-information fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InterruptionType {
-    /// External interrupt.
-    ExternalInterrupt = 0,
-    /// Not used.
-    Reserved = 1,
-    /// Non-maskable interrupt.
-    Nmi = 2,
-    /// Hardware exception.
-    HardwareException = 3,
-    /// Software interrupt: INT n.
-    SoftwareInterrupt = 4,
-    /// Privileged software exception: INT1.
-    PrivilegedSoftwareException = 5,
-    /// Software exception: INT3 and INTO.
-    SoftwareException = 6,
-    /// Other event.
-    OtherEvent = 7,
-}
-
-impl InterruptionType {
-    const fn from_low_bits(number: u32) -> Self {
-        match number & 7 {
-            0 => Self::ExternalInterrupt,
-            1 => Self::Reserved,
-            2 => Self::Nmi,
-            3 => Self::HardwareException,
-            4 => Self::SoftwareInterrupt,
-            5 => Self::PrivilegedSoftwareException,
-            6 => Self::SoftwareException,
-            _ => Self::OtherEvent,
-        }
-    }
-}
-
-/// What an interruption-information field says where its valid bit is 1 (SDM "Information for VM Exits Due to
-/// Vectored Events", 26.9.2, and "... That Occur During Event Delivery", 26.9.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interruption {
-    /// The vector.
-    pub vector: u8,
-    /// The type.
-    pub kind: InterruptionType,
-    /// Whether the error-code field that goes with it is valid.
-    pub has_error_code: bool,
-    /// Whether an IRET that had unblocked NMIs met this. Not of IDT-vectoring information.
-    pub nmi_unblocking: bool,
-}
-
-impl Interruption {
-    /// From the VM-exit interruption-information or the IDT-vectoring information field.
-    #[inline]
-    pub fn decode(information: u32) -> Option<Self> {
-        information.get_bit(31).then(|| Self {
-            vector: information.get_bits(0..8) as u8,
-            kind: InterruptionType::from_low_bits(information >> 8),
-            has_error_code: information.get_bit(11),
-            nmi_unblocking: information.get_bit(12),
-        })
-    }
-}
 
 /// Something to be delivered to the guest through its IDT at the next VM entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +99,7 @@ impl fmt::Display for ReinjectError {
 impl core::error::Error for ReinjectError {}
 
 /// Whether the exception with this vector pushes an error code, where CR0.PE is 1.
-const fn has_error_code(vector: u8) -> bool {
+pub(super) const fn has_error_code(vector: u8) -> bool {
     matches!(vector, 8 | 10..=14 | 17)
 }
 
@@ -177,8 +115,7 @@ impl Event {
     /// #DF.
     pub const DOUBLE_FAULT: Self = Self::plain(8, InterruptionType::HardwareException).code(0);
     /// #AC, whose error code is always 0.
-    pub const ALIGNMENT_CHECK: Self =
-        Self::plain(17, InterruptionType::HardwareException).code(0);
+    pub const ALIGNMENT_CHECK: Self = Self::plain(17, InterruptionType::HardwareException).code(0);
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self =
         Self::plain(13, InterruptionType::HardwareException).code(0);
@@ -273,7 +210,7 @@ impl Event {
         let mut information = self.information();
         if let Some(code) = self.error_code {
             // In real mode, no exception has an error code, and an entry that delivers one fails.
-            if vmcs.read_natural(FieldNatural::GuestCr0)?.get_bit(0) {
+            if vmcs.read_natural(FieldNatural::GuestCr0)? & CR0_PE != 0 {
                 vmcs.write32(Field32::EntryExceptionErrorCode, code)?;
             } else {
                 information.set_bit(11, false);
@@ -401,6 +338,20 @@ pub fn restore_nmi_blocking(vmcs: &mut impl Vmcs, nmi_unblocking: bool) -> Resul
         vmcs.write32(Field32::GuestInterruptibilityState, blocked)?;
     }
     Ok(())
+}
+
+/// Whether the guest can take an external interrupt now: an entry that injects one into a guest that cannot fails.
+/// Where it cannot, "interrupt-window exiting" says when it can.
+pub fn accepts_interrupt(vmcs: &impl Vmcs) -> Result<bool, VmcsError> {
+    let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
+    let blocking = vmcs.read32(Field32::GuestInterruptibilityState)?;
+    Ok(rflags & RFLAGS_IF != 0 && blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0)
+}
+
+/// Whether the guest can take an NMI now. Where it cannot, "NMI-window exiting" says when it can.
+pub fn accepts_nmi(vmcs: &impl Vmcs) -> Result<bool, VmcsError> {
+    let blocking = vmcs.read32(Field32::GuestInterruptibilityState)?;
+    Ok(blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS | BLOCKING_BY_NMI) == 0)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use super::super::vmcs::FakeVmcs;
+use super::super::fake::FakeVmcs;
 use super::*;
 
 fn protected_mode() -> FakeVmcs {
@@ -192,15 +192,19 @@ fn an_iret_that_is_undone_blocks_nmis_again() {
 }
 
 #[test]
-fn exit_interruption_information() {
-    let nmi = Interruption::decode(0x8000_0202).unwrap();
-    assert_eq!((nmi.kind, nmi.vector), (InterruptionType::Nmi, 2));
-    let fault = Interruption::decode(0x8000_1b0e).unwrap();
-    assert!(fault.has_error_code && fault.nmi_unblocking);
-    assert_eq!(fault.kind, InterruptionType::HardwareException);
-    assert_eq!(Interruption::decode(0x7fff_ffff), None);
-    for number in 0..8 {
-        assert_eq!(InterruptionType::from_low_bits(number) as u32, number);
+fn interrupts_and_nmis_are_taken_where_an_entry_can_inject_them() {
+    for (rflags, blocking, interrupt, nmi) in [
+        (0x202, 0, true, true),
+        (0x002, 0, false, true),
+        (0x202, 1, false, false),
+        (0x202, 2, false, false),
+        (0x202, 8, true, false),
+    ] {
+        let mut vmcs = FakeVmcs::new();
+        vmcs.set(FieldNatural::GuestRflags, rflags)
+            .set(Field32::GuestInterruptibilityState, blocking);
+        assert_eq!(accepts_interrupt(&vmcs), Ok(interrupt));
+        assert_eq!(accepts_nmi(&vmcs), Ok(nmi));
     }
 }
 

@@ -209,7 +209,7 @@ impl SegmentRegister {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vmcs::FakeVmcs;
+    use super::super::fake::FakeVmcs;
     use super::*;
 
     #[test]

@@ -4,49 +4,13 @@
 
 use super::capabilities::Capabilities;
 use super::fields::{Field16, Field32, Field64, FieldNatural};
+use super::register_bits::{
+    CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_PAE, DR7_RESET,
+    EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, PAT_RESET, RFLAGS_RESET,
+};
 use super::segment::{AccessRights, Segment, SegmentRegister};
 use super::vmcs::{Vmcs, VmcsError};
 
-/// CR0.PE.
-pub const CR0_PE: u64 = 1 << 0;
-/// CR0.MP.
-pub const CR0_MP: u64 = 1 << 1;
-/// CR0.ET.
-pub const CR0_ET: u64 = 1 << 4;
-/// CR0.NE.
-pub const CR0_NE: u64 = 1 << 5;
-/// CR0.WP.
-pub const CR0_WP: u64 = 1 << 16;
-/// CR0.NW.
-pub const CR0_NW: u64 = 1 << 29;
-/// CR0.CD.
-pub const CR0_CD: u64 = 1 << 30;
-/// CR0.PG.
-pub const CR0_PG: u64 = 1 << 31;
-/// CR4.PAE.
-pub const CR4_PAE: u64 = 1 << 5;
-/// CR4.OSFXSR.
-pub const CR4_OSFXSR: u64 = 1 << 9;
-/// CR4.OSXMMEXCPT.
-pub const CR4_OSXMMEXCPT: u64 = 1 << 10;
-/// CR4.VMXE.
-pub const CR4_VMXE: u64 = 1 << 13;
-/// CR4.PCIDE.
-pub const CR4_PCIDE: u64 = 1 << 17;
-/// EFER.SCE.
-pub const EFER_SCE: u64 = 1 << 0;
-/// EFER.LME.
-pub const EFER_LME: u64 = 1 << 8;
-/// EFER.LMA.
-pub const EFER_LMA: u64 = 1 << 10;
-/// EFER.NXE.
-pub const EFER_NXE: u64 = 1 << 11;
-/// IA32_PAT as after a reset.
-pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
-/// DR7 as after a reset.
-pub const DR7_RESET: u64 = 0x400;
-/// RFLAGS with nothing but the bit that is always 1.
-pub const RFLAGS_RESET: u64 = 2;
 /// The VMCS link pointer of a CPU that shadows no VMCS.
 pub const NO_LINK_POINTER: u64 = u64::MAX;
 
@@ -432,4 +396,4 @@ impl HostState {
 
 #[cfg(test)]
 #[path = "state_tests.rs"]
-pub(in crate::vmx) mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
-use super::super::capabilities::tests::{Profile, haswell, lynnfield};
+use super::super::fake::{FakeVmcs, Profile, haswell, lynnfield};
 use super::super::fields::{Field, FieldType};
-use super::super::vmcs::FakeVmcs;
+use super::super::register_bits::CR4_VMXE;
 use super::*;
 
 pub fn capabilities(profile: &Profile) -> Capabilities {

@@ -1,5 +1,6 @@
 //! Booting, for a test: shared build, bounded number of emulators, and what every test asks of what came out.
 
+use offshoot_runner::image::Samples;
 use offshoot_runner::{Guest, Image, Outcome, Report, Run, Verdict, report};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,8 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// The image, built once.
 pub fn image() -> &'static Image {
     static IMAGE: OnceLock<Result<Image, String>> = OnceLock::new();
-    match IMAGE.get_or_init(|| Image::build().map_err(|error| error.to_string())) {
+    let build = || Samples::build().and_then(Image::build);
+    match IMAGE.get_or_init(|| build().map_err(|error| error.to_string())) {
         Ok(image) => image,
         Err(error) => panic!("{error}"),
     }
@@ -18,7 +20,7 @@ pub fn image() -> &'static Image {
 
 /// A sample guest.
 pub fn sample(name: &str) -> Guest {
-    match image().sample(name) {
+    match image().samples.get(name) {
         Some(path) => Guest::new(path),
         None => panic!("no guest `{name}` was built"),
     }
@@ -181,6 +183,18 @@ impl Booted {
             found,
             "{}",
             self.tell(&format!("no line has all of {words:?}"))
+        );
+    }
+
+    /// A backtrace of the hypervisor names this function.
+    #[track_caller]
+    pub fn went_through(&self, function: &str) {
+        let backtrace = &self.outcome.backtrace;
+        let found = backtrace.iter().any(|place| place.contains(function));
+        assert!(
+            found,
+            "{}",
+            self.tell(&format!("{function} is not in {backtrace:#?}"))
         );
     }
 }

@@ -24,7 +24,10 @@ pub const MEMORY_SIZE: usize = 40;
 impl ElfFile {
     /// The file as it was built.
     pub fn good() -> Self {
-        let path = image().sample("hello").expect("the guest hello was built");
+        let path = image()
+            .samples
+            .get("hello")
+            .expect("the guest hello was built");
         Self(fs::read(path).expect("the guest hello can be read"))
     }
 

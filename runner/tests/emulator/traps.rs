@@ -25,6 +25,7 @@ fn every_exception_of_the_hypervisor_is_reported() {
         booted.failed_with(&["hypervisor", name]);
         booted.says(&["rip", "rsp"]);
         booted.says(&["backtrace"]);
+        booted.went_through("offshoot::start");
     }
 }
 

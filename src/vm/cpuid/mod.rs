@@ -187,11 +187,18 @@ impl CpuidTable {
     /// asked where the answer depends on it.
     #[inline]
     pub fn answer(&self, rax: u64, rcx: u64, live: impl FnOnce() -> Live) -> CpuidResult {
-        let (leaf, subleaf) = (rax as u32, rcx as u32);
-        match self.basic.get(leaf as usize) {
-            Some(answer) if leaf <= self.basic_max && SPECIAL >> leaf & 1 == 0 => *answer,
-            _ => self.answer_rare(leaf, subleaf, live),
+        match self.constant_answer(rax) {
+            Some(answer) => *answer,
+            None => self.answer_rare(rax as u32, rcx as u32, live),
         }
+    }
+
+    /// The answer where it depends on nothing but a basic leaf: the common case, without a copy.
+    #[inline(always)]
+    pub fn constant_answer(&self, rax: u64) -> Option<&CpuidResult> {
+        let leaf = rax as u32;
+        let answer = self.basic.get(leaf as usize)?;
+        (leaf <= self.basic_max && SPECIAL >> leaf & 1 == 0).then_some(answer)
     }
 
     fn answer_rare(&self, leaf: u32, subleaf: u32, live: impl FnOnce() -> Live) -> CpuidResult {

@@ -7,12 +7,13 @@ mod instructions;
 mod resident;
 mod this_cpu;
 
-pub use entry::{EntryArea, exit_point};
-pub use host::HostRegisters;
+pub use entry::EntryArea;
+pub use host::read_host_state;
 pub use instructions::{CurrentVmcs, Invalidation};
 pub use resident::{
-    ExtendedState, Resident, ResidentFeatures, restore_vector, save_vector, xsetbv,
+    ExtendedState, Resident, ResidentFeatures, restore_vector, save_vector, update_dr6, xsetbv,
 };
+pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 
 use super::instruction_error::VmFail;
 use super::vmcs::Vmcs;
@@ -107,7 +108,7 @@ impl CurrentVmcs {
     /// that failed on the guest's state is an exit with bit 31 of its reason set.
     ///
     /// # Safety
-    /// The VMCS must be complete, with [`exit_point`] as its host RIP and the true state of this CPU as its host state;
+    /// The VMCS must be complete, with what [`read_host_state`] reads on this CPU as its host state;
     /// `area` must be its own, and [`restore_vector`] and [`Resident::write`] must have put the rest of the guest's
     /// state into the CPU. `launched` must tell whether the VMCS was entered since it was cleared.
     #[inline(always)]
