@@ -1,10 +1,12 @@
 //! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.
 
+pub mod call;
 pub mod cmdline;
 pub mod console;
 pub mod cpuid;
 pub mod cr;
 mod exits;
+pub mod figures;
 mod guest;
 mod gva;
 mod invalidate;
