@@ -94,7 +94,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         match self.space.resolve(&violation) {
             Ok(Resolution::Retry(_)) => {}
             Ok(Resolution::Mmio { .. }) => {
-                return Ok(Next::Stop(Outcome::Unsupported("access to a device in memory")));
+                return Ok(Next::Stop(Outcome::Unsupported(
+                    "access to a device in memory",
+                )));
             }
             Err(unresolved) => return Ok(Next::Stop(Outcome::Memory(unresolved))),
         }
@@ -121,7 +123,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Ok(msr::Read::Value(value)) => value,
             Ok(msr::Read::Efer) => self.vmcs.read64(Field64::GuestEfer)?,
             Ok(msr::Read::Pat) => self.vmcs.read64(Field64::GuestPat)?,
-            Ok(msr::Read::Tsc) => self.tsc().wrapping_add(self.vmcs.read64(Field64::TscOffset)?),
+            Ok(msr::Read::Tsc) => self
+                .tsc()
+                .wrapping_add(self.vmcs.read64(Field64::TscOffset)?),
             Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
         };
         let (rax, rdx) = msr::read_result(value);
@@ -179,7 +183,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     fn exception(&mut self) -> Result<Next, VmcsError> {
         let information = self.vmcs.read32(Field32::ExitInterruptionInformation)?;
         let Some(interruption) = Interruption::decode(information) else {
-            return Ok(Next::Stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi)));
+            return Ok(Next::Stop(Outcome::UnexpectedExit(
+                ExitReason::ExceptionOrNmi,
+            )));
         };
         if interruption.kind == InterruptionType::Nmi {
             self.host.non_maskable_interrupt();
@@ -196,7 +202,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 self.host.machine_check();
                 return self.deliver_again();
             }
-            _ => return Ok(Next::Stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi))),
+            _ => {
+                return Ok(Next::Stop(Outcome::UnexpectedExit(
+                    ExitReason::ExceptionOrNmi,
+                )));
+            }
         };
         let interrupted = match Event::interrupted(&self.vmcs) {
             Ok(interrupted) => interrupted,
@@ -228,7 +238,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         crate::vmx::cpu::update_dr6(|dr6| exception.to_dr6(dr6));
         if exception.debug_register_access() {
             let dr7 = self.vmcs.read_natural(FieldNatural::GuestDr7)?;
-            self.vmcs.write_natural(FieldNatural::GuestDr7, dr7 & !DR7_GD)?;
+            self.vmcs
+                .write_natural(FieldNatural::GuestDr7, dr7 & !DR7_GD)?;
         }
         Ok(())
     }
@@ -242,7 +253,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 let mut b = [0; 1024];
                 let n = (regs.get(Gpr::Rsi) as usize).min(1024);
                 let cr3 = self.vmcs.read_natural(FieldNatural::GuestCr3)?;
-                let ok = super::gva::read(self.space, cr3, Gva::new(regs.get(Gpr::Rdi)), &mut b[..n]);
+                let ok =
+                    super::gva::read(self.space, cr3, Gva::new(regs.get(Gpr::Rdi)), &mut b[..n]);
                 log::info!("guest: {:?} {:?}", ok, core::str::from_utf8(&b[..n]));
                 regs.set(Gpr::Rax, n as u64);
             }
@@ -250,14 +262,24 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 let mut b = [0; 32];
                 let n = (regs.get(Gpr::Rsi) as usize).min(32);
                 let cr3 = self.vmcs.read_natural(FieldNatural::GuestCr3)?;
-                let ok = super::gva::read(self.space, cr3, Gva::new(regs.get(Gpr::Rdi)), &mut b[..n]);
-                log::info!("figure: {:?} {:?} {}", ok, core::str::from_utf8(&b[..n]), regs.get(Gpr::Rdx));
+                let ok =
+                    super::gva::read(self.space, cr3, Gva::new(regs.get(Gpr::Rdi)), &mut b[..n]);
+                log::info!(
+                    "figure: {:?} {:?} {}",
+                    ok,
+                    core::str::from_utf8(&b[..n]),
+                    regs.get(Gpr::Rdx)
+                );
                 regs.set(Gpr::Rax, 0);
             }
             _ => regs.set(Gpr::Rax, -38i64 as u64),
         }
         self.advance()
     }
-    fn io(&mut self) -> Result<Next, VmcsError> { self.advance() }
-    fn cr_access(&mut self) -> Result<Next, VmcsError> { self.raise(Event::GENERAL_PROTECTION) }
+    fn io(&mut self) -> Result<Next, VmcsError> {
+        self.advance()
+    }
+    fn cr_access(&mut self) -> Result<Next, VmcsError> {
+        self.raise(Event::GENERAL_PROTECTION)
+    }
 }

@@ -80,12 +80,17 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         options: &GuestOptions,
         budget: u64,
     ) -> Result<Self, GuestError> {
-        let plan = Plan::new(image, options.mem, machine.features.gib_pages)
-            .map_err(GuestError::Image)?;
+        let plan =
+            Plan::new(image, options.mem, machine.features.gib_pages).map_err(GuestError::Image)?;
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
         match Self::fill(machine, &mut space, image, &plan) {
-            Ok(vcpu) => Ok(Self { space, vcpu, budget, stats: RunStats::ZERO }),
+            Ok(vcpu) => Ok(Self {
+                space,
+                vcpu,
+                budget,
+                stats: RunStats::ZERO,
+            }),
             Err(error) => {
                 end_space(space, machine);
                 Err(error)
@@ -101,7 +106,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     ) -> Result<Vcpu, GuestError> {
         let all = AddrRange::new(Gpa::new(0), plan.memory);
         if let Some(range) = all {
-            space.add_region(Region::new(range, RegionKind::Ram)).map_err(GuestError::Region)?;
+            space
+                .add_region(Region::new(range, RegionKind::Ram))
+                .map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
@@ -124,7 +131,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         if self.vcpu.vpid != 0 {
             // An earlier guest may have had the same number.
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-            unsafe { machine.vmx.invvpid(Invalidation::SingleContext, self.vcpu.vpid)? };
+            unsafe {
+                machine
+                    .vmx
+                    .invvpid(Invalidation::SingleContext, self.vcpu.vpid)?
+            };
         }
         let features = machine.resident;
         let host_resident = machine.host_resident;

@@ -38,7 +38,10 @@ pub(super) fn read<M: PhysMem>(
     gva: Gva,
     into: &mut [u8],
 ) -> Result<(), Gva> {
-    let tables = GuestTables { space, root: Gpa::new(cr3 & ROOT) };
+    let tables = GuestTables {
+        space,
+        root: Gpa::new(cr3 & ROOT),
+    };
     let mut at = gva;
     let mut rest = into;
     while !rest.is_empty() {

@@ -8,10 +8,10 @@ use crate::addr::{Hpa, PAGE_SIZE};
 use crate::ept::EptCapability;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::Secondary;
-use crate::vmx::state::HostState;
 use crate::vmx::cpu::{
     self, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx, read_host_state,
 };
+use crate::vmx::state::HostState;
 use crate::vmx::{
     Capabilities, ControlSet, CpuRead, UnmetControls, VmFail, VmxUnavailable, choose_controls,
 };
@@ -78,8 +78,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         let capabilities = Capabilities::discover(&ThisCpu).map_err(StartError::Unavailable)?;
         let controls = choose_controls(&capabilities).map_err(StartError::Unmet)?;
         // SAFETY: as the caller says.
-        let resident =
-            unsafe { cpu::prepare(&capabilities) }.map_err(StartError::FixedBits)?;
+        let resident = unsafe { cpu::prepare(&capabilities) }.map_err(StartError::FixedBits)?;
         let enabled = EnabledInstructions {
             rdtscp: controls.has(Secondary::EnableRdtscp),
             invpcid: controls.has(Secondary::EnableInvpcid),
@@ -126,7 +125,12 @@ impl<'f, M: PhysMem> Machine<'f, M> {
 
     /// Turns VMX off and gives every frame back.
     pub fn stop(self) {
-        let Self { frames, vmx, bitmaps, .. } = self;
+        let Self {
+            frames,
+            vmx,
+            bitmaps,
+            ..
+        } = self;
         let region = vmx.region();
         drop(vmx);
         if let Ok(frame) = frames.from_entry(region) {
@@ -170,7 +174,12 @@ fn region<M: PhysMem>(
 ) -> Result<Frame, FrameError> {
     let frame = frames.alloc_zeroed()?;
     // SAFETY: the frame is fresh: nobody else refers to it.
-    unsafe { frames.write(frame.address(), &capabilities.basic.revision().to_le_bytes())? };
+    unsafe {
+        frames.write(
+            frame.address(),
+            &capabilities.basic.revision().to_le_bytes(),
+        )?
+    };
     Ok(frame)
 }
 
@@ -187,15 +196,14 @@ fn bitmaps<M: PhysMem>(
         Ok(frame)
     };
     let msr = filled(&|bytes| msr::fill_bitmap(bytes, features))?;
-    let io = filled(&|bytes| bytes.fill(0xff)).and_then(|a| {
-        match filled(&|bytes| bytes.fill(0xff)) {
+    let io =
+        filled(&|bytes| bytes.fill(0xff)).and_then(|a| match filled(&|bytes| bytes.fill(0xff)) {
             Ok(b) => Ok([a, b]),
             Err(error) => {
                 give_back(frames, a);
                 Err(error)
             }
-        }
-    });
+        });
     match io {
         Ok(io) => Ok(Bitmaps { msr, io }),
         Err(error) => {

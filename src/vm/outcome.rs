@@ -50,7 +50,10 @@ impl Outcome {
             Self::Halted => "halted",
             Self::TripleFault => "triple fault",
             Self::OutOfBudget => "out of budget",
-            Self::Memory(Unresolved { reason: Reason::OutOfFrames, .. }) => "out of memory",
+            Self::Memory(Unresolved {
+                reason: Reason::OutOfFrames,
+                ..
+            }) => "out of memory",
             Self::Memory(_) => "memory violation",
             Self::Unsupported(_) => "unsupported",
             Self::UnexpectedExit(_) | Self::UnknownExit(_) => "unknown exit",

@@ -2,17 +2,19 @@
 
 use core::arch::x86_64::_rdtsc;
 
+use super::Host;
 use super::cpuid::Live;
 use super::invalidate::OnlyCpu;
 use super::machine::Machine;
 use super::outcome::Outcome;
 use super::stats::RunStats;
 use super::vcpu::Vcpu;
-use super::Host;
 use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
-use crate::vmx::{Event, Exit, ExitReason, Field32, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip};
+use crate::vmx::{
+    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip,
+};
 
 /// What is to happen after an exit was handled.
 pub(super) enum Next {
@@ -103,9 +105,18 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
         let live = || {
             let cr4 = vmcs.read_natural(FieldNatural::GuestCr4);
-            Live { cr4: cr4.unwrap_or_else(|error| { failed = Some(error); 0 }), xcr0 }
+            Live {
+                cr4: cr4.unwrap_or_else(|error| {
+                    failed = Some(error);
+                    0
+                }),
+                xcr0,
+            }
         };
-        let answer = self.machine.cpuid.answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
+        let answer = self
+            .machine
+            .cpuid
+            .answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
         if let Some(error) = failed {
             return Err(error);
         }

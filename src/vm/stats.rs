@@ -14,7 +14,11 @@ pub struct RunStats {
 
 impl RunStats {
     /// Of a guest that has not run.
-    pub const ZERO: Self = Self { exits: [0; ExitReason::COUNT], host_ticks: 0, guest_ticks: 0 };
+    pub const ZERO: Self = Self {
+        exits: [0; ExitReason::COUNT],
+        host_ticks: 0,
+        guest_ticks: 0,
+    };
 
     /// Counts an exit.
     #[inline(always)]

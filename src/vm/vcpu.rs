@@ -8,7 +8,7 @@ use crate::vmx::controls::{Entry, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
 use crate::vmx::cr_shadow::CrShadows;
 use crate::vmx::state::{GuestState, Start64};
-use crate::vmx::{Field16, Field32, Field64, Gpr, Vmcs, VmFail, VmcsError};
+use crate::vmx::{Field16, Field32, Field64, Gpr, VmFail, Vmcs, VmcsError};
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
 /// reaches; #MC is the host's.
@@ -80,8 +80,18 @@ impl Vcpu {
                 return Err(error.into());
             }
         };
-        let vpid = if machine.controls.has(Secondary::EnableVpid) { machine.next_vpid() } else { 0 };
-        let mut this = Self { vmcs, area, resident: Resident::RESET, launched: false, vpid };
+        let vpid = if machine.controls.has(Secondary::EnableVpid) {
+            machine.next_vpid()
+        } else {
+            0
+        };
+        let mut this = Self {
+            vmcs,
+            area,
+            resident: Resident::RESET,
+            launched: false,
+            vpid,
+        };
         let mut regs_area = EntryArea::new();
         regs_area.regs.set(Gpr::Rdi, start.rdi.as_u64());
         // SAFETY: the frame is fresh, larger than the area and aligned to a page.

@@ -175,8 +175,7 @@ impl Event {
     /// #DF.
     pub const DOUBLE_FAULT: Self = Self::plain(8, InterruptionType::HardwareException).code(0);
     /// #AC, whose error code is always 0.
-    pub const ALIGNMENT_CHECK: Self =
-        Self::plain(17, InterruptionType::HardwareException).code(0);
+    pub const ALIGNMENT_CHECK: Self = Self::plain(17, InterruptionType::HardwareException).code(0);
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self =
         Self::plain(13, InterruptionType::HardwareException).code(0);

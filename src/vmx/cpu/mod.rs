@@ -9,11 +9,11 @@ mod this_cpu;
 
 pub use entry::EntryArea;
 pub use host::read_host_state;
-pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 pub use instructions::{CurrentVmcs, Invalidation};
 pub use resident::{
     ExtendedState, Resident, ResidentFeatures, restore_vector, save_vector, update_dr6, xsetbv,
 };
+pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 
 use super::instruction_error::VmFail;
 use super::vmcs::Vmcs;
