@@ -95,7 +95,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         match self.space.resolve(&violation) {
             Ok(Resolution::Retry(_)) => {}
             Ok(Resolution::Mmio { .. }) => {
-                return self.stop(Outcome::Unsupported("access to a device in memory"));
+                return Ok(Next::Stop(Outcome::Unsupported(
+                    "access to a device in memory",
+                )));
             }
             Err(unresolved) => return self.stop(Outcome::Memory(unresolved)),
         }
@@ -122,7 +124,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Ok(msr::Read::Value(value)) => value,
             Ok(msr::Read::Efer) => self.vmcs.read64(Field64::GuestEfer)?,
             Ok(msr::Read::Pat) => self.vmcs.read64(Field64::GuestPat)?,
-            Ok(msr::Read::Tsc) => now().wrapping_add(self.vmcs.read64(Field64::TscOffset)?),
+            Ok(msr::Read::Tsc) => self
+                .tsc()
+                .wrapping_add(self.vmcs.read64(Field64::TscOffset)?),
             Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
         };
         let (rax, rdx) = msr::read_result(value);
@@ -175,7 +179,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     fn exception(&mut self) -> Result<Next, VmcsError> {
         let information = self.vmcs.read32(Field32::ExitInterruptionInformation)?;
         let Some(interruption) = Interruption::decode(information) else {
-            return self.stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi));
+            return Ok(Next::Stop(Outcome::UnexpectedExit(
+                ExitReason::ExceptionOrNmi,
+            )));
         };
         if interruption.kind == InterruptionType::Nmi {
             self.host.non_maskable_interrupt();
@@ -193,7 +199,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 return self.deliver_again();
             }
             _ => {
-                return self.stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi));
+                return Ok(Next::Stop(Outcome::UnexpectedExit(
+                    ExitReason::ExceptionOrNmi,
+                )));
             }
         };
         let interrupted = match Event::interrupted(&self.vmcs) {

@@ -13,7 +13,7 @@ use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::{
-    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
+    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip,
 };
 
 /// What is to happen after an exit was handled.
@@ -124,11 +124,26 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     #[inline(always)]
     fn cpuid(&mut self) -> Result<Next, VmcsError> {
-        let rax = self.area.regs.get(Gpr::Rax);
-        if let Some(answer) = self.machine.cpuid.constant_answer(rax) {
-            set_cpuid(&mut self.area.regs, answer);
-        } else {
-            self.rare_cpuid(rax)?;
+        let regs = &mut self.area.regs;
+        let (vmcs, xcr0) = (&self.vmcs, self.vcpu.resident.xcr0);
+        let mut failed = None;
+        // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
+        let live = || {
+            let cr4 = vmcs.read_natural(FieldNatural::GuestCr4);
+            Live {
+                cr4: cr4.unwrap_or_else(|error| {
+                    failed = Some(error);
+                    0
+                }),
+                xcr0,
+            }
+        };
+        let answer = self
+            .machine
+            .cpuid
+            .answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
+        if let Some(error) = failed {
+            return Err(error);
         }
         self.advance()
     }
