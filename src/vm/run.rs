@@ -4,6 +4,7 @@ use core::arch::x86_64::{_rdtsc, CpuidResult};
 
 use super::Host;
 use super::cpuid::Live;
+use super::devices::Devices;
 use super::invalidate::OnlyCpu;
 use super::machine::Machine;
 use super::outcome::Outcome;
@@ -13,7 +14,7 @@ use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::{
-    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip,
+    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
 };
 
 /// What is to happen after an exit was handled.
@@ -32,6 +33,7 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub vcpu: &'r mut Vcpu,
     pub vmcs: CurrentVmcs,
     pub area: &'r mut EntryArea,
+    pub devices: &'r mut Devices,
     pub stats: &'r mut RunStats,
     /// How many ticks the guest may take in all.
     pub budget: u64,
@@ -92,6 +94,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             let next = match reason {
                 ExitReason::Cpuid => self.cpuid()?,
                 ExitReason::Hlt => self.hlt()?,
+                ExitReason::Vmcall => self.call()?,
                 other => self.dispatch(other)?,
             };
             if matches!(next, Next::Stop) {
@@ -124,26 +127,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     #[inline(always)]
     fn cpuid(&mut self) -> Result<Next, VmcsError> {
-        let regs = &mut self.area.regs;
-        let (vmcs, xcr0) = (&self.vmcs, self.vcpu.resident.xcr0);
-        let mut failed = None;
-        // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
-        let live = || {
-            let cr4 = vmcs.read_natural(FieldNatural::GuestCr4);
-            Live {
-                cr4: cr4.unwrap_or_else(|error| {
-                    failed = Some(error);
-                    0
-                }),
-                xcr0,
-            }
-        };
-        let answer = self
-            .machine
-            .cpuid
-            .answer(regs.get(Gpr::Rax), regs.get(Gpr::Rcx), live);
-        if let Some(error) = failed {
-            return Err(error);
+        let rax = self.area.regs.get(Gpr::Rax);
+        if let Some(answer) = self.machine.cpuid.constant_answer(rax) {
+            set_cpuid(&mut self.area.regs, answer);
+        } else {
+            self.rare_cpuid(rax)?;
         }
         self.advance()
     }
