@@ -293,6 +293,24 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         Ok(())
     }
 
+    /// As [`Cursor::set`] with a page, made for the case that the slot is ready.
+    #[inline(always)]
+    pub fn set_page(
+        &mut self,
+        phys: TableOf<O>,
+        attr: <O::Format as Format>::Attr,
+    ) -> Result<(), Error<O::Format>> {
+        let content = Content::Page { phys, attr };
+        if self.level != self.target || !self.is_ready() {
+            return self.set(content);
+        }
+        check_content::<O::Format>(self.target, content)?;
+        let entry = O::Format::encode(self.target, content);
+        self.write(O::Format::index(self.va, self.target), entry)?;
+        (self.entry, self.content) = (entry, content);
+        Ok(())
+    }
+
     /// Whether a slot of the size asked for can hold the content, and nothing larger is in the way.
     #[inline(always)]
     fn check(&self, content: ContentOf<O::Format>) -> Result<(), Error<O::Format>> {
