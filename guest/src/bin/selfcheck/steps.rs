@@ -131,7 +131,7 @@ fn exceptions(checks: &mut Checks) {
     }
     raises!("ud2", UD, 0, 0);
     raises!("int3", BP, 0, 1);
-    raises!("int 3", BP, 0, 2);
+    raises!(".byte 0xcd, 3", BP, 0, 2);
     raises!("div ecx", DE, 0, 0);
     raises!("int 0x50", GP, 0x50 * 8 + 2, 0);
 }

@@ -135,7 +135,7 @@ fn msrs(checks: &mut Checks, heap: &mut Heap) {
         checks.trapped(format_args!("non-canonical {msr:#x}"), trap, GP, 0);
         checks.equal(format_args!("{msr:#x} after that"), read_msr(msr), kept);
     }
-    for (msr, low) in [(0x277_u32, 2), (EFER, 0x502 | 1 << 12)] {
+    for (msr, low) in [(0x277_u32, 2), (EFER, efer as u32 | 1 << 1 | 1 << 12)] {
         // SAFETY: an exception is expected.
         let trap = unsafe { probe!("wrmsr"; in("ecx") msr, in("eax") low, in("edx") 0) };
         checks.trapped(format_args!("{low:#x} to {msr:#x}"), trap, GP, 0);
