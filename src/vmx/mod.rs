@@ -34,7 +34,7 @@ pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
 pub use cr_shadow::CrShadows;
-pub use dump::{dump_vmcs, summarize_vmcs};
+pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};
 pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
 pub use event::Event;
 pub use exit::{EntryFailure, Exit, ExitReason};
