@@ -298,6 +298,13 @@ impl Format for Ept {
     }
 
     #[inline(always)]
+    fn open_table(entry: EptEntry) -> Option<Hpa> {
+        let all = RWX | USER_EXECUTE;
+        let reserved = MEMORY_TYPE | IGNORE_PAT | LEAF;
+        (entry.0 & (all | reserved) == all).then(|| Hpa::new(entry.0 & ADDRESS))
+    }
+
+    #[inline(always)]
     fn rights(attr: EptAttr) -> Rights {
         rights_of(attr.0)
     }
