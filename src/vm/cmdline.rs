@@ -38,7 +38,7 @@ impl Name {
     }
 
     /// `guest0`, `guest1`, ...: the name of a module that has neither path nor name.
-    fn numbered(index: usize) -> Self {
+    pub fn numbered(index: usize) -> Self {
         let mut digits = [0; 20];
         let mut rest = index;
         let mut len = 0;
@@ -178,14 +178,14 @@ impl GuestOptions {
 pub struct KernelOptions<'a> {
     /// `log=off|error|warn|info|debug|trace`: what goes to the console.
     pub log: LevelFilter,
-    /// `selftest=`: run this test of the hypervisor itself instead of guests.
+    /// `selftest=`: raise this exception in the hypervisor, to see that it is reported.
     pub selftest: Option<&'a str>,
-    /// `tick=`: how often the host looks at a running guest.
+    /// `tick=`: interrupt guests so often, as a machine with a running timer would.
     pub tick: Option<Duration>,
     /// `pool=`: at most so many bytes of host memory for guests. A number without suffix is in MiB.
     pub pool: Option<u64>,
-    /// `keep-going`: run the remaining guests after a module that could not be started.
-    pub keep_going: bool,
+    /// `audit`: check all frame counts and tables after every guest.
+    pub audit: bool,
 }
 
 impl<'a> KernelOptions<'a> {
@@ -195,7 +195,7 @@ impl<'a> KernelOptions<'a> {
         selftest: None,
         tick: None,
         pool: None,
-        keep_going: false,
+        audit: false,
     };
 
     /// Reads the command line of the image.
@@ -231,12 +231,12 @@ impl<'a> KernelOptions<'a> {
                 seen.first_time(Key::Pool)?;
                 self.pool = Some(pool(word.needs_value()?)?);
             }
-            "keep-going" => {
-                seen.first_time(Key::KeepGoing)?;
+            "audit" => {
+                seen.first_time(Key::Audit)?;
                 if word.value.is_some() {
                     return Err(Problem::TakesNoValue);
                 }
-                self.keep_going = true;
+                self.audit = true;
             }
             _ => return Err(Problem::UnknownKey),
         }
@@ -363,7 +363,7 @@ enum Key {
     Selftest,
     Tick,
     Pool,
-    KeepGoing,
+    Audit,
 }
 
 #[derive(Default)]
@@ -627,13 +627,13 @@ mod tests {
 
     #[test]
     fn the_hypervisors_own_options() {
-        let line = "/boot/offshoot log=debug selftest=frames tick=10ms pool=64 keep-going";
+        let line = "/boot/offshoot log=debug selftest=frames tick=10ms pool=64 audit";
         let options = KernelOptions::parse(line).unwrap();
         assert_eq!(options.log, LevelFilter::Debug);
         assert_eq!(options.selftest, Some("frames"));
         assert_eq!(options.tick, Some(Duration::Nanoseconds(10_000_000)));
         assert_eq!(options.pool, Some(64 << 20));
-        assert!(options.keep_going);
+        assert!(options.audit);
         assert_eq!(
             KernelOptions::parse("pool=512K").unwrap().pool,
             Some(512 << 10)
@@ -641,7 +641,7 @@ mod tests {
         assert_eq!(KernelOptions::parse(" \0"), Ok(KernelOptions::DEFAULT));
         let problem = |line| KernelOptions::parse(line).unwrap_err().problem;
         assert_eq!(problem("log=loud"), Problem::NotALevel);
-        assert_eq!(problem("keep-going=1"), Problem::TakesNoValue);
+        assert_eq!(problem("audit=1"), Problem::TakesNoValue);
         assert_eq!(problem("pool=0"), Problem::Zero);
         assert_eq!(problem("mem=1G"), Problem::UnknownKey);
     }
