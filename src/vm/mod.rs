@@ -15,6 +15,7 @@ pub mod loader;
 mod machine;
 pub mod msr;
 mod outcome;
+pub mod report;
 mod run;
 mod stats;
 mod vcpu;
