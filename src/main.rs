@@ -127,6 +127,13 @@ impl Host for Kernel {
     fn machine_check(&mut self) {
         panic!("MC");
     }
+    fn print(&mut self, text: &str) {
+        console::write_fmt(format_args!("{text}"));
+    }
+    fn figure(&mut self, f: offshoot::vm::figures::Figure) -> bool {
+        say!("{} {}", f.name, f.value);
+        true
+    }
 }
 
 /// Whether this CPU has pages of 1 GiB.

@@ -259,19 +259,22 @@ pub fn take() -> Option<Trap> {
 }
 
 /// Runs instructions, given as for [`asm!`] with their operands after a semicolon, and yields the exception that
-/// one of them raised, if any. All registers are then as they were at the exception, but for RIP and RSP, which
-/// are those of the end of the probe. To be used in `unsafe`; needs [`install`](crate::trap::install).
+/// one of them raised, if any. All registers are then as they were at the exception, but for RBX, RIP and RSP, which
+/// are those of the end of the probe, and interrupts are off. To be used in `unsafe`; needs [`install`](crate::trap::install).
 #[macro_export]
 macro_rules! probe {
     ($($instruction:expr),+ $(; $($operands:tt)*)?) => {{
         $crate::trap::clear();
         ::core::arch::asm!(
+            // RBX is the compiler's own: it cannot be named as an operand, but CPUID, for one, changes it.
+            "push rbx",
             "lea {probe_scratch}, [rip + 77f]",
             "mov [rip + {probe_fixup}], {probe_scratch}",
             "mov [rip + {probe_fixup} + 8], rsp",
             $($instruction,)+
             "77:",
             "mov qword ptr [rip + {probe_fixup}], 0",
+            "pop rbx",
             probe_scratch = out(reg) _,
             probe_fixup = sym $crate::trap::FIXUP,
             $($($operands)*)?
@@ -328,8 +331,8 @@ extern "C" fn common() {
         "mov qword ptr [rip + {fixup}], 0",
         "mov [rsp + 24], rax",
         "mov qword ptr [rsp + 32], {code}",
-        // No single step and no resume flag behind the probe.
-        "and dword ptr [rsp + 40], ~0x10100",
+        // No single step, resume flag or interrupts behind the probe.
+        "and dword ptr [rsp + 40], ~0x10300",
         "mov rax, [rip + {fixup} + 8]",
         "mov [rsp + 48], rax",
         "mov qword ptr [rsp + 56], {data}",

@@ -8,12 +8,13 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Says which CPUs it knows; else writes down its process id and hangs.
+/// Says which CPUs it knows; else prints `$CONSOLE` as the image, or writes down its process id and hangs.
 const BOCHS: &str = "#!/bin/sh
 case \"$*\" in
     '--help cpu') printf 'Supported CPU models:\\n\\ntigerlake\\nryzen\\n\\n' ;;
     --help) ;;
-    *) echo up >> serial.log; echo $$ > pid; exec sleep 60 ;;
+    *) [ -z \"$CONSOLE\" ] || { printf '%s' \"$CONSOLE\" >> serial.log; exit 1; }
+       echo up >> serial.log; echo $$ > pid; exec sleep 60 ;;
 esac
 ";
 
@@ -99,6 +100,64 @@ fn an_emulator_that_is_not_installed_is_named() {
         stderr.contains("bochs is not installed: run `make setup`"),
         "{stderr}"
     );
+}
+
+/// Runs an image that prints `console`, and returns exit status, standard output and standard error.
+fn booted(test: &str, console: &str) -> (Option<i32>, String, String) {
+    let name = format!("command-{test}");
+    let arguments = [
+        "run",
+        "--emulator",
+        "bochs",
+        "--guests",
+        "hello",
+        "--kernel",
+        "kernel",
+        "--name",
+        &name,
+    ];
+    let output = runner(&folder(test), &arguments)
+        .env("CONSOLE", console)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+const GOOD: &str =
+    r#"{"ok":true,"guests":[],"frames":{"total":9,"used":1,"peak":2,"leaked":0},"figures":[]}"#;
+
+#[test]
+fn a_good_run_ends_with_status_0_and_a_report() {
+    let console = format!("hi\nOFFSHOOT-REPORT {GOOD}\nOFFSHOOT-END ok\n");
+    let (status, stdout, stderr) = booted("good", &console);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert_eq!(stdout, "hi\nOFFSHOOT-END ok\n", "the report is not shown");
+    let kept = offshoot_runner::image::workspace().join("target/run/command-good/report.json");
+    assert_eq!(fs::read_to_string(kept).unwrap(), format!("{GOOD}\n"));
+}
+
+#[test]
+fn any_other_run_ends_with_status_1_and_the_reason() {
+    let (status, _, stderr) = booted("failed", "OFFSHOOT-END failed: no VMX\n");
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("offshoot: failed: no VMX\n"), "{stderr}");
+
+    let bad = GOOD.replace("true", "false");
+    let console = format!("OFFSHOOT-REPORT {bad}\nOFFSHOOT-END ok\n");
+    let (status, _, stderr) = booted("contradicted", &console);
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("its report did not"), "{stderr}");
+
+    let (status, _, stderr) = booted("died", "half a li");
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("the emulator ended"), "{stderr}");
+    assert!(stderr.contains("the last was: half a li"), "{stderr}");
+    assert!(stderr.contains("target/run/command-died"), "{stderr}");
 }
 
 /// Whether a process runs: it is there and not only waiting for its parent to notice its end.

@@ -35,7 +35,8 @@ pub trait TableOps: TableReadOps {
     /// [`Cursor`](super::Cursor) asks [`TableOps::must_move`] only where an entry withholds write.
     const WRITE_MEANS_PRIVATE: bool = false;
 
-    /// A zeroed table. `None` where there is no memory for it.
+    /// A table of any content, that nobody else uses: the walker fills it before it links it. `None` where there is no
+    /// memory for it.
     fn alloc_table(&mut self) -> Option<TableOf<Self>>;
     /// Takes back a table that no entry has ever referred to.
     fn free_table(&mut self, table: TableOf<Self>);

@@ -262,6 +262,12 @@ impl<V: Address + 'static, P: Address + 'static> Format for Amd64<V, P> {
     }
 
     #[inline(always)]
+    fn open_table(entry: Amd64Entry) -> Option<P> {
+        let all = PRESENT | WRITABLE | USER;
+        (entry.0 & (all | PAGE_SIZE | NO_EXECUTE) == all).then(|| P::new(entry.0 & ADDRESS))
+    }
+
+    #[inline(always)]
     fn rights(attr: Amd64Attr) -> Rights {
         Rights::READ
             .or(Rights::WRITE.when(attr.has(WRITABLE)))

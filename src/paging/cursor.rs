@@ -62,6 +62,13 @@ impl<'o, O: TableOps> Cursor<'o, O> {
             let Some(entry) = ops.read_entry(table, O::Format::index(va, level)) else {
                 return Err(bad::<O::Format>(va, level, Fault::NotMemory));
             };
+            if level > target
+                && let Some(next) = O::Format::open_table(entry)
+            {
+                table = next;
+                level -= 1;
+                continue;
+            }
             match O::Format::decode(level, entry) {
                 Ok(Decoded::Table {
                     table: next,
@@ -247,6 +254,9 @@ impl<'o, O: TableOps> Cursor<'o, O> {
             for level in bottom..top {
                 let table = spare.take()?;
                 self.path[slot(level)] = table;
+                self.ops
+                    .write_run(table, 0, FormatOf::<O>::ENTRIES, 0, 0)
+                    .ok_or_else(not_memory(self.va, level))?;
                 if let Some(below) = below {
                     let index = O::Format::index(self.va, level);
                     self.ops
@@ -280,6 +290,24 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         self.write(self.index(), entry)?;
         self.entry = entry;
         self.content = content;
+        Ok(())
+    }
+
+    /// As [`Cursor::set`] with a page, made for the case that the slot is ready.
+    #[inline(always)]
+    pub fn set_page(
+        &mut self,
+        phys: TableOf<O>,
+        attr: <O::Format as Format>::Attr,
+    ) -> Result<(), Error<O::Format>> {
+        let content = Content::Page { phys, attr };
+        if self.level != self.target || !self.is_ready() {
+            return self.set(content);
+        }
+        check_content::<O::Format>(self.target, content)?;
+        let entry = O::Format::encode(self.target, content);
+        self.write(O::Format::index(self.va, self.target), entry)?;
+        (self.entry, self.content) = (entry, content);
         Ok(())
     }
 

@@ -248,6 +248,17 @@ impl Format for Ept {
     #[inline(always)]
     fn decode(level: u8, entry: EptEntry) -> Result<DecodedOf<Self>, Fault> {
         let bits = entry.0;
+        // What nearly every entry on the way down is: a table that everything may be done with.
+        const OPEN: u64 = RWX | USER_EXECUTE;
+        if level > 1 && bits & (OPEN | LEAF | MEMORY_TYPE | IGNORE_PAT) == OPEN {
+            return Ok(Decoded::Table {
+                table: Hpa::new(bits & ADDRESS),
+                rights: Rights::ALL,
+            });
+        }
+        if bits == 0 {
+            return Ok(Decoded::Content(Content::Unmapped));
+        }
         // SDM "EPT Misconfigurations", 30.3.3.1; execute-only is a matter of the CPU's capabilities, which are
         // asked by who chooses the attributes.
         match bits & RWX {
@@ -284,6 +295,13 @@ impl Format for Ept {
             // Bit 7 of a 4 KiB leaf is ignored: it is not kept.
             attr: EptAttr(bits & !ADDRESS & !LEAF),
         }))
+    }
+
+    #[inline(always)]
+    fn open_table(entry: EptEntry) -> Option<Hpa> {
+        let all = RWX | USER_EXECUTE;
+        let reserved = MEMORY_TYPE | IGNORE_PAT | LEAF;
+        (entry.0 & (all | reserved) == all).then(|| Hpa::new(entry.0 & ADDRESS))
     }
 
     #[inline(always)]

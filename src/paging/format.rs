@@ -172,6 +172,9 @@ pub trait Format: Copy + Debug + 'static {
     fn table_entry(table: Self::Phys) -> Self::Entry;
     /// What an entry of a table of `level` says.
     fn decode(level: u8, entry: Self::Entry) -> Result<DecodedOf<Self>, Fault>;
+    /// The table that an entry of a `level` above 1 refers to, where the entry lets everything through: the frequent
+    /// case of [`Format::decode`], decided by one comparison.
+    fn open_table(entry: Self::Entry) -> Option<Self::Phys>;
     /// What a leaf with these attributes grants.
     fn rights(attr: Self::Attr) -> Rights;
     /// The attributes with what `by` does not contain taken away; `None` where nothing is left.
@@ -237,23 +240,24 @@ pub(super) trait FormatExt: Format {
         if !start.is_aligned(0x1000) || len & 0xfff != 0 {
             return Err(PagingError::Unaligned { start, len });
         }
-        let out_of_range = PagingError::OutOfRange { start, len };
-        if !Self::is_canonical(start) {
-            return Err(out_of_range);
-        }
         let Some(more) = len.checked_sub(1) else {
-            return Ok(None);
+            return match Self::is_canonical(start) {
+                true => Ok(None),
+                false => Err(PagingError::OutOfRange { start, len }),
+            };
         };
-        let last = start.checked_add(more).ok_or(out_of_range)?;
-        let top = 1 << (Self::VIRT_BITS - 1);
-        let crosses_the_hole = Self::SIGN_EXTENDED && (start.as_u64() ^ last.as_u64()) & top != 0;
-        if !Self::is_canonical(last) || crosses_the_hole || more > Self::VIRT_MASK {
-            return Err(out_of_range);
+        match start.checked_add(more) {
+            // Both ends in the same half: then all between them is.
+            Some(last)
+                if Self::is_canonical(start)
+                    && Self::is_canonical(last)
+                    && (start.as_u64() ^ last.as_u64()) >> 63 == 0 =>
+            {
+                let first = start.as_u64() & Self::VIRT_MASK;
+                Ok(Some((first, first + more)))
+            }
+            _ => Err(PagingError::OutOfRange { start, len }),
         }
-        Ok(Some((
-            start.as_u64() & Self::VIRT_MASK,
-            last.as_u64() & Self::VIRT_MASK,
-        )))
     }
     /// The translated bits of the first and last address that can be translated in any range of addresses.
     fn clamp(start: Self::Virt, len: u64) -> Option<(u64, u64)> {

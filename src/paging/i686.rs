@@ -232,6 +232,12 @@ impl Format for I686 {
     }
 
     #[inline(always)]
+    fn open_table(entry: I686Entry) -> Option<Gpa> {
+        let all = PRESENT | WRITABLE | USER;
+        (entry.0 & (all | PAGE_SIZE) == all).then(|| Gpa::new((entry.0 & ADDRESS) as u64))
+    }
+
+    #[inline(always)]
     fn rights(attr: I686Attr) -> Rights {
         Rights::READ
             .or(Rights::EXECUTE)

@@ -2,14 +2,14 @@
 
 use core::marker::PhantomData;
 
-use super::access::{FormatOf, TableMovability, TableOf, TableOps, VirtOf};
-use super::cursor::{Cursor, level_of};
+use super::access::{EntryOf, FormatOf, TableMovability, TableOf, TableOps, VirtOf};
+use super::cursor::level_of;
 use super::edit::{Edit, report};
 use super::error::{Error, Fault, PagingError};
 use super::format::{
     Content, ContentOf, Decoded, Entry, Format, FormatExt, MAX_LEVELS, MappingOf, Rights,
 };
-use super::query::{bad, decode_at};
+use super::query::{bad, decode_at, descend};
 use super::unmap::{Emptied, unmap};
 use crate::addr::{Address, PageSize};
 
@@ -68,55 +68,80 @@ fn map_range<O: TableOps, const REPLACE: bool>(
     if matches!(content, Content::Unmapped) {
         return unmap(ops, start, len, Emptied::Keep, removed);
     }
-    let request = Request::<O::Format>::new(va, content, largest);
-    if !REPLACE && request.one_table(va, last) {
-        return map_in_one_table(ops, &request, va, last);
+    if !REPLACE && !O::Movability::MOVES && may_be_one_run::<O::Format>(va, last, largest) {
+        let (level, table) = descend(ops, va);
+        if level == 1 {
+            return map_run(ops, table, va, last, content);
+        }
     }
+    map_anywhere::<O, REPLACE>(ops, va, last, content, largest, removed)
+}
+
+/// Whether the range lies in one table of level 1 and has no part that could become a larger leaf.
+#[inline(always)]
+fn may_be_one_run<F: Format>(va: u64, last: u64, largest: u8) -> bool {
+    let mask = F::span_mask(2);
+    (va ^ last) & !mask == 0 && (largest == 1 || last - va != mask)
+}
+
+/// The frequent case, a few pages in a table that is there.
+#[inline(always)]
+fn map_run<O: TableOps>(
+    ops: &mut O,
+    table: TableOf<O>,
+    va: u64,
+    last: u64,
+    content: ContentOf<O::Format>,
+) -> Result<(), Error<O::Format>> {
+    let mut at = va;
+    loop {
+        // Nearly always the entry is zero, and that is nothing in every format.
+        let index = O::Format::index(at, 1);
+        if ops.read_entry(table, index) != Some(EntryOf::<O>::EMPTY)
+            && decode_at(ops, table, 1, at)? != Decoded::Content(Content::Unmapped)
+        {
+            return Err(PagingError::AlreadyMapped {
+                address: O::Format::virt(at),
+                level: 1,
+            });
+        }
+        at += 0x1000;
+        if at > last {
+            break;
+        }
+    }
+    let first = O::Format::index(va, 1);
+    let entry = O::Format::encode(1, content);
+    let done = if last - va == 0xfff {
+        ops.write_entry(table, first, entry)
+    } else {
+        let count = O::Format::index(last, 1) + 1 - first;
+        let step = if let Content::Page { .. } = content {
+            0x1000
+        } else {
+            0
+        };
+        ops.write_run(table, first, count, entry.to_bits(), step)
+    };
+    done.ok_or_else(|| bad::<O::Format>(va, 1, Fault::NotMemory))
+}
+
+/// Any range.
+#[inline(never)]
+fn map_anywhere<O: TableOps, const REPLACE: bool>(
+    ops: &mut O,
+    va: u64,
+    last: u64,
+    content: ContentOf<O::Format>,
+    largest: u8,
+    removed: &mut impl FnMut(MappingOf<O::Format>),
+) -> Result<(), Error<O::Format>> {
+    let request = Request::<O::Format>::new(va, content, largest);
     let tables = request.plan::<O, REPLACE>(ops, ops.root(), O::Format::LEVELS, va, last, false)?;
     Edit::run(ops, tables, |edit| {
         let root = edit.own_root()?;
         request.fill::<O, REPLACE>(edit, root, O::Format::LEVELS, va, last, false, removed)
     })
-}
-
-/// The frequent case, a few pages: one descent.
-#[inline(always)]
-fn map_in_one_table<O: TableOps>(
-    ops: &mut O,
-    request: &Request<O::Format>,
-    va: u64,
-    last: u64,
-) -> Result<(), Error<O::Format>> {
-    let mut cursor = Cursor::at_level(ops, va, 1)?;
-    cursor.check_rights(request.rights)?;
-    if !matches!(cursor.content(), Content::Unmapped) {
-        return Err(PagingError::AlreadyMapped {
-            address: O::Format::virt(va),
-            level: cursor.level(),
-        });
-    }
-    let first = O::Format::index(va, 1);
-    let count = O::Format::index(last, 1) + 1 - first;
-    if cursor.level() == 1 {
-        for index in first + 1..first + count {
-            let at = va + ((index - first) as u64) * 0x1000;
-            if cursor.neighbour(index)? != Decoded::Content(Content::Unmapped) {
-                return Err(PagingError::AlreadyMapped {
-                    address: O::Format::virt(at),
-                    level: 1,
-                });
-            }
-        }
-    }
-    cursor.prepare()?;
-    let table = cursor.table();
-    match cursor
-        .ops()
-        .write_run(table, first, count, request.bits(1, va), request.step(1))
-    {
-        Some(()) => Ok(()),
-        None => Err(bad::<O::Format>(va, 1, Fault::NotMemory)),
-    }
 }
 
 /// What is to be mapped.
@@ -186,13 +211,6 @@ impl<F: Format> Request<F> {
             };
         level <= self.largest && aligned & mask == 0 && last - va == mask
     }
-    /// Whether the range lies in one table of level 1 and has no part that becomes a larger leaf.
-    #[inline(always)]
-    fn one_table(&self, va: u64, last: u64) -> bool {
-        let mask = F::span_mask(2);
-        (va ^ last) & !mask == 0 && (self.largest == 1 || last - va != mask)
-    }
-
     /// Finds out whether the range can be mapped, and how many tables that takes. `shared` says that a table above
     /// will be copied, so that this one is shared at the latest then.
     fn plan<O: TableOps<Format = F>, const REPLACE: bool>(
@@ -281,10 +299,20 @@ impl<F: Format> Request<F> {
         if level == 1 && (fresh || !REPLACE) {
             let first = F::index(va, 1);
             let count = F::index(last, 1) + 1 - first;
-            let done = edit
-                .ops
-                .write_run(table, first, count, self.bits(1, va), self.step(1));
+            let end = first + count;
+            let ops = &mut edit.ops;
+            let mut done = ops.write_run(table, first, count, self.bits(1, va), self.step(1));
+            if fresh && count < F::ENTRIES {
+                // What is not mapped must be zeroed: the table comes with any content.
+                done = done
+                    .and(ops.write_run(table, 0, first, 0, 0))
+                    .and(ops.write_run(table, end, F::ENTRIES - end, 0, 0));
+            }
             return done.ok_or_else(|| bad::<F>(va, 1, Fault::NotMemory));
+        }
+        if fresh {
+            let zeroed = edit.ops.write_run(table, 0, F::ENTRIES, 0, 0);
+            zeroed.ok_or_else(|| bad::<F>(va, level, Fault::NotMemory))?;
         }
         let mut va = va;
         loop {

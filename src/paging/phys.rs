@@ -86,8 +86,8 @@ impl<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> PhysTables<'m, F, M, A> 
     {
         let root = alloc.alloc()?;
         // SAFETY: the caller vouches for the frames of `alloc`; the root refers to nothing once it is zeroed.
-        let tables = unsafe { Self::new(memory, alloc, root) };
-        tables.zero(root);
+        let mut tables = unsafe { Self::new(memory, alloc, root) };
+        tables.write_run(root, 0, F::ENTRIES, 0, 0)?;
         Some(tables)
     }
     /// Where the tables' frames come from.
@@ -95,11 +95,6 @@ impl<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> PhysTables<'m, F, M, A> 
         &mut self.alloc
     }
 
-    #[inline]
-    fn zero(&self, table: Hpa) {
-        // SAFETY: `table` is a frame of `alloc`, that no entry refers to yet: nobody else looks at it.
-        unsafe { self.memory.ptr(table).write_bytes(0, 4096) };
-    }
     #[inline(always)]
     fn word(&self, table: Hpa, index: usize) -> &<F::Entry as Entry>::Word {
         // SAFETY: the walker asks only for the root, for what it has allocated, and for what entries of those refer
@@ -128,9 +123,7 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
 
     #[inline]
     fn alloc_table(&mut self) -> Option<Hpa> {
-        let table = self.alloc.alloc()?;
-        self.zero(table);
-        Some(table)
+        self.alloc.alloc()
     }
     fn free_table(&mut self, table: Hpa) {
         self.alloc.free(table);

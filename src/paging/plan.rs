@@ -50,6 +50,10 @@ pub(super) fn plan<O: TableOps, const DROP: bool>(
 ) -> Result<u64, Error<O::Format>> {
     let shared = O::Movability::MOVES && (shared || ops.must_move(table, level).is_some());
     let mut tables = u64::from(shared);
+    if DROP && level == 1 {
+        // Nothing can be wrong with an entry that is cleared.
+        return Ok(tables);
+    }
     loop {
         let end = last.min(va | O::Format::span_mask(level));
         match decode_at(ops, table, level, va)? {

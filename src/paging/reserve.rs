@@ -32,7 +32,7 @@ impl<O: TableOps> Reserve<O> {
         Ok(reserve)
     }
 
-    /// One of them, zeroed.
+    /// One of them, of any content.
     pub(super) fn pop(&mut self, ops: &mut O) -> Result<TableOf<O>, Error<O::Format>> {
         // As many are taken as can be needed, so neither of these happens.
         let table = self.head.ok_or(PagingError::OutOfTables)?;
@@ -41,8 +41,6 @@ impl<O: TableOps> Reserve<O> {
             Ok(Decoded::Table { table, .. }) => Some(table),
             _ => None,
         };
-        ops.write_entry(table, 0, EntryOf::<O>::EMPTY)
-            .ok_or(PagingError::OutOfTables)?;
         Ok(table)
     }
 

@@ -45,7 +45,7 @@ impl Pool {
             self.tables.push(None);
             self.tables.len() - 1
         });
-        self.tables[index] = Some((Box::new([0; 1024]), 1));
+        self.tables[index] = Some((Box::new([0xdead_beef; 1024]), 1));
         Some(BASE + index as u64 * 0x1000)
     }
     fn free(&mut self, table: u64) {
@@ -79,7 +79,7 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
             pool,
             root: F::Phys::new(0),
         };
-        tree.root = tree.alloc().unwrap();
+        tree.root = tree.empty_table();
         tree
     }
     /// Another empty tree in the same pool.
@@ -88,8 +88,18 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
             pool: self.pool.clone(),
             root: self.root,
         };
-        tree.root = tree.alloc().unwrap();
+        tree.root = tree.empty_table();
         tree
+    }
+    fn empty_table(&mut self) -> F::Phys {
+        let table = self.alloc().unwrap();
+        self.pool
+            .borrow_mut()
+            .get_mut(table.as_u64())
+            .unwrap()
+            .0
+            .fill(0);
+        table
     }
     /// How many more tables there are.
     pub fn set_left(&self, left: u64) {

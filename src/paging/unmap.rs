@@ -60,6 +60,9 @@ fn clear<O: TableOps>(
     emptied: Emptied,
     removed: &mut impl FnMut(MappingOf<O::Format>),
 ) -> Result<(), Error<O::Format>> {
+    if level == 1 {
+        return clear_run(edit, table, va, last, removed);
+    }
     loop {
         let end = last.min(va | O::Format::span_mask(level));
         let whole = is_whole::<O::Format>(level, va, end);
@@ -100,6 +103,29 @@ fn clear<O: TableOps>(
         }
         va = end + 1;
     }
+}
+
+/// Clears the range in `table`, of level 1. An entry that makes no sense was no mapping, and goes too.
+#[inline(always)]
+fn clear_run<O: TableOps>(
+    edit: &mut Edit<'_, O>,
+    table: TableOf<O>,
+    mut va: u64,
+    last: u64,
+    removed: &mut impl FnMut(MappingOf<O::Format>),
+) -> Result<(), Error<O::Format>> {
+    let empty = <O::Format as Format>::Entry::EMPTY;
+    while va < last {
+        let old = edit.read(table, 1, va)?;
+        if old != empty {
+            let old = edit.replace(table, 1, va, old, |_, _| Ok(empty))?;
+            if let Ok(Decoded::Content(content)) = O::Format::decode(1, old) {
+                report::<O::Format>(1, va, content, removed);
+            }
+        }
+        va += 0x1000;
+    }
+    Ok(())
 }
 
 /// Whether every entry of the table is zero, so that the table can go.

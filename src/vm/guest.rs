@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-use super::Host;
 use super::cmdline::GuestOptions;
+use super::devices::Devices;
 use super::invalidate::OnlyCpu;
 use super::loader::{GuestMemory, Image, LoadError, Plan, WriteError, load};
 use super::machine::Machine;
@@ -11,6 +11,7 @@ use super::outcome::Outcome;
 use super::run::Running;
 use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
+use super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{AccessError, Region, RegionError, RegionKind, Space, Spaces};
 use crate::frames::{FrameError, PhysMem};
@@ -57,7 +58,7 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
         Space::read(self, from, into)
     }
     fn write(&mut self, to: Gpa, bytes: &[u8]) -> Result<(), AccessError> {
-        Space::load(self, to, bytes)
+        Space::write(self, to, bytes)
     }
 }
 
@@ -66,6 +67,7 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
 pub struct Guest<'s, M: PhysMem> {
     space: Space<'s, M>,
     vcpu: Vcpu,
+    devices: Devices,
     budget: u64,
     /// What its run has cost so far.
     pub stats: RunStats,
@@ -80,14 +82,15 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         options: &GuestOptions,
         budget: u64,
     ) -> Result<Self, GuestError> {
-        let plan =
-            Plan::new(image, options.mem, machine.features.gib_pages).map_err(GuestError::Image)?;
+        let plan = Plan::new(image, options.mem, machine.limits.features.gib_pages)
+            .map_err(GuestError::Image)?;
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
         match Self::fill(machine, &mut space, image, &plan) {
             Ok(vcpu) => Ok(Self {
                 space,
                 vcpu,
+                devices: Devices::new(options.name),
                 budget,
                 stats: RunStats::ZERO,
             }),
@@ -156,6 +159,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             vcpu: &mut self.vcpu,
             vmcs,
             area,
+            devices: &mut self.devices,
             stats: &mut self.stats,
             budget: self.budget,
             deadline: 0,
@@ -163,6 +167,8 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             timer_is_saved,
         };
         let outcome = running.run();
+        // The host's console takes everything.
+        let _ = self.devices.console.flush(&mut HostConsole(host));
         // SAFETY: as above; the host's own state was read before the first guest ran.
         unsafe {
             self.vcpu.resident = Resident::read(features);

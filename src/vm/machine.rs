@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::cpuid::{CpuidTable, EnabledInstructions, Features};
+use super::cr::Limits;
 use super::msr;
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::ept::EptCapability;
@@ -60,7 +61,7 @@ pub struct Machine<'f, M: PhysMem> {
     pub(super) ept: EptCapability,
     pub(super) controls: ControlSet,
     pub(super) cpuid: CpuidTable,
-    pub(super) features: Features,
+    pub(super) limits: Limits,
     pub(super) resident: ResidentFeatures,
     pub(super) host: HostState,
     pub(super) host_resident: Resident,
@@ -109,10 +110,15 @@ impl<'f, M: PhysMem> Machine<'f, M> {
             frames,
             vmx,
             ept: EptCapability::from_msr(capabilities.ept_vpid.0),
+            limits: Limits {
+                cr0: capabilities.cr0,
+                cr4: capabilities.cr4,
+                unrestricted: controls.has(Secondary::UnrestrictedGuest),
+                features,
+            },
             capabilities,
             controls,
             cpuid,
-            features,
             resident,
             // SAFETY: at CPL 0, as the caller says; the features are what `prepare` found.
             host: unsafe { read_host_state() },
@@ -153,7 +159,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
     }
     /// What guests are offered.
     pub fn features(&self) -> &Features {
-        &self.features
+        &self.limits.features
     }
 
     /// A frame that begins with the VMCS revision identifier.

@@ -5,10 +5,10 @@ pub mod cmdline;
 pub mod console;
 pub mod cpuid;
 pub mod cr;
+mod devices;
 mod exits;
 pub mod figures;
 mod guest;
-mod gva;
 mod invalidate;
 pub mod io;
 pub mod loader;
@@ -36,4 +36,18 @@ pub trait Host {
     fn non_maskable_interrupt(&mut self);
     /// A machine check made a guest exit. It is the host's.
     fn machine_check(&mut self);
+    /// Text for the console: whole lines of a guest.
+    fn print(&mut self, text: &str);
+    /// A guest files a figure. `false` where there is no room for it.
+    fn figure(&mut self, figure: figures::Figure) -> bool;
+}
+
+/// The host's console as a writer.
+struct HostConsole<'h, H>(&'h mut H);
+
+impl<H: Host> core::fmt::Write for HostConsole<'_, H> {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.0.print(text);
+        Ok(())
+    }
 }

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use crate::ept::{Reason, Unresolved};
+use super::cr;
+use crate::ept::{AccessError, Reason, Unresolved};
 use crate::vmx::exit::{EntryFailure, ExitReason};
 use crate::vmx::{VmFail, VmcsError};
 
@@ -19,6 +20,10 @@ pub enum Outcome {
     OutOfBudget,
     /// It touched memory that it may not have, or that the host has no frame for.
     Memory(Unresolved),
+    /// The host could not reach memory for it.
+    Access(AccessError),
+    /// It asked for a mode of operation that this CPU cannot give it.
+    ControlRegister(cr::Unsupported),
     /// It did something that is legal but that we do not carry out.
     Unsupported(&'static str),
     /// It left for a reason that no control of ours asks for.
@@ -55,7 +60,12 @@ impl Outcome {
                 ..
             }) => "out of memory",
             Self::Memory(_) => "memory violation",
-            Self::Unsupported(_) => "unsupported",
+            Self::Access(AccessError {
+                reason: Reason::OutOfFrames,
+                ..
+            }) => "out of memory",
+            Self::Access(_) => "memory violation",
+            Self::Unsupported(_) | Self::ControlRegister(_) => "unsupported",
             Self::UnexpectedExit(_) | Self::UnknownExit(_) => "unknown exit",
             Self::EptMisconfiguration => "ept misconfiguration",
             Self::EntryFailed(_) | Self::EntryInstruction(_) => "entry failed",
@@ -72,6 +82,8 @@ impl fmt::Display for Outcome {
             Self::TripleFault => f.write_str("triple fault"),
             Self::OutOfBudget => f.write_str("used up its time budget"),
             Self::Memory(unresolved) => unresolved.fmt(f),
+            Self::Access(error) => error.fmt(f),
+            Self::ControlRegister(what) => what.fmt(f),
             Self::Unsupported(what) => f.write_str(what),
             Self::UnexpectedExit(reason) => write!(f, "exit that nothing asks for: {reason}"),
             Self::UnknownExit(number) => write!(f, "unknown exit reason {number}"),

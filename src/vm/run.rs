@@ -4,6 +4,7 @@ use core::arch::x86_64::{_rdtsc, CpuidResult};
 
 use super::Host;
 use super::cpuid::Live;
+use super::devices::Devices;
 use super::invalidate::OnlyCpu;
 use super::machine::Machine;
 use super::outcome::Outcome;
@@ -32,6 +33,7 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub vcpu: &'r mut Vcpu,
     pub vmcs: CurrentVmcs,
     pub area: &'r mut EntryArea,
+    pub devices: &'r mut Devices,
     pub stats: &'r mut RunStats,
     /// How many ticks the guest may take in all.
     pub budget: u64,
@@ -63,6 +65,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
     /// `in_guest`.
     fn turns(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
+        let mut launched = self.vcpu.launched;
         loop {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
@@ -72,14 +75,17 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             let start = now();
             // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
             // guest's own, and `Guest::run` has put the rest of its state into the CPU.
-            let entry = unsafe { self.vmcs.enter(self.area, self.vcpu.launched) };
+            let entry = unsafe { self.vmcs.enter(self.area, launched) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             if let Err(fail) = entry {
                 self.outcome = Outcome::EntryInstruction(fail);
                 return Ok(());
             }
-            self.vcpu.launched = true;
+            if !launched {
+                self.vcpu.launched = true;
+                launched = true;
+            }
             let field = self.vmcs.read32(Field32::ExitReason)?;
             let Some(reason) = ExitReason::from_plain_field(field) else {
                 return self.no_reason();
@@ -88,6 +94,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             let next = match reason {
                 ExitReason::Cpuid => self.cpuid()?,
                 ExitReason::Hlt => self.hlt()?,
+                ExitReason::Vmcall => self.call()?,
                 other => self.dispatch(other)?,
             };
             if matches!(next, Next::Stop) {

@@ -2,13 +2,12 @@
 
 use super::loader::Start;
 use super::machine::{Machine, give_back};
-use crate::addr::Hpa;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::{Entry, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
-use crate::vmx::cr_shadow::CrShadows;
+use crate::vmx::register_bits::CR4_VMXE;
 use crate::vmx::state::{GuestState, Start64};
-use crate::vmx::{Field16, Field32, Field64, Gpr, VmFail, Vmcs, VmcsError};
+use crate::vmx::{Field16, Field32, Field64, FieldNatural, Gpr, VmFail, Vmcs, VmcsError};
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
 /// reaches; #MC is the host's.
@@ -63,6 +62,8 @@ pub struct Vcpu {
     pub(super) resident: Resident,
     pub(super) launched: bool,
     pub(super) vpid: u16,
+    /// CR8, which has no effect: no interrupt of ours has a priority.
+    pub(super) cr8: u8,
 }
 
 impl Vcpu {
@@ -91,6 +92,7 @@ impl Vcpu {
             resident: Resident::RESET,
             launched: false,
             vpid,
+            cr8: 0,
         };
         let mut regs_area = EntryArea::new();
         regs_area.regs.set(Gpr::Rdi, start.rdi.as_u64());
@@ -140,8 +142,16 @@ impl Vcpu {
         };
         let state = GuestState::long_mode(at, &machine.capabilities);
         state.write(&mut vmcs)?;
-        let (cr0, cr4) = (machine.capabilities.cr0, machine.capabilities.cr4);
-        CrShadows::new(cr0, cr4, state.cr0, state.cr4, machine.features.cr4).write(&mut vmcs)?;
+        let limits = &machine.limits;
+        let (cr0, cr4) = (state.cr0, state.cr4 & !CR4_VMXE);
+        for (field, value) in [
+            (FieldNatural::Cr0GuestHostMask, limits.cr0_mask()),
+            (FieldNatural::Cr0ReadShadow, cr0),
+            (FieldNatural::Cr4GuestHostMask, limits.cr4_mask()),
+            (FieldNatural::Cr4ReadShadow, cr4),
+        ] {
+            vmcs.write_natural(field, value)?;
+        }
         Ok(())
     }
 
@@ -158,11 +168,6 @@ impl Vcpu {
     pub(super) fn area_ptr<M: PhysMem>(&self, frames: &FrameAllocator<M>) -> *mut EntryArea {
         const { assert!(size_of::<EntryArea>() <= 4096) };
         frames.mem().ptr(self.area.address()).cast()
-    }
-
-    /// Where the VMCS is.
-    pub fn vmcs_region(&self) -> Hpa {
-        self.vmcs.address()
     }
 
     /// Gives its frames back.

@@ -2,7 +2,9 @@
 
 use core::fmt;
 
+use super::capabilities::Capabilities;
 use super::controls::ControlSet;
+use super::entry_check::{CheckGroup, failed_checks};
 use super::exit::Exit;
 use super::fields::{Field, Field16, Field32, Field64, FieldType};
 use super::instruction_error::{InstructionError, VmFail};
@@ -77,6 +79,22 @@ fn dump_controls(vmcs: &impl Vmcs, out: &mut impl fmt::Write) -> fmt::Result {
     out.write_char('\n')
 }
 
+/// What can be said about an entry that failed: the checks of `group` that the VMCS does not pass, and all of it.
+pub fn report_failed_entry(
+    group: Option<CheckGroup>,
+    vmcs: &impl Vmcs,
+    capabilities: &Capabilities,
+    out: &mut impl fmt::Write,
+) -> fmt::Result {
+    if let Some(group) = group {
+        match failed_checks(group, vmcs, capabilities) {
+            Ok(failed) => write!(out, "{failed}")?,
+            Err(error) => writeln!(out, "{error}")?,
+        }
+    }
+    dump_vmcs(vmcs, out)
+}
+
 /// The few fields that tell most, on one line: where the guest was and why it left.
 pub fn summarize_vmcs(vmcs: &impl Vmcs, out: &mut impl fmt::Write) -> fmt::Result {
     use super::fields::FieldNatural::{ExitQualification, GuestCr3, GuestRip, GuestRsp};
@@ -102,7 +120,6 @@ pub fn summarize_vmcs(vmcs: &impl Vmcs, out: &mut impl fmt::Write) -> fmt::Resul
 
 #[cfg(test)]
 mod tests {
-    use super::super::capabilities::Capabilities;
     use super::super::control_choice::choose_controls;
     use super::super::fake::{FakeVmcs, haswell};
     use super::super::fields::FieldNatural;
@@ -181,5 +198,24 @@ mod tests {
             "EPT violation (exit reason 48), CS 0x8, RIP 0x401000, RSP 0x7000, CR3 0x2000, qualification 0x181, \
              GPA 0xdeadb000"
         );
+    }
+
+    #[test]
+    fn a_failed_entry_is_reported_with_its_checks_and_the_dump() {
+        let capabilities = Capabilities::discover(&haswell()).unwrap();
+        let report = |group, vmcs: &FakeVmcs| {
+            let mut text = String::new();
+            report_failed_entry(group, vmcs, &capabilities, &mut text).unwrap();
+            text
+        };
+        let mut vmcs = set_up();
+        vmcs.set(Field64::VmcsLinkPointer, 0x1000);
+        let text = report(Some(CheckGroup::GuestState), &vmcs);
+        assert!(text.contains("VMCS link pointer (0x2800) is 0x1000: must be all ones"));
+        assert!(text.contains("\nVMCS\n") && text.contains("681e 0x0000000000401000 guest RIP"));
+        assert!(report(None, &vmcs).starts_with("VMCS\n"));
+        vmcs.clear_current();
+        let text = report(Some(CheckGroup::HostState), &vmcs);
+        assert!(text.starts_with("VMREAD of the pin-based VM-execution controls"));
     }
 }

@@ -5,8 +5,7 @@
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
 //! - What a guest is set up with: [`state`], [`segment`], [`cr_shadow`].
-//! - What an exit says: [`exit`], [`qualification`],
-//!   [`instruction_information`], [`interruption`]; going on: [`advance`], [`event`].
+//! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`].
 //! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
 pub mod advance;
@@ -22,7 +21,6 @@ pub mod event;
 pub mod exit;
 pub mod fields;
 pub mod instruction_error;
-pub mod instruction_information;
 pub mod interruption;
 pub mod qualification;
 pub mod register_bits;
@@ -36,7 +34,7 @@ pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
 pub use cr_shadow::CrShadows;
-pub use dump::{dump_vmcs, summarize_vmcs};
+pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};
 pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
 pub use event::Event;
 pub use exit::{EntryFailure, Exit, ExitReason};

@@ -49,7 +49,7 @@ pub enum CrAccess {
     },
     /// CLTS.
     Clts,
-    /// LMSW. See [`lmsw`].
+    /// LMSW. Only bits 3:0 of the operand count, and PE is never cleared.
     Lmsw {
         /// The operand.
         source: u16,
@@ -86,11 +86,6 @@ impl CrAccess {
             },
         })
     }
-}
-
-/// CR0 after LMSW: bits 3:0 are those of the operand, but PE is not cleared.
-pub const fn lmsw(cr0: u64, source: u16) -> u64 {
-    cr0 & !0b1110 | source as u64 & 0b1111
 }
 
 /// A MOV to or from a debug register.
@@ -354,13 +349,6 @@ mod tests {
             let error = CrAccess::decode(register).unwrap_err();
             assert_eq!(error, BadQualification(register));
         }
-    }
-
-    #[test]
-    fn lmsw_sets_but_never_clears_pe() {
-        assert_eq!(lmsw(0x8000_0031, 0), 0x8000_0031);
-        assert_eq!(lmsw(0x3e, 0), 0x30);
-        assert_eq!(lmsw(0x30, 0xffff), 0x3f);
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn fails(checks: &mut Checks, error: Error, number: u64, arguments: [u64; 3]) {
     let result = call::raw(number, arguments);
     checks.that(
         result == error as i64,
-        format_args!("call {number:#x} {arguments:#x?}: {result} instead of {error:?}"),
+        format_args!("call {number:#x} {arguments:x?}: {result} instead of {error:?}"),
     );
 }
 

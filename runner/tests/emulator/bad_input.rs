@@ -61,7 +61,10 @@ fn images_that_are_none() {
         Bad::new(elf.guest(test, name), name, says)
     };
     let good = ElfFile::good;
-    let whole = good().bytes().len();
+    let twice = 2 * good().bytes().len() as u64;
+    let nowhere = good()
+        .with_segment(0, FILE_SIZE, twice)
+        .with_segment(0, MEMORY_SIZE, twice);
     let text = b"#!/bin/sh\necho hello\n";
     each_is_refused(
         test,
@@ -72,15 +75,15 @@ fn images_that_are_none() {
             elf("cut-header", good().cut(63), &["truncated"]),
             elf("cut-headers", good().cut(64 + 30), &["truncated"]),
             elf("cut-segment", good().cut(0x1800), &["truncated"]),
-            elf("headers-nowhere", good().word(HEADERS, u64::MAX - 7), &[]),
+            elf(
+                "headers-nowhere",
+                good().word(HEADERS, u64::MAX - 7),
+                &["malformed"],
+            ),
             elf("bits32", good().byte(CLASS, 1), &["32-bit"]),
             elf("pie", good().byte(TYPE, 3), &["position-independent"]),
             elf("arm", good().byte(MACHINE, 183), &["machine 183"]),
-            elf(
-                "data-nowhere",
-                good().with_segment(0, FILE_SIZE, whole as u64 * 2),
-                &[],
-            ),
+            elf("data-nowhere", nowhere, &["truncated"]),
         ],
     );
 }

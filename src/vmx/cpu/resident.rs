@@ -216,3 +216,9 @@ pub fn update_dr6(change: impl FnOnce(u64) -> u64) {
         asm!("mov dr6, {}", in(reg) change(dr6) & 0xffff_ffff, options(nomem, nostack, preserves_flags));
     }
 }
+
+/// Sets CR2, which is the guest's while one is loaded.
+pub fn write_cr2(address: u64) {
+    // SAFETY: CR2 only tells where a page fault was, and the hypervisor takes none that it survives.
+    unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
+}
