@@ -229,8 +229,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ok => f.write_str("ok"),
-            Self::Failed(reason) => write!(f, "failed: {reason}"),
-            Self::Unclear(reason) => write!(f, "failed: {reason}"),
+            Self::Failed(reason) | Self::Unclear(reason) => write!(f, "failed: {reason}"),
         }
     }
 }

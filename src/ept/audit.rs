@@ -218,7 +218,7 @@ impl<M: PhysMem> Space<'_, M> {
             space: self,
             census: Census::default(),
         };
-        walk.table(self.root, 4, 0, true, &mut None)?;
+        walk.table(self.tree.root(), 4, 0, true, &mut None)?;
         Ok(walk.census)
     }
 
@@ -247,12 +247,12 @@ impl<M: PhysMem> Spaces<'_, M> {
         };
         audit.reference(self.zero().address()).map_err(at_root)?;
         for space in spaces {
-            audit.reference(space.root).map_err(at_root)?;
+            audit.reference(space.tree.root()).map_err(at_root)?;
             let mut walk = Walk {
                 space,
                 census: Census::default(),
             };
-            walk.table(space.root, 4, 0, true, &mut Some(&mut audit))?;
+            walk.table(space.tree.root(), 4, 0, true, &mut Some(&mut audit))?;
         }
         audit.finish().map_err(Flaw::Miscount)
     }

@@ -1,6 +1,7 @@
 //! Changes to a space as a whole: what is mapped goes, or is shared with a fork.
 
 use super::entry::Origin;
+use super::space::Tree;
 use super::{Reason, RegionError, RegionKind, Space};
 use crate::addr::{AddrRange, Gpa};
 use crate::frames::{PhysMem, Retired};
@@ -70,7 +71,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let frames = self.spaces.frames;
         let mut leaves = Retired::new();
         let mut any = false;
-        let mut tables = self.tables();
+        let mut tables = self.tree.tables(frames);
         let done = unmap(
             &mut tables,
             range.start(),
@@ -90,8 +91,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
         );
         let failed = tables.failed;
         // Sub-trees that are shared go without a word about their leaves.
-        frames.join_retired(&mut self.debt.retired, leaves);
-        self.close(true);
+        frames.join_retired(&mut self.tree.debt.retired, leaves);
+        self.tree.close(frames, true);
         match (done, failed) {
             (Ok(()), None) => Ok(()),
             (Ok(()), Some(error)) => Err(EditError::Tables(Reason::Frames(error))),
@@ -108,28 +109,23 @@ impl<'s, M: PhysMem> Space<'s, M> {
         if let Some(region) = self.regions.iter().find(device) {
             return Err(EditError::PassThrough(region.range));
         }
+        let frames = self.spaces.frames;
+        let out = |error: crate::frames::FrameError| EditError::Tables(error.into());
         let mut fork = Space {
             spaces: self.spaces,
-            root: self
-                .spaces
-                .frames
-                .alloc_zeroed()
-                .map_err(|error| EditError::Tables(error.into()))?
-                .into_raw(),
+            tree: Tree::new(frames).map_err(out)?,
             regions: self.regions.clone(),
-            debt: Default::default(),
             faults: Default::default(),
         };
-        let from = self.root;
-        let to = fork.root;
-        let mut tables = self.tables();
+        let (from, to) = (self.tree.root(), fork.tree.root());
+        let mut tables = self.tree.tables(frames);
         tables.copy_shared(from, 4, to);
         let failed = tables.failed;
         if failed.is_some() {
-            fork.tables().drop_table(to, 4);
-            fork.close(true);
+            fork.tree.tables(frames).drop_table(to, 4);
+            fork.tree.close(frames, true);
         }
-        self.close(true);
+        self.tree.close(frames, true);
         match failed {
             None => Ok(fork),
             Some(error) => Err(EditError::Tables(Reason::Frames(error))),

@@ -24,12 +24,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// Ends the space. CPUs may still have translations cached, so nothing is given back before the first step on each
     /// CPU on which the guest ran.
     pub fn end(mut self) -> Ending<'s, M> {
-        self.debt.incur();
+        self.tree.debt.incur();
         Ending {
             frames: self.spaces.frames,
             eptp: self.eptp(),
-            debt: self.debt,
-            path: [(self.root, 0); 4],
+            path: [(self.tree.root(), 0); 4],
+            debt: self.tree.debt,
             depth: 1,
         }
     }

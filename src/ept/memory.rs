@@ -71,7 +71,10 @@ impl<M: PhysMem> Space<'_, M> {
         })?;
         for (at, _) in pages(gpa, from.len()) {
             let made = match self.regions.find_often(at) {
-                Some(region) => self.provide(&region, at.align_down(PAGE_SIZE), Access::WRITE),
+                Some(known) => {
+                    self.tree
+                        .provide(&self.spaces, known, at.align_down(PAGE_SIZE), Access::WRITE)
+                }
                 None => Err(Reason::NoRegion),
             };
             made.map_err(|reason| AccessError { gpa: at, reason })?;
@@ -121,7 +124,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// Copies bytes of one page out.
     fn read_page(&self, at: Gpa, into: &mut [u8]) -> Result<(), Reason> {
         let frames = self.spaces.frames;
-        let tables = self.view();
+        let tables = self.tree.view(self.spaces.frames);
         if let Some(mapping) = query(&tables, at)?
             && let (Content::Page { attr, .. }, Some(phys)) = (mapping.content, mapping.phys_of(at))
         {
@@ -151,7 +154,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Copies bytes into one page, which has been made this space's own.
     fn write_page(&mut self, at: Gpa, from: &[u8]) -> Result<(), Reason> {
-        let found = query(&self.view(), at)?;
+        let found = query(&self.tree.view(self.spaces.frames), at)?;
         match found.and_then(|mapping| mapping.phys_of(at)) {
             // SAFETY: the page of a memory region was provided for writing: it is a frame of guest bytes.
             Some(phys) => Ok(unsafe { self.spaces.frames.write(phys, from) }?),
@@ -163,11 +166,13 @@ impl<M: PhysMem> Space<'_, M> {
     /// where nothing is mapped.
     pub fn query(&self, gpa: Gpa) -> Result<Option<(Hpa, PageSize, Origin)>, Reason> {
         Ok(
-            query(&self.view(), gpa)?.and_then(|mapping| match mapping.content {
-                Content::Page { attr, .. } => {
-                    Some((mapping.phys_of(gpa)?, mapping.size, Origin::of(attr)))
+            query(&self.tree.view(self.spaces.frames), gpa)?.and_then(|mapping| {
+                match mapping.content {
+                    Content::Page { attr, .. } => {
+                        Some((mapping.phys_of(gpa)?, mapping.size, Origin::of(attr)))
+                    }
+                    _ => None,
                 }
-                _ => None,
             }),
         )
     }

@@ -1,6 +1,8 @@
 //! Making one page accessible: what stands in its slot decides, by one descent.
 
 use super::entry::Origin;
+use super::region::Known;
+use super::space::{Shared, Tree};
 use super::tables::Tables;
 use super::{Access, Fill, Reason, Region, RegionKind};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
@@ -64,32 +66,58 @@ impl Source {
     }
 }
 
-/// The leaf for a page of `region`. One that may be written counts as dirty from the start: on CPUs that do not note
-/// writes, permission to write is what tells dirty pages.
-fn leaf(region: &Region, write: bool) -> EptAttr {
-    let write = write && region.kind.is_writable();
-    EptAttr::READ
-        .with_execute(region.execute)
-        .with_user_execute(region.execute)
-        .with_write(if write { Write::Allowed } else { Write::Denied })
-        .with_memory_type(region.memory_type)
-        .with_accessed(true)
+impl Known {
+    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
+    /// note writes, permission to write is what tells dirty pages.
+    #[inline]
+    fn written(&self) -> EptAttr {
+        let leaf = self.leaf.with_dirty(true);
+        if self.region.kind.is_writable() {
+            leaf.with_write(Write::Allowed)
+        } else {
+            leaf
+        }
+    }
+}
+
+impl Tree {
+    /// Makes the page at `page`, which is in the region and which the region allows to be accessed so, accessible. On an
+    /// error the guest's memory is as it was.
+    #[inline]
+    pub fn provide<M: PhysMem>(
+        &mut self,
+        spaces: &Shared<'_, M>,
+        known: &Known,
+        page: Gpa,
+        access: Access,
+    ) -> Result<Fill, Reason> {
+        let mut tables = self.tables(spaces.frames);
+        let done = provide(&mut tables, known, page, access, spaces.zero);
+        let (moved, failed) = (tables.moved, tables.failed);
+        let replaced = matches!(done, Ok((_, true)));
+        self.close(spaces.frames, replaced || moved);
+        match failed {
+            Some(error) => Err(Reason::Frames(error)),
+            None => done.map(|(fill, _)| fill),
+        }
+    }
 }
 
 /// Makes `page` accessible. The second result says whether a translation was replaced.
 #[inline]
-pub(super) fn provide<M: PhysMem>(
+fn provide<M: PhysMem>(
     tables: &mut Tables<'_, M>,
-    region: &Region,
+    known: &Known,
     page: Gpa,
     access: Access,
     zero: Hpa,
 ) -> Result<(Fill, bool), Reason> {
     let frames = tables.frames;
+    let region = &known.region;
     let mut cursor = Cursor::new(tables, page, PageSize::Size4K)?;
     match cursor.content() {
         Content::Page { phys, attr } if access.write => {
-            write_to_mapped(cursor, region, page, phys, attr)
+            write_to_mapped(cursor, known, page, phys, attr)
         }
         Content::Page { phys, attr } => {
             // No table above withholds reading or fetching.
@@ -99,20 +127,18 @@ pub(super) fn provide<M: PhysMem>(
             let attr = attr
                 .with_execute(region.execute)
                 .with_user_execute(region.execute);
-            cursor.set(Content::Page { phys, attr })?;
+            cursor.set_page(phys, attr)?;
             Ok((Fill::TakenOver, false))
         }
         _ => {
             let source = Source::of(region, page)?;
             let (frame, origin, fill) = match source {
                 Source::Device(phys) => {
-                    let attr = Origin::Host.mark(leaf(region, true));
-                    cursor.set(Content::Page { phys, attr })?;
+                    cursor.set_page(phys, Origin::Host.mark(known.written()))?;
                     return Ok((Fill::HostMapped, false));
                 }
                 Source::Host(phys, PAGE_SIZE) if !access.write => {
-                    let attr = Origin::Host.mark(leaf(region, false));
-                    cursor.set(Content::Page { phys, attr })?;
+                    cursor.set_page(phys, Origin::Host.mark(known.leaf))?;
                     return Ok((Fill::HostMapped, false));
                 }
                 Source::Zero if !access.write => {
@@ -136,7 +162,11 @@ pub(super) fn provide<M: PhysMem>(
                 &mut cursor,
                 frame,
                 origin,
-                leaf(region, access.write).with_dirty(access.write),
+                if access.write {
+                    known.written()
+                } else {
+                    known.leaf
+                },
             )?;
             Ok((fill, false))
         }
@@ -146,13 +176,13 @@ pub(super) fn provide<M: PhysMem>(
 /// Makes a page writable that is mapped, by the guest or, where its region is not writable, by the host alone.
 fn write_to_mapped<M: PhysMem>(
     mut cursor: Cursor<'_, Tables<'_, M>>,
-    region: &Region,
+    known: &Known,
     page: Gpa,
     phys: Hpa,
     attr: EptAttr,
 ) -> Result<(Fill, bool), Reason> {
     let frames = cursor.ops().frames;
-    let wanted = leaf(region, true).with_dirty(true);
+    let (region, wanted) = (&known.region, known.written());
     let origin = Origin::of(attr);
     match origin {
         Origin::Host if !region.kind.is_memory() => {
@@ -161,10 +191,7 @@ fn write_to_mapped<M: PhysMem>(
             } else {
                 Fill::HostMapped
             };
-            cursor.set(Content::Page {
-                phys,
-                attr: origin.mark(wanted),
-            })?;
+            cursor.set_page(phys, origin.mark(wanted))?;
             Ok((fill, false))
         }
         Origin::Host | Origin::Zero => {
@@ -215,7 +242,7 @@ fn take_over<M: PhysMem>(
     if wanted == attr {
         return Ok((Fill::Present, false));
     }
-    cursor.set(Content::Page { phys, attr: wanted })?;
+    cursor.set_page(phys, wanted)?;
     let present = attr.write() == wanted.write() && attr.execute() == wanted.execute();
     Ok((
         if present {
@@ -228,16 +255,14 @@ fn take_over<M: PhysMem>(
 }
 
 /// Puts the frame into the slot, which then owns the reference; where that fails, the reference is ended.
+#[inline(always)]
 fn put<M: PhysMem>(
     cursor: &mut Cursor<'_, Tables<'_, M>>,
     frame: Frame,
     origin: Origin,
     attr: EptAttr,
 ) -> Result<(), Reason> {
-    match cursor.set(Content::Page {
-        phys: frame.address(),
-        attr: origin.mark(attr),
-    }) {
+    match cursor.set_page(frame.address(), origin.mark(attr)) {
         Ok(()) => {
             frame.into_raw();
             Ok(())

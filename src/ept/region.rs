@@ -1,7 +1,7 @@
 //! What a guest's physical addresses are: the regions of a space.
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
-use crate::paging::MemoryType;
+use crate::paging::{EptAttr, MemoryType};
 use core::fmt;
 
 /// How many regions a space has at most.
@@ -239,10 +239,29 @@ impl fmt::Display for RegionError {
 
 impl core::error::Error for RegionError {}
 
+/// A region, and what follows from it for every page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub region: Region,
+    /// A leaf in the region, without write.
+    pub leaf: EptAttr,
+}
+
+impl Known {
+    fn new(region: Region) -> Self {
+        let leaf = EptAttr::READ
+            .with_execute(region.execute)
+            .with_user_execute(region.execute)
+            .with_memory_type(region.memory_type)
+            .with_accessed(true);
+        Self { region, leaf }
+    }
+}
+
 /// The regions of a space, in order of their addresses.
 #[derive(Clone, Debug)]
 pub(super) struct RegionMap {
-    regions: [Option<Region>; MAX_REGIONS],
+    regions: [Option<Known>; MAX_REGIONS],
     used: usize,
     width: u32,
     /// Where the last look-up ended: the next is likely there.
@@ -265,7 +284,11 @@ impl RegionMap {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Region> {
-        self.regions.iter().take(self.used).flatten()
+        self.regions
+            .iter()
+            .take(self.used)
+            .flatten()
+            .map(|known| &known.region)
     }
 
     /// Adds a region after checking everything about it that does not need the frames.
@@ -285,7 +308,7 @@ impl RegionMap {
         match self.regions.get_mut(at..=self.used) {
             Some(tail) => {
                 tail.rotate_right(1);
-                self.regions[at] = Some(region);
+                self.regions[at] = Some(Known::new(region));
                 self.used += 1;
                 Ok(())
             }
@@ -301,8 +324,8 @@ impl RegionMap {
             Some(tail) => {
                 tail.rotate_left(1);
                 self.used -= 1;
-                self.regions[self.used]
-                    .take()
+                let gone = self.regions[self.used].take();
+                gone.map(|known| known.region)
                     .ok_or(RegionError::NoSuchRegion(range))
             }
             None => Err(RegionError::NoSuchRegion(range)),
@@ -310,25 +333,22 @@ impl RegionMap {
     }
 
     /// The region that `gpa` is in.
-    #[inline]
     pub fn find(&self, gpa: Gpa) -> Option<&Region> {
-        match self.regions.get(self.last) {
-            Some(Some(region)) if region.range.contains(gpa) => Some(region),
-            _ => self.iter().find(|r| r.range.contains(gpa)),
-        }
+        self.iter().find(|region| region.range.contains(gpa))
     }
 
     /// As [`RegionMap::find`], and the next look-up starts there.
     #[inline]
-    pub fn find_often(&mut self, gpa: Gpa) -> Option<Region> {
-        match self.regions.get(self.last) {
-            Some(Some(region)) if region.range.contains(gpa) => Some(*region),
-            _ => {
-                let last = self.iter().position(|r| r.range.contains(gpa))?;
-                self.last = last;
-                self.regions.get(self.last).copied().flatten()
-            }
+    pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
+        let holds = |known: &Known| known.region.range.contains(gpa);
+        if !matches!(self.regions.get(self.last), Some(Some(known)) if holds(known)) {
+            self.last = self
+                .regions
+                .iter()
+                .take(self.used)
+                .position(|known| known.as_ref().is_some_and(holds))?;
         }
+        self.regions.get(self.last)?.as_ref()
     }
 }
 
@@ -432,7 +452,10 @@ mod tests {
         ] {
             let found = |r: Option<&Region>| r.map(|r| r.range.start().as_u64());
             assert_eq!(found(map.find(Gpa::new(gpa))), start);
-            assert_eq!(found(map.find_often(Gpa::new(gpa)).as_ref()), start);
+            assert_eq!(
+                found(map.find_often(Gpa::new(gpa)).map(|known| &known.region)),
+                start
+            );
             assert_eq!(found(map.find(Gpa::new(gpa))), start);
         }
         assert!(map.find(Gpa::new((1 << 48) - 1)).is_some());

@@ -1,8 +1,7 @@
 //! Resolving EPT violations: one look at the region, one descent of the tables.
 
-use super::provide::provide;
-use super::{Access, Region, RegionKind, Space, Violation};
-use crate::addr::{Address, Gpa, PAGE_SIZE};
+use super::{RegionKind, Space, Violation};
+use crate::addr::{Address, PAGE_SIZE};
 use crate::frames::{FrameError, PhysMem};
 use crate::paging::{Ept, Error, PagingError};
 use core::fmt;
@@ -126,28 +125,31 @@ impl<M: PhysMem> Space<'_, M> {
         })
     }
 
+    #[inline]
     fn decide(&mut self, violation: &Violation) -> Result<Resolution, Reason> {
         let gpa = violation.gpa;
-        let region = self.regions.find_often(gpa).ok_or(Reason::NoRegion)?;
-        let access = violation.access;
-        let denied = access.write && !region.kind.is_writable() || access.fetch && !region.execute;
+        let known = self.regions.find_often(gpa).ok_or(Reason::NoRegion)?;
+        let (region, access) = (&known.region, violation.access);
+        let tag = region.tag;
         if matches!(region.kind, RegionKind::Mmio) {
             // A fetch cannot be emulated, and neither can a walk of page tables in registers.
             return if access.fetch || violation.is_page_walk() {
-                Err(Reason::Denied { tag: region.tag })
+                Err(Reason::Denied { tag })
             } else {
                 Ok(Resolution::Mmio {
-                    tag: region.tag,
+                    tag,
                     offset: region.offset(gpa),
                 })
             };
         }
+        let denied = access.write && !region.kind.is_writable() || access.fetch && !region.execute;
         // Controls that no guest is given (SDM "Guest-Paging Verification", "EPT and Shadow Stacks") cannot be satisfied by
         // a mapping, and trying again would not end.
         if denied || violation.paging_verification || violation.shadow_stack {
-            return Err(Reason::Denied { tag: region.tag });
+            return Err(Reason::Denied { tag });
         }
-        self.provide(&region, gpa.align_down(PAGE_SIZE), access)
+        self.tree
+            .provide(&self.spaces, known, gpa.align_down(PAGE_SIZE), access)
             .map(Resolution::Retry)
     }
 
@@ -161,25 +163,5 @@ impl<M: PhysMem> Space<'_, M> {
             Fill::HostMapped => &mut self.faults.host_mapped,
         };
         *counter += 1;
-    }
-
-    /// Makes the page at `page`, which is in `region` and which the region allows to be accessed so, accessible. On an
-    /// error the guest's memory is as it was.
-    pub(super) fn provide(
-        &mut self,
-        region: &Region,
-        page: Gpa,
-        access: Access,
-    ) -> Result<Fill, Reason> {
-        let zero = self.spaces.zero;
-        let mut tables = self.tables();
-        let done = provide(&mut tables, region, page, access, zero);
-        let (moved, failed) = (tables.moved, tables.failed);
-        let replaced = matches!(done, Ok((_, true)));
-        self.close(replaced || moved);
-        match failed {
-            Some(error) => Err(Reason::Frames(error)),
-            None => done.map(|(fill, _)| fill),
-        }
     }
 }

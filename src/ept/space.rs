@@ -30,12 +30,10 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
 
     /// A space without regions, in which a guest-physical address has `width` bits (at most 48).
     pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
-        let root = self.frames.alloc_zeroed()?.into_raw();
         Ok(Space {
             spaces: self.shared(),
-            root,
+            tree: Tree::new(self.frames)?,
             regions: RegionMap::new(width.min(48)),
-            debt: Debt::default(),
             faults: Faults::default(),
         })
     }
@@ -111,9 +109,8 @@ pub struct Faults {
 #[must_use = "a space that is dropped without `end` leaks its frames"]
 pub struct Space<'s, M: PhysMem> {
     pub(super) spaces: Shared<'s, M>,
-    pub(super) root: Hpa,
+    pub(super) tree: Tree,
     pub(super) regions: RegionMap,
-    pub(super) debt: Debt,
     pub(super) faults: Faults,
 }
 
@@ -154,7 +151,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
     pub fn eptp(&self) -> Eptp {
-        Eptp::new(self.root, self.spaces.capability, true)
+        Eptp::new(self.tree.root, self.spaces.capability, true)
     }
 
     /// What violations came to so far.
@@ -164,12 +161,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// INVEPTs executed for this space so far.
     pub fn invalidations(&self) -> u64 {
-        self.debt.paid
+        self.tree.debt.paid
     }
 
     /// Frames that wait until CPUs have forgotten them.
     pub fn retired_frames(&self) -> u64 {
-        self.debt.retired.frames()
+        self.tree.debt.retired.frames()
     }
 
     /// Makes it right to run the guest on this CPU: pays what invalidation this CPU owes. As long as the result lives, the
@@ -177,34 +174,59 @@ impl<'s, M: PhysMem> Space<'s, M> {
     #[inline]
     pub fn enter(&mut self, cpu: &mut impl Invalidate) -> Entered<'_> {
         let eptp = self.eptp();
-        self.debt.pay(eptp, cpu, self.spaces.frames);
-        self.debt.run_on(cpu.cpu());
+        self.tree.debt.pay(eptp, cpu, self.spaces.frames);
+        self.tree.debt.run_on(cpu.cpu());
         Entered {
             eptp,
             space: PhantomData,
         }
     }
+}
 
-    /// The tables, for reading.
-    pub(super) fn view(&self) -> View<'_, M> {
-        // SAFETY: as in `tables`.
-        unsafe { View::new(self.spaces.frames.mem(), self.root) }
+/// The tables of one space, and what is owed for changes to them.
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: Hpa,
+    pub debt: Debt,
+}
+
+impl Tree {
+    /// A tree that maps nothing.
+    pub fn new<M: PhysMem>(frames: &FrameAllocator<M>) -> Result<Self, FrameError> {
+        Ok(Self {
+            root: frames.alloc_zeroed()?.into_raw(),
+            debt: Debt::default(),
+        })
     }
 
-    /// The tables, for an edit. What it means for CPUs is told by [`Space::close`].
-    pub(super) fn tables(&mut self) -> Tables<'_, M> {
-        // SAFETY: the root is this space's own, and all tables below it were made by edits of this kind, each entry
+    /// The top table.
+    pub const fn root(&self) -> Hpa {
+        self.root
+    }
+
+    /// The tables, for reading.
+    pub fn view<'a, M: PhysMem>(&'a self, frames: &'a FrameAllocator<M>) -> View<'a, M> {
+        // SAFETY: as in `tables`.
+        unsafe { View::new(frames.mem(), self.root) }
+    }
+
+    /// The tables, for an edit. `frames` is where they came from. What the edit means for CPUs is told by
+    /// [`Tree::close`].
+    #[inline(always)]
+    pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
+        // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
-        unsafe { Tables::new(self.spaces.frames, self.root, &mut self.debt.retired) }
+        unsafe { Tables::new(frames, self.root, &mut self.debt.retired) }
     }
 
     /// Ends an edit: `replaced` says whether a translation was removed or replaced.
-    pub(super) fn close(&mut self, replaced: bool) {
+    #[inline]
+    pub fn close<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, replaced: bool) {
         if replaced {
             self.debt.incur();
         }
-        if !self.debt.is_owed() {
-            self.spaces.frames.free_retired(&mut self.debt.retired);
+        if !self.debt.retired.is_empty() && !self.debt.is_owed() {
+            frames.free_retired(&mut self.debt.retired);
         }
     }
 }

@@ -183,6 +183,7 @@ impl<M: PhysMem> TableReadOps for Tables<'_, M> {
 
 impl<M: PhysMem> TableOps for Tables<'_, M> {
     type Movability = MayMoveTable;
+    const WRITE_MEANS_PRIVATE: bool = true;
 
     fn alloc_table(&mut self) -> Option<Hpa> {
         self.frames
