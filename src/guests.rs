@@ -71,20 +71,22 @@ pub fn run_all(
         log::error!("the frame of zeroes: {error}");
     }
     machine.stop();
-    let failed = summaries
+    let mut failed = summaries
         .iter()
-        .filter(|summary| !summary.ending.is_success())
-        .count();
+        .filter(|summary| !summary.ending.is_success());
     let all = summaries.len();
     report(&summaries, figures, leaked);
-    match (all, failed, leaked) {
+    match (all, failed.next(), leaked) {
         (0, ..) => power::end(Err(format_args!(
             "there are no guests: give at least one boot module, an ELF image"
         ))),
-        (_, 0, 0) => power::end(Ok(())),
-        (_, 0, _) => power::end(Err(format_args!("{leaked} frames were not given back"))),
-        _ => power::end(Err(format_args!(
-            "{failed} of {all} guests did not end well"
+        (_, None, 0) => power::end(Ok(())),
+        (_, None, _) => power::end(Err(format_args!("{leaked} frames were not given back"))),
+        (_, Some(first), _) => power::end(Err(format_args!(
+            "{} of {all} guests did not end well, first {}: {}",
+            failed.count() + 1,
+            first.name,
+            first.ending
         ))),
     }
 }
