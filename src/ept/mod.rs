@@ -9,6 +9,7 @@
 mod audit;
 mod capability;
 mod debt;
+mod dirty;
 mod edit;
 mod end;
 mod entry;
@@ -34,6 +35,8 @@ pub use resolve::{Fill, Reason, Resolution, Unresolved};
 pub use space::{Entered, Faults, Space, Spaces};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
 
+#[cfg(test)]
+mod life;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// Entries of a table.
 pub(super) const ENTRIES: usize = 512;
 /// The permission to write, in a leaf and in an entry that refers to a table.
-const WRITE: u64 = 1 << 1;
+pub(super) const WRITE: u64 = 1 << 1;
 
 /// Access to the tables of one tree.
 pub(super) struct Tables<'a, M> {
