@@ -92,6 +92,7 @@ struct Model {
     /// Pages that were written since the last harvest, and pages that somebody tried to write.
     dirty: BTreeSet<u64>,
     tried: BTreeSet<u64>,
+    forked: bool,
 }
 
 fn model_byte(model: &Model, gpa: u64) -> u8 {
@@ -201,8 +202,8 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                 let (space, model) = &mut alive[space % count];
                 match space.fork() {
                     Ok(fork) => {
-                        // What was written before may be told again to whoever holds it alone later.
                         model.dirty.clear();
+                        model.forked = true;
                         let model = model.clone();
                         alive.push((fork, model));
                     }
@@ -229,7 +230,10 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                     ));
                 }
                 model.dirty.clear();
-                model.tried.clear();
+                // What was written before a fork may be told again to whoever holds it alone later.
+                if !model.forked {
+                    model.tried.clear();
+                }
             }
             Step::End { space } if count > 1 => {
                 let mut ending = alive.swap_remove(space % count).0.end();

@@ -71,13 +71,10 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
-    /// Fills `to` with what `from`, a table of `level`, refers to; write is withdrawn in both.
+    /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both.
     pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         for index in 0..ENTRIES {
             let entry = EptEntry::from_bits(self.word(from, index).load(Ordering::Acquire));
-            if entry == EptEntry::EMPTY {
-                continue;
-            }
             let shared = self.share(level, entry);
             if shared != entry && shared != EptEntry::EMPTY {
                 // The CPU may be setting accessed and dirty in the old one.
