@@ -4,7 +4,7 @@
 export GUEST CMDLINE MEM CPU EMULATOR BOOT LIMIT
 
 TARGET  := --target x86_64-unknown-linux-gnu
-KERNEL  := --release --features kernel --bin offshoot $(TARGET) --config .cargo/kernel.toml --target-dir target
+KERNEL  := --release --package offshoot --features kernel --bin offshoot $(TARGET) --config .cargo/kernel.toml --target-dir target
 GUESTS  := --release --package offshoot-guest $(TARGET) --config .cargo/guest.toml --target-dir target/guest
 OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" --emulator "$$EMULATOR" \
 	--boot "$$BOOT" --limit "$$LIMIT"

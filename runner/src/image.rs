@@ -61,6 +61,7 @@ impl Image {
     pub fn build(samples: Samples) -> Result<Self, Error> {
         let root = workspace();
         let arguments = [
+            "--package=offshoot",
             "--features=kernel",
             "--bin=offshoot",
             "--config=.cargo/kernel.toml",

@@ -52,6 +52,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// Forgets what the guest wrote in a range of whole pages in memory regions: it holds again what it held before the
     /// first touch.
     pub fn discard(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
+        self.check_memory(range)?;
+        self.clear(range)
+    }
+
+    /// Whether the range is all memory.
+    pub(super) fn check_memory(&self, range: AddrRange<Gpa>) -> Result<(), EditError> {
         let mut at = Some(range.start());
         while let (Some(gpa), Some(last)) = (at, range.last()) {
             let region = self
@@ -63,7 +69,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 .ok_or(EditError::NotMemory(range))?;
             at = (end < last).then(|| Gpa::new(end.as_u64() + 1));
         }
-        self.clear(range)
+        Ok(())
     }
 
     /// Unmaps a range.

@@ -9,10 +9,12 @@
 mod audit;
 mod capability;
 mod debt;
+mod dirty;
 mod edit;
 mod end;
 mod entry;
 mod memory;
+mod path;
 mod provide;
 mod region;
 mod resolve;
@@ -27,11 +29,14 @@ pub use edit::EditError;
 pub use end::Ending;
 pub use entry::Origin;
 pub use memory::AccessError;
+pub use path::Step;
 pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
 pub use resolve::{Fill, Reason, Resolution, Unresolved};
 pub use space::{Entered, Faults, Space, Spaces};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
 
+#[cfg(test)]
+mod life;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

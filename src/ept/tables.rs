@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// Entries of a table.
 pub(super) const ENTRIES: usize = 512;
 /// The permission to write, in a leaf and in an entry that refers to a table.
-const WRITE: u64 = 1 << 1;
+pub(super) const WRITE: u64 = 1 << 1;
 
 /// Access to the tables of one tree.
 pub(super) struct Tables<'a, M> {
@@ -71,13 +71,10 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
-    /// Fills `to` with what `from`, a table of `level`, refers to; write is withdrawn in both.
+    /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both.
     pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         for index in 0..ENTRIES {
             let entry = EptEntry::from_bits(self.word(from, index).load(Ordering::Acquire));
-            if entry == EptEntry::EMPTY {
-                continue;
-            }
             let shared = self.share(level, entry);
             if shared != entry && shared != EptEntry::EMPTY {
                 // The CPU may be setting accessed and dirty in the old one.

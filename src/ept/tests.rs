@@ -6,34 +6,32 @@ use crate::addr::{AddrRange, Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::arena::Arena;
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::paging::MemoryType;
-use proptest::prelude::*;
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 
 const BASE: u64 = 0x100_0000;
 const HOST_PAGES: u64 = 4;
 /// The module's bytes end in the middle of a page.
-const HOST_LEN: u64 = 2 * PAGE_SIZE + 0x234;
+pub(super) const HOST_LEN: u64 = 2 * PAGE_SIZE + 0x234;
 
-const RAM: u64 = 0;
-const HIGH: u64 = 0x20_0000 - 2 * PAGE_SIZE;
-const MODULE: u64 = 0x4000_0000;
+pub(super) const RAM: u64 = 0;
+pub(super) const HIGH: u64 = 0x20_0000 - 2 * PAGE_SIZE;
+pub(super) const MODULE: u64 = 0x4000_0000;
 const SHARED: u64 = 0x8000_0000;
 const ROM: u64 = 0xc000_0000;
 const MMIO: u64 = 0xd000_0000;
 const DEVICE: u64 = 0xe000_0000;
 const DEVICE_HOST: u64 = 0xfee0_0000;
 
-fn gpas(start: u64, len: u64) -> AddrRange<Gpa> {
+pub(super) fn gpas(start: u64, len: u64) -> AddrRange<Gpa> {
     AddrRange::new(Gpa::new(start), len).unwrap()
 }
 
-fn all_capabilities() -> EptCapability {
+pub(super) fn all_capabilities() -> EptCapability {
     EptCapability::from_msr(u64::MAX)
 }
 
 /// An allocator of `frames` frames with the module's bytes behind them.
-fn memory(frames: u64) -> (FrameAllocator<Arena>, HostBytes) {
+pub(super) fn memory(frames: u64) -> (FrameAllocator<Arena>, HostBytes) {
     let arena = Arena::new(BASE, frames + HOST_PAGES);
     let host = Hpa::new(BASE + frames * PAGE_SIZE);
     let reserved = AddrRange::new(host, HOST_PAGES * PAGE_SIZE).unwrap();
@@ -50,11 +48,11 @@ fn memory(frames: u64) -> (FrameAllocator<Arena>, HostBytes) {
     })
 }
 
-fn host_byte(i: u64) -> u8 {
+pub(super) fn host_byte(i: u64) -> u8 {
     (i % 251) as u8 | 1
 }
 
-fn add_regions(space: &mut Space<'_, Arena>, host: HostBytes) {
+pub(super) fn add_regions(space: &mut Space<'_, Arena>, host: HostBytes) {
     let module = HOST_PAGES * PAGE_SIZE;
     for region in [
         Region::new(gpas(RAM, 16 * PAGE_SIZE), RegionKind::Ram).with_tag(1),
@@ -93,13 +91,13 @@ fn violation(gpa: u64, access: Access) -> Violation {
     })
 }
 
-fn read(space: &Space<'_, Arena>, gpa: u64, len: usize) -> Vec<u8> {
+pub(super) fn read(space: &Space<'_, Arena>, gpa: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0xcc; len];
     space.read(Gpa::new(gpa), &mut bytes).unwrap();
     bytes
 }
 
-fn finish(space: Space<'_, Arena>, cpu: &mut Cpu) {
+pub(super) fn finish(space: Space<'_, Arena>, cpu: &mut Cpu) {
     let mut ending = space.end();
     while !ending.step(cpu, 7) {}
 }
@@ -696,300 +694,6 @@ fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
                     break;
                 }
                 assert!(allowed < 6);
-            }
-        }
-    }
-}
-
-/// One step of a random life.
-#[derive(Clone, Debug)]
-enum Step {
-    /// A guest reads or writes, through one of two linear addresses.
-    Guest {
-        space: usize,
-        cpu: usize,
-        page: usize,
-        alias: bool,
-        write: Option<u8>,
-    },
-    /// The host copies in, across the end of the page.
-    Host {
-        space: usize,
-        page: usize,
-        byte: u8,
-    },
-    Discard {
-        space: usize,
-        page: usize,
-    },
-    Fork {
-        space: usize,
-    },
-    End {
-        space: usize,
-    },
-    /// The next allocations beyond so many fail.
-    Scarce {
-        left: u64,
-    },
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let index = any::<usize>;
-    prop_oneof![
-        12 => (index(), 0usize..2, index(), any::<bool>(), prop::option::of(any::<u8>()))
-            .prop_map(|(space, cpu, page, alias, write)| Step::Guest { space, cpu, page, alias, write }),
-        3 => (index(), index(), any::<u8>()).prop_map(|(space, page, byte)| Step::Host { space, page, byte }),
-        1 => (index(), index()).prop_map(|(space, page)| Step::Discard { space, page }),
-        2 => index().prop_map(|space| Step::Fork { space }),
-        1 => index().prop_map(|space| Step::End { space }),
-        1 => (0u64..6).prop_map(|left| Step::Scarce { left }),
-    ]
-}
-
-/// The pages that the steps use.
-fn page_address(page: usize) -> u64 {
-    let pages = [
-        RAM,
-        RAM + PAGE_SIZE,
-        RAM + 5 * PAGE_SIZE,
-        HIGH + PAGE_SIZE,
-        HIGH + 2 * PAGE_SIZE,
-        MODULE,
-        MODULE + 2 * PAGE_SIZE,
-        MODULE + 3 * PAGE_SIZE,
-    ];
-    pages[page % pages.len()]
-}
-
-fn fresh_byte(gpa: u64) -> u8 {
-    if gpa >= MODULE && gpa - MODULE < HOST_LEN {
-        host_byte(gpa - MODULE)
-    } else {
-        0
-    }
-}
-
-/// What a space holds where it differs from what it held in the beginning.
-type Model = BTreeMap<u64, u8>;
-
-fn model_byte(model: &Model, gpa: u64) -> u8 {
-    model.get(&gpa).copied().unwrap_or_else(|| fresh_byte(gpa))
-}
-
-/// What a life came to: a difference from the model, or how many INVEPTs each CPU executed.
-#[derive(Debug)]
-enum Outcome {
-    Wrong(String),
-    Fine([u64; 2]),
-}
-
-/// Lives through the steps, on two CPUs of which one may leave out one INVEPT.
-fn live(steps: &[Step], skip: Option<(usize, u64)>) -> Outcome {
-    let (frames, host) = memory(400);
-    let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
-    let mut first = spaces.create(36).unwrap();
-    add_regions(&mut first, host);
-    let mut alive: Vec<(Space<'_, Arena>, Model)> = vec![(first, Model::new())];
-    let mut cpus = [Cpu::new(0), Cpu::new(1)];
-    if let Some((cpu, nth)) = skip {
-        cpus[cpu].skip = Some(nth);
-    }
-    let wrong = |what: String| Outcome::Wrong(what);
-    for step in steps {
-        let count = alive.len();
-        match *step {
-            Step::Guest {
-                space,
-                cpu,
-                page,
-                alias,
-                write,
-            } => {
-                let (space, model) = &mut alive[space % count];
-                let gpa = page_address(page) + 0x18;
-                let gva = if alias { gpa + (1 << 40) } else { gpa };
-                let access = if write.is_some() {
-                    Access::WRITE
-                } else {
-                    Access::READ
-                };
-                match cpus[cpu].run(space, gva, gpa, access) {
-                    Ok(frame) => {
-                        let at = frames.mem().ptr(Hpa::new(frame.as_u64() + 0x18));
-                        if cpus[cpu].is_stale(space.eptp(), frames.mem()) {
-                            return wrong(format!("stale translation on CPU {cpu} while {step:?}"));
-                        }
-                        // SAFETY: in the arena; what it is is the question here.
-                        unsafe {
-                            match write {
-                                Some(byte) => {
-                                    at.write(byte);
-                                    model.insert(gpa, byte);
-                                }
-                                None if at.read() != model_byte(model, gpa) => {
-                                    return wrong(format!("read {:#x} at {gpa:#x}", at.read()));
-                                }
-                                None => {}
-                            }
-                        }
-                    }
-                    Err(error) if error.reason == Reason::OutOfFrames => {}
-                    Err(error) => return wrong(error.to_string()),
-                }
-            }
-            Step::Host { space, page, byte } => {
-                let (space, model) = &mut alive[space % count];
-                let gpa = page_address(page) + PAGE_SIZE - 2;
-                match space.write(Gpa::new(gpa), &[byte; 4]) {
-                    Ok(()) => model.extend((gpa..gpa + 4).map(|gpa| (gpa, byte))),
-                    Err(error) => match error.reason {
-                        Reason::OutOfFrames => {}
-                        // The last page of a region.
-                        Reason::NoRegion if page_address(page) == MODULE + 3 * PAGE_SIZE => {}
-                        _ => return wrong(error.to_string()),
-                    },
-                }
-            }
-            Step::Discard { space, page } => {
-                let (space, model) = &mut alive[space % count];
-                let start = page_address(page);
-                match space.discard(gpas(start, PAGE_SIZE)) {
-                    Ok(()) => model.retain(|gpa, _| gpa - gpa % PAGE_SIZE != start),
-                    Err(EditError::Tables(Reason::OutOfFrames)) => {}
-                    Err(error) => return wrong(error.to_string()),
-                }
-            }
-            Step::Fork { space } if count < 5 => {
-                let (space, model) = &mut alive[space % count];
-                let model = model.clone();
-                match space.fork() {
-                    Ok(fork) => alive.push((fork, model)),
-                    Err(EditError::Tables(Reason::OutOfFrames)) => {}
-                    Err(error) => return wrong(error.to_string()),
-                }
-            }
-            Step::End { space } if count > 1 => {
-                let mut ending = alive.swap_remove(space % count).0.end();
-                let [a, b] = &mut cpus;
-                while !ending.step(a, 100) && !ending.step(b, 100) {}
-            }
-            Step::Fork { .. } | Step::End { .. } => {}
-            Step::Scarce { left } => {
-                frames.allowance.store(left, SeqCst);
-                continue;
-            }
-        }
-        frames.allowance.store(u64::MAX, SeqCst);
-        if let Err(flaw) = spaces.audit(alive.iter().map(|(space, _)| space)) {
-            return wrong(flaw.to_string());
-        }
-    }
-    for (space, model) in &alive {
-        for page in 0..8 {
-            let start = page_address(page);
-            for (i, byte) in read(space, start, PAGE_SIZE as usize)
-                .into_iter()
-                .enumerate()
-            {
-                if byte != model_byte(model, start + i as u64) {
-                    return wrong(format!("{byte:#x} at {:#x} in the end", start + i as u64));
-                }
-            }
-        }
-    }
-    let counts = [cpus[0].invepts, cpus[1].invepts];
-    for (space, _) in alive {
-        let mut ending = space.end();
-        let [a, b] = &mut cpus;
-        while !ending.step(a, 100) && !ending.step(b, 100) {}
-    }
-    spaces.end().unwrap();
-    match frames.figures().used {
-        0 => Outcome::Fine(counts),
-        used => wrong(format!("{used} frames are lost")),
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
-
-    /// What a guest reads is what was last written, in any order of everything; nothing stale is ever used, counts are
-    /// right after each step, and all frames come back.
-    #[test]
-    fn memory_is_what_was_last_written(steps in prop::collection::vec(step(), 1..60)) {
-        let outcome = live(&steps, None);
-        prop_assert!(matches!(outcome, Outcome::Fine(_)), "{:?}", outcome);
-    }
-}
-
-/// Every INVEPT is needed: with any single one left out, a CPU ends up with a translation that is stale.
-#[test]
-fn no_single_invept_can_be_left_out() {
-    // Everything that incurs a debt, each step such that something cached becomes stale, and is there to be seen.
-    let guest = |space, page, write: Option<u8>| {
-        [false, true].map(|alias| Step::Guest {
-            space,
-            cpu: 0,
-            page,
-            alias,
-            write,
-        })
-    };
-    let mut steps = vec![];
-    // The frame of zeroes replaced.
-    steps.extend(guest(0, 0, None));
-    steps.extend(guest(0, 0, Some(1)));
-    // Host bytes replaced by a copy.
-    steps.extend(guest(0, 5, None));
-    steps.extend(guest(0, 5, Some(2)));
-    // A page removed.
-    steps.extend(guest(0, 1, Some(3)));
-    steps.push(Step::Discard { space: 0, page: 1 });
-    steps.extend(guest(0, 0, None));
-    // Writing withdrawn by a fork, then the page copied by the one, and its tables.
-    steps.push(Step::Fork { space: 0 });
-    steps.extend(guest(0, 0, None));
-    steps.extend(guest(0, 0, Some(4)));
-    steps.extend(guest(1, 0, None));
-    steps.extend(guest(1, 1, None));
-    steps.extend(guest(1, 0, Some(5)));
-    // What the host writes replaces the frame of zeroes too.
-    steps.extend(guest(1, 2, None));
-    steps.push(Step::Host {
-        space: 1,
-        page: 2,
-        byte: 6,
-    });
-    steps.extend(guest(1, 2, None));
-    // And on another CPU.
-    steps.push(Step::Guest {
-        space: 1,
-        cpu: 1,
-        page: 2,
-        alias: false,
-        write: None,
-    });
-    steps.push(Step::Discard { space: 1, page: 2 });
-    steps.push(Step::Guest {
-        space: 1,
-        cpu: 1,
-        page: 2,
-        alias: true,
-        write: Some(7),
-    });
-    steps.extend(guest(1, 2, None));
-    let Outcome::Fine(counts) = live(&steps, None) else {
-        panic!("{:?}", live(&steps, None))
-    };
-    assert!(counts[0] >= 7 && counts[1] >= 1, "{counts:?}");
-    for (cpu, count) in counts.into_iter().enumerate() {
-        for nth in 0..count {
-            match live(&steps, Some((cpu, nth))) {
-                Outcome::Wrong(what) => {
-                    assert!(what.contains("stale") || what.contains("read"), "{what}")
-                }
-                Outcome::Fine(_) => panic!("INVEPT {nth} on CPU {cpu} was not missed"),
             }
         }
     }

@@ -13,6 +13,8 @@ use std::collections::HashMap;
 struct Cached {
     frame: Hpa,
     rights: Rights,
+    /// The leaf was dirty already, or this CPU has marked it: it is not marked again.
+    dirty: bool,
 }
 
 /// A CPU and what it has cached.
@@ -77,6 +79,7 @@ fn walk(
                     lowest = Some(Cached {
                         frame: table,
                         rights,
+                        dirty: false,
                     });
                 }
             }
@@ -87,11 +90,28 @@ fn walk(
                     Cached {
                         frame,
                         rights: rights.and(Ept::rights(attr)),
+                        dirty: attr.dirty(),
                     },
                     lowest,
                 ));
             }
             Decoded::Content(_) => return None,
+        }
+    }
+}
+
+/// Marks the leaf for `gpa` dirty, as the CPU does at the first write that it does not know to be marked.
+fn mark(mem: &Arena, mut table: Hpa, gpa: u64) {
+    for level in (1..=4).rev() {
+        let index = gpa >> (12 + 9 * (level - 1)) & 511;
+        match read(mem, table, gpa, level) {
+            Decoded::Table { table: next, .. } => table = next,
+            Decoded::Content(_) => {
+                let word = mem.ptr(Hpa::new(table.as_u64() + index * 8)).cast::<u64>();
+                // SAFETY: as in `read`; nothing else runs.
+                unsafe { word.write_volatile(word.read_volatile() | 1 << 9) };
+                return;
+            }
         }
     }
 }
@@ -121,7 +141,9 @@ impl Cpu {
         // Less than the tables grant is no harm: it makes a violation.
         let good = |cached: &Cached, page: u64| {
             now(page).is_some_and(|(now, _)| {
-                now.frame == cached.frame && now.rights.contains(cached.rights)
+                now.frame == cached.frame
+                    && now.rights.contains(cached.rights)
+                    && (now.dirty || !cached.dirty || !eptp.accessed_dirty())
             })
         };
         let physical = self
@@ -181,7 +203,11 @@ impl Cpu {
             Some(found)
         });
         match found {
-            Some(found) if found.rights.contains(wanted(access)) => {
+            Some(mut found) if found.rights.contains(wanted(access)) => {
+                if access.write && eptp.accessed_dirty() && !found.dirty {
+                    mark(mem, root, gpa);
+                    found.dirty = true;
+                }
                 self.physical.insert((root, page), found);
                 self.combined.insert((root, linear), (page, found));
                 Ok(found.frame)

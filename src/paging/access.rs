@@ -90,6 +90,11 @@ pub trait TableOps: TableReadOps {
     fn move_table(&mut self, from: MoveOf<Self>, level: u8, to: TableOf<Self>);
     /// Takes note that one reference fewer stands on a table of `level` that must not be written: it was unlinked.
     fn drop_shared(&mut self, table: MoveOf<Self>, level: u8);
+    /// Takes note that `entry`, a leaf of `level` in a table that may be written, is about to be replaced by a table of
+    /// leaves that refer to its parts: where references are counted there will be more of them.
+    fn split_leaf(&mut self, entry: EntryOf<Self>, level: u8) {
+        let _ = (entry, level);
+    }
     /// Makes `to` the root. `from` is what [`TableOps::must_move`] said of the old one.
     fn set_root(&mut self, from: MoveOf<Self>, to: TableOf<Self>);
 }

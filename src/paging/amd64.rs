@@ -263,8 +263,10 @@ impl<V: Address + 'static, P: Address + 'static> Format for Amd64<V, P> {
 
     #[inline(always)]
     fn open_table(entry: Amd64Entry) -> Option<P> {
-        let all = PRESENT | WRITABLE | USER;
-        (entry.0 & (all | PAGE_SIZE | NO_EXECUTE) == all).then(|| P::new(entry.0 & ADDRESS))
+        // Exactly where the three are set does taking them away leave three zeroes and nothing borrowed from above.
+        let rest = entry.0.wrapping_sub(PRESENT | WRITABLE | USER);
+        let wrong = PRESENT | WRITABLE | USER | PAGE_SIZE | NO_EXECUTE;
+        (rest & wrong == 0).then(|| P::new(entry.0 & ADDRESS))
     }
 
     #[inline(always)]

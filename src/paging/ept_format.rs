@@ -299,9 +299,10 @@ impl Format for Ept {
 
     #[inline(always)]
     fn open_table(entry: EptEntry) -> Option<Hpa> {
-        let all = RWX | USER_EXECUTE;
-        let reserved = MEMORY_TYPE | IGNORE_PAT | LEAF;
-        (entry.0 & (all | reserved) == all).then(|| Hpa::new(entry.0 & ADDRESS))
+        // Exactly where all four are set does taking them away leave zeroes in their places; what is between is ignored.
+        let rest = entry.0.wrapping_sub(RWX | USER_EXECUTE);
+        let wrong = RWX | USER_EXECUTE | MEMORY_TYPE | IGNORE_PAT | LEAF;
+        (rest & wrong == 0).then(|| Hpa::new(entry.0 & ADDRESS))
     }
 
     #[inline(always)]

@@ -233,8 +233,10 @@ impl Format for I686 {
 
     #[inline(always)]
     fn open_table(entry: I686Entry) -> Option<Gpa> {
-        let all = PRESENT | WRITABLE | USER;
-        (entry.0 & (all | PAGE_SIZE) == all).then(|| Gpa::new((entry.0 & ADDRESS) as u64))
+        // Exactly where the three are set does taking them away leave three zeroes and nothing borrowed from above.
+        let rest = entry.0.wrapping_sub(PRESENT | WRITABLE | USER);
+        let wrong = PRESENT | WRITABLE | USER | PAGE_SIZE;
+        (rest & wrong == 0).then(|| Gpa::new((entry.0 & ADDRESS) as u64))
     }
 
     #[inline(always)]

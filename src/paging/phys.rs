@@ -156,7 +156,17 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
     ) -> Option<()> {
         // SAFETY: as in `word`.
         let words = unsafe { table_words::<F, M>(self.memory, table) };
-        for word in words.get(first..first.checked_add(count)?)? {
+        // Eight at a time: counting and comparing would cost more than storing.
+        let (eights, rest) = words
+            .get(first..first.checked_add(count)?)?
+            .as_chunks::<8>();
+        for eight in eights {
+            for (n, word) in eight.iter().enumerate() {
+                word.store(bits.wrapping_add(step.wrapping_mul(n as u64)));
+            }
+            bits = bits.wrapping_add(step.wrapping_mul(8));
+        }
+        for word in rest {
             word.store(bits);
             bits = bits.wrapping_add(step);
         }

@@ -8,6 +8,7 @@ use super::invalidate::OnlyCpu;
 use super::loader::{GuestMemory, Image, LoadError, Plan, WriteError, load};
 use super::machine::Machine;
 use super::outcome::Outcome;
+use super::post_mortem::explain;
 use super::run::Running;
 use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
@@ -167,14 +168,19 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             timer_is_saved,
         };
         let outcome = running.run();
-        // The host's console takes everything.
-        let _ = self.devices.console.flush(&mut HostConsole(host));
+        let capabilities = running.machine.capabilities;
+        let vmcs = running.vmcs;
         // SAFETY: as above; the host's own state was read before the first guest ran.
         unsafe {
             self.vcpu.resident = Resident::read(features);
             save_vector(features, &mut area.extended);
             host_resident.write(features);
         }
+        // The host's console takes everything.
+        let out = &mut HostConsole(host);
+        let _ = self.devices.console.flush(out);
+        let (regs, cr2) = (&area.regs, self.vcpu.resident.cr2);
+        let _ = explain(&outcome, &self.space, regs, cr2, &vmcs, &capabilities, out);
         Ok(outcome)
     }
 

@@ -154,6 +154,10 @@ impl<'f, M: PhysMem> Machine<'f, M> {
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
+    /// What its EPT can do.
+    pub fn ept(&self) -> EptCapability {
+        self.ept
+    }
     /// The controls that guests start with.
     pub fn controls(&self) -> &ControlSet {
         &self.controls

@@ -15,6 +15,7 @@ pub mod loader;
 mod machine;
 pub mod msr;
 mod outcome;
+mod post_mortem;
 pub mod report;
 mod run;
 mod stats;

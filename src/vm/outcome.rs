@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::cr;
+use crate::addr::Gpa;
 use crate::ept::{AccessError, Reason, Unresolved};
 use crate::vmx::exit::{EntryFailure, ExitReason};
 use crate::vmx::{VmFail, VmcsError};
@@ -31,7 +32,7 @@ pub enum Outcome {
     /// It left for a reason that the manual did not have.
     UnknownExit(u16),
     /// EPT entries that the CPU cannot make sense of: our bug.
-    EptMisconfiguration,
+    EptMisconfiguration(Gpa),
     /// The CPU refused the guest's state: our bug.
     EntryFailed(EntryFailure),
     /// VMLAUNCH or VMRESUME failed: our bug.
@@ -67,7 +68,7 @@ impl Outcome {
             Self::Access(_) => "memory violation",
             Self::Unsupported(_) | Self::ControlRegister(_) => "unsupported",
             Self::UnexpectedExit(_) | Self::UnknownExit(_) => "unknown exit",
-            Self::EptMisconfiguration => "ept misconfiguration",
+            Self::EptMisconfiguration(_) => "ept misconfiguration",
             Self::EntryFailed(_) | Self::EntryInstruction(_) => "entry failed",
             Self::Vmcs(_) | Self::Reinject => "hypervisor error",
         }
@@ -87,7 +88,7 @@ impl fmt::Display for Outcome {
             Self::Unsupported(what) => f.write_str(what),
             Self::UnexpectedExit(reason) => write!(f, "exit that nothing asks for: {reason}"),
             Self::UnknownExit(number) => write!(f, "unknown exit reason {number}"),
-            Self::EptMisconfiguration => f.write_str("EPT misconfiguration"),
+            Self::EptMisconfiguration(gpa) => write!(f, "EPT misconfiguration at GPA {gpa}"),
             Self::EntryFailed(failure) => failure.fmt(f),
             Self::EntryInstruction(fail) => write!(f, "VM entry: {fail}"),
             Self::Vmcs(error) => error.fmt(f),

@@ -5,7 +5,7 @@
 use core::arch::naked_asm;
 use offshoot_guest::abi::{Call, Error, FIGURE_NAME_MAX, PRINT_MAX};
 use offshoot_guest::check::Checks;
-use offshoot_guest::{StartInfo, call, probe_user, space, trap};
+use offshoot_guest::{StartInfo, call, println, probe_user, space, trap};
 
 offshoot_guest::entry!(main);
 
@@ -26,6 +26,7 @@ fn main(info: &StartInfo) -> u64 {
     numbers(&mut checks);
     pointers(&mut checks, info);
     figures(&mut checks, info);
+    println!();
     space::enter(info);
     from_user(&mut checks);
     checks.finish()
@@ -72,8 +73,11 @@ fn pointers(checks: &mut Checks, info: &StartInfo) {
     let nothing = call::raw(PRINT, [info.heap, 0, 0]);
     checks.equal(format_args!("no text"), nothing as u64, 0);
     // Whether it takes the first bytes or refuses: never more than the limit.
+    let dots = info.heap + 0x4000;
+    // SAFETY: as above.
+    unsafe { core::ptr::write_bytes(dots as *mut u8, b'.', PRINT_MAX + 1) };
     for len in [PRINT_MAX as u64 + 1, 1 << 32, u64::MAX] {
-        let taken = call::raw(PRINT, [text.as_ptr() as u64, len, 0]);
+        let taken = call::raw(PRINT, [dots, len, 0]);
         checks.that(
             taken <= PRINT_MAX as i64,
             format_args!("{len:#x} bytes of text: {taken}"),

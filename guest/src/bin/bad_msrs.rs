@@ -11,7 +11,10 @@ offshoot_guest::entry!(main);
 
 const TSC: u32 = 0x10;
 const BIOS_SIGN_ID: u32 = 0x8b;
+const SYSENTER_CS: u32 = 0x174;
 const EFER: u32 = 0xc000_0080;
+const FMASK: u32 = 0xc000_0084;
+const TSC_AUX: u32 = 0xc000_0103;
 /// Registers that hold an address, so that a non-canonical value is #GP: SYSENTER_ESP and EIP, LSTAR, CSTAR, FS, GS
 /// and kernel GS base.
 const ADDRESSES: [u32; 7] = [
@@ -111,8 +114,13 @@ fn written(checks: &mut Checks, msr: u32, value: u64, before: Result<u64, Trap>)
         );
     }
     match msr {
-        TSC => {}
-        BIOS_SIGN_ID => {}
+        TSC | BIOS_SIGN_ID => {}
+        // Of 32 bits; CPUs differ in whether they refuse or ignore others.
+        SYSENTER_CS | FMASK | TSC_AUX => {
+            let now = read(msr).unwrap_or(!value) as u32;
+            let what = format_args!("{msr:#x} after {value:#x}");
+            checks.equal(what, now.into(), (value as u32).into());
+        }
         EFER => checks.equal(format_args!("EFER after {value:#x}"), value | 0x400, before),
         _ => {
             let now = read(msr).unwrap_or(!value);

@@ -4,7 +4,7 @@
 
 use offshoot_guest::abi::COM1;
 use offshoot_guest::check::Checks;
-use offshoot_guest::{StartInfo, cpu, probe, trap};
+use offshoot_guest::{StartInfo, cpu, println, probe, trap};
 
 offshoot_guest::entry!(main);
 
@@ -26,6 +26,8 @@ fn main(info: &StartInfo) -> u64 {
         cpu::outw(port, 0xffff);
         cpu::outl(port, 0xffff_ffff);
     }
+    // Ends the line of what went to the serial port.
+    println!();
     // The memory ends long before the count does: the last page is read and written whole, then comes a #PF.
     let end = info.heap + info.heap_len;
     let start = end - 4096;

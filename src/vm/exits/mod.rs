@@ -10,6 +10,7 @@ use super::msr::{self, Gp};
 use super::outcome::Outcome;
 use super::run::{Next, Running, now};
 use super::{Host, xcr0};
+use crate::addr::Gpa;
 use crate::frames::PhysMem;
 use crate::vmx::exit::ExitReason;
 use crate::vmx::{Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
@@ -33,7 +34,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             ExitReason::ExternalInterrupt => self.external_interrupt(),
             ExitReason::PreemptionTimer => self.timer(),
             ExitReason::TripleFault => self.stop(Outcome::TripleFault),
-            ExitReason::EptMisconfiguration => self.stop(Outcome::EptMisconfiguration),
+            ExitReason::EptMisconfiguration => {
+                let gpa = self.vmcs.read64(Field64::GuestPhysicalAddress)?;
+                self.stop(Outcome::EptMisconfiguration(Gpa::new(gpa)))
+            }
             ExitReason::TaskSwitch => self.stop(Outcome::Unsupported("hardware task switch")),
             // The caches are coherent, and other guests' are not this one's to flush.
             ExitReason::Invd | ExitReason::Wbinvd => self.advance(),
