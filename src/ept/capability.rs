@@ -153,11 +153,33 @@ mod tests {
     fn what_is_missing_is_named() {
         let all = EptCapability::from_msr(u64::MAX);
         assert_eq!(all.missing(), None);
-        assert_eq!(EptCapability { four_levels: false, ..all }.missing(), Some("EPT page walks of 4 levels"));
-        assert_eq!(EptCapability { invept: false, ..all }.missing(), Some("INVEPT"));
-        let neither = EptCapability { invept_single: false, invept_all: false, ..all };
+        assert_eq!(
+            EptCapability {
+                four_levels: false,
+                ..all
+            }
+            .missing(),
+            Some("EPT page walks of 4 levels")
+        );
+        assert_eq!(
+            EptCapability {
+                invept: false,
+                ..all
+            }
+            .missing(),
+            Some("INVEPT")
+        );
+        let neither = EptCapability {
+            invept_single: false,
+            invept_all: false,
+            ..all
+        };
         assert_eq!(neither.missing(), Some("INVEPT"));
-        let no_type = EptCapability { write_back_tables: false, uncacheable_tables: false, ..all };
+        let no_type = EptCapability {
+            write_back_tables: false,
+            uncacheable_tables: false,
+            ..all
+        };
         assert!(no_type.missing().is_some());
     }
 
@@ -167,8 +189,15 @@ mod tests {
         let root = Hpa::new(0x12_3456_7000);
         assert_eq!(Eptp::new(root, &all, true).as_u64(), 0x12_3456_705e);
         assert_eq!(Eptp::new(root, &all, false).as_u64(), 0x12_3456_701e);
-        let old = EptCapability { accessed_dirty: false, write_back_tables: false, ..all };
+        let old = EptCapability {
+            accessed_dirty: false,
+            write_back_tables: false,
+            ..all
+        };
         let pointer = Eptp::new(root, &old, true);
-        assert_eq!((pointer.as_u64(), pointer.root(), pointer.accessed_dirty()), (0x12_3456_7018, root, false));
+        assert_eq!(
+            (pointer.as_u64(), pointer.root(), pointer.accessed_dirty()),
+            (0x12_3456_7018, root, false)
+        );
     }
 }

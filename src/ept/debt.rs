@@ -16,7 +16,11 @@ pub struct CpuId(u8);
 impl CpuId {
     /// The processor with this number, or `None` where it is too large.
     pub const fn new(number: u8) -> Option<Self> {
-        if number < 64 { Some(Self(number)) } else { None }
+        if number < 64 {
+            Some(Self(number))
+        } else {
+            None
+        }
     }
     /// Its number.
     pub const fn number(self) -> u8 {
@@ -71,15 +75,26 @@ impl Debt {
         self.stale = self.cached;
     }
 
-    /// Whether `cpu` has to pay before it runs the space.
-    #[cfg(test)]
-    pub fn is_owed_by(&self, cpu: CpuId) -> bool {
-        self.stale.contains(cpu)
+    /// Pays what this CPU owes. When no CPU owes any more, the frames go back.
+    #[inline(always)]
+    pub fn pay<M: PhysMem>(
+        &mut self,
+        eptp: Eptp,
+        cpu: &mut impl Invalidate,
+        frames: &FrameAllocator<M>,
+    ) {
+        if self.stale.0 | u64::from(!self.retired.is_empty()) != 0 {
+            self.pay_some(eptp, cpu, frames);
+        }
     }
 
-    /// Pays what this CPU owes. When no CPU owes any more, the frames go back.
-    #[inline]
-    pub fn pay<M: PhysMem>(&mut self, eptp: Eptp, cpu: &mut impl Invalidate, frames: &FrameAllocator<M>) {
+    #[cold]
+    fn pay_some<M: PhysMem>(
+        &mut self,
+        eptp: Eptp,
+        cpu: &mut impl Invalidate,
+        frames: &FrameAllocator<M>,
+    ) {
         let id = cpu.cpu();
         if self.stale.contains(id) {
             cpu.invept(eptp);
@@ -87,7 +102,7 @@ impl Debt {
             self.stale.0 &= !(1 << id.0);
             self.cached.0 &= !(1 << id.0);
         }
-        if self.stale.is_empty() {
+        if self.stale.is_empty() && !self.retired.is_empty() {
             frames.free_retired(&mut self.retired);
         }
     }

@@ -58,7 +58,12 @@ mod tests {
 
     #[test]
     fn origins_survive_in_the_leaf_and_touch_nothing_else() {
-        for base in [EptAttr::READ, EptAttr::READ_WRITE_EXECUTE.with_dirty(true).with_soft(0xffc)] {
+        for base in [
+            EptAttr::READ,
+            EptAttr::READ_WRITE_EXECUTE
+                .with_dirty(true)
+                .with_soft(0xffc),
+        ] {
             for origin in [Origin::Filled, Origin::Zero, Origin::Copied, Origin::Host] {
                 let marked = origin.mark(base);
                 assert_eq!(Origin::of(marked), origin);

@@ -1,3 +1,44 @@
-//! Guest-physical address spaces: EPT entries, lazy fill, and what must be flushed.
+//! Guest-physical address spaces: regions that are filled on the first touch and copied on the first write, and what
+//! must be flushed.
+//!
+//! A [`Space`] is one guest's physical memory: its regions and its EPT tables. It is made by [`Spaces`], which holds what
+//! all of them share. A guest that touches what is not mapped, or not so, exits with a [`Violation`], which
+//! [`Space::resolve`] turns into a mapping, an access for a device model, or a reason to stop the guest. The only way to
+//! run a guest is [`Space::enter`], which pays what invalidation is owed.
 
-pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
+mod audit;
+mod capability;
+mod debt;
+mod dirty;
+mod edit;
+mod end;
+mod entry;
+mod large;
+mod memory;
+mod path;
+mod provide;
+mod region;
+mod resolve;
+mod space;
+mod tables;
+mod violation;
+
+pub use audit::{Census, Flaw};
+pub use capability::{EptCapability, Eptp};
+pub use debt::{CpuId, Invalidate};
+pub use edit::EditError;
+pub use end::Ending;
+pub use entry::Origin;
+pub use memory::AccessError;
+pub use path::Step;
+pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
+pub use resolve::{Fill, Reason, Resolution, Unresolved};
+pub use space::{Entered, Faults, Space, Spaces};
+pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
+
+#[cfg(test)]
+mod life;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tlb;

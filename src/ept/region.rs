@@ -1,7 +1,7 @@
 //! What a guest's physical addresses are: the regions of a space.
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
-use crate::paging::MemoryType;
+use crate::paging::{EptAttr, MemoryType};
 use core::fmt;
 
 /// How many regions a space has at most.
@@ -65,7 +65,10 @@ pub enum RegionKind {
 impl RegionKind {
     /// Whether the guest can write here without being stopped.
     pub const fn is_writable(&self) -> bool {
-        matches!(self, Self::Ram | Self::CopyOnWrite(_) | Self::PassThrough(_))
+        matches!(
+            self,
+            Self::Ram | Self::CopyOnWrite(_) | Self::PassThrough(_)
+        )
     }
     /// Whether this is memory made of bytes that the host can copy in and out.
     pub const fn is_memory(&self) -> bool {
@@ -100,8 +103,18 @@ impl Region {
     /// which instructions may be fetched unless it is a device.
     pub const fn new(range: AddrRange<Gpa>, kind: RegionKind) -> Self {
         let memory = kind.is_memory();
-        let memory_type = if memory { MemoryType::WriteBack } else { MemoryType::Uncacheable };
-        Self { range, kind, execute: memory, memory_type, tag: 0 }
+        let memory_type = if memory {
+            MemoryType::WriteBack
+        } else {
+            MemoryType::Uncacheable
+        };
+        Self {
+            range,
+            kind,
+            execute: memory,
+            memory_type,
+            tag: 0,
+        }
     }
     /// The same with a tag.
     pub const fn with_tag(self, tag: u32) -> Self {
@@ -113,7 +126,10 @@ impl Region {
     }
     /// The same with another memory type.
     pub const fn with_memory_type(self, memory_type: MemoryType) -> Self {
-        Self { memory_type, ..self }
+        Self {
+            memory_type,
+            ..self
+        }
     }
 
     /// Bytes from the start of the region to `gpa`, which must be in it.
@@ -123,8 +139,11 @@ impl Region {
 
     fn check(&self, width: u32) -> Result<(), RegionError> {
         let range = self.range;
-        let Some(last) = range.last() else { return Err(RegionError::Empty(range.start())) };
-        let pages = |start: u64, len: u64| start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
+        let Some(last) = range.last() else {
+            return Err(RegionError::Empty(range.start()));
+        };
+        let pages =
+            |start: u64, len: u64| start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
         if !pages(range.start().as_u64(), range.len()) {
             return Err(RegionError::Unaligned(range));
         }
@@ -134,11 +153,19 @@ impl Region {
         match self.kind {
             RegionKind::CopyOnWrite(HostBytes(host)) | RegionKind::ReadOnly(HostBytes(host)) => {
                 let fits = host.start().is_aligned(PAGE_SIZE) && host.len() <= range.len();
-                if fits { Ok(()) } else { Err(RegionError::HostRange(host)) }
+                if fits {
+                    Ok(())
+                } else {
+                    Err(RegionError::HostRange(host))
+                }
             }
             RegionKind::PassThrough(DeviceRange(host)) => {
                 let fits = pages(host.start().as_u64(), host.len()) && host.len() == range.len();
-                if fits { Ok(()) } else { Err(RegionError::HostRange(host)) }
+                if fits {
+                    Ok(())
+                } else {
+                    Err(RegionError::HostRange(host))
+                }
             }
             RegionKind::Ram | RegionKind::Rom | RegionKind::Mmio => Ok(()),
         }
@@ -180,17 +207,30 @@ impl fmt::Display for RegionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty(start) => write!(f, "the region at GPA {start:#x} is empty"),
-            Self::Unaligned(range) => write!(f, "the region {range} is not made of whole 4 KiB pages"),
-            Self::TooWide { range, width } => {
-                write!(f, "the region {range} reaches beyond guest-physical addresses of {width} bits")
+            Self::Unaligned(range) => {
+                write!(f, "the region {range} is not made of whole 4 KiB pages")
             }
-            Self::Overlaps { range, other } => write!(f, "the region {range} overlaps the region {other}"),
+            Self::TooWide { range, width } => {
+                write!(
+                    f,
+                    "the region {range} reaches beyond guest-physical addresses of {width} bits"
+                )
+            }
+            Self::Overlaps { range, other } => {
+                write!(f, "the region {range} overlaps the region {other}")
+            }
             Self::TooMany => write!(f, "a space has at most {MAX_REGIONS} regions"),
             Self::HostRange(range) => {
-                write!(f, "the host range {range} does not start at a page or does not fit the region")
+                write!(
+                    f,
+                    "the host range {range} does not start at a page or does not fit the region"
+                )
             }
             Self::HostManaged(range) => {
-                write!(f, "the host range {range} lies in memory that is handed out frame by frame")
+                write!(
+                    f,
+                    "the host range {range} lies in memory that is handed out frame by frame"
+                )
             }
             Self::NoSuchRegion(range) => write!(f, "there is no region {range}"),
         }
@@ -199,10 +239,29 @@ impl fmt::Display for RegionError {
 
 impl core::error::Error for RegionError {}
 
+/// A region, and what follows from it for every page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub region: Region,
+    /// A leaf in the region, without write.
+    pub leaf: EptAttr,
+}
+
+impl Known {
+    fn new(region: Region) -> Self {
+        let leaf = EptAttr::READ
+            .with_execute(region.execute)
+            .with_user_execute(region.execute)
+            .with_memory_type(region.memory_type)
+            .with_accessed(true);
+        Self { region, leaf }
+    }
+}
+
 /// The regions of a space, in order of their addresses.
 #[derive(Clone, Debug)]
 pub(super) struct RegionMap {
-    regions: [Option<Region>; MAX_REGIONS],
+    regions: [Option<Known>; MAX_REGIONS],
     used: usize,
     width: u32,
     /// Where the last look-up ended: the next is likely there.
@@ -211,7 +270,12 @@ pub(super) struct RegionMap {
 
 impl RegionMap {
     pub const fn new(width: u32) -> Self {
-        Self { regions: [None; MAX_REGIONS], used: 0, width, last: 0 }
+        Self {
+            regions: [None; MAX_REGIONS],
+            used: 0,
+            width,
+            last: 0,
+        }
     }
 
     /// Bits of a guest-physical address.
@@ -220,7 +284,11 @@ impl RegionMap {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Region> {
-        self.regions.iter().take(self.used).flatten()
+        self.regions
+            .iter()
+            .take(self.used)
+            .flatten()
+            .map(|known| &known.region)
     }
 
     /// Adds a region after checking everything about it that does not need the frames.
@@ -228,13 +296,19 @@ impl RegionMap {
         region.check(self.width)?;
         let range = region.range;
         if let Some(other) = self.iter().find(|r| r.range.overlaps(range)) {
-            return Err(RegionError::Overlaps { range, other: other.range });
+            return Err(RegionError::Overlaps {
+                range,
+                other: other.range,
+            });
         }
-        let at = self.iter().take_while(|r| r.range.start() < range.start()).count();
+        let at = self
+            .iter()
+            .take_while(|r| r.range.start() < range.start())
+            .count();
         match self.regions.get_mut(at..=self.used) {
             Some(tail) => {
                 tail.rotate_right(1);
-                self.regions[at] = Some(region);
+                self.regions[at] = Some(Known::new(region));
                 self.used += 1;
                 Ok(())
             }
@@ -250,31 +324,31 @@ impl RegionMap {
             Some(tail) => {
                 tail.rotate_left(1);
                 self.used -= 1;
-                self.regions[self.used].take().ok_or(RegionError::NoSuchRegion(range))
+                let gone = self.regions[self.used].take();
+                gone.map(|known| known.region)
+                    .ok_or(RegionError::NoSuchRegion(range))
             }
             None => Err(RegionError::NoSuchRegion(range)),
         }
     }
 
     /// The region that `gpa` is in.
-    #[inline]
     pub fn find(&self, gpa: Gpa) -> Option<&Region> {
-        match self.regions.get(self.last) {
-            Some(Some(region)) if region.range.contains(gpa) => Some(region),
-            _ => self.iter().find(|r| r.range.contains(gpa)),
-        }
+        self.iter().find(|region| region.range.contains(gpa))
     }
 
     /// As [`RegionMap::find`], and the next look-up starts there.
     #[inline]
-    pub fn find_often(&mut self, gpa: Gpa) -> Option<Region> {
-        match self.regions.get(self.last) {
-            Some(Some(region)) if region.range.contains(gpa) => Some(*region),
-            _ => {
-                self.last = self.iter().position(|r| r.range.contains(gpa))?;
-                self.regions.get(self.last).copied().flatten()
-            }
+    pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
+        let holds = |known: &Known| known.region.range.contains(gpa);
+        if !matches!(self.regions.get(self.last), Some(Some(known)) if holds(known)) {
+            self.last = self
+                .regions
+                .iter()
+                .take(self.used)
+                .position(|known| known.as_ref().is_some_and(holds))?;
         }
+        self.regions.get(self.last)?.as_ref()
     }
 }
 
@@ -308,15 +382,44 @@ mod tests {
             error
         };
         let map = &mut map;
-        assert_eq!(refused(map, ram(0x4000, 0)), RegionError::Empty(Gpa::new(0x4000)));
-        assert_eq!(refused(map, ram(0x800, 0x1000)), RegionError::Unaligned(range(0x800, 0x1000)));
-        assert_eq!(refused(map, ram(0, 0x1800)), RegionError::Unaligned(range(0, 0x1800)));
+        assert_eq!(
+            refused(map, ram(0x4000, 0)),
+            RegionError::Empty(Gpa::new(0x4000))
+        );
+        assert_eq!(
+            refused(map, ram(0x800, 0x1000)),
+            RegionError::Unaligned(range(0x800, 0x1000))
+        );
+        assert_eq!(
+            refused(map, ram(0, 0x1800)),
+            RegionError::Unaligned(range(0, 0x1800))
+        );
         let wide = range((1 << 36) - 0x1000, 0x2000);
-        assert_eq!(refused(map, ram((1 << 36) - 0x1000, 0x2000)), RegionError::TooWide { range: wide, width: 36 });
-        assert!(matches!(refused(map, ram(1 << 50, 0x1000)), RegionError::TooWide { .. }));
-        assert!(matches!(refused(map, ram(u64::MAX - 0xfff, 0x1000)), RegionError::TooWide { .. }));
-        for (start, len) in [(0x1f_f000, 0x1000), (0xf_f000, 0x2000), (0, 0x100_0000), (0x18_0000, 0x1000)] {
-            assert!(matches!(refused(map, ram(start, len)), RegionError::Overlaps { .. }));
+        assert_eq!(
+            refused(map, ram((1 << 36) - 0x1000, 0x2000)),
+            RegionError::TooWide {
+                range: wide,
+                width: 36
+            }
+        );
+        assert!(matches!(
+            refused(map, ram(1 << 50, 0x1000)),
+            RegionError::TooWide { .. }
+        ));
+        assert!(matches!(
+            refused(map, ram(u64::MAX - 0xfff, 0x1000)),
+            RegionError::TooWide { .. }
+        ));
+        for (start, len) in [
+            (0x1f_f000, 0x1000),
+            (0xf_f000, 0x2000),
+            (0, 0x100_0000),
+            (0x18_0000, 0x1000),
+        ] {
+            assert!(matches!(
+                refused(map, ram(start, len)),
+                RegionError::Overlaps { .. }
+            ));
         }
         let with = |kind| Region::new(range(0, 0x2000), kind);
         for kind in [
@@ -325,7 +428,10 @@ mod tests {
             RegionKind::PassThrough(device(0x1000, 0x1000)),
             RegionKind::PassThrough(device(0x1080, 0x2000)),
         ] {
-            assert!(matches!(refused(map, with(kind)), RegionError::HostRange(_)));
+            assert!(matches!(
+                refused(map, with(kind)),
+                RegionError::HostRange(_)
+            ));
         }
     }
 
@@ -338,16 +444,27 @@ mod tests {
         map.add(ram(0x3000, 0x1000)).unwrap();
         let starts: Vec<u64> = map.iter().map(|r| r.range.start().as_u64()).collect();
         assert_eq!(starts, [0x1000, 0x2000, 0x3000, (1 << 48) - 0x1000]);
-        for (gpa, start) in [(0xfff, None), (0x1000, Some(0x1000)), (0x2fff, Some(0x2000)), (0x4000, None)] {
+        for (gpa, start) in [
+            (0xfff, None),
+            (0x1000, Some(0x1000)),
+            (0x2fff, Some(0x2000)),
+            (0x4000, None),
+        ] {
             let found = |r: Option<&Region>| r.map(|r| r.range.start().as_u64());
             assert_eq!(found(map.find(Gpa::new(gpa))), start);
-            assert_eq!(found(map.find_often(Gpa::new(gpa)).as_ref()), start);
+            assert_eq!(
+                found(map.find_often(Gpa::new(gpa)).map(|known| &known.region)),
+                start
+            );
             assert_eq!(found(map.find(Gpa::new(gpa))), start);
         }
         assert!(map.find(Gpa::new((1 << 48) - 1)).is_some());
         assert!(map.find(Gpa::new(u64::MAX)).is_none());
         map.remove(range(0x2000, 0x1000)).unwrap();
-        assert_eq!(map.remove(range(0x2000, 0x1000)), Err(RegionError::NoSuchRegion(range(0x2000, 0x1000))));
+        assert_eq!(
+            map.remove(range(0x2000, 0x1000)),
+            Err(RegionError::NoSuchRegion(range(0x2000, 0x1000)))
+        );
         assert!(map.remove(range(0x1000, 0x2000)).is_err());
         assert!(map.find(Gpa::new(0x2000)).is_none() && map.find_often(Gpa::new(0x2000)).is_none());
         assert_eq!(map.iter().count(), 3);

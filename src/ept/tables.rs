@@ -7,13 +7,13 @@
 use super::entry::{Origin, decode};
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
-use crate::paging::{Content, Decoded, Ept, EptEntry, Entry, MayMoveTable, TableOps, TableReadOps};
+use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, MayMoveTable, TableOps, TableReadOps};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a table.
 pub(super) const ENTRIES: usize = 512;
 /// The permission to write, in a leaf and in an entry that refers to a table.
-const WRITE: u64 = 1 << 1;
+pub(super) const WRITE: u64 = 1 << 1;
 
 /// Access to the tables of one tree.
 pub(super) struct Tables<'a, M> {
@@ -34,7 +34,13 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// `root` must be a table of the EPT format in a frame of `frames` that the caller holds, and so must be everything that
     /// its entries refer to as tables; each such entry must hold a counted reference.
     pub unsafe fn new(frames: &'a FrameAllocator<M>, root: Hpa, retired: &'a mut Retired) -> Self {
-        Self { frames, root, retired, moved: false, failed: None }
+        Self {
+            frames,
+            root,
+            retired,
+            moved: false,
+            failed: None,
+        }
     }
 
     #[inline(always)]
@@ -65,19 +71,17 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
-    /// Fills `to` with what `from`, a table of `level`, refers to; write is withdrawn in both.
+    /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both.
     pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         for index in 0..ENTRIES {
             let entry = EptEntry::from_bits(self.word(from, index).load(Ordering::Acquire));
-            if entry == EptEntry::EMPTY {
-                continue;
-            }
             let shared = self.share(level, entry);
             if shared != entry && shared != EptEntry::EMPTY {
                 // The CPU may be setting accessed and dirty in the old one.
                 self.word(from, index).fetch_and(!WRITE, Ordering::AcqRel);
             }
-            self.word(to, index).store(shared.to_bits(), Ordering::Release);
+            self.word(to, index)
+                .store(shared.to_bits(), Ordering::Release);
         }
     }
 
@@ -91,7 +95,9 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             let entry = EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire));
             match decode(level, entry) {
                 Decoded::Table { table, .. } => self.drop_table(table, level - 1),
-                Decoded::Content(Content::Page { phys, attr }) => self.drop_leaf(phys, Origin::of(attr)),
+                Decoded::Content(Content::Page { phys, attr }) => {
+                    self.drop_leaf(phys, Origin::of(attr))
+                }
                 Decoded::Content(_) => {}
             }
         }
@@ -106,8 +112,43 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     fn retire(&mut self, address: Hpa) {
-        let gone = self.frames.from_entry(address).and_then(|frame| self.frames.retire(frame, self.retired));
+        let gone = self
+            .frames
+            .from_entry(address)
+            .and_then(|frame| self.frames.retire(frame, self.retired));
         debug_assert!(gone.is_ok(), "{gone:?}");
+    }
+}
+
+/// Access to the tables of one tree, for reading.
+pub(super) struct View<'a, M> {
+    mem: &'a M,
+    root: Hpa,
+}
+
+impl<'a, M: PhysMem> View<'a, M> {
+    /// The tree at `root`.
+    ///
+    /// # Safety
+    /// As for [`Tables::new`], as long as the view lives.
+    pub unsafe fn new(mem: &'a M, root: Hpa) -> Self {
+        Self { mem, root }
+    }
+}
+
+impl<M: PhysMem> TableReadOps for View<'_, M> {
+    type Format = Ept;
+
+    #[inline(always)]
+    fn root(&self) -> Hpa {
+        self.root
+    }
+    #[inline(always)]
+    fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
+        // SAFETY: as in `Tables::word`.
+        Some(EptEntry::from_bits(
+            unsafe { word(self.mem, table, index) }.load(Ordering::Acquire),
+        ))
     }
 }
 
@@ -131,18 +172,24 @@ impl<M: PhysMem> TableReadOps for Tables<'_, M> {
     }
     #[inline(always)]
     fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
-        Some(EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire)))
+        Some(EptEntry::from_bits(
+            self.word(table, index).load(Ordering::Acquire),
+        ))
     }
 }
 
 impl<M: PhysMem> TableOps for Tables<'_, M> {
     type Movability = MayMoveTable;
+    const WRITE_MEANS_PRIVATE: bool = true;
 
     fn alloc_table(&mut self) -> Option<Hpa> {
-        self.frames.alloc_zeroed().ok().map(|frame| frame.into_raw())
+        self.frames.alloc().ok().map(|frame| frame.into_raw())
     }
     fn free_table(&mut self, table: Hpa) {
-        let gone = self.frames.from_entry(table).and_then(|frame| self.frames.release(frame));
+        let gone = self
+            .frames
+            .from_entry(table)
+            .and_then(|frame| self.frames.release(frame));
         debug_assert!(gone.is_ok(), "{gone:?}");
     }
     fn retire_table(&mut self, table: Hpa, _level: u8) {
@@ -150,7 +197,8 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     }
     #[inline(always)]
     fn write_entry(&mut self, table: Hpa, index: usize, entry: EptEntry) -> Option<()> {
-        self.word(table, index).store(entry.to_bits(), Ordering::Release);
+        self.word(table, index)
+            .store(entry.to_bits(), Ordering::Release);
         Some(())
     }
     fn compare_exchange(
@@ -161,7 +209,12 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         new: EptEntry,
     ) -> Option<Result<(), EptEntry>> {
         let word = self.word(table, index);
-        let done = word.compare_exchange(old.to_bits(), new.to_bits(), Ordering::AcqRel, Ordering::Acquire);
+        let done = word.compare_exchange(
+            old.to_bits(),
+            new.to_bits(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
         Some(done.map(drop).map_err(EptEntry::from_bits))
     }
 
@@ -176,6 +229,27 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     }
     fn drop_shared(&mut self, table: Hpa, level: u8) {
         self.drop_table(table, level);
+    }
+    fn split_leaf(&mut self, entry: EptEntry, level: u8) {
+        let Decoded::Content(Content::Page { phys, attr }) = decode(level, entry) else {
+            return;
+        };
+        if !Origin::of(attr).is_counted() {
+            return;
+        }
+        // A block that is ours alone becomes frames of their own, so that each can be given back and taken over. Of one
+        // that others refer to, each of the smaller leaves holds a reference to the whole.
+        let done = if self.frames.count(phys) == 1 {
+            let whole = self.frames.from_entry(phys);
+            let parts =
+                whole.and_then(|block| self.frames.break_up(block).map_err(|(error, _)| error));
+            parts.map(|first| first.into_raw()).map(drop)
+        } else {
+            self.frames.share_many(phys, ENTRIES as u32 - 1)
+        };
+        if let Err(error) = done {
+            self.failed = Some(error);
+        }
     }
     fn set_root(&mut self, _from: Hpa, to: Hpa) {
         self.root = to;

@@ -17,11 +17,23 @@ pub struct Access {
 
 impl Access {
     /// A read.
-    pub const READ: Self = Self { read: true, write: false, fetch: false };
+    pub const READ: Self = Self {
+        read: true,
+        write: false,
+        fetch: false,
+    };
     /// A write.
-    pub const WRITE: Self = Self { read: false, write: true, fetch: false };
+    pub const WRITE: Self = Self {
+        read: false,
+        write: true,
+        fetch: false,
+    };
     /// An instruction fetch.
-    pub const FETCH: Self = Self { read: false, write: false, fetch: true };
+    pub const FETCH: Self = Self {
+        read: false,
+        write: false,
+        fetch: true,
+    };
 }
 
 impl fmt::Display for Access {
@@ -131,15 +143,26 @@ impl Violation {
     pub fn decode(fields: &ViolationFields) -> Self {
         let q = fields.qualification;
         let gva = fields.gva;
-        let page = LinearPage { user: q.get_bit(9), writable: q.get_bit(10), execute_disable: q.get_bit(11) };
+        let page = LinearPage {
+            user: q.get_bit(9),
+            writable: q.get_bit(10),
+            execute_disable: q.get_bit(11),
+        };
         let cause = match (q.get_bit(7), q.get_bit(8)) {
             (false, _) => Cause::NoLinearAddress,
-            (true, true) => Cause::Translation { gva, page: fields.advanced_information.then_some(page) },
+            (true, true) => Cause::Translation {
+                gva,
+                page: fields.advanced_information.then_some(page),
+            },
             (true, false) => Cause::PageWalk { gva },
         };
         Self {
             gpa: fields.gpa,
-            access: Access { read: q.get_bit(0), write: q.get_bit(1), fetch: q.get_bit(2) },
+            access: Access {
+                read: q.get_bit(0),
+                write: q.get_bit(1),
+                fetch: q.get_bit(2),
+            },
             allowed: Allowed {
                 read: q.get_bit(3),
                 write: q.get_bit(4),
@@ -216,22 +239,116 @@ mod tests {
     #[test]
     fn each_bit_shows_in_one_place() {
         let plain = decode(0);
-        assert_eq!((plain.access, plain.allowed), (Access::default(), Allowed::default()));
+        assert_eq!(
+            (plain.access, plain.allowed),
+            (Access::default(), Allowed::default())
+        );
         for (bit, expected) in [
-            (0, Violation { access: Access::READ, ..plain }),
-            (1, Violation { access: Access::WRITE, ..plain }),
-            (2, Violation { access: Access::FETCH, ..plain }),
-            (3, Violation { allowed: Allowed { read: true, ..plain.allowed }, ..plain }),
-            (4, Violation { allowed: Allowed { write: true, ..plain.allowed }, ..plain }),
-            (5, Violation { allowed: Allowed { execute: true, ..plain.allowed }, ..plain }),
-            (6, Violation { allowed: Allowed { user_execute: true, ..plain.allowed }, ..plain }),
-            (12, Violation { nmi_unblocked_by_iret: true, ..plain }),
-            (13, Violation { shadow_stack: true, ..plain }),
-            (14, Violation { shadow_stack_page: true, ..plain }),
-            (15, Violation { paging_verification: true, ..plain }),
-            (16, Violation { asynchronous: true, ..plain }),
+            (
+                0,
+                Violation {
+                    access: Access::READ,
+                    ..plain
+                },
+            ),
+            (
+                1,
+                Violation {
+                    access: Access::WRITE,
+                    ..plain
+                },
+            ),
+            (
+                2,
+                Violation {
+                    access: Access::FETCH,
+                    ..plain
+                },
+            ),
+            (
+                3,
+                Violation {
+                    allowed: Allowed {
+                        read: true,
+                        ..plain.allowed
+                    },
+                    ..plain
+                },
+            ),
+            (
+                4,
+                Violation {
+                    allowed: Allowed {
+                        write: true,
+                        ..plain.allowed
+                    },
+                    ..plain
+                },
+            ),
+            (
+                5,
+                Violation {
+                    allowed: Allowed {
+                        execute: true,
+                        ..plain.allowed
+                    },
+                    ..plain
+                },
+            ),
+            (
+                6,
+                Violation {
+                    allowed: Allowed {
+                        user_execute: true,
+                        ..plain.allowed
+                    },
+                    ..plain
+                },
+            ),
+            (
+                12,
+                Violation {
+                    nmi_unblocked_by_iret: true,
+                    ..plain
+                },
+            ),
+            (
+                13,
+                Violation {
+                    shadow_stack: true,
+                    ..plain
+                },
+            ),
+            (
+                14,
+                Violation {
+                    shadow_stack_page: true,
+                    ..plain
+                },
+            ),
+            (
+                15,
+                Violation {
+                    paging_verification: true,
+                    ..plain
+                },
+            ),
+            (
+                16,
+                Violation {
+                    asynchronous: true,
+                    ..plain
+                },
+            ),
         ] {
-            assert_eq!(decode(1 << bit), Violation { qualification: 1 << bit, ..expected }, "bit {bit}");
+            assert_eq!(
+                decode(1 << bit),
+                Violation {
+                    qualification: 1 << bit,
+                    ..expected
+                },
+                "bit {bit}"
+            );
         }
     }
 
@@ -240,10 +357,26 @@ mod tests {
         assert_eq!(decode(0x102).gva(), None);
         let walk = decode(0x83);
         assert!(walk.is_page_walk() && walk.gva() == Some(Gva::new(0x40_2008)));
-        let Cause::Translation { gva, page: Some(page) } = decode(0xd82).cause else { panic!() };
+        let Cause::Translation {
+            gva,
+            page: Some(page),
+        } = decode(0xd82).cause
+        else {
+            panic!()
+        };
         assert_eq!(gva, Gva::new(0x40_2008));
-        assert_eq!(page, LinearPage { user: false, writable: true, execute_disable: true });
-        let old = Violation::decode(&ViolationFields { advanced_information: false, ..fields(0xf82) });
+        assert_eq!(
+            page,
+            LinearPage {
+                user: false,
+                writable: true,
+                execute_disable: true
+            }
+        );
+        let old = Violation::decode(&ViolationFields {
+            advanced_information: false,
+            ..fields(0xf82)
+        });
         assert!(matches!(old.cause, Cause::Translation { page: None, .. }));
     }
 
@@ -258,13 +391,19 @@ mod tests {
 
     #[test]
     fn nmi_unblocking_is_undefined_during_delivery() {
-        let v = Violation::decode(&ViolationFields { during_delivery: true, ..fields(1 << 12) });
+        let v = Violation::decode(&ViolationFields {
+            during_delivery: true,
+            ..fields(1 << 12)
+        });
         assert!(v.during_delivery && !v.nmi_unblocked_by_iret);
     }
 
     #[test]
     fn it_reads_well() {
-        let v = Violation::decode(&ViolationFields { during_delivery: true, ..fields(0x18a) });
+        let v = Violation::decode(&ViolationFields {
+            during_delivery: true,
+            ..fields(0x18a)
+        });
         let expected = "write at GPA 0x5008 (GVA 0x402008), RIP 0x400010, EPT allowed r---, while an event was delivered";
         assert_eq!(v.to_string(), expected);
     }

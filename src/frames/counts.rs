@@ -197,9 +197,18 @@ impl Counts {
     }
 
     /// How many refer to frame `number`, or to the block it is part of.
+    #[inline]
     pub fn count(&self, mem: &impl PhysMem, number: u32) -> u32 {
-        self.holder(mem, number)
-            .map_or(0, |holder| self.record(mem, holder).count.load(Relaxed))
+        match self.record(mem, number).count.load(Relaxed) {
+            TAIL => self.count_of_block(mem, number),
+            count => count,
+        }
+    }
+
+    #[cold]
+    fn count_of_block(&self, mem: &impl PhysMem, number: u32) -> u32 {
+        let holder = self.holder(mem, number);
+        holder.map_or(0, |holder| self.record(mem, holder).count.load(Relaxed))
     }
 
     /// The first frame and log2 of the frames of the block that `number` is allocated in.
@@ -211,6 +220,21 @@ impl Counts {
     /// Adds `more` references.
     #[inline]
     pub fn take(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
+        let own = &self.record(mem, number).count;
+        let count = own.load(Relaxed);
+        // A frame that keeps its own count, which nobody else is changing: nearly always.
+        if count.wrapping_sub(1) < MAX_COUNT.saturating_sub(more)
+            && own
+                .compare_exchange(count, count + more, Relaxed, Relaxed)
+                .is_ok()
+        {
+            return Ok(());
+        }
+        self.take_slow(mem, number, more)
+    }
+
+    #[cold]
+    fn take_slow(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
         let free = FrameError::NotAllocated(self.address(number));
         let holder = self.holder(mem, number).ok_or(free)?;
         let add = |count: u32| {

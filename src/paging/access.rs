@@ -31,6 +31,9 @@ pub trait TableReadOps {
 pub trait TableOps: TableReadOps {
     /// [`MayMoveTable`] where some tables must not be written in place, else [`MayNotMoveTable`].
     type Movability: TableMovability;
+    /// Whether the root, and whatever table an entry refers to that grants write, can always be written in place: then
+    /// [`Cursor`](super::Cursor) asks [`TableOps::must_move`] only where an entry withholds write.
+    const WRITE_MEANS_PRIVATE: bool = false;
 
     /// A table of any content, that nobody else uses: the walker fills it before it links it. `None` where there is no
     /// memory for it.
@@ -87,6 +90,11 @@ pub trait TableOps: TableReadOps {
     fn move_table(&mut self, from: MoveOf<Self>, level: u8, to: TableOf<Self>);
     /// Takes note that one reference fewer stands on a table of `level` that must not be written: it was unlinked.
     fn drop_shared(&mut self, table: MoveOf<Self>, level: u8);
+    /// Takes note that `entry`, a leaf of `level` in a table that may be written, is about to be replaced by a table of
+    /// leaves that refer to its parts: where references are counted there will be more of them.
+    fn split_leaf(&mut self, entry: EntryOf<Self>, level: u8) {
+        let _ = (entry, level);
+    }
     /// Makes `to` the root. `from` is what [`TableOps::must_move`] said of the old one.
     fn set_root(&mut self, from: MoveOf<Self>, to: TableOf<Self>);
 }

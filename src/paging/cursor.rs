@@ -53,7 +53,12 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         let (mut fix, mut moves) = (0, 0);
         let mut granted = Rights::ALL;
         loop {
-            if O::Movability::MOVES && moves == 0 && ops.must_move(table, level).is_some() {
+            // Where granting write means being private, only what an entry withholds write from may have to move.
+            if O::Movability::MOVES
+                && moves == 0
+                && (fix != 0 || !O::WRITE_MEANS_PRIVATE)
+                && ops.must_move(table, level).is_some()
+            {
                 moves = level;
                 fix = level.max(fix);
             }
@@ -286,6 +291,24 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         self.write(self.index(), entry)?;
         self.entry = entry;
         self.content = content;
+        Ok(())
+    }
+
+    /// As [`Cursor::set`] with a page, made for the case that the slot is ready.
+    #[inline(always)]
+    pub fn set_page(
+        &mut self,
+        phys: TableOf<O>,
+        attr: <O::Format as Format>::Attr,
+    ) -> Result<(), Error<O::Format>> {
+        let content = Content::Page { phys, attr };
+        if self.level != self.target || !self.is_ready() {
+            return self.set(content);
+        }
+        check_content::<O::Format>(self.target, content)?;
+        let entry = O::Format::encode(self.target, content);
+        self.write(O::Format::index(self.va, self.target), entry)?;
+        (self.entry, self.content) = (entry, content);
         Ok(())
     }
 

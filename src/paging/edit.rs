@@ -136,6 +136,7 @@ impl<'o, O: TableOps> Edit<'o, O> {
         old: EntryOf<O>,
     ) -> Result<TableOf<O>, Error<O::Format>> {
         let child = self.reserve.pop(self.ops)?;
+        self.ops.split_leaf(old, level);
         let linked = self.replace(table, level, va, old, |edit, old| {
             let content = match O::Format::decode(level, old) {
                 Ok(Decoded::Content(content)) => content,

@@ -258,6 +258,17 @@ impl Format for Ept {
     #[inline(always)]
     fn decode(level: u8, entry: EptEntry) -> Result<DecodedOf<Self>, Fault> {
         let bits = entry.0;
+        // What nearly every entry on the way down is: a table that everything may be done with.
+        const OPEN: u64 = RWX | USER_EXECUTE;
+        if level > 1 && bits & (OPEN | LEAF | MEMORY_TYPE | IGNORE_PAT) == OPEN {
+            return Ok(Decoded::Table {
+                table: Hpa::new(bits & ADDRESS),
+                rights: Rights::ALL,
+            });
+        }
+        if bits == 0 {
+            return Ok(Decoded::Content(Content::Unmapped));
+        }
         // SDM "EPT Misconfigurations", 30.3.3.1; execute-only is a matter of the CPU's capabilities, which are
         // asked by who chooses the attributes.
         match bits & RWX {

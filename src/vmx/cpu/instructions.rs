@@ -162,20 +162,16 @@ impl CurrentVmcs {
         value: u64,
         field: impl Fn() -> Field,
     ) -> Result<(), VmcsError> {
-        let failed: u8;
         // SAFETY: as in `read`; what a field means is checked by the CPU at entry.
         unsafe {
             asm!(
-                "vmwrite {field}, {value}", "setbe {failed}",
-                value = in(reg) value, field = in(reg) u64::from(encoding), failed = out(reg_byte) failed,
+                "vmwrite {field}, {value}", "jbe {failed}",
+                value = in(reg) value, field = in(reg) u64::from(encoding),
+                failed = label { return Err(access_error(field(), VmcsAccess::Write)) },
                 options(nostack, nomem),
             );
         }
-        if failed == 0 {
-            Ok(())
-        } else {
-            Err(access_error(field(), VmcsAccess::Write))
-        }
+        Ok(())
     }
 }
 

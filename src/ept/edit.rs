@@ -1,0 +1,141 @@
+//! Changes to a space as a whole: what is mapped goes, or is shared with a fork.
+
+use super::entry::Origin;
+use super::space::Tree;
+use super::{Reason, RegionError, RegionKind, Space};
+use crate::addr::{AddrRange, Gpa};
+use crate::frames::{PhysMem, Retired};
+use crate::paging::{Content, Emptied, unmap};
+use core::fmt;
+
+/// Why a change was refused. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EditError {
+    /// The regions do not allow it.
+    Region(RegionError),
+    /// There is no frame for it, or the tables are not what they should be.
+    Tables(Reason),
+    /// The range reaches beyond memory regions.
+    NotMemory(AddrRange<Gpa>),
+    /// The space has a device passed through, which cannot be in two spaces.
+    PassThrough(AddrRange<Gpa>),
+}
+
+impl fmt::Display for EditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Region(error) => write!(f, "{error}"),
+            Self::Tables(reason) => write!(f, "{reason}"),
+            Self::NotMemory(range) => write!(f, "{range} is not all memory"),
+            Self::PassThrough(range) => {
+                write!(f, "the device at {range} cannot be shared by a fork")
+            }
+        }
+    }
+}
+
+impl core::error::Error for EditError {}
+
+impl<'s, M: PhysMem> Space<'s, M> {
+    /// Removes the region with exactly this range, and all that is mapped there.
+    pub fn remove_region(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
+        if !self.regions.iter().any(|region| region.range == range) {
+            return Err(EditError::Region(RegionError::NoSuchRegion(range)));
+        }
+        self.clear(range)?;
+        self.regions
+            .remove(range)
+            .map(drop)
+            .map_err(EditError::Region)
+    }
+
+    /// Forgets what the guest wrote in a range of whole pages in memory regions: it holds again what it held before the
+    /// first touch.
+    pub fn discard(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
+        self.check_memory(range)?;
+        self.clear(range)
+    }
+
+    /// Whether the range is all memory.
+    pub(super) fn check_memory(&self, range: AddrRange<Gpa>) -> Result<(), EditError> {
+        let mut at = Some(range.start());
+        while let (Some(gpa), Some(last)) = (at, range.last()) {
+            let region = self
+                .regions
+                .find(gpa)
+                .filter(|region| region.kind.is_memory());
+            let end = region
+                .and_then(|region| region.range.last())
+                .ok_or(EditError::NotMemory(range))?;
+            at = (end < last).then(|| Gpa::new(end.as_u64() + 1));
+        }
+        Ok(())
+    }
+
+    /// Unmaps a range.
+    fn clear(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
+        let frames = self.spaces.frames;
+        let mut leaves = Retired::new();
+        let mut any = false;
+        let mut tables = self.tree.tables(frames);
+        let done = unmap(
+            &mut tables,
+            range.start(),
+            range.len(),
+            Emptied::Retire,
+            |leaf| {
+                any = true;
+                if let Content::Page { phys, attr } = leaf.content
+                    && Origin::of(attr).is_counted()
+                {
+                    let gone = frames
+                        .from_entry(phys)
+                        .and_then(|frame| frames.retire(frame, &mut leaves));
+                    debug_assert!(gone.is_ok(), "{gone:?}");
+                }
+            },
+        );
+        let failed = tables.failed;
+        // Sub-trees that are shared go without a word about their leaves.
+        frames.join_retired(&mut self.tree.debt.retired, leaves);
+        self.tree.close(frames, true);
+        match (done, failed) {
+            (Ok(()), None) => Ok(()),
+            (Ok(()), Some(error)) => Err(EditError::Tables(Reason::Frames(error))),
+            (Err(error), _) => Err(EditError::Tables(error.into())),
+        }
+    }
+
+    /// A second space with the same regions and the same memory: nothing is copied before one of the two writes it. Takes
+    /// one frame, and the same time however large the memory is.
+    ///
+    /// This space owes an invalidation then, as writing is withdrawn from all that is shared.
+    pub fn fork(&mut self) -> Result<Space<'s, M>, EditError> {
+        let device = |region: &&super::Region| matches!(region.kind, RegionKind::PassThrough(_));
+        if let Some(region) = self.regions.iter().find(device) {
+            return Err(EditError::PassThrough(region.range));
+        }
+        let frames = self.spaces.frames;
+        let out = |error: crate::frames::FrameError| EditError::Tables(error.into());
+        let mut fork = Space {
+            spaces: self.spaces,
+            tree: Tree::new(frames).map_err(out)?,
+            regions: self.regions.clone(),
+            faults: Default::default(),
+        };
+        fork.tree.large = self.tree.large;
+        let (from, to) = (self.tree.root(), fork.tree.root());
+        let mut tables = self.tree.tables(frames);
+        tables.copy_shared(from, 4, to);
+        let failed = tables.failed;
+        if failed.is_some() {
+            fork.tree.tables(frames).drop_table(to, 4);
+            fork.tree.close(frames, true);
+        }
+        self.tree.close(frames, true);
+        match failed {
+            None => Ok(fork),
+            Some(error) => Err(EditError::Tables(Reason::Frames(error))),
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! Random lives of spaces, against a model of what memory holds, on CPUs that cache what they may.
+
+use super::tests::{
+    HIGH, HOST_LEN, MODULE, RAM, add_regions, all_capabilities, gpas, host_byte, memory, read,
+};
+use super::tlb::Cpu;
+use super::*;
+use crate::addr::{Gpa, Hpa, PAGE_SIZE};
+use crate::frames::PhysMem;
+use crate::frames::arena::Arena;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering::SeqCst;
+
+/// One step of a random life.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A guest reads or writes, through one of two linear addresses.
+    Guest {
+        space: usize,
+        cpu: usize,
+        page: usize,
+        alias: bool,
+        write: Option<u8>,
+    },
+    /// The host copies in, across the end of the page.
+    Host {
+        space: usize,
+        page: usize,
+        byte: u8,
+    },
+    Discard {
+        space: usize,
+        page: usize,
+    },
+    Fork {
+        space: usize,
+    },
+    Harvest {
+        space: usize,
+    },
+    End {
+        space: usize,
+    },
+    /// The next allocations beyond so many fail.
+    Scarce {
+        left: u64,
+    },
+}
+
+/// RAM that large pages fit in.
+const BIG: u64 = 0x1_0000_0000;
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = any::<usize>;
+    prop_oneof![
+        12 => (index(), 0usize..2, index(), any::<bool>(), prop::option::of(any::<u8>()))
+            .prop_map(|(space, cpu, page, alias, write)| Step::Guest { space, cpu, page, alias, write }),
+        3 => (index(), index(), any::<u8>()).prop_map(|(space, page, byte)| Step::Host { space, page, byte }),
+        1 => (index(), index()).prop_map(|(space, page)| Step::Discard { space, page }),
+        2 => index().prop_map(|space| Step::Fork { space }),
+        2 => index().prop_map(|space| Step::Harvest { space }),
+        1 => index().prop_map(|space| Step::End { space }),
+        1 => (0u64..6).prop_map(|left| Step::Scarce { left }),
+    ]
+}
+
+/// The pages that the steps use.
+fn page_address(page: usize) -> u64 {
+    let pages = [
+        RAM,
+        RAM + PAGE_SIZE,
+        RAM + 5 * PAGE_SIZE,
+        HIGH + PAGE_SIZE,
+        HIGH + 2 * PAGE_SIZE,
+        MODULE,
+        MODULE + 2 * PAGE_SIZE,
+        MODULE + 3 * PAGE_SIZE,
+        BIG + PAGE_SIZE,
+        BIG + 5 * PAGE_SIZE,
+        BIG + 0x1f_e000,
+        BIG + 0x20_0000,
+    ];
+    pages[page % pages.len()]
+}
+
+fn fresh_byte(gpa: u64) -> u8 {
+    if gpa >= MODULE && gpa - MODULE < HOST_LEN {
+        host_byte(gpa - MODULE)
+    } else {
+        0
+    }
+}
+
+/// What a space holds where it differs from what it held in the beginning.
+#[derive(Clone, Default)]
+struct Model {
+    bytes: BTreeMap<u64, u8>,
+    /// Pages that were written since the last harvest, and pages that somebody tried to write.
+    dirty: BTreeSet<u64>,
+    tried: BTreeSet<u64>,
+    forked: bool,
+}
+
+fn model_byte(model: &Model, gpa: u64) -> u8 {
+    model
+        .bytes
+        .get(&gpa)
+        .copied()
+        .unwrap_or_else(|| fresh_byte(gpa))
+}
+
+/// What a life came to: a difference from the model, or how many INVEPTs each CPU executed.
+#[derive(Debug)]
+enum Outcome {
+    Wrong(String),
+    Fine([u64; 2]),
+}
+
+/// Lives through the steps, on two CPUs of which one may leave out one INVEPT.
+fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -> Outcome {
+    let (frames, host) = memory(if capability.pages_2m {
+        400 + 5 * 512
+    } else {
+        400
+    });
+    let spaces = Spaces::new(&frames, capability).unwrap();
+    let mut first = spaces.create(36).unwrap();
+    add_regions(&mut first, host);
+    first
+        .add_region(Region::new(gpas(BIG, 2 << 21), RegionKind::Ram))
+        .unwrap();
+    assert_eq!(first.set_large_pages(true), capability.pages_2m);
+    let mut alive: Vec<(Space<'_, Arena>, Model)> = vec![(first, Model::default())];
+    let mut cpus = [Cpu::new(0), Cpu::new(1)];
+    if let Some((cpu, nth)) = skip {
+        cpus[cpu].skip = Some(nth);
+    }
+    let wrong = |what: String| Outcome::Wrong(what);
+    for step in steps {
+        let count = alive.len();
+        match *step {
+            Step::Guest {
+                space,
+                cpu,
+                page,
+                alias,
+                write,
+            } => {
+                let (space, model) = &mut alive[space % count];
+                let gpa = page_address(page) + 0x18;
+                let gva = if alias { gpa + (1 << 40) } else { gpa };
+                let access = if write.is_some() {
+                    Access::WRITE
+                } else {
+                    Access::READ
+                };
+                if write.is_some() {
+                    model.tried.insert(gpa - 0x18);
+                }
+                match cpus[cpu].run(space, gva, gpa, access) {
+                    Ok(frame) => {
+                        let at = frames.mem().ptr(Hpa::new(frame.as_u64() + 0x18));
+                        if cpus[cpu].is_stale(space.eptp(), frames.mem()) {
+                            return wrong(format!("stale translation on CPU {cpu} while {step:?}"));
+                        }
+                        // SAFETY: in the arena; what it is is the question here.
+                        unsafe {
+                            match write {
+                                Some(byte) => {
+                                    at.write(byte);
+                                    model.bytes.insert(gpa, byte);
+                                    model.dirty.insert(gpa - 0x18);
+                                }
+                                None if at.read() != model_byte(model, gpa) => {
+                                    return wrong(format!("read {:#x} at {gpa:#x}", at.read()));
+                                }
+                                None => {}
+                            }
+                        }
+                    }
+                    Err(error) if error.reason == Reason::OutOfFrames => {}
+                    Err(error) => return wrong(error.to_string()),
+                }
+            }
+            Step::Host { space, page, byte } => {
+                let (space, model) = &mut alive[space % count];
+                let gpa = page_address(page) + PAGE_SIZE - 2;
+                let pages = [page_address(page), page_address(page) + PAGE_SIZE];
+                model.tried.extend(pages);
+                match space.write(Gpa::new(gpa), &[byte; 4]) {
+                    Ok(()) => {
+                        model.bytes.extend((gpa..gpa + 4).map(|gpa| (gpa, byte)));
+                        model.dirty.extend(pages);
+                    }
+                    Err(error) => match error.reason {
+                        Reason::OutOfFrames => {}
+                        // The last page of a region.
+                        Reason::NoRegion if page_address(page) == MODULE + 3 * PAGE_SIZE => {}
+                        _ => return wrong(error.to_string()),
+                    },
+                }
+            }
+            Step::Discard { space, page } => {
+                let (space, model) = &mut alive[space % count];
+                let start = page_address(page);
+                match space.discard(gpas(start, PAGE_SIZE)) {
+                    Ok(()) => {
+                        model.bytes.retain(|gpa, _| gpa - gpa % PAGE_SIZE != start);
+                        model.dirty.remove(&start);
+                    }
+                    Err(EditError::Tables(Reason::OutOfFrames)) => {}
+                    Err(error) => return wrong(error.to_string()),
+                }
+            }
+            Step::Fork { space } if count < 5 => {
+                let (space, model) = &mut alive[space % count];
+                match space.fork() {
+                    Ok(fork) => {
+                        model.dirty.clear();
+                        model.forked = true;
+                        let model = model.clone();
+                        alive.push((fork, model));
+                    }
+                    Err(EditError::Tables(Reason::OutOfFrames)) => {}
+                    Err(error) => return wrong(error.to_string()),
+                }
+            }
+            Step::Harvest { space } => {
+                let (space, model) = &mut alive[space % count];
+                let mut found = BTreeSet::new();
+                for (start, pages) in [(RAM, 16), (HIGH, 4), (MODULE, 4), (BIG, 1024)] {
+                    let range = gpas(start, pages * PAGE_SIZE);
+                    let harvested = space.harvest_dirty(range, |gpa, size| {
+                        let pages = size.bytes() / PAGE_SIZE;
+                        found.extend((0..pages).map(|page| gpa.as_u64() + page * PAGE_SIZE));
+                    });
+                    if let Err(error) = harvested {
+                        return wrong(error.to_string());
+                    }
+                }
+                // Of a large page more is told than was written.
+                let exact = capability.pages_2m || found.is_subset(&model.tried);
+                if !(model.dirty.is_subset(&found) && exact) {
+                    let dirty = &model.dirty;
+                    return wrong(format!("dirty pages {found:x?} instead of {dirty:x?}"));
+                }
+                model.dirty.clear();
+                // What was written before a fork may be told again to whoever holds it alone later.
+                if !model.forked {
+                    model.tried.clear();
+                }
+            }
+            Step::End { space } if count > 1 => {
+                let mut ending = alive.swap_remove(space % count).0.end();
+                let [a, b] = &mut cpus;
+                while !ending.step(a, 100) && !ending.step(b, 100) {}
+            }
+            Step::Fork { .. } | Step::End { .. } => {}
+            Step::Scarce { left } => {
+                frames.allowance.store(left, SeqCst);
+                continue;
+            }
+        }
+        frames.allowance.store(u64::MAX, SeqCst);
+        if let Err(flaw) = spaces.audit(alive.iter().map(|(space, _)| space)) {
+            return wrong(flaw.to_string());
+        }
+    }
+    for (space, model) in &alive {
+        for page in 0..12 {
+            let start = page_address(page);
+            for (i, byte) in read(space, start, PAGE_SIZE as usize)
+                .into_iter()
+                .enumerate()
+            {
+                if byte != model_byte(model, start + i as u64) {
+                    return wrong(format!("{byte:#x} at {:#x} in the end", start + i as u64));
+                }
+            }
+        }
+    }
+    let counts = [cpus[0].invepts, cpus[1].invepts];
+    for (space, _) in alive {
+        let mut ending = space.end();
+        let [a, b] = &mut cpus;
+        while !ending.step(a, 100) && !ending.step(b, 100) {}
+    }
+    spaces.end().unwrap();
+    match frames.figures().used {
+        0 => Outcome::Fine(counts),
+        used => wrong(format!("{used} frames are lost")),
+    }
+}
+
+/// CPUs that mark pages dirty or not, with large pages or without.
+fn capabilities() -> [EptCapability; 3] {
+    let all = all_capabilities();
+    let small = EptCapability {
+        pages_2m: false,
+        ..all
+    };
+    [
+        small,
+        EptCapability {
+            accessed_dirty: false,
+            ..small
+        },
+        all,
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// What a guest reads is what was last written, in any order of everything; nothing stale is ever used, counts are
+    /// right after each step, what was written is told as dirty, and all frames come back.
+    #[test]
+    fn memory_is_what_was_last_written(steps in prop::collection::vec(step(), 1..60), cpu in 0usize..3) {
+        let outcome = live(&steps, capabilities()[cpu], None);
+        prop_assert!(matches!(outcome, Outcome::Fine(_)), "{:?}", outcome);
+    }
+}
+
+/// Every INVEPT is needed: with any single one left out, a CPU ends up with a translation that is stale.
+#[test]
+fn no_single_invept_can_be_left_out() {
+    // Everything that incurs a debt, each step such that something cached becomes stale, and is there to be seen.
+    let guest = |space, page, write: Option<u8>| {
+        [false, true].map(|alias| Step::Guest {
+            space,
+            cpu: 0,
+            page,
+            alias,
+            write,
+        })
+    };
+    let mut steps = vec![];
+    // The frame of zeroes replaced.
+    steps.extend(guest(0, 0, None));
+    steps.extend(guest(0, 0, Some(1)));
+    // Host bytes replaced by a copy.
+    steps.extend(guest(0, 5, None));
+    steps.extend(guest(0, 5, Some(2)));
+    // A page removed.
+    steps.extend(guest(0, 1, Some(3)));
+    steps.push(Step::Discard { space: 0, page: 1 });
+    steps.extend(guest(0, 0, None));
+    // Writing withdrawn by a fork, then the page copied by the one, and its tables.
+    steps.push(Step::Fork { space: 0 });
+    steps.extend(guest(0, 0, None));
+    steps.extend(guest(0, 0, Some(4)));
+    steps.extend(guest(1, 0, None));
+    steps.extend(guest(1, 1, None));
+    steps.extend(guest(1, 0, Some(5)));
+    // What the host writes replaces the frame of zeroes too.
+    steps.extend(guest(1, 2, None));
+    steps.push(Step::Host {
+        space: 1,
+        page: 2,
+        byte: 6,
+    });
+    steps.extend(guest(1, 2, None));
+    // And on another CPU.
+    steps.push(Step::Guest {
+        space: 1,
+        cpu: 1,
+        page: 2,
+        alias: false,
+        write: None,
+    });
+    steps.push(Step::Discard { space: 1, page: 2 });
+    steps.push(Step::Guest {
+        space: 1,
+        cpu: 1,
+        page: 2,
+        alias: true,
+        write: Some(7),
+    });
+    steps.extend(guest(1, 2, None));
+    // Pages written again after they were told as dirty, read in between.
+    steps.extend(guest(0, 1, Some(8)));
+    steps.push(Step::Harvest { space: 0 });
+    steps.extend(guest(0, 1, None));
+    steps.extend(guest(0, 1, Some(9)));
+    steps.push(Step::Harvest { space: 0 });
+    steps.extend(guest(0, 1, None));
+    for capability in capabilities() {
+        let counts = match live(&steps, capability, None) {
+            Outcome::Fine(counts) => counts,
+            Outcome::Wrong(what) => panic!("{what}"),
+        };
+        assert!(counts[0] >= 8 && counts[1] >= 1, "{counts:?}");
+        for (cpu, count) in counts.into_iter().enumerate() {
+            for nth in 0..count {
+                match live(&steps, capability, Some((cpu, nth))) {
+                    Outcome::Wrong(what) => {
+                        assert!(
+                            ["stale", "read", "dirty"]
+                                .iter()
+                                .any(|word| what.contains(word)),
+                            "{what}"
+                        )
+                    }
+                    Outcome::Fine(_) => panic!("INVEPT {nth} on CPU {cpu} was not missed"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Making one page accessible: what stands in its slot decides, by one descent.
+
+use super::entry::Origin;
+use super::large::large_page;
+use super::region::Known;
+use super::space::{Shared, Tree};
+use super::tables::Tables;
+use super::{Access, Fill, Reason, Region, RegionKind};
+use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::frames::{Frame, FrameAllocator, PhysMem};
+use crate::paging::{Content, Cursor, EptAttr, Write};
+
+/// What a page that is not mapped holds.
+#[derive(Clone, Copy)]
+enum Source {
+    /// Zeroes.
+    Zero,
+    /// Host bytes, so many; zeroes behind them.
+    Host(Hpa, u64),
+    /// A device.
+    Device(Hpa),
+}
+
+impl Source {
+    fn of(region: &Region, page: Gpa) -> Result<Self, Reason> {
+        let offset = region.offset(page);
+        match region.kind {
+            RegionKind::Ram | RegionKind::Rom => Ok(Self::Zero),
+            RegionKind::CopyOnWrite(bytes) | RegionKind::ReadOnly(bytes) => {
+                let range = bytes.range();
+                Ok(match range.len().saturating_sub(offset) {
+                    0 => Self::Zero,
+                    left => Self::Host(
+                        Hpa::new(range.start().as_u64() + offset),
+                        left.min(PAGE_SIZE),
+                    ),
+                })
+            }
+            RegionKind::PassThrough(device) => Ok(Self::Device(Hpa::new(
+                device.range().start().as_u64() + offset,
+            ))),
+            RegionKind::Mmio => Err(Reason::NotMemory { tag: region.tag }),
+        }
+    }
+
+    /// A frame of its own with this content.
+    fn private<M: PhysMem>(
+        self,
+        region: &Region,
+        frames: &FrameAllocator<M>,
+    ) -> Result<(Frame, Origin), Reason> {
+        match self {
+            Self::Zero => Ok((frames.alloc_zeroed()?, Origin::Filled)),
+            Self::Host(from, len) => {
+                let frame = frames.alloc()?;
+                // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
+                match unsafe { frames.copy_host_into(&frame, from, len) } {
+                    Ok(()) => Ok((frame, Origin::Copied)),
+                    Err(error) => {
+                        frames.release(frame)?;
+                        Err(error.into())
+                    }
+                }
+            }
+            Self::Device(_) => Err(Reason::NotMemory { tag: region.tag }),
+        }
+    }
+}
+
+impl Known {
+    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
+    /// note writes, permission to write is what tells dirty pages.
+    #[inline]
+    pub fn written(&self) -> EptAttr {
+        let leaf = self.leaf.with_dirty(true);
+        if self.region.kind.is_writable() {
+            leaf.with_write(Write::Allowed)
+        } else {
+            leaf
+        }
+    }
+}
+
+impl Tree {
+    /// Makes the page at `page`, which is in the region and which the region allows to be accessed so, accessible. On an
+    /// error the guest's memory is as it was.
+    #[inline]
+    pub fn provide<M: PhysMem>(
+        &mut self,
+        spaces: &Shared<'_, M>,
+        known: &Known,
+        page: Gpa,
+        access: Access,
+    ) -> Result<Fill, Reason> {
+        let large = self.large;
+        let mut tables = self.tables(spaces.frames);
+        let done = provide(&mut tables, known, page, access, spaces.zero, large);
+        let (moved, failed) = (tables.moved, tables.failed);
+        let replaced = matches!(done, Ok((_, true)));
+        self.close(spaces.frames, replaced || moved);
+        match failed {
+            Some(error) => Err(Reason::Frames(error)),
+            None => done.map(|(fill, _)| fill),
+        }
+    }
+}
+
+/// Makes `page` accessible. The second result says whether a translation was replaced.
+#[inline]
+fn provide<M: PhysMem>(
+    tables: &mut Tables<'_, M>,
+    known: &Known,
+    page: Gpa,
+    access: Access,
+    zero: Hpa,
+    large: bool,
+) -> Result<(Fill, bool), Reason> {
+    let frames = tables.frames;
+    let region = &known.region;
+    let mut cursor = Cursor::new(&mut *tables, page, PageSize::Size4K)?;
+    if cursor.level() > 1 && access.write {
+        let content = cursor.content();
+        if let Some(done) = large_page(tables, known, page, content, large)? {
+            return Ok(done);
+        }
+        cursor = Cursor::new(tables, page, PageSize::Size4K)?;
+    }
+    match cursor.content() {
+        Content::Page { phys, attr } if access.write => {
+            write_to_mapped(cursor, known, page, phys, attr)
+        }
+        Content::Page { phys, attr } => {
+            // No table above withholds reading or fetching.
+            if attr.read() && (!access.fetch || attr.execute()) {
+                return Ok((Fill::Present, false));
+            }
+            let attr = attr
+                .with_execute(region.execute)
+                .with_user_execute(region.execute);
+            cursor.set_page(phys, attr)?;
+            Ok((Fill::TakenOver, false))
+        }
+        _ => {
+            let source = Source::of(region, page)?;
+            let (frame, origin, fill) = match source {
+                Source::Device(phys) => {
+                    cursor.set_page(phys, Origin::Host.mark(known.written()))?;
+                    return Ok((Fill::HostMapped, false));
+                }
+                Source::Host(phys, PAGE_SIZE) if !access.write => {
+                    cursor.set_page(phys, Origin::Host.mark(known.leaf))?;
+                    return Ok((Fill::HostMapped, false));
+                }
+                Source::Zero if !access.write => {
+                    (frames.share_entry(zero)?, Origin::Zero, Fill::ZeroShared)
+                }
+                // What follows the bytes in their last page is not the guest's to see, so that page is always a copy.
+                _ => {
+                    let (frame, origin) = source.private(region, frames)?;
+                    (
+                        frame,
+                        origin,
+                        if origin == Origin::Filled {
+                            Fill::Zeroed
+                        } else {
+                            Fill::Copied
+                        },
+                    )
+                }
+            };
+            put(
+                &mut cursor,
+                frame,
+                origin,
+                if access.write {
+                    known.written()
+                } else {
+                    known.leaf
+                },
+            )?;
+            Ok((fill, false))
+        }
+    }
+}
+
+/// Makes a page writable that is mapped, by the guest or, where its region is not writable, by the host alone.
+fn write_to_mapped<M: PhysMem>(
+    mut cursor: Cursor<'_, Tables<'_, M>>,
+    known: &Known,
+    page: Gpa,
+    phys: Hpa,
+    attr: EptAttr,
+) -> Result<(Fill, bool), Reason> {
+    let frames = cursor.ops().frames;
+    let (region, wanted) = (&known.region, known.written());
+    let origin = Origin::of(attr);
+    match origin {
+        Origin::Host if !region.kind.is_memory() => {
+            let fill = if attr.write() == Write::Allowed {
+                Fill::Present
+            } else {
+                Fill::HostMapped
+            };
+            cursor.set_page(phys, origin.mark(wanted))?;
+            Ok((fill, false))
+        }
+        Origin::Host | Origin::Zero => {
+            let (frame, new) = Source::of(region, page)?.private(region, frames)?;
+            put(&mut cursor, frame, new, wanted)?;
+            cursor.ops().drop_leaf(phys, origin);
+            Ok((
+                if new == Origin::Filled {
+                    Fill::Zeroed
+                } else {
+                    Fill::Copied
+                },
+                true,
+            ))
+        }
+        Origin::Filled | Origin::Copied => {
+            if cursor.is_ready() && frames.count(phys) == 1 {
+                return take_over(cursor, phys, attr, wanted);
+            }
+            // The tables may have to be copied first, which adds references: the frame is taken before, so that nothing
+            // has changed where there is none.
+            let frame = frames.alloc()?;
+            let prepared = cursor.prepare().map_err(Reason::from);
+            let shared = frames.count(phys) != 1;
+            let copied = match prepared {
+                Ok(()) if shared => frames.copy_into(&frame, phys).map_err(Reason::from),
+                other => other,
+            };
+            if copied.is_err() || !shared {
+                frames.release(frame)?;
+                return copied.and_then(|()| take_over(cursor, phys, attr, wanted));
+            }
+            put(&mut cursor, frame, Origin::Copied, wanted)?;
+            cursor.ops().drop_leaf(phys, origin);
+            Ok((Fill::Copied, true))
+        }
+    }
+}
+
+/// Gives a page whose frame is nobody else's the permissions of its region.
+pub(super) fn take_over<M: PhysMem>(
+    mut cursor: Cursor<'_, Tables<'_, M>>,
+    phys: Hpa,
+    attr: EptAttr,
+    wanted: EptAttr,
+) -> Result<(Fill, bool), Reason> {
+    let wanted = Origin::of(attr).mark(wanted);
+    if wanted == attr {
+        return Ok((Fill::Present, false));
+    }
+    cursor.set_page(phys, wanted)?;
+    let present = attr.write() == wanted.write() && attr.execute() == wanted.execute();
+    Ok((
+        if present {
+            Fill::Present
+        } else {
+            Fill::TakenOver
+        },
+        false,
+    ))
+}
+
+/// Puts the frame into the slot, which then owns the reference; where that fails, the reference is ended.
+#[inline(always)]
+pub(super) fn put<M: PhysMem>(
+    cursor: &mut Cursor<'_, Tables<'_, M>>,
+    frame: Frame,
+    origin: Origin,
+    attr: EptAttr,
+) -> Result<(), Reason> {
+    match cursor.set_page(frame.address(), origin.mark(attr)) {
+        Ok(()) => {
+            frame.into_raw();
+            Ok(())
+        }
+        Err(error) => {
+            cursor.ops().frames.release(frame)?;
+            Err(error.into())
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! A space, and what all spaces of a machine share.
+
+use super::debt::{Debt, Invalidate};
+use super::region::RegionMap;
+use super::tables::{Tables, View};
+use super::{EptCapability, Eptp, Region, RegionError, RegionKind};
+use crate::addr::{Gpa, Hpa};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use core::marker::PhantomData;
+
+/// What all spaces share: the frames, the frame of zeroes, and what the CPU can do.
+pub struct Spaces<'f, M> {
+    frames: &'f FrameAllocator<M>,
+    zero: Frame,
+    capability: EptCapability,
+}
+
+impl<'f, M: PhysMem> Spaces<'f, M> {
+    /// Takes the frame that stands for all untouched memory.
+    pub fn new(
+        frames: &'f FrameAllocator<M>,
+        capability: EptCapability,
+    ) -> Result<Self, FrameError> {
+        Ok(Self {
+            frames,
+            zero: frames.alloc_zeroed()?,
+            capability,
+        })
+    }
+
+    /// A space without regions, in which a guest-physical address has `width` bits (at most 48).
+    pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
+        Ok(Space {
+            spaces: self.shared(),
+            tree: Tree::new(self.frames)?,
+            regions: RegionMap::new(width.min(48)),
+            faults: Faults::default(),
+        })
+    }
+
+    /// The allocator.
+    pub fn frames(&self) -> &'f FrameAllocator<M> {
+        self.frames
+    }
+
+    /// What the CPU can do.
+    pub fn capability(&self) -> &EptCapability {
+        &self.capability
+    }
+
+    /// Gives the frame of zeroes back. No space may be left: the borrow checker sees to that.
+    pub fn end(self) -> Result<(), FrameError> {
+        self.frames.release(self.zero)
+    }
+
+    /// The frame of zeroes.
+    pub(super) fn zero(&self) -> &Frame {
+        &self.zero
+    }
+
+    fn shared(&self) -> Shared<'_, M> {
+        let zero = self.zero.address();
+        Shared {
+            frames: self.frames,
+            zero,
+            capability: &self.capability,
+        }
+    }
+}
+
+/// What a space needs of [`Spaces`].
+pub(super) struct Shared<'s, M> {
+    pub frames: &'s FrameAllocator<M>,
+    pub zero: Hpa,
+    pub capability: &'s EptCapability,
+}
+
+impl<M> Clone for Shared<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M> Copy for Shared<'_, M> {}
+
+/// What violations of one space came to, by count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Reads of untouched memory that were given the frame of zeroes.
+    pub zero_shared: u64,
+    /// Writes to untouched memory that were given a zeroed frame.
+    pub filled: u64,
+    /// Pages copied on a write.
+    pub copied: u64,
+    /// Pages made writable in place, because nobody else referred to them any more.
+    pub taken_over: u64,
+    /// Pages of host bytes or of a device that were mapped.
+    pub host_mapped: u64,
+    /// Accesses handed to device models.
+    pub mmio: u64,
+    /// Violations of what was mapped already.
+    pub spurious: u64,
+    /// Violations that could not be resolved.
+    pub refused: u64,
+}
+
+/// A guest's physical address space.
+///
+/// It ends by [`Space::end`]; one that is merely dropped leaks its frames.
+#[must_use = "a space that is dropped without `end` leaks its frames"]
+pub struct Space<'s, M: PhysMem> {
+    pub(super) spaces: Shared<'s, M>,
+    pub(super) tree: Tree,
+    pub(super) regions: RegionMap,
+    pub(super) faults: Faults,
+}
+
+impl<'s, M: PhysMem> Space<'s, M> {
+    /// Adds a region. It must not overlap another, and host memory behind it must not be memory whose frames are handed
+    /// out: a guest could else come by the frames of the host or of another guest.
+    pub fn add_region(&mut self, region: Region) -> Result<(), RegionError> {
+        let host = match region.kind {
+            RegionKind::PassThrough(device) => Some(device.range()),
+            ref kind => kind.host_bytes(),
+        };
+        if let Some(host) = host
+            && self
+                .spaces
+                .frames
+                .ranges()
+                .any(|managed| managed.overlaps(host))
+        {
+            return Err(RegionError::HostManaged(host));
+        }
+        self.regions.add(region)
+    }
+
+    /// The regions, in order of their addresses.
+    pub fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter()
+    }
+
+    /// The region that `gpa` is in.
+    pub fn region_at(&self, gpa: Gpa) -> Option<&Region> {
+        self.regions.find(gpa)
+    }
+
+    /// Bits of a guest-physical address.
+    pub fn width(&self) -> u32 {
+        self.regions.width()
+    }
+
+    /// Has a first write be given a page of 2 MiB where RAM covers all of it, nothing is mapped there yet, and such a
+    /// block of frames is free. Yields whether this CPU can do that.
+    pub fn set_large_pages(&mut self, on: bool) -> bool {
+        self.tree.large = on && self.spaces.capability.pages_2m;
+        self.tree.large == on
+    }
+
+    /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
+    pub fn eptp(&self) -> Eptp {
+        Eptp::new(self.tree.root, self.spaces.capability, true)
+    }
+
+    /// What violations came to so far.
+    pub fn faults(&self) -> Faults {
+        self.faults
+    }
+
+    /// INVEPTs executed for this space so far.
+    pub fn invalidations(&self) -> u64 {
+        self.tree.debt.paid
+    }
+
+    /// Frames that wait until CPUs have forgotten them.
+    pub fn retired_frames(&self) -> u64 {
+        self.tree.debt.retired.frames()
+    }
+
+    /// Makes it right to run the guest on this CPU: pays what invalidation this CPU owes. As long as the result lives, the
+    /// space cannot be changed.
+    #[inline]
+    pub fn enter(&mut self, cpu: &mut impl Invalidate) -> Entered<'_> {
+        let eptp = self.eptp();
+        self.tree.debt.pay(eptp, cpu, self.spaces.frames);
+        self.tree.debt.run_on(cpu.cpu());
+        Entered {
+            eptp,
+            space: PhantomData,
+        }
+    }
+}
+
+/// The tables of one space, and what is owed for changes to them.
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: Hpa,
+    pub debt: Debt,
+    /// Whether the first write may be given a page of 2 MiB.
+    pub large: bool,
+}
+
+impl Tree {
+    /// A tree that maps nothing.
+    pub fn new<M: PhysMem>(frames: &FrameAllocator<M>) -> Result<Self, FrameError> {
+        Ok(Self {
+            root: frames.alloc_zeroed()?.into_raw(),
+            debt: Debt::default(),
+            large: false,
+        })
+    }
+
+    /// The top table.
+    pub const fn root(&self) -> Hpa {
+        self.root
+    }
+
+    /// The tables, for reading.
+    pub fn view<'a, M: PhysMem>(&'a self, frames: &'a FrameAllocator<M>) -> View<'a, M> {
+        // SAFETY: as in `tables`.
+        unsafe { View::new(frames.mem(), self.root) }
+    }
+
+    /// The tables, for an edit. `frames` is where they came from. What the edit means for CPUs is told by
+    /// [`Tree::close`].
+    #[inline(always)]
+    pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
+        // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
+        // holding the reference to its table.
+        unsafe { Tables::new(frames, self.root, &mut self.debt.retired) }
+    }
+
+    /// Ends an edit: `replaced` says whether a translation was removed or replaced.
+    #[inline]
+    pub fn close<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, replaced: bool) {
+        if replaced {
+            self.debt.incur();
+        }
+        if !self.debt.retired.is_empty() && !self.debt.is_owed() {
+            frames.free_retired(&mut self.debt.retired);
+        }
+    }
+}
+
+/// The right to run a guest in its space on this CPU, which owes no invalidation.
+#[must_use]
+#[derive(Debug)]
+pub struct Entered<'a> {
+    eptp: Eptp,
+    space: PhantomData<&'a mut ()>,
+}
+
+impl Entered<'_> {
+    /// The EPT pointer to run with.
+    pub const fn eptp(&self) -> Eptp {
+        self.eptp
+    }
+}

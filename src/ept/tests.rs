@@ -1,0 +1,700 @@
+//! Tests of spaces as a whole: against a model of what memory holds, on CPUs that cache what they may.
+
+use super::tlb::Cpu;
+use super::*;
+use crate::addr::{AddrRange, Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
+use crate::frames::arena::Arena;
+use crate::frames::{FrameAllocator, PhysMem};
+use crate::paging::MemoryType;
+use std::sync::atomic::Ordering::SeqCst;
+
+const BASE: u64 = 0x100_0000;
+const HOST_PAGES: u64 = 4;
+/// The module's bytes end in the middle of a page.
+pub(super) const HOST_LEN: u64 = 2 * PAGE_SIZE + 0x234;
+
+pub(super) const RAM: u64 = 0;
+pub(super) const HIGH: u64 = 0x20_0000 - 2 * PAGE_SIZE;
+pub(super) const MODULE: u64 = 0x4000_0000;
+const SHARED: u64 = 0x8000_0000;
+const ROM: u64 = 0xc000_0000;
+const MMIO: u64 = 0xd000_0000;
+const DEVICE: u64 = 0xe000_0000;
+const DEVICE_HOST: u64 = 0xfee0_0000;
+
+pub(super) fn gpas(start: u64, len: u64) -> AddrRange<Gpa> {
+    AddrRange::new(Gpa::new(start), len).unwrap()
+}
+
+pub(super) fn all_capabilities() -> EptCapability {
+    EptCapability::from_msr(u64::MAX)
+}
+
+/// An allocator of `frames` frames with the module's bytes behind them.
+pub(super) fn memory(frames: u64) -> (FrameAllocator<Arena>, HostBytes) {
+    let arena = Arena::new(BASE, frames + HOST_PAGES);
+    let host = Hpa::new(BASE + frames * PAGE_SIZE);
+    let reserved = AddrRange::new(host, HOST_PAGES * PAGE_SIZE).unwrap();
+    for i in 0..HOST_PAGES * PAGE_SIZE {
+        // SAFETY: inside the new arena.
+        unsafe { arena.ptr(Hpa::new(host.as_u64() + i)).write(host_byte(i)) };
+    }
+    let usable = arena.range();
+    // SAFETY: the arena is new, and the host's bytes are reserved.
+    let frames = unsafe { FrameAllocator::new(arena, [usable], [reserved]) }.unwrap();
+    // SAFETY: the bytes are in the arena and nobody writes them any more.
+    (frames, unsafe {
+        HostBytes::new(AddrRange::new(host, HOST_LEN).unwrap())
+    })
+}
+
+pub(super) fn host_byte(i: u64) -> u8 {
+    (i % 251) as u8 | 1
+}
+
+pub(super) fn add_regions(space: &mut Space<'_, Arena>, host: HostBytes) {
+    let module = HOST_PAGES * PAGE_SIZE;
+    for region in [
+        Region::new(gpas(RAM, 16 * PAGE_SIZE), RegionKind::Ram).with_tag(1),
+        Region::new(gpas(HIGH, 4 * PAGE_SIZE), RegionKind::Ram)
+            .with_execute(false)
+            .with_tag(2),
+        Region::new(gpas(MODULE, module), RegionKind::CopyOnWrite(host)).with_tag(3),
+        Region::new(gpas(SHARED, module), RegionKind::ReadOnly(host)).with_tag(4),
+        Region::new(gpas(ROM, 2 * PAGE_SIZE), RegionKind::Rom).with_tag(5),
+        Region::new(gpas(MMIO, PAGE_SIZE), RegionKind::Mmio).with_tag(6),
+    ] {
+        space.add_region(region).unwrap();
+    }
+}
+
+fn add_device(space: &mut Space<'_, Arena>) {
+    // SAFETY: the model CPU never touches what the address leads to.
+    let device =
+        unsafe { DeviceRange::new(AddrRange::new(Hpa::new(DEVICE_HOST), PAGE_SIZE).unwrap()) };
+    space
+        .add_region(
+            Region::new(gpas(DEVICE, PAGE_SIZE), RegionKind::PassThrough(device)).with_tag(7),
+        )
+        .unwrap();
+}
+
+pub(super) fn violation(gpa: u64, access: Access) -> Violation {
+    let bit = |on: bool, bit: u32| u64::from(on) << bit;
+    Violation::decode(&ViolationFields {
+        qualification: bit(access.read, 0) | bit(access.write, 1) | bit(access.fetch, 2) | 0x180,
+        gpa: Gpa::new(gpa),
+        gva: Gva::new(gpa),
+        rip: Gva::new(0),
+        during_delivery: false,
+        advanced_information: false,
+    })
+}
+
+pub(super) fn read(space: &Space<'_, Arena>, gpa: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0xcc; len];
+    space.read(Gpa::new(gpa), &mut bytes).unwrap();
+    bytes
+}
+
+pub(super) fn finish(space: Space<'_, Arena>, cpu: &mut Cpu) {
+    let mut ending = space.end();
+    while !ending.step(cpu, 7) {}
+}
+
+/// Gives a test what it needs, and checks afterwards that all frames have come back.
+fn with_space(frames: u64, test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>, &mut Cpu)) {
+    let (frames, host) = memory(frames);
+    let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+    let mut space = spaces.create(36).unwrap();
+    add_regions(&mut space, host);
+    let mut cpu = Cpu::new(0);
+    test(&spaces, &mut space, &mut cpu);
+    assert_eq!(spaces.audit([&space]), Ok(0));
+    finish(space, &mut cpu);
+    spaces.end().unwrap();
+    assert_eq!(frames.figures().used, 0);
+}
+
+fn retry(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Fill {
+    match space.resolve(&violation(gpa, access)).unwrap() {
+        Resolution::Retry(fill) => fill,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Reason {
+    let census = space.census().unwrap();
+    let error = space.resolve(&violation(gpa, access)).unwrap_err();
+    assert_eq!(space.census().unwrap(), census);
+    assert_eq!(error.violation.gpa, Gpa::new(gpa));
+    error.reason
+}
+
+#[test]
+fn ram_reads_as_zero_and_is_filled_by_the_first_write() {
+    with_space(64, |spaces, space, cpu| {
+        let used = spaces.frames().figures().used;
+        assert_eq!(retry(space, 0x1008, Access::READ), Fill::ZeroShared);
+        assert_eq!(retry(space, 0x2fff, Access::FETCH), Fill::ZeroShared);
+        // Three tables and no frame.
+        assert_eq!(spaces.frames().figures().used, used + 3);
+        assert_eq!(retry(space, 0x1008, Access::READ), Fill::Present);
+        assert_eq!(retry(space, 0x1010, Access::WRITE), Fill::Zeroed);
+        assert_eq!(retry(space, 0x1010, Access::WRITE), Fill::Present);
+        assert_eq!(retry(space, 0x3000, Access::WRITE), Fill::Zeroed);
+        assert_eq!(spaces.frames().figures().used, used + 5);
+        let census = space.census().unwrap();
+        assert_eq!(
+            (census.zero, census.filled, census.copied, census.tables),
+            (1, 2, 0, 4)
+        );
+        assert_eq!(
+            (census.mapped(), census.private_bytes()),
+            (3, 6 * PAGE_SIZE)
+        );
+        let faults = space.faults();
+        assert_eq!(
+            (faults.zero_shared, faults.filled, faults.spurious),
+            (2, 2, 2)
+        );
+        // Read and write at once, as a page walk does, is a write.
+        let walk = Violation::decode(&ViolationFields {
+            qualification: 0x83,
+            ..fields(0x4000)
+        });
+        assert_eq!(space.resolve(&walk), Ok(Resolution::Retry(Fill::Zeroed)));
+        let walk = Violation::decode(&ViolationFields {
+            qualification: 0x82,
+            ..fields(0x5000)
+        });
+        assert_eq!(space.resolve(&walk), Ok(Resolution::Retry(Fill::Zeroed)));
+        let _ = space.enter(cpu);
+    });
+}
+
+fn fields(gpa: u64) -> ViolationFields {
+    ViolationFields {
+        qualification: 0,
+        gpa: Gpa::new(gpa),
+        gva: Gva::new(gpa),
+        rip: Gva::new(0),
+        during_delivery: false,
+        advanced_information: false,
+    }
+}
+
+#[test]
+fn filled_frames_are_zero_whoever_had_them() {
+    with_space(32, |spaces, space, _| {
+        let frames = spaces.frames();
+        let dirty: Vec<_> = std::iter::from_fn(|| frames.alloc().ok()).collect();
+        for frame in dirty {
+            // SAFETY: the test's own frame.
+            unsafe { frames.write(frame.address(), &[0xee; 4096]) }.unwrap();
+            frames.release(frame).unwrap();
+        }
+        for page in 0..4 {
+            retry(space, page * PAGE_SIZE, Access::WRITE);
+            assert_eq!(read(space, page * PAGE_SIZE, 4096), [0; 4096]);
+        }
+    });
+}
+
+#[test]
+fn host_bytes_are_shared_until_written_and_nothing_behind_them_is_seen() {
+    with_space(64, |spaces, space, _| {
+        let expected: Vec<u8> = (0..HOST_PAGES * PAGE_SIZE)
+            .map(|i| if i < HOST_LEN { host_byte(i) } else { 0 })
+            .collect();
+        for start in [MODULE, SHARED] {
+            // Untouched, mapped, and partly written it reads the same.
+            assert_eq!(read(space, start, expected.len()), expected);
+            assert_eq!(retry(space, start, Access::READ), Fill::HostMapped);
+            assert_eq!(
+                retry(space, start + 2 * PAGE_SIZE, Access::READ),
+                Fill::Copied
+            );
+            assert_eq!(
+                retry(space, start + 3 * PAGE_SIZE, Access::READ),
+                Fill::ZeroShared
+            );
+            assert_eq!(read(space, start, expected.len()), expected);
+        }
+        let used = spaces.frames().figures().used;
+        assert_eq!(retry(space, MODULE, Access::WRITE), Fill::Copied);
+        assert_eq!(
+            retry(space, MODULE + PAGE_SIZE, Access::WRITE),
+            Fill::Copied
+        );
+        assert_eq!(
+            retry(space, MODULE + 2 * PAGE_SIZE, Access::WRITE),
+            Fill::TakenOver
+        );
+        assert_eq!(
+            retry(space, MODULE + 3 * PAGE_SIZE, Access::WRITE),
+            Fill::Zeroed
+        );
+        assert_eq!(spaces.frames().figures().used, used + 3);
+        assert_eq!(read(space, MODULE, expected.len()), expected);
+        space.write(Gpa::new(MODULE + 5), b"mine").unwrap();
+        assert_eq!(
+            read(space, MODULE + 4, 6),
+            [host_byte(4), b'm', b'i', b'n', b'e', host_byte(9)]
+        );
+        assert_eq!(read(space, SHARED, expected.len()), expected);
+        assert_eq!(
+            refused(space, SHARED + 8, Access::WRITE),
+            Reason::Denied { tag: 4 }
+        );
+    });
+}
+
+#[test]
+fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
+    with_space(64, |_, space, _| {
+        let both = Access {
+            read: true,
+            write: true,
+            fetch: false,
+        };
+        for (gpa, access, reason) in [
+            (16 * PAGE_SIZE, Access::READ, Reason::NoRegion),
+            (16 * PAGE_SIZE, Access::WRITE, Reason::NoRegion),
+            (16 * PAGE_SIZE, Access::FETCH, Reason::NoRegion),
+            ((1 << 36) - 1, Access::READ, Reason::NoRegion),
+            (1 << 50, Access::WRITE, Reason::NoRegion),
+            (u64::MAX, Access::READ, Reason::NoRegion),
+            (HIGH, Access::FETCH, Reason::Denied { tag: 2 }),
+            (SHARED, both, Reason::Denied { tag: 4 }),
+            (ROM, Access::WRITE, Reason::Denied { tag: 5 }),
+            (MMIO, Access::FETCH, Reason::Denied { tag: 6 }),
+        ] {
+            assert_eq!(refused(space, gpa, access), reason, "{gpa:#x} {access}");
+        }
+        // Guest page tables in memory that is read-only, on a CPU that sets accessed and dirty: no livelock.
+        let walk = Violation::decode(&ViolationFields {
+            qualification: 0x83,
+            ..fields(ROM)
+        });
+        assert_eq!(
+            space.resolve(&walk).unwrap_err().reason,
+            Reason::Denied { tag: 5 }
+        );
+        let walk = Violation::decode(&ViolationFields {
+            qualification: 0x81,
+            ..fields(MMIO)
+        });
+        assert_eq!(
+            space.resolve(&walk).unwrap_err().reason,
+            Reason::Denied { tag: 6 }
+        );
+        let verification = Violation::decode(&ViolationFields {
+            qualification: 0x8181,
+            ..fields(RAM)
+        });
+        assert_eq!(
+            space.resolve(&verification).unwrap_err().reason,
+            Reason::Denied { tag: 1 }
+        );
+        let (tag, offset) = (6, 0x123);
+        let mmio = space.resolve(&violation(MMIO + offset, Access::WRITE));
+        assert_eq!(mmio, Ok(Resolution::Mmio { tag, offset }));
+        assert_eq!(space.faults().mmio, 1);
+        let text = space
+            .resolve(&violation(1 << 35, Access::WRITE))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.starts_with("write at GPA 0x800000000 (GVA 0x800000000), RIP 0x0"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn no_execute_is_in_the_leaf() {
+    with_space(64, |spaces, space, cpu| {
+        retry(space, HIGH, Access::WRITE);
+        retry(space, RAM, Access::WRITE);
+        let eptp = space.enter(cpu).eptp();
+        let mem = spaces.frames().mem();
+        let fetch = |cpu: &mut Cpu, gpa| cpu.access(eptp, mem, gpa, gpa, Access::FETCH);
+        assert!(fetch(cpu, RAM).is_ok());
+        let violation = fetch(cpu, HIGH).unwrap_err();
+        assert!(violation.allowed.write && !violation.allowed.execute);
+    });
+}
+
+#[test]
+fn a_device_is_mapped_as_it_is() {
+    with_space(64, |_, space, _| {
+        add_device(space);
+        assert_eq!(retry(space, DEVICE + 8, Access::READ), Fill::HostMapped);
+        let (at, size, origin) = space.query(Gpa::new(DEVICE + 8)).unwrap().unwrap();
+        assert_eq!(
+            (at, size, origin),
+            (Hpa::new(DEVICE_HOST + 8), PageSize::Size4K, Origin::Host)
+        );
+        assert_eq!(retry(space, DEVICE + 8, Access::WRITE), Fill::Present);
+        let mut byte = [0];
+        let not_memory = Reason::NotMemory { tag: 7 };
+        assert_eq!(
+            space.read(Gpa::new(DEVICE), &mut byte).unwrap_err().reason,
+            not_memory
+        );
+        assert_eq!(
+            space.load(Gpa::new(DEVICE), &byte).unwrap_err().reason,
+            not_memory
+        );
+        assert!(matches!(
+            space.fork().err(),
+            Some(EditError::PassThrough(_))
+        ));
+        assert!(matches!(
+            space.discard(gpas(DEVICE, PAGE_SIZE)),
+            Err(EditError::NotMemory(_))
+        ));
+        space.remove_region(gpas(DEVICE, PAGE_SIZE)).unwrap();
+        assert_eq!(space.query(Gpa::new(DEVICE)), Ok(None));
+        assert_eq!(refused(space, DEVICE, Access::READ), Reason::NoRegion);
+    });
+}
+
+#[test]
+fn managed_memory_cannot_be_given_away_as_host_memory() {
+    with_space(64, |spaces, space, _| {
+        let managed = spaces.frames().ranges().next().unwrap();
+        let page = AddrRange::new(managed.start(), PAGE_SIZE).unwrap();
+        // SAFETY: refused, so never used.
+        let (bytes, device) = unsafe { (HostBytes::new(page), DeviceRange::new(page)) };
+        for kind in [
+            RegionKind::CopyOnWrite(bytes),
+            RegionKind::ReadOnly(bytes),
+            RegionKind::PassThrough(device),
+        ] {
+            let region = Region::new(gpas(0x1_0000_0000, PAGE_SIZE), kind);
+            assert_eq!(
+                space.add_region(region),
+                Err(RegionError::HostManaged(page))
+            );
+        }
+    });
+}
+
+#[test]
+fn copying_checks_the_whole_range_before_a_byte_moves() {
+    with_space(64, |spaces, space, _| {
+        let end = 16 * PAGE_SIZE;
+        let used = spaces.frames().figures().used;
+        let none = |gpa: u64| AccessError {
+            gpa: Gpa::new(gpa),
+            reason: Reason::NoRegion,
+        };
+        let mut bytes = [0xcc; 8];
+        assert_eq!(space.write(Gpa::new(end - 4), &bytes), Err(none(end)));
+        assert_eq!(space.read(Gpa::new(end - 4), &mut bytes), Err(none(end)));
+        assert_eq!(bytes, [0xcc; 8]);
+        assert_eq!(
+            space.read(Gpa::new(u64::MAX - 3), &mut bytes),
+            Err(none(u64::MAX - 3))
+        );
+        assert_eq!(
+            space.read(Gpa::new(u64::MAX - 7), &mut bytes),
+            Err(none(u64::MAX - 7))
+        );
+        assert_eq!(space.write(Gpa::new(1 << 50), &[]), Ok(()));
+        assert!(space.write(Gpa::new(1 << 50), &[1]).is_err());
+        assert_eq!(
+            space.write(Gpa::new(ROM), &[1]).unwrap_err().reason,
+            Reason::Denied { tag: 5 }
+        );
+        assert_eq!(
+            space.read(Gpa::new(MMIO), &mut bytes).unwrap_err().reason,
+            Reason::NotMemory { tag: 6 }
+        );
+        // Nothing was filled by any of that.
+        assert_eq!(spaces.frames().figures().used, used);
+        space.write(Gpa::new(end - 8), &bytes).unwrap();
+        space.load(Gpa::new(ROM + PAGE_SIZE - 4), &bytes).unwrap();
+        assert_eq!(
+            read(space, ROM + PAGE_SIZE - 5, 10),
+            [0, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0]
+        );
+        // What the loader wrote is not the guest's to write, also after it was mapped.
+        assert_eq!(
+            refused(space, ROM, Access::WRITE),
+            Reason::Denied { tag: 5 }
+        );
+        assert_eq!(retry(space, ROM, Access::READ), Fill::Present);
+        space.load(Gpa::new(ROM), &[7]).unwrap();
+        assert_eq!(
+            refused(space, ROM, Access::WRITE),
+            Reason::Denied { tag: 5 }
+        );
+        assert_eq!(read(space, ROM, 1), [7]);
+    });
+}
+
+#[test]
+fn a_fork_shares_all_and_copies_what_either_writes() {
+    with_space(256, |spaces, space, cpu| {
+        for page in 0..8 {
+            space
+                .write(Gpa::new(page * PAGE_SIZE), &[page as u8 + 1; 16])
+                .unwrap();
+        }
+        retry(space, 9 * PAGE_SIZE, Access::READ);
+        let used = spaces.frames().figures().used;
+        let mut fork = space.fork().unwrap();
+        assert_eq!(spaces.frames().figures().used, used + 1);
+        assert_eq!(spaces.audit([&*space, &fork]), Ok(0));
+        assert_eq!(fork.census().unwrap().private, 1);
+        // Reading what is mapped copies nothing.
+        assert_eq!(retry(&mut fork, 0x10, Access::READ), Fill::Present);
+        assert_eq!(spaces.frames().figures().used, used + 1);
+        // The first write copies three tables and the page, the next only the page.
+        assert_eq!(retry(&mut fork, 0x10, Access::WRITE), Fill::Copied);
+        assert_eq!(spaces.frames().figures().used, used + 5);
+        assert_eq!(retry(&mut fork, 0x1010, Access::WRITE), Fill::Copied);
+        assert_eq!(spaces.frames().figures().used, used + 6);
+        fork.write(Gpa::new(0), &[0xf0; 16]).unwrap();
+        space.write(Gpa::new(0), &[0xa0; 16]).unwrap();
+        assert_eq!(
+            (read(space, 0, 1), read(&fork, 0, 1)),
+            (vec![0xa0], vec![0xf0])
+        );
+        assert_eq!(
+            (read(space, 0x1000, 1), read(&fork, 0x1000, 1)),
+            (vec![2], vec![2])
+        );
+        // The old page 0 was the first's alone when it wrote: no copy was made for it.
+        assert_eq!(
+            space.faults(),
+            Faults {
+                filled: 0,
+                zero_shared: 1,
+                ..Default::default()
+            }
+        );
+        let grandchild = fork.fork().unwrap();
+        assert_eq!(spaces.audit([&*space, &fork, &grandchild]), Ok(0));
+        finish(fork, cpu);
+        assert_eq!(read(&grandchild, 0, 1), [0xf0]);
+        assert_eq!(spaces.audit([&*space, &grandchild]), Ok(0));
+        finish(grandchild, cpu);
+        // All tables and pages are the first's alone again: writing takes over and copies nothing.
+        let used = spaces.frames().figures().used;
+        for page in 0..8 {
+            let fill = retry(space, page * PAGE_SIZE, Access::WRITE);
+            assert!(matches!(fill, Fill::TakenOver | Fill::Present), "{fill:?}");
+        }
+        assert_eq!(spaces.frames().figures().used, used);
+    });
+}
+
+#[test]
+fn discarded_memory_is_as_before_the_first_touch() {
+    with_space(64, |spaces, space, _| {
+        let used = spaces.frames().figures().used;
+        space.write(Gpa::new(0x1ffc), &[1; 8]).unwrap();
+        space.write(Gpa::new(MODULE), &[9]).unwrap();
+        assert!(matches!(
+            space.discard(gpas(15 * PAGE_SIZE, 2 * PAGE_SIZE)),
+            Err(EditError::NotMemory(_))
+        ));
+        assert!(matches!(
+            space.discard(gpas(0x10, PAGE_SIZE)),
+            Err(EditError::Tables(_))
+        ));
+        space.discard(gpas(0x1000, PAGE_SIZE)).unwrap();
+        assert_eq!(read(space, 0x1ffc, 8), [0, 0, 0, 0, 1, 1, 1, 1]);
+        space.discard(gpas(MODULE, PAGE_SIZE)).unwrap();
+        assert_eq!(read(space, MODULE, 1), [host_byte(0)]);
+        space.discard(gpas(0, 16 * PAGE_SIZE)).unwrap();
+        space.discard(gpas(0, 16 * PAGE_SIZE)).unwrap();
+        // Emptied tables went too: the guest has never run, so nothing had to wait.
+        assert_eq!(
+            (spaces.frames().figures().used, space.retired_frames()),
+            (used, 0)
+        );
+        assert!(space.remove_region(gpas(0, PAGE_SIZE)).is_err());
+        space.remove_region(gpas(0, 16 * PAGE_SIZE)).unwrap();
+        assert!(space.remove_region(gpas(0, 16 * PAGE_SIZE)).is_err());
+    });
+}
+
+#[test]
+fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
+    with_space(64, |spaces, space, cpu| {
+        let mut other = Cpu::new(1);
+        let mut idle = Cpu::new(2);
+        cpu.run(space, 0, 0, Access::WRITE).unwrap();
+        other.run(space, 0, 0, Access::READ).unwrap();
+        let used = spaces.frames().figures().used;
+        space.discard(gpas(0, PAGE_SIZE)).unwrap();
+        // The page and its three tables.
+        assert_eq!(
+            (space.retired_frames(), spaces.frames().figures().used),
+            (4, used)
+        );
+        let _ = space.enter(cpu);
+        assert_eq!((space.retired_frames(), cpu.invepts), (4, 1));
+        let _ = space.enter(&mut idle);
+        let _ = space.enter(cpu);
+        assert_eq!(
+            (space.retired_frames(), cpu.invepts, idle.invepts),
+            (4, 1, 0)
+        );
+        let _ = space.enter(&mut other);
+        assert_eq!((space.retired_frames(), other.invepts), (0, 1));
+        assert_eq!(
+            (spaces.frames().figures().used, space.invalidations()),
+            (used - 4, 2)
+        );
+        // A first mapping and added permission owe nothing.
+        cpu.run(space, 0x1000, 0x1000, Access::WRITE).unwrap();
+        assert_eq!(cpu.invepts, 1);
+        // The frame of zeroes replaced does.
+        cpu.run(space, 0x2000, 0x2000, Access::READ).unwrap();
+        cpu.run(space, 0x2000, 0x2000, Access::WRITE).unwrap();
+        assert_eq!(cpu.invepts, 2);
+        let fork = space.fork().unwrap();
+        let mut ending = std::mem::replace(space, fork).end();
+        assert!(!ending.step(cpu, 1000));
+        assert!(!ending.step(&mut idle, 1000));
+        assert!(ending.step(&mut other, 100_000));
+    });
+}
+
+#[test]
+fn the_end_takes_bounded_steps_and_gives_back_what_was_held_alone() {
+    let (frames, host) = memory(128);
+    let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+    let mut space = spaces.create(36).unwrap();
+    add_regions(&mut space, host);
+    for page in 0..16 {
+        retry(&mut space, page * PAGE_SIZE, Access::WRITE);
+    }
+    let fork = space.fork().unwrap();
+    let used = frames.figures().used;
+    let mut cpu = Cpu::new(0);
+    let mut ending = space.end();
+    let mut steps = 1;
+    while !ending.step(&mut cpu, 10) {
+        steps += 1;
+    }
+    // Its root, entry by entry, and nothing that the fork shares.
+    assert_eq!((frames.figures().used, steps), (used - 1, 52));
+    assert_eq!(spaces.audit([&fork]), Ok(0));
+    finish(fork, &mut cpu);
+    spaces.end().unwrap();
+    assert_eq!(frames.figures().used, 0);
+}
+
+#[test]
+fn the_audit_finds_what_is_wrong() {
+    with_space(64, |spaces, space, _| {
+        retry(space, 0, Access::WRITE);
+        let (page, _, _) = space.query(Gpa::new(0)).unwrap().unwrap();
+        let extra = spaces.frames().share_entry(page).unwrap();
+        let shared = Flaw::SharedWritable {
+            gpa: Gpa::new(0),
+            frame: page,
+        };
+        assert_eq!(spaces.audit([&*space]), Err(shared));
+        spaces.frames().release(extra).unwrap();
+        let held = spaces.frames().alloc().unwrap();
+        assert_eq!(spaces.audit([&*space]), Ok(1));
+        spaces.frames().release(held).unwrap();
+        retry(space, 0x1000, Access::READ);
+        let zero = spaces.zero().address();
+        let extra = spaces.frames().share_entry(zero).unwrap();
+        assert!(
+            matches!(spaces.audit([&*space]), Err(Flaw::Miscount(miscount)) if miscount.frame == zero)
+        );
+        spaces.frames().release(extra).unwrap();
+        let fork = space.fork().unwrap();
+        // A space that is left out shows as references that nobody accounts for.
+        assert!(matches!(spaces.audit([&*space]), Err(Flaw::Miscount(_))));
+        finish(fork, &mut Cpu::new(3));
+        // A leaf outside its region.
+        let ram = space.regions.remove(gpas(RAM, 16 * PAGE_SIZE)).unwrap();
+        assert_eq!(
+            space.census(),
+            Err(Flaw::Region {
+                gpa: Gpa::new(0),
+                frame: page
+            })
+        );
+        space
+            .regions
+            .add(Region {
+                execute: false,
+                ..ram
+            })
+            .unwrap();
+        assert!(space.census().is_err());
+        space.regions.remove(gpas(RAM, 16 * PAGE_SIZE)).unwrap();
+        space
+            .regions
+            .add(Region {
+                memory_type: MemoryType::WriteThrough,
+                ..ram
+            })
+            .unwrap();
+        assert!(space.census().is_err());
+        space.regions.remove(gpas(RAM, 16 * PAGE_SIZE)).unwrap();
+        space.regions.add(ram).unwrap();
+    });
+}
+
+#[test]
+fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
+    for access in [Access::READ, Access::WRITE] {
+        for (gpa, prepared) in [
+            (0x1000, 0),
+            (0x1000, 1),
+            (0x1000, 2),
+            (MODULE, 0),
+            (MODULE, 1),
+            (MODULE, 2),
+            (HIGH, 2),
+        ] {
+            for allowed in 0.. {
+                let mut done = false;
+                with_space(256, |spaces, space, cpu| {
+                    space.write(Gpa::new(0x2000), b"kept").unwrap();
+                    if prepared >= 1 {
+                        space.write(Gpa::new(gpa), b"before").unwrap();
+                    }
+                    let fork = (prepared == 2).then(|| space.fork().unwrap());
+                    let before = read(space, gpa, 16);
+                    let used = spaces.frames().figures().used;
+                    let held: Vec<&Space<'_, _>> = fork.iter().collect();
+                    spaces.frames().allowance.store(allowed, SeqCst);
+                    let result = space.resolve(&violation(gpa, access));
+                    spaces.frames().allowance.store(u64::MAX, SeqCst);
+                    match result {
+                        Ok(_) => done = true,
+                        Err(error) => {
+                            assert_eq!(error.reason, Reason::OutOfFrames);
+                            assert_eq!(spaces.frames().figures().used, used);
+                        }
+                    }
+                    assert_eq!(read(space, gpa, 16), before);
+                    assert_eq!(read(space, 0x2000, 4), b"kept");
+                    let all: Vec<&Space<'_, _>> = held.into_iter().chain([&*space]).collect();
+                    assert_eq!(spaces.audit(all), Ok(0));
+                    if let Some(fork) = fork {
+                        finish(fork, cpu);
+                    }
+                });
+                if done {
+                    break;
+                }
+                assert!(allowed < 6);
+            }
+        }
+    }
+}
