@@ -145,9 +145,9 @@ impl Tree {
         page: Gpa,
         access: Access,
     ) -> Result<Fill, Reason> {
-        let large = self.large;
+        let (near, large) = (self.recent_table(page), self.large);
         let mut tables = self.tables(spaces.frames);
-        let done = provide(&mut tables, known, page, access, spaces.zero, large);
+        let done = provide(&mut tables, known, page, access, spaces.zero, near, large);
         let (moved, failed, lowest) = (tables.moved, tables.failed, tables.lowest);
         self.set_recent(page, lowest);
         let replaced = matches!(done, Ok((_, true)));
@@ -167,11 +167,15 @@ fn provide<M: PhysMem>(
     page: Gpa,
     access: Access,
     zero: Hpa,
+    near: Option<Hpa>,
     large: bool,
 ) -> Result<(Fill, bool), Reason> {
     let frames = tables.frames;
     let region = &known.region;
-    let mut cursor = Cursor::new(&mut *tables, page, PageSize::Size4K)?;
+    let mut cursor = match near {
+        Some(table) => Cursor::in_table(&mut *tables, page, table)?,
+        None => Cursor::new(&mut *tables, page, PageSize::Size4K)?,
+    };
     if cursor.level() > 1 && access.write {
         let content = cursor.content();
         if let Some(done) = large_page(tables, known, page, content, large)? {
@@ -272,8 +276,14 @@ fn write_to_mapped<M: PhysMem>(
             ))
         }
         Origin::Filled | Origin::Copied => {
-            if cursor.is_ready() && frames.count(phys) == 1 {
-                return take_over(cursor, phys, attr, wanted);
+            if cursor.is_ready() {
+                if frames.count(phys) == 1 {
+                    return take_over(cursor, phys, attr, wanted);
+                }
+                let frame = frames.alloc_copy(phys)?;
+                put(&mut cursor, frame, Origin::Copied, wanted)?;
+                cursor.ops().drop_leaf(phys, origin);
+                return Ok((Fill::Copied, true));
             }
             // The tables may have to be copied first, which adds references: the frame is taken before, so that nothing
             // has changed where there is none.
@@ -307,6 +317,8 @@ pub(super) fn take_over<M: PhysMem>(
         return Ok((Fill::Present, false));
     }
     cursor.set_page(phys, wanted)?;
+    let (table, level) = (cursor.table(), cursor.level());
+    cursor.ops().lowest = (level == 1).then_some(table);
     let present = attr.write() == wanted.write() && attr.execute() == wanted.execute();
     Ok((
         if present {

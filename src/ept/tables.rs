@@ -115,10 +115,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     fn retire(&mut self, address: Hpa) {
-        let gone = self
-            .frames
-            .from_entry(address)
-            .and_then(|frame| self.frames.retire(frame, self.retired));
+        let gone = self.frames.retire_entry(address, self.retired);
         debug_assert!(gone.is_ok(), "{gone:?}");
     }
 }
