@@ -70,12 +70,10 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub fn alloc(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
-        let number = lists
-            .pop(&self.mem, &self.counts)
-            .ok_or(FrameError::OutOfFrames)?;
-        lists.note_used(1);
-        drop(lists);
-        Ok(self.hand_out(number))
+        match lists.pop(&self.mem, &self.counts) {
+            Some(number) => Ok(self.hand_out(&mut lists, number)),
+            None => Err(FrameError::OutOfFrames),
+        }
     }
 
     /// A frame full of zeroes, from the pool of zeroed ones while there are any.
@@ -83,20 +81,16 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub fn alloc_zeroed(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
-        let pooled = lists.pop_zeroed(&self.mem, &self.counts);
-        let number = match pooled {
-            Some(number) => number,
-            None => lists
-                .pop_unzeroed(&self.mem, &self.counts)
-                .ok_or(FrameError::OutOfFrames)?,
-        };
-        lists.note_used(1);
-        drop(lists);
-        let frame = self.hand_out(number);
-        if pooled.is_none() {
-            // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
-            unsafe { bytes::zero(&self.mem, frame.address()) };
+        if let Some(number) = lists.pop_zeroed(&self.mem, &self.counts) {
+            return Ok(self.hand_out(&mut lists, number));
         }
+        let Some(number) = lists.pop_unzeroed(&self.mem, &self.counts) else {
+            return Err(FrameError::OutOfFrames);
+        };
+        let frame = self.hand_out(&mut lists, number);
+        drop(lists);
+        // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
+        unsafe { bytes::zero(&self.mem, frame.address()) };
         Ok(frame)
     }
 
@@ -362,7 +356,10 @@ impl<M: PhysMem> FrameAllocator<M> {
         }
     }
 
-    fn hand_out(&self, number: u32) -> Frame {
+    /// The one reference to a frame that was taken from the lists.
+    #[inline(always)]
+    fn hand_out(&self, lists: &mut Lists, number: u32) -> Frame {
+        lists.note_used(1);
         self.counts.start(&self.mem, number, 0);
         Frame::new(self.counts.address(number))
     }

@@ -1,6 +1,7 @@
 //! The VMX instructions, one function each.
 
 use core::arch::asm;
+use core::mem::MaybeUninit;
 
 use super::super::fields::{Field, Field16, Field32, Field64, FieldNatural};
 use super::super::instruction_error::VmFail;
@@ -176,6 +177,15 @@ impl CurrentVmcs {
 }
 
 #[cold]
+fn first_error(vmcs: &CurrentVmcs, fields: [Field; 4]) -> Result<[u64; 4], VmcsError> {
+    let mut values = [0; 4];
+    for (value, field) in values.iter_mut().zip(fields) {
+        *value = vmcs.read_any(field)?;
+    }
+    Ok(values)
+}
+
+#[cold]
 fn access_error(field: Field, access: VmcsAccess) -> VmcsError {
     // With a current VMCS every failure is VMfailValid, and the error is there to be read.
     VmcsError {
@@ -204,4 +214,25 @@ impl Vmcs for CurrentVmcs {
     width!(read32, write32, Field32, u32);
     width!(read64, write64, Field64, u64);
     width!(read_natural, write_natural, FieldNatural, u64);
+
+    /// Four VMREADs to memory take fewer instructions than to registers, because nothing but a jump has to follow each.
+    #[inline(always)]
+    fn read_four(&self, fields: [Field; 4]) -> Result<[u64; 4], VmcsError> {
+        let mut values = MaybeUninit::<[u64; 4]>::uninit();
+        let [a, b, c, d] = fields.map(|field| u64::from(field.encoding()));
+        // SAFETY: as in `read`; the four words are those of `values`.
+        unsafe {
+            asm!(
+                "vmread [{to}], {a}", "jbe {failed}",
+                "vmread [{to} + 8], {b}", "jbe {failed}",
+                "vmread [{to} + 16], {c}", "jbe {failed}",
+                "vmread [{to} + 24], {d}", "jbe {failed}",
+                to = in(reg) values.as_mut_ptr(),
+                a = in(reg) a, b = in(reg) b, c = in(reg) c, d = in(reg) d,
+                failed = label { return first_error(self, fields) },
+                options(nostack),
+            );
+            Ok(values.assume_init())
+        }
+    }
 }
