@@ -219,20 +219,27 @@ impl Vmcs for CurrentVmcs {
     #[inline(always)]
     fn read_four(&self, fields: [Field; 4]) -> Result<[u64; 4], VmcsError> {
         let mut values = MaybeUninit::<[u64; 4]>::uninit();
-        let [a, b, c, d] = fields.map(|field| u64::from(field.encoding()));
-        // SAFETY: as in `read`; the four words are those of `values`.
+        let to = values.as_mut_ptr().cast::<u64>();
+        let [a, b, c, d] = fields;
+        // SAFETY: as in `read`; the four words at `to` are those of `values`, and all are written where no VMREAD fails.
         unsafe {
             asm!(
                 "vmread [{to}], {a}", "jbe {failed}",
                 "vmread [{to} + 8], {b}", "jbe {failed}",
                 "vmread [{to} + 16], {c}", "jbe {failed}",
                 "vmread [{to} + 24], {d}", "jbe {failed}",
-                to = in(reg) values.as_mut_ptr(),
-                a = in(reg) a, b = in(reg) b, c = in(reg) c, d = in(reg) d,
-                failed = label { return first_error(self, fields) },
+                to = in(reg) to,
+                a = in(reg) u64::from(a.encoding()), b = in(reg) u64::from(b.encoding()),
+                c = in(reg) u64::from(c.encoding()), d = in(reg) u64::from(d.encoding()),
+                failed = label { return first_error(self, [a, b, c, d]) },
                 options(nostack),
             );
-            Ok(values.assume_init())
+            Ok([
+                to.read(),
+                to.add(1).read(),
+                to.add(2).read(),
+                to.add(3).read(),
+            ])
         }
     }
 }
