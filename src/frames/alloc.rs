@@ -77,14 +77,21 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// A frame full of zeroes, from the pool of zeroed ones while there are any.
-    #[inline]
+    #[inline(always)]
     pub fn alloc_zeroed(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
         if let Some(number) = lists.pop_zeroed(&self.mem, &self.counts) {
             return Ok(self.hand_out(&mut lists, number));
         }
-        let Some(number) = lists.pop_unzeroed(&self.mem, &self.counts) else {
+        drop(lists);
+        self.alloc_and_zero()
+    }
+
+    #[inline(never)]
+    fn alloc_and_zero(&self) -> Result<Frame, FrameError> {
+        let mut lists = self.lists.lock();
+        let Some(number) = lists.pop(&self.mem, &self.counts) else {
             return Err(FrameError::OutOfFrames);
         };
         let frame = self.hand_out(&mut lists, number);
@@ -305,6 +312,16 @@ impl<M: PhysMem> FrameAllocator<M> {
             _ => PageSize::Size1G,
         };
         Some((self.counts.address(head), size))
+    }
+
+    /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
+    #[inline]
+    pub fn refill_to(&self, goal: u32, most: u32) -> u64 {
+        let zeroed = self.lists.lock().zeroed_frames;
+        if zeroed >= goal {
+            return 0;
+        }
+        self.refill(u64::from(most.min(goal - zeroed)))
     }
 
     /// Zeroes up to `frames` free frames ahead of need; yields how many.
