@@ -14,6 +14,7 @@ mod edit;
 mod end;
 mod entry;
 mod fill;
+mod large;
 mod memory;
 mod path;
 mod provide;

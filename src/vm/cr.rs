@@ -183,17 +183,20 @@ impl fmt::Display for Unsupported {
 }
 impl core::error::Error for Unsupported {}
 
-/// Carries out `write` on `now`.
+/// Carries out `write` on `now`. Of a MOV outside 64-bit mode the lower half of the register counts: what the upper one
+/// holds is left over from 64-bit code.
 pub fn write(
     now: Registers,
     segments: Segments,
     write: CrWrite,
     limits: &Limits,
 ) -> Result<Change, CrFault> {
+    let long = now.efer & LMA != 0 && segments.cs_long;
+    let operand = |value: u64| if long { value } else { value & 0xffff_ffff };
     match write {
-        CrWrite::Cr0(value) => write_cr0(now, segments, value, limits),
-        CrWrite::Cr3(value) => write_cr3(now, value, limits),
-        CrWrite::Cr4(value) => write_cr4(now, value, limits),
+        CrWrite::Cr0(value) => write_cr0(now, segments, operand(value), limits),
+        CrWrite::Cr3(value) => write_cr3(now, operand(value), limits),
+        CrWrite::Cr4(value) => write_cr4(now, operand(value), limits),
         CrWrite::Clts => write_cr0(now, segments, now.cr0 & !TS, limits),
         // LMSW can set PE but not clear it.
         CrWrite::Lmsw(word) => {

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::cpuid::{CpuidTable, EnabledInstructions, Features};
+use super::cpuid::{CpuidTable, Enabled, Features};
 use super::cr::Limits;
 use super::msr;
 use crate::addr::{Hpa, PAGE_SIZE};
@@ -80,9 +80,10 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         let controls = choose_controls(&capabilities).map_err(StartError::Unmet)?;
         // SAFETY: as the caller says.
         let resident = unsafe { cpu::prepare(&capabilities) }.map_err(StartError::FixedBits)?;
-        let enabled = EnabledInstructions {
+        let enabled = Enabled {
             rdtscp: controls.has(Secondary::EnableRdtscp),
             invpcid: controls.has(Secondary::EnableInvpcid),
+            unrestricted: controls.has(Secondary::UnrestrictedGuest),
         };
         let cpuid = CpuidTable::new(&|leaf, subleaf| ThisCpu.cpuid(leaf, subleaf), enabled);
 

@@ -16,13 +16,15 @@ use allowed::{
 pub use features::Features;
 use xsave::XsaveLeaf;
 
-/// Instructions that raise #UD in a guest unless a VM-execution control enables them.
+/// What guests have only where a VM-execution control enables it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EnabledInstructions {
+pub struct Enabled {
     /// "Enable RDTSCP", which is for RDPID too.
     pub rdtscp: bool,
     /// "Enable INVPCID".
     pub invpcid: bool,
+    /// "Unrestricted guest".
+    pub unrestricted: bool,
 }
 
 /// The guest state that shows in CPUID.
@@ -64,11 +66,13 @@ pub struct CpuidTable {
     extended: [CpuidResult; EXTENDED_MAX as usize + 1],
     caches: [CpuidResult; CACHES],
     xsave: XsaveLeaf,
+    /// EBX of [`abi::CPUID_VERSION`].
+    may: u32,
 }
 
 impl CpuidTable {
     /// Makes the table from what the host's CPU says to a leaf and a subleaf.
-    pub fn new(host: &impl Fn(u32, u32) -> CpuidResult, enabled: EnabledInstructions) -> Self {
+    pub fn new(host: &impl Fn(u32, u32) -> CpuidResult, enabled: Enabled) -> Self {
         let host_max = host(0, 0).eax;
         let leaf = |leaf, subleaf| {
             if leaf <= host_max {
@@ -86,6 +90,11 @@ impl CpuidTable {
             extended: [ZERO; EXTENDED_MAX as usize + 1],
             caches: [ZERO; CACHES],
             xsave,
+            may: if enabled.unrestricted {
+                abi::CPUID_MAY_LEAVE_PAGING
+            } else {
+                0
+            },
         };
         this.basic[0] = CpuidResult {
             eax: this.basic_max,
@@ -154,7 +163,7 @@ impl CpuidTable {
     }
 
     /// Takes away what depends on something that is not there.
-    fn drop_dependents(&mut self, enabled: EnabledInstructions) {
+    fn drop_dependents(&mut self, enabled: Enabled) {
         let [_, leaf_1, _, _, _, _, _, leaf_7, ..] = &mut self.basic;
         if !self.xsave.offered() {
             leaf_1.ecx.set_bit(26, false);
@@ -212,6 +221,7 @@ impl CpuidTable {
             abi::CPUID_BASE => hypervisor_vendor(),
             abi::CPUID_VERSION => CpuidResult {
                 eax: abi::VERSION,
+                ebx: self.may,
                 ..ZERO
             },
             HYPERVISOR_FREE..=HYPERVISOR_LAST => ZERO,

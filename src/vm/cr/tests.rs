@@ -285,6 +285,34 @@ fn clts_and_lmsw() {
 }
 
 #[test]
+fn outside_64_bit_mode_the_upper_half_of_the_register_does_not_count() {
+    const STALE: u64 = 0xdead_beef << 32;
+    let compatibility = |request| write(LONG, CODE32, request, &UNRESTRICTED).unwrap();
+    let off = compatibility(CrWrite::Cr0(STALE | PE));
+    assert_eq!(off.registers.cr0, PE | ET);
+    enters(&off, &UNRESTRICTED);
+    assert_eq!(
+        compatibility(CrWrite::Cr3(STALE | 0x5000)).registers.cr3,
+        0x5000
+    );
+    assert_eq!(
+        compatibility(CrWrite::Cr4(STALE | PAE)).registers.cr4,
+        PAE,
+        "32 bits of it"
+    );
+    let legacy = |request| write(off.registers, CODE32, request, &UNRESTRICTED).unwrap();
+    assert_eq!(legacy(CrWrite::Cr4(STALE | PSE)).registers.cr4, PSE);
+    assert_eq!(legacy(CrWrite::Cr3(STALE | 0x5000)).registers.cr3, 0x5000);
+    // In 64-bit mode it does.
+    for request in [CrWrite::Cr0(STALE | LONG.cr0), CrWrite::Cr4(STALE | PAE)] {
+        assert_eq!(
+            write(LONG, CODE64, request, &UNRESTRICTED),
+            Err(CrFault::Gp)
+        );
+    }
+}
+
+#[test]
 fn cr8_has_four_bits() {
     assert_eq!(write_cr8(15), Ok(15));
     assert_eq!(write_cr8(16), Err(CrFault::Gp));

@@ -35,6 +35,14 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             return self.deliver_again();
         }
         let event = match interruption.vector {
+            // INT1 is a trap of its own kind, which says nothing in DR6.
+            1 if interruption.kind == InterruptionType::PrivilegedSoftwareException => {
+                let length = self.vmcs.read32(Field32::ExitInstructionLength)?;
+                match Event::int1(length) {
+                    Ok(event) => event,
+                    Err(_) => return self.stop(Outcome::Reinject),
+                }
+            }
             1 => {
                 let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
                 self.set_dr6(DebugException::decode(qualification))?;

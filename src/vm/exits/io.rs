@@ -14,6 +14,9 @@ use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, V
 
 const RFLAGS_DF: u64 = 1 << 10;
 const CR0_WP: u64 = 1 << 16;
+/// L and D/B of the access rights of a code segment.
+const CS_LONG: u32 = 1 << 13;
+const CS_DEFAULT_32: u32 = 1 << 14;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     pub(super) fn io(&mut self) -> Result<Next, VmcsError> {
@@ -44,9 +47,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let pointer = if access.input { Gpr::Rdi } else { Gpr::Rsi };
         let string = StringIo {
             access,
-            address_size: AddressSize::from_instruction_information(
-                self.vmcs.read32(Field32::ExitInstructionInformation)?,
-            ),
+            address_size: self.address_size()?,
             linear: Gva::new(self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?),
             index: self.area.regs.get(pointer),
             rcx: self.area.regs.get(Gpr::Rcx),
@@ -65,6 +66,20 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             None if progress.done => self.advance(),
             None => Ok(Next::Resume),
         }
+    }
+
+    /// The address size of an INS or OUTS: as the CPU tells, else that of its code segment.
+    fn address_size(&self) -> Result<AddressSize, VmcsError> {
+        if self.machine.capabilities.basic.reports_ins_outs() {
+            let information = self.vmcs.read32(Field32::ExitInstructionInformation)?;
+            return Ok(AddressSize::from_instruction_information(information));
+        }
+        let cs = self.vmcs.read32(Field32::GuestCsAccessRights)?;
+        Ok(match (cs & CS_LONG != 0, cs & CS_DEFAULT_32 != 0) {
+            (true, _) => AddressSize::Bits64,
+            (false, true) => AddressSize::Bits32,
+            (false, false) => AddressSize::Bits16,
+        })
     }
 
     /// How the guest sees memory at this moment.
