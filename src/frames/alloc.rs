@@ -266,7 +266,13 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// Ends a reference. If it was the last, the frame goes to `retired`: it is not given out before
     /// [`FrameAllocator::free_retired`].
     pub fn retire(&self, frame: Frame, retired: &mut Retired) -> Result<(), FrameError> {
-        let number = self.counts.number(frame.into_raw())?;
+        self.retire_entry(frame.into_raw(), retired)
+    }
+
+    /// As [`FrameAllocator::retire`], of the reference that a table entry held.
+    #[inline]
+    pub fn retire_entry(&self, address: Hpa, retired: &mut Retired) -> Result<(), FrameError> {
+        let number = self.counts.number(address)?;
         if let Some((head, order)) = self.counts.give(&self.mem, number)? {
             retired.push(&self.mem, &self.counts, head, order);
         }

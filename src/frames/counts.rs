@@ -278,6 +278,25 @@ impl Counts {
     #[inline]
     pub fn give(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
         use core::sync::atomic::Ordering::AcqRel;
+        let own = self.record(mem, number);
+        let count = own.count.load(Relaxed);
+        // As in `take`.
+        if count.wrapping_sub(1) < MAX_COUNT {
+            let order = own.link.load(Relaxed) & ORDER;
+            if own
+                .count
+                .compare_exchange(count, count - 1, AcqRel, Relaxed)
+                .is_ok()
+            {
+                return Ok((count == 1).then_some((number, order)));
+            }
+        }
+        self.give_slow(mem, number)
+    }
+
+    #[cold]
+    fn give_slow(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
+        use core::sync::atomic::Ordering::AcqRel;
         let free = FrameError::NotAllocated(self.address(number));
         let holder = self.holder(mem, number).ok_or(free)?;
         let record = self.record(mem, holder);

@@ -43,6 +43,38 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         Self::at_level(ops, va, level_of::<O::Format>(size)?)
     }
 
+    /// The slot for a page of the smallest size in `table`, which must be the lowest table for `address`. It and all tables
+    /// above it must be such that nothing is left for [`Cursor::prepare`] to do.
+    #[inline]
+    pub fn in_table(
+        ops: &'o mut O,
+        address: VirtOf<O>,
+        table: TableOf<O>,
+    ) -> Result<Self, Error<O::Format>> {
+        let va = FormatOf::<O>::va_of(address)?;
+        let mut cursor = Self {
+            va,
+            target: 1,
+            level: 1,
+            path: [table; MAX_LEVELS],
+            entry: EntryOf::<O>::EMPTY,
+            content: Content::Unmapped,
+            fix: 0,
+            rights: Rights::ALL,
+            ops,
+        };
+        let Some(entry) = cursor.ops.read_entry(table, cursor.index()) else {
+            return Err(bad::<O::Format>(va, 1, Fault::NotMemory));
+        };
+        cursor.entry = entry;
+        match O::Format::decode(1, entry) {
+            Ok(Decoded::Content(content)) => cursor.content = content,
+            Ok(Decoded::Table { .. }) => return Err(bad::<O::Format>(va, 1, Fault::Reserved)),
+            Err(fault) => return Err(bad::<O::Format>(va, 1, fault)),
+        }
+        Ok(cursor)
+    }
+
     #[inline(always)]
     pub(super) fn at_level(ops: &'o mut O, va: u64, target: u8) -> Result<Self, Error<O::Format>> {
         let mut at = Descent {
