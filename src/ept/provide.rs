@@ -68,20 +68,6 @@ impl Source {
     }
 }
 
-impl Known {
-    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
-    /// note writes, permission to write is what tells dirty pages.
-    #[inline]
-    pub fn written(&self) -> EptAttr {
-        let leaf = self.leaf.with_dirty(true);
-        if self.region.kind.is_writable() {
-            leaf.with_write(Write::Allowed)
-        } else {
-            leaf
-        }
-    }
-}
-
 impl Tree {
     /// Makes the page at `page`, which is in the region and which the region allows to be accessed so, accessible. On an
     /// error the guest's memory is as it was.
