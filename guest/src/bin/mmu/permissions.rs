@@ -201,9 +201,8 @@ pub fn edges(bench: &mut Bench) {
         let last = at + (PAGE_SIZE - 1);
         let mut byte = 0_u64;
         // SAFETY: reads a byte; an exception is caught.
-        let trap = unsafe {
-            probe!("movzx {byte:e}, byte ptr [{last}]"; last = in(reg) last, byte = inout(reg) byte)
-        };
+        let trap =
+            unsafe { probe!("movzx eax, byte ptr [rcx]"; in("rcx") last, inout("rax") byte) };
         bench
             .checks
             .quiet(format_args!("last byte {last:#x}"), trap);
