@@ -123,6 +123,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             regions: self.regions.clone(),
             faults: Default::default(),
         };
+        fork.tree.large = self.tree.large;
         let (from, to) = (self.tree.root(), fork.tree.root());
         let mut tables = self.tree.tables(frames);
         tables.copy_shared(from, 4, to);

@@ -1,6 +1,7 @@
 //! Making one page accessible: what stands in its slot decides, by one descent.
 
 use super::entry::Origin;
+use super::large::large_page;
 use super::region::Known;
 use super::space::{Shared, Tree};
 use super::tables::Tables;
@@ -70,7 +71,7 @@ impl Known {
     /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
     /// note writes, permission to write is what tells dirty pages.
     #[inline]
-    fn written(&self) -> EptAttr {
+    pub fn written(&self) -> EptAttr {
         let leaf = self.leaf.with_dirty(true);
         if self.region.kind.is_writable() {
             leaf.with_write(Write::Allowed)
@@ -91,8 +92,9 @@ impl Tree {
         page: Gpa,
         access: Access,
     ) -> Result<Fill, Reason> {
+        let large = self.large;
         let mut tables = self.tables(spaces.frames);
-        let done = provide(&mut tables, known, page, access, spaces.zero);
+        let done = provide(&mut tables, known, page, access, spaces.zero, large);
         let (moved, failed) = (tables.moved, tables.failed);
         let replaced = matches!(done, Ok((_, true)));
         self.close(spaces.frames, replaced || moved);
@@ -111,10 +113,18 @@ fn provide<M: PhysMem>(
     page: Gpa,
     access: Access,
     zero: Hpa,
+    large: bool,
 ) -> Result<(Fill, bool), Reason> {
     let frames = tables.frames;
     let region = &known.region;
-    let mut cursor = Cursor::new(tables, page, PageSize::Size4K)?;
+    let mut cursor = Cursor::new(&mut *tables, page, PageSize::Size4K)?;
+    if cursor.level() > 1 && access.write {
+        let content = cursor.content();
+        if let Some(done) = large_page(tables, known, page, content, large)? {
+            return Ok(done);
+        }
+        cursor = Cursor::new(tables, page, PageSize::Size4K)?;
+    }
     match cursor.content() {
         Content::Page { phys, attr } if access.write => {
             write_to_mapped(cursor, known, page, phys, attr)
@@ -232,7 +242,7 @@ fn write_to_mapped<M: PhysMem>(
 }
 
 /// Gives a page whose frame is nobody else's the permissions of its region.
-fn take_over<M: PhysMem>(
+pub(super) fn take_over<M: PhysMem>(
     mut cursor: Cursor<'_, Tables<'_, M>>,
     phys: Hpa,
     attr: EptAttr,
@@ -256,7 +266,7 @@ fn take_over<M: PhysMem>(
 
 /// Puts the frame into the slot, which then owns the reference; where that fails, the reference is ended.
 #[inline(always)]
-fn put<M: PhysMem>(
+pub(super) fn put<M: PhysMem>(
     cursor: &mut Cursor<'_, Tables<'_, M>>,
     frame: Frame,
     origin: Origin,

@@ -149,6 +149,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.regions.width()
     }
 
+    /// Has a first write be given a page of 2 MiB where RAM covers all of it, nothing is mapped there yet, and such a
+    /// block of frames is free. Yields whether this CPU can do that.
+    pub fn set_large_pages(&mut self, on: bool) -> bool {
+        self.tree.large = on && self.spaces.capability.pages_2m;
+        self.tree.large == on
+    }
+
     /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
     pub fn eptp(&self) -> Eptp {
         Eptp::new(self.tree.root, self.spaces.capability, true)
@@ -188,6 +195,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
 pub(super) struct Tree {
     root: Hpa,
     pub debt: Debt,
+    /// Whether the first write may be given a page of 2 MiB.
+    pub large: bool,
 }
 
 impl Tree {
@@ -196,6 +205,7 @@ impl Tree {
         Ok(Self {
             root: frames.alloc_zeroed()?.into_raw(),
             debt: Debt::default(),
+            large: false,
         })
     }
 

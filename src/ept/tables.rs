@@ -183,10 +183,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     const WRITE_MEANS_PRIVATE: bool = true;
 
     fn alloc_table(&mut self) -> Option<Hpa> {
-        self.frames
-            .alloc_zeroed()
-            .ok()
-            .map(|frame| frame.into_raw())
+        self.frames.alloc().ok().map(|frame| frame.into_raw())
     }
     fn free_table(&mut self, table: Hpa) {
         let gone = self
@@ -232,6 +229,27 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     }
     fn drop_shared(&mut self, table: Hpa, level: u8) {
         self.drop_table(table, level);
+    }
+    fn split_leaf(&mut self, entry: EptEntry, level: u8) {
+        let Decoded::Content(Content::Page { phys, attr }) = decode(level, entry) else {
+            return;
+        };
+        if !Origin::of(attr).is_counted() {
+            return;
+        }
+        // A block that is ours alone becomes frames of their own, so that each can be given back and taken over. Of one
+        // that others refer to, each of the smaller leaves holds a reference to the whole.
+        let done = if self.frames.count(phys) == 1 {
+            let whole = self.frames.from_entry(phys);
+            let parts =
+                whole.and_then(|block| self.frames.break_up(block).map_err(|(error, _)| error));
+            parts.map(|first| first.into_raw()).map(drop)
+        } else {
+            self.frames.share_many(phys, ENTRIES as u32 - 1)
+        };
+        if let Err(error) = done {
+            self.failed = Some(error);
+        }
     }
     fn set_root(&mut self, _from: Hpa, to: Hpa) {
         self.root = to;

@@ -79,7 +79,7 @@ fn add_device(space: &mut Space<'_, Arena>) {
         .unwrap();
 }
 
-fn violation(gpa: u64, access: Access) -> Violation {
+pub(super) fn violation(gpa: u64, access: Access) -> Violation {
     let bit = |on: bool, bit: u32| u64::from(on) << bit;
     Violation::decode(&ViolationFields {
         qualification: bit(access.read, 0) | bit(access.write, 1) | bit(access.fetch, 2) | 0x180,

@@ -220,6 +220,17 @@ impl<V: Address + 'static, P: Address + 'static> Format for Amd64<V, P> {
         Amd64Entry(table.as_u64() | PRESENT | WRITABLE | USER | ACCESSED)
     }
 
+    fn restricted_table(table: P, rights: Rights) -> Amd64Entry {
+        let bit = |right, bit| if rights.contains(right) { bit } else { 0 };
+        let no_execute = if rights.contains(Rights::EXECUTE) {
+            0
+        } else {
+            NO_EXECUTE
+        };
+        let granted = bit(Rights::WRITE, WRITABLE) | bit(Rights::USER, USER);
+        Amd64Entry(table.as_u64() | PRESENT | ACCESSED | granted | no_execute)
+    }
+
     #[inline(always)]
     fn decode(level: u8, entry: Amd64Entry) -> Result<DecodedOf<Self>, Fault> {
         let bits = entry.0;

@@ -151,17 +151,12 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         self.ops
     }
 
-    /// Whether the tables above let through what a leaf is to grant; where they may move they are opened.
-    #[inline(always)]
-    pub(super) fn check_rights(&self, rights: Rights) -> Result<(), Error<O::Format>> {
-        if O::Movability::MOVES || self.rights.contains(rights) {
-            return Ok(());
-        }
-        Err(PagingError::Restricted {
-            address: self.start(),
-            level: self.level + 1,
-        })
+    /// What the tables above let through; what they deny, the leaf cannot grant. Those that may move are opened by
+    /// [`Cursor::prepare`].
+    pub fn rights(&self) -> Rights {
+        self.rights
     }
+
     #[inline(always)]
     fn lacks_tables(&self) -> bool {
         self.level > self.target && matches!(self.content, Content::Unmapped)
@@ -246,6 +241,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                 Err(fault) => return Err(bad::<O::Format>(self.va, self.level, fault)),
             }
             self.fix = 0;
+            self.rights = Rights::ALL;
         }
         if bottom < self.level {
             // The new tables refer to one another first; the last store makes all of them visible.

@@ -245,6 +245,16 @@ impl Format for Ept {
         EptEntry(table.as_u64() | RWX | USER_EXECUTE | ACCESSED)
     }
 
+    fn restricted_table(table: Hpa, rights: Rights) -> EptEntry {
+        let bit = |right, bit| if rights.contains(right) { bit } else { 0 };
+        // Writing without reading is a misconfiguration.
+        let granted = bit(Rights::READ, READ)
+            | bit(Rights::WRITE, READ | WRITE)
+            | bit(Rights::EXECUTE, EXECUTE)
+            | bit(Rights::USER, USER_EXECUTE);
+        EptEntry(table.as_u64() | ACCESSED | granted)
+    }
+
     #[inline(always)]
     fn decode(level: u8, entry: EptEntry) -> Result<DecodedOf<Self>, Fault> {
         let bits = entry.0;

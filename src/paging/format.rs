@@ -170,6 +170,9 @@ pub trait Format: Copy + Debug + 'static {
     fn zero_bits(level: u8, attr: Self::Attr) -> u64;
     /// The entry that refers to the table and lets everything through.
     fn table_entry(table: Self::Phys) -> Self::Entry;
+    /// The entry that refers to the table and lets through what is in `rights`. Reading is let through where the
+    /// format cannot deny it, or where writing is.
+    fn restricted_table(table: Self::Phys, rights: Rights) -> Self::Entry;
     /// What an entry of a table of `level` says.
     fn decode(level: u8, entry: Self::Entry) -> Result<DecodedOf<Self>, Fault>;
     /// The table that an entry of a `level` above 1 refers to, where the entry lets everything through: the frequent

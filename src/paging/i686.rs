@@ -198,6 +198,12 @@ impl Format for I686 {
         I686Entry(table.as_u64() as u32 | PRESENT | WRITABLE | USER | ACCESSED)
     }
 
+    fn restricted_table(table: Gpa, rights: Rights) -> I686Entry {
+        let bit = |right, bit| if rights.contains(right) { bit } else { 0 };
+        let granted = bit(Rights::WRITE, WRITABLE) | bit(Rights::USER, USER);
+        I686Entry(table.as_u64() as u32 | PRESENT | ACCESSED | granted)
+    }
+
     #[inline(always)]
     fn decode(level: u8, entry: I686Entry) -> Result<DecodedOf<Self>, Fault> {
         let bits = entry.0;

@@ -4,6 +4,7 @@ use core::marker::PhantomData;
 
 use super::access::{AtomicWord, MayNotMoveTable, Never, TableOps, TableReadOps};
 use super::format::{Entry, Format, FormatExt};
+use super::spaces::TableRoots;
 use crate::addr::Hpa;
 use crate::frames::PhysMem;
 
@@ -67,7 +68,8 @@ impl<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> PhysTables<'m, F, M, A> 
     /// # Safety
     /// Every table that can be reached from `root` must be a frame for which `memory` keeps the promise of
     /// [`PhysMem`], and so must be every frame that `alloc` gives. Nothing else may change the tables as long as this
-    /// lives, other than a CPU that sets accessed and dirty.
+    /// lives, other than a CPU that sets accessed and dirty. And no other address than that of such a table may be
+    /// passed to the methods of [`TableReadOps`], [`TableOps`] and [`TableRoots`]: the walker does not.
     pub unsafe fn new(memory: &'m M, alloc: A, root: Hpa) -> Self {
         Self {
             memory,
@@ -186,4 +188,14 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
     fn set_root(&mut self, from: Never, _to: Hpa) {
         match from {}
     }
+}
+
+impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableRoots
+    for PhysTables<'_, F, M, A>
+{
+    fn select_root(&mut self, root: Hpa) -> Option<()> {
+        self.root = root;
+        Some(())
+    }
+    fn share_table(&mut self, _table: Hpa, _level: u8) {}
 }

@@ -17,6 +17,11 @@ use crate::vmx::{
     Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
 };
 
+const CPUID: u64 = ExitReason::Cpuid as u64;
+const HLT: u64 = ExitReason::Hlt as u64;
+const VMCALL: u64 = ExitReason::Vmcall as u64;
+const EPT_VIOLATION: u64 = ExitReason::EptViolation as u64;
+
 /// What is to happen after an exit was handled.
 pub(super) enum Next {
     /// The guest goes on where it is.
@@ -65,7 +70,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
     /// `in_guest`.
     fn turns(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
-        let mut launched = self.vcpu.launched;
         loop {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
@@ -75,27 +79,28 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             let start = now();
             // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
             // guest's own, and `Guest::run` has put the rest of its state into the CPU.
-            let entry = unsafe { self.vmcs.enter(self.area, launched) };
+            let reason = unsafe { self.vmcs.enter(self.area) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
-            if let Err(fail) = entry {
-                self.outcome = Outcome::EntryInstruction(fail);
-                return Ok(());
-            }
-            if !launched {
-                self.vcpu.launched = true;
-                launched = true;
-            }
-            let field = self.vmcs.read32(Field32::ExitReason)?;
-            let Some(reason) = ExitReason::from_plain_field(field) else {
-                return self.no_reason();
-            };
-            self.stats.count(reason);
+            // The frequent ones are handled here, without a look into the table of reasons.
             let next = match reason {
-                ExitReason::Cpuid => self.cpuid()?,
-                ExitReason::Hlt => self.hlt()?,
-                ExitReason::Vmcall => self.call()?,
-                other => self.dispatch(other)?,
+                CPUID => {
+                    self.stats.count(ExitReason::Cpuid);
+                    self.cpuid()?
+                }
+                HLT => {
+                    self.stats.count(ExitReason::Hlt);
+                    self.hlt()?
+                }
+                VMCALL => {
+                    self.stats.count(ExitReason::Vmcall);
+                    self.call()?
+                }
+                EPT_VIOLATION => {
+                    self.stats.count(ExitReason::EptViolation);
+                    self.ept_violation()?
+                }
+                other => self.infrequent(other),
             };
             if matches!(next, Next::Stop) {
                 return Ok(());
@@ -107,15 +112,43 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         }
     }
 
-    /// An exit-reason field that is not just the number of a reason that we know.
-    #[cold]
-    fn no_reason(&mut self) -> Result<(), VmcsError> {
-        self.outcome = match Exit::read(&self.vmcs)? {
-            Exit::Left(reason) => Outcome::UnexpectedExit(reason),
-            Exit::EntryFailed(failure) => Outcome::EntryFailed(failure),
-            Exit::Unknown(number) => Outcome::UnknownExit(number),
+    /// Handles an exit, or whatever `entered` says instead of a reason. An error becomes the outcome.
+    #[inline(never)]
+    fn infrequent(&mut self, entered: u64) -> Next {
+        let handled = match u32::try_from(entered)
+            .ok()
+            .and_then(ExitReason::from_plain_field)
+        {
+            Some(reason) => {
+                self.stats.count(reason);
+                self.dispatch(reason)
+            }
+            None => self.no_reason(entered),
         };
-        Ok(())
+        self.settle(handled)
+    }
+
+    /// An error becomes the outcome.
+    #[inline(always)]
+    pub fn settle(&mut self, handled: Result<Next, VmcsError>) -> Next {
+        handled.unwrap_or_else(|error| {
+            self.outcome = Outcome::Vmcs(error);
+            Next::Stop
+        })
+    }
+
+    /// An entry that failed, or an exit-reason field that is not just the number of a reason that we know.
+    #[cold]
+    fn no_reason(&mut self, entered: u64) -> Result<Next, VmcsError> {
+        let outcome = match self.vmcs.entry_failure(entered) {
+            Some(fail) => Outcome::EntryInstruction(fail),
+            None => match Exit::read(&self.vmcs)? {
+                Exit::Left(reason) => Outcome::UnexpectedExit(reason),
+                Exit::EntryFailed(failure) => Outcome::EntryFailed(failure),
+                Exit::Unknown(number) => Outcome::UnknownExit(number),
+            },
+        };
+        self.stop(outcome)
     }
 
     /// The guest is done.

@@ -60,7 +60,6 @@ pub struct Vcpu {
     area: Frame,
     /// What stays in the CPU while the guest runs; here while it does not.
     pub(super) resident: Resident,
-    pub(super) launched: bool,
     pub(super) vpid: u16,
     /// CR8, which has no effect: no interrupt of ours has a priority.
     pub(super) cr8: u8,
@@ -90,7 +89,6 @@ impl Vcpu {
             vmcs,
             area,
             resident: Resident::RESET,
-            launched: false,
             vpid,
             cr8: 0,
         };

@@ -10,7 +10,20 @@ use crate::vmx::event::restore_nmi_blocking;
 use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
-    pub(super) fn ept_violation(&mut self) -> Result<Next, VmcsError> {
+    /// Makes the access possible, or stops the guest.
+    #[inline(always)]
+    pub fn ept_violation(&mut self) -> Result<Next, VmcsError> {
+        Ok(self.any_violation())
+    }
+
+    /// Every kind of violation.
+    #[inline(never)]
+    fn any_violation(&mut self) -> Next {
+        let handled = self.violation();
+        self.settle(handled)
+    }
+
+    fn violation(&mut self) -> Result<Next, VmcsError> {
         let vmcs = &self.vmcs;
         let qualification = vmcs.read_natural(FieldNatural::ExitQualification)?;
         let violation = Violation::decode(&ViolationFields {

@@ -19,12 +19,13 @@ const RFLAGS_IF: u64 = 1 << 9;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Does what an exit needs. Every reason is here: what no control of ours asks for stops the guest.
-    #[inline(never)]
+    #[inline(always)]
     pub fn dispatch(&mut self, reason: ExitReason) -> Result<Next, VmcsError> {
         match reason {
-            ExitReason::EptViolation => self.ept_violation(),
             // The run loop has these.
-            ExitReason::Cpuid | ExitReason::Hlt | ExitReason::Vmcall => Ok(Next::Resume),
+            ExitReason::Cpuid | ExitReason::Hlt | ExitReason::Vmcall | ExitReason::EptViolation => {
+                Ok(Next::Resume)
+            }
             ExitReason::IoInstruction => self.io(),
             ExitReason::Rdmsr => self.rdmsr(),
             ExitReason::Wrmsr => self.wrmsr(),

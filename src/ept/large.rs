@@ -1,0 +1,254 @@
+//! Pages of 2 MiB: given at a first write, split when a part is to be copied.
+
+use super::entry::Origin;
+use super::provide::{put, take_over};
+use super::region::Known;
+use super::tables::Tables;
+use super::{Fill, Reason, RegionKind};
+use crate::addr::{AddrRange, Address, Gpa, Hpa, PageSize};
+use crate::frames::{FrameError, PhysMem};
+use crate::paging::{Content, ContentOf, Cursor, Ept, split};
+
+const SIZE: PageSize = PageSize::Size2M;
+
+/// Writing to `page`, for which no table of small pages is there and `content` stands higher up. `None`: it is to be
+/// handled as a small page. The second result says whether a translation was replaced.
+#[cold]
+pub(super) fn large_page<M: PhysMem>(
+    tables: &mut Tables<'_, M>,
+    known: &Known,
+    page: Gpa,
+    content: ContentOf<Ept>,
+    wanted: bool,
+) -> Result<Option<(Fill, bool)>, Reason> {
+    match content {
+        Content::Page { .. } => write_to_mapped(tables, known, page).map(Some),
+        _ if wanted => fill(tables, known, page),
+        _ => Ok(None),
+    }
+}
+
+/// Maps a zeroed page of 2 MiB, where the region covers it and there is one.
+fn fill<M: PhysMem>(
+    tables: &mut Tables<'_, M>,
+    known: &Known,
+    page: Gpa,
+) -> Result<Option<(Fill, bool)>, Reason> {
+    let region = &known.region;
+    let covered = AddrRange::new(page.align_down(SIZE.bytes()), SIZE.bytes());
+    let covered = covered.is_some_and(|range| region.range.contains_range(range));
+    if !covered || !matches!(region.kind, RegionKind::Ram) {
+        return Ok(None);
+    }
+    let frames = tables.frames;
+    let mut cursor = Cursor::new(tables, page, SIZE)?;
+    let block = match frames.alloc_large_zeroed(SIZE) {
+        Ok(block) => block,
+        // Then it is small pages.
+        Err(FrameError::OutOfFrames) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    put(&mut cursor, block, Origin::Filled, known.written())?;
+    Ok(Some((Fill::Zeroed, false)))
+}
+
+/// Makes a page writable that is part of a large one: all of it where nobody else refers to it, else a copy of that page
+/// alone.
+fn write_to_mapped<M: PhysMem>(
+    tables: &mut Tables<'_, M>,
+    known: &Known,
+    page: Gpa,
+) -> Result<(Fill, bool), Reason> {
+    let frames = tables.frames;
+    let mut cursor = Cursor::new(&mut *tables, page, SIZE)?;
+    let Content::Page { phys, attr } = cursor.content() else {
+        return Ok((Fill::Present, false));
+    };
+    if cursor.is_ready() && frames.count(phys) == 1 {
+        return take_over(cursor, phys, attr, known.written());
+    }
+    // What can fail comes first.
+    let frame = frames.alloc()?;
+    if frames.count(phys) == 1 {
+        // The tables may have to be copied, which adds references. If they have and the rest cannot be done, the space is
+        // left with tables of its own that say the same.
+        let prepared = cursor.prepare();
+        if prepared.is_err() || frames.count(phys) == 1 {
+            frames.release(frame)?;
+            prepared?;
+            return take_over(cursor, phys, attr, known.written());
+        }
+    }
+    let done = split(&mut *tables, page, PageSize::Size4K).map_err(Reason::from);
+    let cursor = done.and_then(|()| Ok(Cursor::new(tables, page, PageSize::Size4K)?));
+    let (mut cursor, phys, attr): (_, Hpa, _) =
+        match cursor.map(|cursor| (cursor.content(), cursor)) {
+            Ok((Content::Page { phys, attr }, cursor)) => (cursor, phys, attr),
+            Ok(_) => {
+                frames.release(frame)?;
+                return Ok((Fill::Present, false));
+            }
+            Err(error) => {
+                frames.release(frame)?;
+                return Err(error);
+            }
+        };
+    if frames.count(phys) == 1 {
+        frames.release(frame)?;
+        return take_over(cursor, phys, attr, known.written());
+    }
+    if let Err(error) = frames.copy_into(&frame, phys) {
+        frames.release(frame)?;
+        return Err(error.into());
+    }
+    put(&mut cursor, frame, Origin::Copied, known.written())?;
+    cursor.ops().drop_leaf(phys, Origin::of(attr));
+    Ok((Fill::Copied, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{all_capabilities, finish, gpas, memory, read, violation};
+    use super::super::tlb::Cpu;
+    use super::super::{Access, EptCapability, Region, RegionKind, Resolution, Space, Spaces};
+    use super::*;
+    use crate::addr::PAGE_SIZE;
+    use crate::frames::arena::Arena;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    const MIB2: u64 = 2 << 20;
+
+    fn with_space(frames: u64, test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>)) {
+        let (frames, _) = memory(frames);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(40).unwrap();
+        // Starts and ends in the middle of a large page.
+        let ram = Region::new(gpas(MIB2 + 0x10_0000, 3 * MIB2), RegionKind::Ram);
+        space.add_region(ram).unwrap();
+        assert!(space.set_large_pages(true));
+        test(&spaces, &mut space);
+        assert_eq!(spaces.audit([&space]), Ok(0));
+        finish(space, &mut Cpu::new(0));
+        spaces.end().unwrap();
+        assert_eq!(frames.figures().used, 0);
+    }
+
+    fn touch(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Fill {
+        match space.resolve(&violation(gpa, access)) {
+            Ok(Resolution::Retry(fill)) => fill,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_write_is_given_a_large_page_only_where_the_region_covers_it() {
+        with_space(4096, |_, space| {
+            assert_eq!(touch(space, 2 * MIB2 + 0x1234, Access::WRITE), Fill::Zeroed);
+            assert_eq!(
+                touch(space, 2 * MIB2 + 0x1f_f000, Access::WRITE),
+                Fill::Present
+            );
+            touch(space, MIB2 + 0x10_0000, Access::WRITE);
+            touch(space, 4 * MIB2, Access::WRITE);
+            // Read first: it stays with small pages.
+            touch(space, 3 * MIB2 + 0x5000, Access::READ);
+            touch(space, 3 * MIB2 + 0x6000, Access::WRITE);
+            let census = space.census().unwrap();
+            assert_eq!(
+                (census.large, census.filled, census.zero),
+                (512, 512 + 3, 1)
+            );
+            assert_eq!(read(space, 2 * MIB2 + 0x1f_fff0, 16), [0; 16]);
+        });
+    }
+
+    #[test]
+    fn a_cpu_without_them_is_not_given_any() {
+        let (frames, _) = memory(4096);
+        let none = EptCapability {
+            pages_2m: false,
+            ..all_capabilities()
+        };
+        let spaces = Spaces::new(&frames, none).unwrap();
+        let mut space = spaces.create(40).unwrap();
+        assert!(!space.set_large_pages(true) && space.set_large_pages(false));
+        finish(space, &mut Cpu::new(0));
+    }
+
+    #[test]
+    fn without_a_free_block_pages_are_small() {
+        with_space(300, |_, space| {
+            assert_eq!(touch(space, 2 * MIB2, Access::WRITE), Fill::Zeroed);
+            assert_eq!(space.census().unwrap().large, 0);
+        });
+    }
+
+    #[test]
+    fn a_fork_copies_the_small_page_that_it_writes() {
+        with_space(4096, |spaces, space| {
+            space.write(Gpa::new(2 * MIB2), b"old").unwrap();
+            let mut fork = space.fork().unwrap();
+            let used = spaces.frames().figures().used;
+            assert_eq!(touch(&mut fork, 2 * MIB2, Access::WRITE), Fill::Copied);
+            // Two tables, the one that the large page is split into, and the page.
+            assert_eq!(spaces.frames().figures().used, used + 4);
+            fork.write(Gpa::new(2 * MIB2), b"new").unwrap();
+            assert_eq!(
+                (read(space, 2 * MIB2, 3), read(&fork, 2 * MIB2, 3)),
+                (b"old".into(), b"new".into())
+            );
+            assert_eq!(spaces.audit([&*space, &fork]), Ok(0));
+            assert_eq!(space.census().unwrap().large, 512);
+            finish(fork, &mut Cpu::new(1));
+            // It is the first's alone again: taken over whole.
+            assert_eq!(
+                touch(space, 2 * MIB2 + 0x3000, Access::WRITE),
+                Fill::TakenOver
+            );
+            assert_eq!(space.census().unwrap().large, 512);
+        });
+    }
+
+    #[test]
+    fn discarding_a_part_splits_it_and_gives_the_part_back() {
+        with_space(4096, |spaces, space| {
+            space.write(Gpa::new(2 * MIB2 + 0x4ffe), &[1; 4]).unwrap();
+            let used = spaces.frames().figures().used;
+            space
+                .discard(gpas(2 * MIB2 + 0x5000, 3 * PAGE_SIZE))
+                .unwrap();
+            assert_eq!(read(space, 2 * MIB2 + 0x4ffe, 4), [1, 1, 0, 0]);
+            assert_eq!(spaces.frames().figures().used, used + 1 - 3);
+            space.discard(gpas(2 * MIB2, MIB2)).unwrap();
+            assert_eq!(space.census().unwrap().mapped(), 0);
+        });
+    }
+
+    #[test]
+    fn running_out_of_frames_changes_nothing() {
+        for allowed in 0.. {
+            let mut done = false;
+            with_space(4096, |spaces, space| {
+                space.write(Gpa::new(2 * MIB2), b"old").unwrap();
+                let mut fork = space.fork().unwrap();
+                let used = spaces.frames().figures().used;
+                spaces.frames().allowance.store(allowed, SeqCst);
+                let result = fork.resolve(&violation(2 * MIB2, Access::WRITE));
+                spaces.frames().allowance.store(u64::MAX, SeqCst);
+                done = result.is_ok();
+                if !done {
+                    // Two tables may be its own already.
+                    let more = spaces.frames().figures().used - used;
+                    assert!([0, 2].contains(&more), "{more}");
+                }
+                assert_eq!(read(&fork, 2 * MIB2, 3), b"old");
+                assert_eq!(spaces.audit([&*space, &fork]), Ok(0));
+                finish(fork, &mut Cpu::new(0));
+            });
+            if done {
+                break;
+            }
+            assert!(allowed < 8);
+        }
+    }
+}
