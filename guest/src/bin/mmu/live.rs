@@ -64,7 +64,7 @@ impl Bench<'_> {
     fn clear(&mut self, at: u64, len: u64) {
         let retire = Emptied::Retire;
         must(unmap(&mut self.tables, Gva::new(at), len, retire, |_| ()));
-        // Any INVLPG drops what is cached of tables; the leaves are dropped one by one where they are used again.
+        // Before a table that was given back is used for something else.
         flush_all();
     }
 }
