@@ -100,7 +100,7 @@ fn map_to(tables: &mut Tables<I686>, at: u64, len: u64, phys: u64, attr: I686Att
 
 fn attributes() -> impl Iterator<Item = I686Attr> {
     (0_u8..24).map(|number| {
-        let bit = |bit: u8| number / 3 >> bit & 1 != 0;
+        let bit = |bit: u8| (number / 3) >> bit & 1 != 0;
         I686Attr::READ
             .with_write(WRITES[usize::from(number % 3)])
             .with_user(bit(0))

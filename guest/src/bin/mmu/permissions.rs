@@ -24,7 +24,7 @@ const NO_EXECUTE: u64 = 1 << 63;
 /// another memory type.
 fn attributes() -> impl Iterator<Item = Amd64Attr> {
     (0_u8..48).map(|number| {
-        let bit = |bit: u8| number / 3 >> bit & 1 != 0;
+        let bit = |bit: u8| (number / 3) >> bit & 1 != 0;
         Amd64Attr::READ
             .with_write(WRITES[usize::from(number % 3)])
             .with_execute(bit(0))
