@@ -57,10 +57,10 @@ pub fn run_all(
             audit: options.audit,
         };
         let summary = run.module(index, &module, &summaries, &mut first);
-        if summary.ending.is_success() {
-            log::info!("guest {}: {}", summary.name, summary.ending);
-        } else {
-            log::error!("guest {}: {}", summary.name, summary.ending);
+        match summary.ending {
+            Ending::BadOptions(error) => log::error!("{error}"),
+            ref ending if ending.is_success() => log::info!("guest {}: {ending}", summary.name),
+            ref ending => log::error!("guest {}: {ending}", summary.name),
         }
         // There are as many places as modules.
         let _ = summaries.try_push(summary);
@@ -200,7 +200,8 @@ fn file_boot_figure(hand_over: u64) {
     // SAFETY: every CPU with 64-bit mode has RDTSC.
     let value = unsafe { _rdtsc() }.wrapping_sub(hand_over);
     if let (Some(guest), Some(name)) = (Name::new(OWN_NAME), FigureName::new(BOOT_FIGURE)) {
-        FIGURES.lock().file(Figure { guest, name, value });
+        // It is the first of all figures, so there is room.
+        let _ = FIGURES.lock().file(Figure { guest, name, value });
     }
 }
 
