@@ -74,7 +74,7 @@ impl Known {
     #[inline]
     pub fn written(&self) -> EptAttr {
         let leaf = self.leaf.with_dirty(true);
-        if self.region.kind.is_writable() {
+        if self.region.is_writable() {
             leaf.with_write(Write::Allowed)
         } else {
             leaf
