@@ -37,7 +37,7 @@ pub use access::{
 };
 pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
-pub use cursor::{Cursor, OpenSlot, open_slot};
+pub use cursor::{Cursor, OpenSlot, open_slot, open_slot_in};
 pub use ept_format::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
 pub use error::{Error, Fault, PagingError};
 pub use format::{
@@ -59,6 +59,8 @@ pub use unmap::{Emptied, unmap};
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod spaces_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
