@@ -112,6 +112,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                         // The entry is opened when the table below has been made private.
                         fix = level - 1;
                         if O::WRITE_MEANS_PRIVATE {
+                            // From here on anything may be shared.
                             moves = fix;
                         }
                     }
