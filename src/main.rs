@@ -3,15 +3,20 @@
 #![no_main]
 
 mod boot;
+mod guests;
 
-use boot::console::say;
-use boot::info::BootInfo;
-use boot::{clock, console, info, memory, power, segments, traps};
+use boot::console::{self, say};
+use boot::info::{self, BootInfo};
+use boot::{clock, memory, power, segments, traps};
+use offshoot::vm::Machine;
 use offshoot::vm::cmdline::KernelOptions;
 use offshoot_memfuncs as _;
 
-/// Where the boot code enters Rust.
-extern "C" fn start(magic: u32, info: u32) -> ! {
+/// What a budget given as time is counted with where the TSC's speed could not be learned.
+const ASSUMED_TSC_HZ: u64 = 1_000_000_000;
+
+/// Where the boot code enters Rust. `hand_over` is the TSC at the boot loader's hand-over.
+extern "C" fn start(magic: u32, info: u32, hand_over: u64) -> ! {
     console::init();
     segments::init();
     traps::init();
@@ -30,10 +35,10 @@ extern "C" fn start(magic: u32, info: u32) -> ! {
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
     log::set_max_level(options.log);
-    run(&boot, &options)
+    run(&boot, &options, hand_over)
 }
 
-fn run(boot: &BootInfo, options: &KernelOptions<'_>) -> ! {
+fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
     // SAFETY: called once, with the boot tables in use.
     let frames = match unsafe { memory::init_frames(boot, options.pool) } {
         Ok(frames) => frames,
@@ -43,13 +48,29 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>) -> ! {
     if let Err(error) = unsafe { memory::init_tables(boot, frames, gib_pages()) } {
         power::end(Err(format_args!("{error}")));
     }
-    say!("{:?}", frames.figures());
-    say!("{:?}", clock::tsc_hz());
-    let _ = clock::start_tick;
+    let figures = frames.figures();
+    log::info!(
+        "{} boot, {} MiB of memory in {} frames, {} guests",
+        boot.protocol,
+        figures.total >> 8,
+        figures.total,
+        boot.modules().count()
+    );
     if let Some(which) = options.selftest {
         traps::self_test(which);
     }
-    power::end(Ok(()))
+    if let Some(period) = options.tick {
+        clock::start_tick(period);
+    }
+    let tsc_hz = clock::tsc_hz().unwrap_or_else(|| {
+        log::warn!("the timer does not run: time is counted with a TSC of {ASSUMED_TSC_HZ} Hz");
+        ASSUMED_TSC_HZ
+    });
+    // SAFETY: in the kernel, with interrupts off and on tables that stay.
+    match unsafe { Machine::start(frames) } {
+        Ok(machine) => guests::run_all(machine, boot, options, tsc_hz, hand_over),
+        Err(error) => guests::run_none(frames, &error),
+    }
 }
 
 /// Whether this CPU has pages of 1 GiB.

@@ -63,8 +63,12 @@ pub const FIGURE_NAME_MAX: usize = 32;
 /// The first CPUID leaf of the hypervisor range: EAX is the highest leaf of the range, EBX, ECX and EDX spell
 /// [`CPUID_VENDOR`].
 pub const CPUID_BASE: u32 = 0x4000_0000;
-/// The leaf that gives the version of this interface in EAX.
+/// The leaf that gives the version of this interface in EAX, and in EBX what guests may do on this machine:
+/// [`CPUID_MAY_LEAVE_PAGING`].
 pub const CPUID_VERSION: u32 = 0x4000_0001;
+/// EBX of leaf [`CPUID_VERSION`]: a guest may switch paging and protection off, and so change to 32-bit and real
+/// mode. Where it may not, the attempt ends it.
+pub const CPUID_MAY_LEAVE_PAGING: u32 = 1 << 0;
 /// The vendor name in leaf [`CPUID_BASE`].
 pub const CPUID_VENDOR: [u8; 12] = *b"OffshootHVM ";
 /// The version of this interface.

@@ -17,8 +17,10 @@
 #![no_std]
 
 pub mod call;
+pub mod check;
 pub mod cpu;
 mod print;
+pub mod space;
 pub mod trap;
 
 // Linked for its symbols only: memcpy and its kin.

@@ -155,7 +155,7 @@ pub fn gate(vector: u8) -> Gate {
 /// Loads a GDT, a TSS and an IDT of the guest's own. Exceptions are caught from here on.
 pub fn install() {
     RECORD[7].store(0, Relaxed);
-    let stack_top = STACK.0.get() as u64 + STACK_SIZE as u64;
+    let stack_top = own_stack();
     let task = TASK.0.get() as u64;
     let gdt_pointer = TablePointer {
         limit: size_of::<[u64; 7]>() as u16 - 1,
@@ -215,6 +215,24 @@ pub unsafe fn load_idt(base: u64, len: usize) {
     unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack)) };
 }
 
+/// Makes `top` the upper end of the stack on which exceptions are handled.
+///
+/// # Safety
+/// There must be room for their frames below it.
+pub unsafe fn set_stack(top: u64) {
+    // SAFETY: one CPU, which reads the field only when an exception is delivered.
+    unsafe {
+        let ist1 = TASK.0.get().cast::<u32>().add(9);
+        ist1.write_volatile(top as u32);
+        ist1.add(1).write_volatile((top >> 32) as u32);
+    }
+}
+
+/// The upper end of the stack that [`install`] set up.
+pub fn own_stack() -> u64 {
+    STACK.0.get() as u64 + STACK_SIZE as u64
+}
+
 /// How many exceptions the probes have met since [`install`].
 pub fn count() -> u64 {
     RECORD[7].load(Relaxed)
@@ -241,19 +259,23 @@ pub fn take() -> Option<Trap> {
 }
 
 /// Runs instructions, given as for [`asm!`] with their operands after a semicolon, and yields the exception that
-/// one of them raised, if any. All registers are then as they were at the exception, but for RIP and RSP, which
-/// are those of the end of the probe. To be used in `unsafe`; needs [`install`](crate::trap::install).
+/// one of them raised, if any. All registers are then as they were at the exception, but for RBX, RIP and RSP, which
+/// are those of the end of the probe, and interrupts are off. Name the registers of outputs: one that the compiler
+/// chooses may be RBX. To be used in `unsafe`; needs [`install`](crate::trap::install).
 #[macro_export]
 macro_rules! probe {
     ($($instruction:expr),+ $(; $($operands:tt)*)?) => {{
         $crate::trap::clear();
         ::core::arch::asm!(
+            // RBX is the compiler's own: it cannot be named as an operand, but CPUID, for one, changes it.
+            "push rbx",
             "lea {probe_scratch}, [rip + 77f]",
             "mov [rip + {probe_fixup}], {probe_scratch}",
             "mov [rip + {probe_fixup} + 8], rsp",
             $($instruction,)+
             "77:",
             "mov qword ptr [rip + {probe_fixup}], 0",
+            "pop rbx",
             probe_scratch = out(reg) _,
             probe_fixup = sym $crate::trap::FIXUP,
             $($($operands)*)?
@@ -310,8 +332,8 @@ extern "C" fn common() {
         "mov qword ptr [rip + {fixup}], 0",
         "mov [rsp + 24], rax",
         "mov qword ptr [rsp + 32], {code}",
-        // No single step and no resume flag behind the probe.
-        "and dword ptr [rsp + 40], ~0x10100",
+        // No single step, resume flag or interrupts behind the probe.
+        "and dword ptr [rsp + 40], ~0x10300",
         "mov rax, [rip + {fixup} + 8]",
         "mov [rsp + 48], rax",
         "mov qword ptr [rsp + 56], {data}",

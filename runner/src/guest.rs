@@ -1,11 +1,12 @@
 //! The guests of a run: a file each, with the options that the kernel reads from the module's command line.
 
-use crate::{Error, Image};
+use crate::Error;
+use crate::image::Samples;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// What `make run` runs when nothing else is asked for: sample guests, with the options each needs.
-pub const DEFAULT: &str = "hello sparse selfcheck";
+pub const DEFAULT: &str = "hello sparse,mem=1G selfcheck";
 
 /// One guest: an ELF file and its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,23 +33,25 @@ impl Guest {
     }
 
     /// Reads a list of guests separated by blanks, each `FILE[,OPTION]...`, where FILE is a path or the name of a
-    /// sample guest of `image`. Every file is looked at, so that what is wrong is said before anything boots.
-    pub fn parse_list(list: &str, image: &Image) -> Result<Vec<Self>, Error> {
+    /// sample guest. Every file is looked at, so that what is wrong is said before anything boots.
+    pub fn parse_list(list: &str, samples: &Samples) -> Result<Vec<Self>, Error> {
         let mut guests = list
             .split_whitespace()
-            .map(|word| Self::parse(word, image))
+            .map(|word| Self::parse(word, samples))
             .collect::<Result<Vec<_>, _>>()?;
         name_apart(&mut guests);
         Ok(guests)
     }
 
-    fn parse(word: &str, image: &Image) -> Result<Self, Error> {
+    fn parse(word: &str, samples: &Samples) -> Result<Self, Error> {
         let mut parts = word.split(',');
         let file = parts.next().unwrap_or_default();
-        let path = match image.sample(file) {
+        let path = match samples.get(file) {
             Some(sample) if !Path::new(file).exists() => sample.to_owned(),
             _ => PathBuf::from(file),
         };
+        // Emulators run in folders of their own.
+        let path = std::path::absolute(&path).map_err(Error::io("read", &path))?;
         let options: Vec<_> = parts
             .filter(|option| !option.is_empty())
             .map(str::to_owned)
@@ -63,11 +66,8 @@ impl Guest {
         guest.check().map_err(|reason| {
             let mut reason = reason;
             if !file.contains('/') {
-                let samples: Vec<_> = image.sample_names().collect();
-                reason += &format!(
-                    " (and not a sample guest; those are: {})",
-                    samples.join(", ")
-                );
+                let names: Vec<_> = samples.names().collect();
+                reason += &format!(" (and not a sample guest; those are: {})", names.join(", "));
             }
             Error::asked(file, reason)
         })?;
@@ -98,18 +98,8 @@ impl Guest {
     /// What the kernel gets as the module's command line: the name of the file, then the options.
     pub fn command_line(&self) -> Vec<String> {
         let mut words = vec![self.file_name()];
-        if !self.options.iter().any(|option| is_name(option)) {
-            words.push(format!("name={}", self.stem()));
-        }
         words.extend(self.options.iter().cloned());
         words
-    }
-
-    fn stem(&self) -> String {
-        self.path
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default()
     }
 }
 
@@ -134,33 +124,31 @@ fn is_name(option: &str) -> bool {
 /// Gives guests made from files of the same name a number, so that one file can be run several times. Names that
 /// the user has given are left alone: if two are the same, the kernel refuses the second.
 fn name_apart(guests: &mut [Guest]) {
-    for at in 1..guests.len() {
-        let (before, rest) = guests.split_at_mut(at);
-        let Some(guest) = rest.first_mut() else { break };
-        if guest.options.iter().any(|option| is_name(option)) {
-            continue;
-        }
-        let stem = guest.stem();
-        let same = before
-            .iter()
-            .filter(|earlier| earlier.stem() == stem)
-            .count();
-        if same > 0 {
-            guest.options.insert(0, format!("name={stem}-{}", same + 1));
+    let files: Vec<_> = guests.iter().map(Guest::file_name).collect();
+    for (at, guest) in guests.iter_mut().enumerate() {
+        let file = &files[at];
+        let earlier = files[..at].iter().filter(|other| *other == file).count();
+        if earlier > 0 && !guest.options.iter().any(|option| is_name(option)) {
+            let name = file.strip_suffix(".elf").unwrap_or(file);
+            let name: String = name.chars().filter(|&c| in_name(c)).take(24).collect();
+            guest
+                .options
+                .insert(0, format!("name={name}-{}", earlier + 1));
         }
     }
+}
+
+/// Whether the kernel takes this in a guest's name.
+fn in_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn image() -> Image {
-        Image {
-            root: PathBuf::new(),
-            kernel: PathBuf::new(),
-            samples: vec!["/x/hello".into(), "/x/bench".into()],
-        }
+    fn samples() -> Samples {
+        Samples(vec!["/x/hello".into(), "/x/bench".into()])
     }
 
     /// A file that surely exists, with a folder.
@@ -169,10 +157,10 @@ mod tests {
     #[test]
     fn options_follow_the_file() {
         let list = format!("{THIS},mem=64M,budget=2s {THIS},name=x");
-        let guests = Guest::parse_list(&list, &image()).unwrap();
+        let guests = Guest::parse_list(&list, &samples()).unwrap();
         assert_eq!(
             guests[0].command_line(),
-            ["guest.rs", "name=guest", "mem=64M", "budget=2s"]
+            ["guest.rs", "mem=64M", "budget=2s"]
         );
         assert_eq!(guests[1].command_line(), ["guest.rs", "name=x"]);
     }
@@ -180,22 +168,22 @@ mod tests {
     #[test]
     fn the_same_file_twice_gets_two_names() {
         let list = format!("{THIS} {THIS} {THIS}");
-        let guests = Guest::parse_list(&list, &image()).unwrap();
-        assert_eq!(guests[0].command_line()[1], "name=guest");
-        assert_eq!(guests[1].command_line()[1], "name=guest-2");
-        assert_eq!(guests[2].command_line()[1], "name=guest-3");
+        let guests = Guest::parse_list(&list, &samples()).unwrap();
+        assert_eq!(guests[0].command_line(), ["guest.rs"]);
+        assert_eq!(guests[1].command_line(), ["guest.rs", "name=guest.rs-2"]);
+        assert_eq!(guests[2].command_line(), ["guest.rs", "name=guest.rs-3"]);
     }
 
     #[test]
     fn names_that_were_given_are_left_alone() {
         let list = format!("{THIS},name=a {THIS},name=a");
-        let guests = Guest::parse_list(&list, &image()).unwrap();
+        let guests = Guest::parse_list(&list, &samples()).unwrap();
         assert_eq!(guests[0].command_line(), guests[1].command_line());
     }
 
     #[test]
     fn what_is_wrong_is_named() {
-        let error = |word: &str| Guest::parse_list(word, &image()).unwrap_err().to_string();
+        let error = |word: &str| Guest::parse_list(word, &samples()).unwrap_err().to_string();
         let missing = error("nothere.elf");
         assert!(missing.starts_with("nothere.elf: "), "{missing}");
         assert!(missing.contains("No such file"), "{missing}");

@@ -9,87 +9,83 @@ use std::process::{Command, Stdio};
 /// The target both are built for, stated so that build scripts and proc-macros do not get their flags.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// A built kernel and the sample guests beside it.
+/// The sample guests, ELF files.
+#[derive(Clone, Debug, Default)]
+pub struct Samples(pub Vec<PathBuf>);
+
+/// A kernel and the sample guests beside it.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The folder of the workspace. Runs are kept in `target/run` under it.
     pub root: PathBuf,
     /// The kernel, an ELF file.
     pub kernel: PathBuf,
-    /// The sample guests, ELF files.
-    pub samples: Vec<PathBuf>,
+    /// The sample guests.
+    pub samples: Samples,
 }
 
-impl Image {
-    /// The workspace this runner was built from.
-    pub fn workspace() -> PathBuf {
-        let runner = Path::new(env!("CARGO_MANIFEST_DIR"));
-        runner.parent().unwrap_or(runner).to_owned()
-    }
+/// The folder of the workspace this runner was built from.
+pub fn workspace() -> PathBuf {
+    let runner = Path::new(env!("CARGO_MANIFEST_DIR"));
+    runner.parent().unwrap_or(runner).to_owned()
+}
 
-    /// Builds both in the workspace this runner was built from. Cargo shows its progress.
+impl Samples {
+    /// Builds them in the workspace this runner was built from. Cargo shows its progress.
     pub fn build() -> Result<Self, Error> {
-        let root = Self::workspace();
-        let kernel = cargo(
-            &root,
-            "the kernel",
-            &[
-                "--features=kernel",
-                "--bin=offshoot",
-                "--config=.cargo/kernel.toml",
-                "--target-dir=target",
-            ],
-        )?;
-        let kernel = kernel
-            .into_iter()
-            .find(|path| path.ends_with("offshoot"))
-            .ok_or_else(|| Error::asked("offshoot", "cargo built no such program"))?;
-        let samples = Self::build_samples(&root)?;
-        Ok(Self {
-            root,
-            kernel,
-            samples,
-        })
+        let arguments = [
+            "--package=offshoot-guest",
+            "--bins",
+            "--config=.cargo/guest.toml",
+            "--target-dir=target/guest",
+        ];
+        cargo(&workspace(), "the sample guests", &arguments).map(Self)
     }
 
-    /// Builds only the sample guests, to go with a kernel that is there already.
-    pub fn with_kernel(kernel: PathBuf) -> Result<Self, Error> {
-        std::fs::File::open(&kernel).map_err(Error::io("read", &kernel))?;
-        let root = Self::workspace();
-        let samples = Self::build_samples(&root)?;
-        Ok(Self {
-            root,
-            kernel,
-            samples,
-        })
-    }
-
-    fn build_samples(root: &Path) -> Result<Vec<PathBuf>, Error> {
-        cargo(
-            root,
-            "the sample guests",
-            &[
-                "--package=offshoot-guest",
-                "--bins",
-                "--config=.cargo/guest.toml",
-                "--target-dir=target/guest",
-            ],
-        )
-    }
-
-    /// The sample guest of that name.
-    pub fn sample(&self, name: &str) -> Option<&Path> {
-        self.samples
+    /// The one of that name.
+    pub fn get(&self, name: &str) -> Option<&Path> {
+        self.0
             .iter()
             .map(PathBuf::as_path)
             .find(|path| path.file_name().is_some_and(|file| file == name))
     }
 
-    /// The names of the sample guests.
-    pub fn sample_names(&self) -> impl Iterator<Item = &str> {
-        self.samples
-            .iter()
-            .filter_map(|path| path.file_name()?.to_str())
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|path| path.file_name()?.to_str())
+    }
+}
+
+impl Image {
+    /// Builds the kernel in the workspace this runner was built from. Cargo shows its progress.
+    pub fn build(samples: Samples) -> Result<Self, Error> {
+        let root = workspace();
+        let arguments = [
+            "--package=offshoot",
+            "--features=kernel",
+            "--bin=offshoot",
+            "--config=.cargo/kernel.toml",
+            "--target-dir=target",
+        ];
+        let kernel = cargo(&root, "the kernel", &arguments)?
+            .into_iter()
+            .find(|path| path.ends_with("offshoot"))
+            .ok_or_else(|| Error::asked("offshoot", "cargo built no such program"))?;
+        Ok(Self {
+            root,
+            kernel,
+            samples,
+        })
+    }
+
+    /// Takes a kernel that is there already.
+    pub fn with_kernel(kernel: &Path, samples: Samples) -> Result<Self, Error> {
+        std::fs::File::open(kernel).map_err(Error::io("read", kernel))?;
+        Ok(Self {
+            root: workspace(),
+            kernel: std::path::absolute(kernel).map_err(Error::io("read", kernel))?,
+            samples,
+        })
     }
 }
 

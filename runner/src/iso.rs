@@ -118,7 +118,7 @@ mod tests {
         let guests = [Guest::new("/g/a.elf").with("mem=64M")];
         let script = grub_cfg("log=debug  x=$y;z", &guests).unwrap();
         assert!(script.contains("multiboot2 /boot/offshoot 'log=debug' 'x=$y;z'; then"));
-        assert!(script.contains("module2 /boot/guest0 'a.elf' 'name=a' 'mem=64M'; then"));
+        assert!(script.contains("module2 /boot/guest0 'a.elf' 'mem=64M'; then"));
         assert!(script.ends_with("then boot; fi\n"));
     }
 

@@ -5,6 +5,7 @@
 //! follows the console until the image has said how it ended, and [`report`] reads the figures it printed. [`run`]
 //! strings them together; the emulator tests call the same function as `make run`.
 
+pub mod backtrace;
 pub mod bench;
 pub mod emulator;
 pub mod error;

@@ -1,6 +1,7 @@
 //! The command behind `make run`, `make iso` and `make bench`.
 
 use offshoot_runner::emulator::{Boot, Emulator};
+use offshoot_runner::image::Samples;
 use offshoot_runner::run::{DEFAULT_LIMIT, DEFAULT_MEMORY};
 use offshoot_runner::{Error, Guest, Image, Run, Verdict, bench, guest, iso, quantity};
 use std::io::Write;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 const USAGE: &str = "\
 usage: offshoot-runner run|iso|bench [OPTION VALUE]...
-  --guests \"FILE[,OPTION]... ...\"  guests, each with name=, mem=, budget=  (hello sparse selfcheck)
+  --guests \"FILE[,OPTION]... ...\"  guests, each with name=, mem=, budget=  (hello sparse,mem=1G selfcheck)
   --cmdline WORDS                  the kernel's command line
   --mem SIZE                       memory of the machine  (512M)
   --cpu MODEL                      CPU model of the emulator  (tigerlake)
@@ -72,15 +73,17 @@ impl Options {
         Ok(options)
     }
 
-    fn image(&self) -> Result<Image, Error> {
-        match &self.kernel {
-            Some(kernel) => Image::with_kernel(kernel.clone()),
-            None => Image::build(),
-        }
-    }
-
-    fn guests(&self, image: &Image, default: &str) -> Result<Vec<Guest>, Error> {
-        Guest::parse_list(self.guests.as_deref().unwrap_or(default), image)
+    /// The image and its guests, by default those of the list `default`. The kernel, which takes longest, is built
+    /// after all else has been looked at.
+    fn build(&self, default: &str) -> Result<(Image, Vec<Guest>), Error> {
+        let samples = Samples::build()?;
+        let list = self.guests.as_deref().unwrap_or(default);
+        let guests = Guest::parse_list(list, &samples)?;
+        let image = match &self.kernel {
+            Some(kernel) => Image::with_kernel(kernel, samples)?,
+            None => Image::build(samples)?,
+        };
+        Ok((image, guests))
     }
 }
 
@@ -117,16 +120,21 @@ fn main() -> ExitCode {
 
 /// Boots the image and says how it ended; for a benchmark, also files its figures.
 fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
-    // What the user may have got wrong is looked at before anything is built, except the guests: they may be samples.
     let emulator = Emulator::choose(
         options.emulator.as_deref(),
         options.cpu.as_deref(),
         options.boot,
     )?;
-    let image = options.image()?;
+    let guests = match &emulator {
+        Emulator::Qemu {
+            boot: Boot::Kernel, ..
+        } => "hello",
+        _ => guests,
+    };
+    let (image, guests) = options.build(guests)?;
     let run = Run {
         name: options.name.clone().unwrap_or_else(|| name.into()),
-        guests: options.guests(&image, guests)?,
+        guests,
         cmdline: options.cmdline,
         memory: options.memory,
         emulator,
@@ -138,6 +146,12 @@ fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
         // A reader that has gone away does not change how the run ends.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     })?;
+    if !outcome.backtrace.is_empty() {
+        eprintln!("offshoot: the hypervisor's backtrace:");
+    }
+    for place in &outcome.backtrace {
+        eprintln!("  {place}");
+    }
     for complaint in &outcome.complaints {
         eprintln!("offshoot: the emulator complains: {complaint}");
     }
@@ -158,8 +172,7 @@ fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
 
 /// Makes `target/offshoot.iso`.
 fn make_iso(options: Options) -> Result<bool, Error> {
-    let image = options.image()?;
-    let guests = options.guests(&image, guest::DEFAULT)?;
+    let (image, guests) = options.build(guest::DEFAULT)?;
     let path = image.root.join("target/offshoot.iso");
     let tree = image.root.join("target/iso");
     iso::make(&path, &tree, &image.kernel, &options.cmdline, &guests)?;

@@ -28,21 +28,16 @@ pub struct Guest {
     /// How it ended, in a few words.
     pub outcome: String,
     /// Its exit status, if it came to one.
-    pub status: Option<i64>,
+    pub status: Option<u64>,
     /// Exits by reason.
-    #[serde(default)]
     pub exits: BTreeMap<String, u64>,
     /// Pages by how they came about.
-    #[serde(default)]
     pub pages: BTreeMap<String, u64>,
     /// Tables of its address space.
-    #[serde(default)]
     pub tables: u64,
     /// Instructions spent in the host for it, where the TSC counts them.
-    #[serde(default)]
     pub host_instructions: u64,
     /// Instructions of its own.
-    #[serde(default)]
     pub guest_instructions: u64,
 }
 

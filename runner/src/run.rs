@@ -1,5 +1,6 @@
 //! One run of the image: packed, booted, followed and judged.
 
+use crate::backtrace;
 use crate::emulator::{ISO, LOG, SERIAL};
 use crate::watch::{Console, END, Ending, watch};
 use crate::{Emulator, Error, Guest, Image, Report, iso};
@@ -53,6 +54,8 @@ pub struct Outcome {
     pub report: Option<Report>,
     /// Lines of the emulator's log that tell of a defect of the image.
     pub complaints: Vec<String>,
+    /// The places in the kernel named by the backtraces it printed.
+    pub backtrace: Vec<String>,
 }
 
 impl Run {
@@ -92,6 +95,7 @@ impl Run {
             &self.cmdline,
             &self.guests,
         )?;
+        let mut addresses = Vec::new();
         let (ending, console) = watch(
             command,
             &dir,
@@ -99,7 +103,10 @@ impl Run {
             LOG,
             SERIAL,
             self.limit,
-            echo,
+            &mut |line| {
+                addresses.extend(backtrace::address(line));
+                echo(line);
+            },
         )?;
         let log = dir.join(LOG);
         let report = keep_report(&dir, &console)?;
@@ -107,6 +114,7 @@ impl Run {
             verdict: self.judge(&ending, &console, &report, &log),
             report: report.and_then(Result::ok),
             complaints: complaints(&log),
+            backtrace: backtrace::places(&image.kernel, &addresses),
             dir,
         })
     }
@@ -221,8 +229,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ok => f.write_str("ok"),
-            Self::Failed(reason) => write!(f, "failed: {reason}"),
-            Self::Unclear(reason) => write!(f, "failed: {reason}"),
+            Self::Failed(reason) | Self::Unclear(reason) => write!(f, "failed: {reason}"),
         }
     }
 }

@@ -5,6 +5,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::{Config, Uart16550Tty};
+use x86_64::instructions::port::Port;
 
 const COM1: u16 = 0x3f8;
 
@@ -30,6 +31,18 @@ pub fn write_fmt(args: fmt::Arguments<'_>) {
     if let Some(uart) = UART.lock().as_mut() {
         // The UART's own writer never fails; an error would come from an argument's `Display`.
         let _ = uart.write_fmt(args);
+    }
+}
+
+/// Waits until what was written has left the UART, as far as it has one that says so.
+pub fn drain() {
+    const LINE_STATUS: u16 = COM1 + 5;
+    const TRANSMITTER_EMPTY: u8 = 1 << 6;
+    for _ in 0..1_000_000 {
+        // SAFETY: reading the status clears no more than error bits, which nobody looks at.
+        if unsafe { Port::<u8>::new(LINE_STATUS).read() } & TRANSMITTER_EMPTY != 0 {
+            return;
+        }
     }
 }
 

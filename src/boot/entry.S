@@ -44,6 +44,9 @@ pvh_start:
     cli
     cld
     mov esp, offset boot_stack_end
+    rdtsc                               # every CPU with 64-bit mode has it, and the others get no further
+    mov [boot_tsc], eax
+    mov [boot_tsc + 4], edx
 
     mov eax, 0x80000000
     cpuid
@@ -123,6 +126,7 @@ long_mode:
     mov gs, eax
     mov edi, edi
     mov esi, esi
+    mov rdx, [boot_tsc]
     mov rsp, offset {stack} + {stack_size}
     xor ebp, ebp
     mov rax, offset {start}
@@ -152,5 +156,6 @@ boot_pdpt_high: .skip 4096
 boot_pds:       .skip 4 * 4096
 boot_stack:     .skip 512
 boot_stack_end:
+boot_tsc:       .skip 8
 
     .text

@@ -1,6 +1,6 @@
 //! The end of a run: the verdict for whoever reads the console, then power off.
 
-use super::console::say;
+use super::console::{self, say};
 use core::fmt;
 use x86_64::instructions::port::Port;
 
@@ -10,6 +10,7 @@ pub fn end(verdict: Result<(), fmt::Arguments<'_>>) -> ! {
         Ok(()) => say!("OFFSHOOT-END ok"),
         Err(reason) => say!("OFFSHOOT-END failed: {reason}"),
     }
+    console::drain();
     // SAFETY: on a machine that is no emulator nothing listens to these ports; in Bochs and QEMU they end the run.
     unsafe {
         Port::<u32>::new(0xf4).write(if verdict.is_ok() { 0x10 } else { 0x11 });

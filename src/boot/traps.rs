@@ -281,7 +281,7 @@ fn control_registers() -> (u64, u64) {
 
 /// Prints the return addresses up from `rip`, as far as the chain of frame pointers stays on the kernel's stacks.
 fn backtrace(rip: u64, mut rbp: u64) {
-    say!("backtrace (resolve with addr2line -e target/kernel/offshoot):");
+    say!("backtrace (addr2line -e target/x86_64-unknown-linux-gnu/release/offshoot):");
     say!("  {rip:016x}");
     for _ in 0..32 {
         if !on_a_stack(rbp) || rbp % 8 != 0 {
@@ -313,6 +313,18 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     power::end(Err(format_args!("a panic of the hypervisor")));
 }
 
+/// Takes an NMI that made a guest exit, as if it had come here.
+pub fn raise_nmi() {
+    // SAFETY: the vector's handler reports and ends the run.
+    unsafe { core::arch::asm!("int 2") };
+}
+
+/// Takes a machine check that made a guest exit, as if it had come here.
+pub fn raise_machine_check() {
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("int 18") };
+}
+
 /// Raises the exception that `which` names, to show that it is reported.
 pub fn self_test(which: &str) {
     // SAFETY: each of these faults, and the handler never returns: that is their purpose.
@@ -329,8 +341,8 @@ pub fn self_test(which: &str) {
             "nx" => {
                 core::arch::asm!("call {}", in(reg) super::segments::guard_pages().next().unwrap_or(0) + 4096)
             }
-            "nmi" => core::arch::asm!("int 2"),
-            "mc" => core::arch::asm!("int 18"),
+            "nmi" => raise_nmi(),
+            "mc" => raise_machine_check(),
             "panic" => panic!("selftest=panic"),
             _ => log::error!(
                 "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic"

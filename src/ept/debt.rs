@@ -76,8 +76,20 @@ impl Debt {
     }
 
     /// Pays what this CPU owes. When no CPU owes any more, the frames go back.
-    #[inline]
+    #[inline(always)]
     pub fn pay<M: PhysMem>(
+        &mut self,
+        eptp: Eptp,
+        cpu: &mut impl Invalidate,
+        frames: &FrameAllocator<M>,
+    ) {
+        if self.stale.0 | u64::from(!self.retired.is_empty()) != 0 {
+            self.pay_some(eptp, cpu, frames);
+        }
+    }
+
+    #[cold]
+    fn pay_some<M: PhysMem>(
         &mut self,
         eptp: Eptp,
         cpu: &mut impl Invalidate,
@@ -90,7 +102,7 @@ impl Debt {
             self.stale.0 &= !(1 << id.0);
             self.cached.0 &= !(1 << id.0);
         }
-        if self.stale.is_empty() {
+        if self.stale.is_empty() && !self.retired.is_empty() {
             frames.free_retired(&mut self.retired);
         }
     }

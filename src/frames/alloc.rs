@@ -70,33 +70,34 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub fn alloc(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
-        let number = lists
-            .pop(&self.mem, &self.counts)
-            .ok_or(FrameError::OutOfFrames)?;
-        lists.note_used(1);
-        drop(lists);
-        Ok(self.hand_out(number))
+        match lists.pop(&self.mem, &self.counts) {
+            Some(number) => Ok(self.hand_out(&mut lists, number)),
+            None => Err(FrameError::OutOfFrames),
+        }
     }
 
     /// A frame full of zeroes, from the pool of zeroed ones while there are any.
-    #[inline]
+    #[inline(always)]
     pub fn alloc_zeroed(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
-        let pooled = lists.pop_zeroed(&self.mem, &self.counts);
-        let number = match pooled {
-            Some(number) => number,
-            None => lists
-                .pop_unzeroed(&self.mem, &self.counts)
-                .ok_or(FrameError::OutOfFrames)?,
-        };
-        lists.note_used(1);
-        drop(lists);
-        let frame = self.hand_out(number);
-        if pooled.is_none() {
-            // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
-            unsafe { bytes::zero(&self.mem, frame.address()) };
+        if let Some(number) = lists.pop_zeroed(&self.mem, &self.counts) {
+            return Ok(self.hand_out(&mut lists, number));
         }
+        drop(lists);
+        self.alloc_and_zero()
+    }
+
+    #[inline(never)]
+    fn alloc_and_zero(&self) -> Result<Frame, FrameError> {
+        let mut lists = self.lists.lock();
+        let Some(number) = lists.pop(&self.mem, &self.counts) else {
+            return Err(FrameError::OutOfFrames);
+        };
+        let frame = self.hand_out(&mut lists, number);
+        drop(lists);
+        // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
+        unsafe { bytes::zero(&self.mem, frame.address()) };
         Ok(frame)
     }
 
@@ -319,6 +320,16 @@ impl<M: PhysMem> FrameAllocator<M> {
         Some((self.counts.address(head), size))
     }
 
+    /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
+    #[inline]
+    pub fn refill_to(&self, goal: u32, most: u32) -> u64 {
+        let zeroed = self.lists.lock().zeroed_frames;
+        if zeroed >= goal {
+            return 0;
+        }
+        self.refill(u64::from(most.min(goal - zeroed)))
+    }
+
     /// Zeroes up to `frames` free frames ahead of need; yields how many.
     pub fn refill(&self, frames: u64) -> u64 {
         for done in 0..frames {
@@ -368,7 +379,10 @@ impl<M: PhysMem> FrameAllocator<M> {
         }
     }
 
-    fn hand_out(&self, number: u32) -> Frame {
+    /// The one reference to a frame that was taken from the lists.
+    #[inline(always)]
+    fn hand_out(&self, lists: &mut Lists, number: u32) -> Frame {
+        lists.note_used(1);
         self.counts.start(&self.mem, number, 0);
         Frame::new(self.counts.address(number))
     }

@@ -145,6 +145,17 @@ impl Counts {
     /// The number of the frame that starts at `address`.
     #[inline]
     pub fn number(&self, address: Hpa) -> Result<u32, FrameError> {
+        // Nearly all frames are of the largest span, the first.
+        let [largest, ..] = &self.spans;
+        let offset = (address.as_u64() / PAGE_SIZE).wrapping_sub(largest.start);
+        if address.is_aligned(PAGE_SIZE) && offset < u64::from(largest.frames) {
+            return Ok(largest.base + offset as u32);
+        }
+        self.number_anywhere(address)
+    }
+
+    #[inline(never)]
+    fn number_anywhere(&self, address: Hpa) -> Result<u32, FrameError> {
         if address.is_aligned(PAGE_SIZE) {
             let frame = address.as_u64() / PAGE_SIZE;
             for m in self.managed() {
@@ -160,6 +171,16 @@ impl Counts {
     /// The address of frame `number`, which must be below the total.
     #[inline]
     pub fn address(&self, number: u32) -> Hpa {
+        let [largest, ..] = &self.spans;
+        let offset = number.wrapping_sub(largest.base);
+        if offset < largest.frames {
+            return Hpa::new((largest.start + u64::from(offset)) * PAGE_SIZE);
+        }
+        self.address_anywhere(number)
+    }
+
+    #[inline(never)]
+    fn address_anywhere(&self, number: u32) -> Hpa {
         for m in self.managed() {
             let offset = number.wrapping_sub(m.base);
             if offset < m.frames {

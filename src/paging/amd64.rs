@@ -220,6 +220,17 @@ impl<V: Address + 'static, P: Address + 'static> Format for Amd64<V, P> {
         Amd64Entry(table.as_u64() | PRESENT | WRITABLE | USER | ACCESSED)
     }
 
+    fn restricted_table(table: P, rights: Rights) -> Amd64Entry {
+        let bit = |right, bit| if rights.contains(right) { bit } else { 0 };
+        let no_execute = if rights.contains(Rights::EXECUTE) {
+            0
+        } else {
+            NO_EXECUTE
+        };
+        let granted = bit(Rights::WRITE, WRITABLE) | bit(Rights::USER, USER);
+        Amd64Entry(table.as_u64() | PRESENT | ACCESSED | granted | no_execute)
+    }
+
     #[inline(always)]
     fn decode(level: u8, entry: Amd64Entry) -> Result<DecodedOf<Self>, Fault> {
         let bits = entry.0;
@@ -263,8 +274,10 @@ impl<V: Address + 'static, P: Address + 'static> Format for Amd64<V, P> {
 
     #[inline(always)]
     fn open_table(entry: Amd64Entry) -> Option<P> {
-        let all = PRESENT | WRITABLE | USER;
-        (entry.0 & (all | PAGE_SIZE | NO_EXECUTE) == all).then(|| P::new(entry.0 & ADDRESS))
+        // Exactly where the three are set does taking them away leave three zeroes and nothing borrowed from above.
+        let rest = entry.0.wrapping_sub(PRESENT | WRITABLE | USER);
+        let wrong = PRESENT | WRITABLE | USER | PAGE_SIZE | NO_EXECUTE;
+        (rest & wrong == 0).then(|| P::new(entry.0 & ADDRESS))
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use core::marker::PhantomData;
 
 use super::access::{MayNotMoveTable, Never, TableOps, TableReadOps};
 use super::format::{Entry, Format};
+use super::spaces::TableRoots;
 use crate::addr::{Address, PAGE_SIZE};
 
 /// Tables in a buffer of bytes that will stand at a given physical address of the guest. Tables are taken from it one
@@ -160,4 +161,11 @@ impl<F: Format> TableOps for GuestPageTableBuffer<'_, F> {
     fn set_root(&mut self, from: Never, _to: F::Phys) {
         match from {}
     }
+}
+
+impl<F: Format> TableRoots for GuestPageTableBuffer<'_, F> {
+    fn select_root(&mut self, root: F::Phys) -> Option<()> {
+        self.set_root(root).then_some(())
+    }
+    fn share_table(&mut self, _table: F::Phys, _level: u8) {}
 }

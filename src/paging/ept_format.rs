@@ -245,6 +245,16 @@ impl Format for Ept {
         EptEntry(table.as_u64() | RWX | USER_EXECUTE | ACCESSED)
     }
 
+    fn restricted_table(table: Hpa, rights: Rights) -> EptEntry {
+        let bit = |right, bit| if rights.contains(right) { bit } else { 0 };
+        // Writing without reading is a misconfiguration.
+        let granted = bit(Rights::READ, READ)
+            | bit(Rights::WRITE, READ | WRITE)
+            | bit(Rights::EXECUTE, EXECUTE)
+            | bit(Rights::USER, USER_EXECUTE);
+        EptEntry(table.as_u64() | ACCESSED | granted)
+    }
+
     #[inline(always)]
     fn decode(level: u8, entry: EptEntry) -> Result<DecodedOf<Self>, Fault> {
         let bits = entry.0;
@@ -299,9 +309,10 @@ impl Format for Ept {
 
     #[inline(always)]
     fn open_table(entry: EptEntry) -> Option<Hpa> {
-        let all = RWX | USER_EXECUTE;
-        let reserved = MEMORY_TYPE | IGNORE_PAT | LEAF;
-        (entry.0 & (all | reserved) == all).then(|| Hpa::new(entry.0 & ADDRESS))
+        // Exactly where all four are set does taking them away leave zeroes in their places; what is between is ignored.
+        let rest = entry.0.wrapping_sub(RWX | USER_EXECUTE);
+        let wrong = RWX | USER_EXECUTE | MEMORY_TYPE | IGNORE_PAT | LEAF;
+        (rest & wrong == 0).then(|| Hpa::new(entry.0 & ADDRESS))
     }
 
     #[inline(always)]

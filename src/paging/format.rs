@@ -170,6 +170,9 @@ pub trait Format: Copy + Debug + 'static {
     fn zero_bits(level: u8, attr: Self::Attr) -> u64;
     /// The entry that refers to the table and lets everything through.
     fn table_entry(table: Self::Phys) -> Self::Entry;
+    /// The entry that refers to the table and lets through what is in `rights`. Reading is let through where the
+    /// format cannot deny it, or where writing is.
+    fn restricted_table(table: Self::Phys, rights: Rights) -> Self::Entry;
     /// What an entry of a table of `level` says.
     fn decode(level: u8, entry: Self::Entry) -> Result<DecodedOf<Self>, Fault>;
     /// The table that an entry of a `level` above 1 refers to, where the entry lets everything through: the frequent
@@ -228,10 +231,7 @@ pub(super) trait FormatExt: Format {
         if Self::is_canonical(address) {
             Ok(address.as_u64() & Self::VIRT_MASK)
         } else {
-            Err(PagingError::OutOfRange {
-                start: address,
-                len: 1,
-            })
+            Err(out_of_range(address, 1))
         }
     }
     /// The translated bits of the first and the last address of a range of whole pages; `None` of an empty one.
@@ -243,7 +243,7 @@ pub(super) trait FormatExt: Format {
         let Some(more) = len.checked_sub(1) else {
             return match Self::is_canonical(start) {
                 true => Ok(None),
-                false => Err(PagingError::OutOfRange { start, len }),
+                false => Err(out_of_range(start, len)),
             };
         };
         match start.checked_add(more) {
@@ -256,7 +256,7 @@ pub(super) trait FormatExt: Format {
                 let first = start.as_u64() & Self::VIRT_MASK;
                 Ok(Some((first, first + more)))
             }
-            _ => Err(PagingError::OutOfRange { start, len }),
+            _ => Err(out_of_range(start, len)),
         }
     }
     /// The translated bits of the first and last address that can be translated in any range of addresses.
@@ -298,3 +298,10 @@ pub(super) trait FormatExt: Format {
 }
 
 impl<F: Format> FormatExt for F {}
+
+/// Out of line, so that the compiler prepares nothing for it where all is well.
+#[cold]
+#[inline(never)]
+fn out_of_range<V, P>(start: V, len: u64) -> PagingError<V, P> {
+    PagingError::OutOfRange { start, len }
+}

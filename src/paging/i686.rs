@@ -198,6 +198,12 @@ impl Format for I686 {
         I686Entry(table.as_u64() as u32 | PRESENT | WRITABLE | USER | ACCESSED)
     }
 
+    fn restricted_table(table: Gpa, rights: Rights) -> I686Entry {
+        let bit = |right, bit| if rights.contains(right) { bit } else { 0 };
+        let granted = bit(Rights::WRITE, WRITABLE) | bit(Rights::USER, USER);
+        I686Entry(table.as_u64() as u32 | PRESENT | ACCESSED | granted)
+    }
+
     #[inline(always)]
     fn decode(level: u8, entry: I686Entry) -> Result<DecodedOf<Self>, Fault> {
         let bits = entry.0;
@@ -233,8 +239,10 @@ impl Format for I686 {
 
     #[inline(always)]
     fn open_table(entry: I686Entry) -> Option<Gpa> {
-        let all = PRESENT | WRITABLE | USER;
-        (entry.0 & (all | PAGE_SIZE) == all).then(|| Gpa::new((entry.0 & ADDRESS) as u64))
+        // Exactly where the three are set does taking them away leave three zeroes and nothing borrowed from above.
+        let rest = entry.0.wrapping_sub(PRESENT | WRITABLE | USER);
+        let wrong = PRESENT | WRITABLE | USER | PAGE_SIZE;
+        (rest & wrong == 0).then(|| Gpa::new((entry.0 & ADDRESS) as u64))
     }
 
     #[inline(always)]

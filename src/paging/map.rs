@@ -68,11 +68,12 @@ fn map_range<O: TableOps, const REPLACE: bool>(
     if matches!(content, Content::Unmapped) {
         return unmap(ops, start, len, Emptied::Keep, removed);
     }
-    if !REPLACE && !O::Movability::MOVES && may_be_one_run::<O::Format>(va, last, largest) {
-        let (level, table) = descend(ops, va);
-        if level == 1 {
-            return map_run(ops, table, va, last, content);
-        }
+    if !REPLACE
+        && !O::Movability::MOVES
+        && may_be_one_run::<O::Format>(va, last, largest)
+        && let Some(table) = descend(ops, va)
+    {
+        return map_run(ops, table, va, last, content);
     }
     map_anywhere::<O, REPLACE>(ops, va, last, content, largest, removed)
 }

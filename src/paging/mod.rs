@@ -8,6 +8,7 @@
 //! - [`map`], [`remap`], [`unmap`], [`protect`] and [`modify`] change a range in one traversal, after one that finds out whether it can be done
 //!   and takes the tables that it needs: an error leaves everything as it was;
 //! - [`split`] and [`merge`] change the size of leaves and nothing else;
+//! - [`walk_va_spaces`] and [`space_aware_map`] read and build several spaces, and keep what they share shared;
 //! - [`Cursor`] finds one slot, makes it ready and changes it.
 
 mod access;
@@ -27,6 +28,7 @@ mod plan;
 mod query;
 mod reserve;
 mod runs;
+mod spaces;
 mod unmap;
 
 pub use access::{
@@ -35,7 +37,7 @@ pub use access::{
 };
 pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
-pub use cursor::Cursor;
+pub use cursor::{Cursor, OpenSlot, open_slot};
 pub use ept_format::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
 pub use error::{Error, Fault, PagingError};
 pub use format::{
@@ -49,6 +51,10 @@ pub use modify::{Leaf, modify, protect, split};
 pub use phys::{PhysTables, TableAlloc, table_words};
 pub use query::{Translate, query, translate, virt_to_phys};
 pub use runs::{Run, Runs, RunsExt};
+pub use spaces::{
+    Seen, SpaceItem, SpaceItemOf, SpaceReference, TableRoots, WalkSpaces, space_aware_map,
+    walk_va_spaces,
+};
 pub use unmap::{Emptied, unmap};
 
 #[cfg(test)]

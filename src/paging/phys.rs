@@ -4,6 +4,7 @@ use core::marker::PhantomData;
 
 use super::access::{AtomicWord, MayNotMoveTable, Never, TableOps, TableReadOps};
 use super::format::{Entry, Format, FormatExt};
+use super::spaces::TableRoots;
 use crate::addr::Hpa;
 use crate::frames::PhysMem;
 
@@ -67,7 +68,8 @@ impl<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> PhysTables<'m, F, M, A> 
     /// # Safety
     /// Every table that can be reached from `root` must be a frame for which `memory` keeps the promise of
     /// [`PhysMem`], and so must be every frame that `alloc` gives. Nothing else may change the tables as long as this
-    /// lives, other than a CPU that sets accessed and dirty.
+    /// lives, other than a CPU that sets accessed and dirty. And no other address than that of such a table may be
+    /// passed to the methods of [`TableReadOps`], [`TableOps`] and [`TableRoots`]: the walker does not.
     pub unsafe fn new(memory: &'m M, alloc: A, root: Hpa) -> Self {
         Self {
             memory,
@@ -156,7 +158,17 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
     ) -> Option<()> {
         // SAFETY: as in `word`.
         let words = unsafe { table_words::<F, M>(self.memory, table) };
-        for word in words.get(first..first.checked_add(count)?)? {
+        // Eight at a time: counting and comparing would cost more than storing.
+        let (eights, rest) = words
+            .get(first..first.checked_add(count)?)?
+            .as_chunks::<8>();
+        for eight in eights {
+            for (n, word) in eight.iter().enumerate() {
+                word.store(bits.wrapping_add(step.wrapping_mul(n as u64)));
+            }
+            bits = bits.wrapping_add(step.wrapping_mul(8));
+        }
+        for word in rest {
             word.store(bits);
             bits = bits.wrapping_add(step);
         }
@@ -176,4 +188,14 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
     fn set_root(&mut self, from: Never, _to: Hpa) {
         match from {}
     }
+}
+
+impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableRoots
+    for PhysTables<'_, F, M, A>
+{
+    fn select_root(&mut self, root: Hpa) -> Option<()> {
+        self.root = root;
+        Some(())
+    }
+    fn share_table(&mut self, _table: Hpa, _level: u8) {}
 }

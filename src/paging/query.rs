@@ -1,13 +1,13 @@
 //! Reading: one address, or lazily whatever a range of addresses leads to.
 
-use super::access::{FormatOf, TableOf, TableReadOps, VirtOf};
+use super::access::{EntryOf, FormatOf, TableOf, TableReadOps, VirtOf};
 use super::cursor::slot;
 use super::error::{Error, Fault, PagingError};
 use super::format::{
     Content, ContentOf, Decoded, DecodedOf, Format, FormatExt, MAX_LEVELS, Mapping, MappingOf,
     Rights,
 };
-use crate::addr::PageSize;
+use crate::addr::{Address, PageSize};
 
 /// Reads and decodes the entry of `table` for `va`.
 #[inline(always)]
@@ -57,19 +57,15 @@ fn effective<F: Format>(content: ContentOf<F>, rights: Rights) -> ContentOf<F> {
     }
 }
 
-/// Descends for `va` as long as the tables let everything through: the level that is reached, and its table. At level 1
-/// the descent is complete; above, the entry is something else than such a table.
+/// The table of level 1 for `va`, where all tables above it let everything through: the frequent case.
 #[inline(always)]
-pub(super) fn descend<O: TableReadOps>(ops: &O, va: u64) -> (u8, TableOf<O>) {
+pub(super) fn descend<O: TableReadOps>(ops: &O, va: u64) -> Option<TableOf<O>> {
     let mut table = ops.root();
     for level in (2..=O::Format::LEVELS).rev() {
-        let entry = ops.read_entry(table, O::Format::index(va, level));
-        match entry.and_then(O::Format::open_table) {
-            Some(next) => table = next,
-            None => return (level, table),
-        }
+        let entry = ops.read_entry(table, O::Format::index(va, level))?;
+        table = O::Format::open_table(entry)?;
     }
-    (1, table)
+    Some(table)
 }
 
 /// What `address` leads to: the leaf that translates it, with the permissions that all levels together grant, or `None`.
@@ -79,52 +75,72 @@ pub fn query<O: TableReadOps>(
     address: VirtOf<O>,
 ) -> Result<Option<MappingOf<O::Format>>, Error<O::Format>> {
     let va = FormatOf::<O>::va_of(address)?;
-    let (level, table) = descend(ops, va);
-    if level > 1 {
-        return query_from(ops, table, level, va);
-    }
-    match decode_at(ops, table, 1, va)? {
-        Decoded::Content(content) if content != Content::Unmapped => Ok(Some(Mapping {
-            virt: O::Format::virt(va & !0xfff),
+    if let Some(table) = descend(ops, va)
+        && let Some(entry) = ops.read_entry(table, O::Format::index(va, 1))
+        && let Ok(Decoded::Content(Content::Page { phys, attr })) = O::Format::decode(1, entry)
+    {
+        return Ok(Some(Mapping {
+            virt: address.align_down(0x1000),
             size: PageSize::Size4K,
-            content,
-        })),
-        _ => Ok(None),
+            content: Content::Page { phys, attr },
+        }));
     }
+    let Leaf {
+        level,
+        rights,
+        entry,
+    } = find(ops, va)?;
+    let (Ok(Decoded::Content(content)), Some(size)) =
+        (O::Format::decode(level, entry), O::Format::leaf_size(level))
+    else {
+        return Ok(None);
+    };
+    Ok(match effective::<O::Format>(content, rights) {
+        Content::Unmapped => None,
+        content => Some(Mapping {
+            virt: O::Format::virt(va & !O::Format::span_mask(level)),
+            size,
+            content,
+        }),
+    })
 }
 
-/// The rest of the way, where there is something else than a table that lets everything through.
+/// An entry that is not a table, and what the tables above let through.
+struct Leaf<E> {
+    level: u8,
+    rights: Rights,
+    entry: E,
+}
+
+/// The entry at which the way of any address ends. It is decoded again by who asks: what is returned stays small, and
+/// the frequent case above in registers.
 #[inline(never)]
-fn query_from<O: TableReadOps>(
-    ops: &O,
-    mut table: TableOf<O>,
-    mut level: u8,
-    va: u64,
-) -> Result<Option<MappingOf<O::Format>>, Error<O::Format>> {
+fn find<O: TableReadOps>(ops: &O, va: u64) -> Result<Leaf<EntryOf<O>>, Error<O::Format>> {
+    let mut table = ops.root();
+    let mut level = O::Format::LEVELS;
     let mut rights = Rights::ALL;
     loop {
-        match decode_at(ops, table, level, va)? {
-            Decoded::Table {
+        let index = O::Format::index(va, level);
+        let Some(entry) = ops.read_entry(table, index) else {
+            return Err(bad::<O::Format>(va, level, Fault::NotMemory));
+        };
+        match O::Format::decode(level, entry) {
+            Ok(Decoded::Table {
                 table: next,
                 rights: granted,
-            } => {
+            }) => {
                 table = next;
                 rights = rights.and(granted);
                 level -= 1;
             }
-            Decoded::Content(content) => {
-                let content = effective::<O::Format>(content, rights);
-                let (false, Some(size)) =
-                    (content == Content::Unmapped, O::Format::leaf_size(level))
-                else {
-                    return Ok(None);
-                };
-                return Ok(Some(Mapping {
-                    virt: O::Format::virt(va & !O::Format::span_mask(level)),
-                    size,
-                    content,
-                }));
+            Ok(Decoded::Content(_)) => {
+                return Ok(Leaf {
+                    level,
+                    rights,
+                    entry,
+                });
             }
+            Err(fault) => return Err(bad::<O::Format>(va, level, fault)),
         }
     }
 }
@@ -132,6 +148,24 @@ fn query_from<O: TableReadOps>(
 /// The physical address that `address` is translated to, or `None` where there is no memory (yet).
 #[inline]
 pub fn virt_to_phys<O: TableReadOps>(
+    ops: &O,
+    address: VirtOf<O>,
+) -> Result<Option<TableOf<O>>, Error<O::Format>> {
+    let va = FormatOf::<O>::va_of(address)?;
+    if let Some(table) = descend(ops, va)
+        && let Some(entry) = ops.read_entry(table, O::Format::index(va, 1))
+        && let Ok(Decoded::Content(Content::Page { phys, .. })) = O::Format::decode(1, entry)
+    {
+        return Ok(Some(TableOf::<O>::new(
+            phys.as_u64() | address.page_offset(),
+        )));
+    }
+    virt_to_phys_anywhere(ops, address)
+}
+
+#[cold]
+#[inline(never)]
+fn virt_to_phys_anywhere<O: TableReadOps>(
     ops: &O,
     address: VirtOf<O>,
 ) -> Result<Option<TableOf<O>>, Error<O::Format>> {

@@ -273,6 +273,20 @@ macro_rules! table_ops {
         }
     };
 }
+impl<F: Format, const MOVES: bool> TableRoots for Tree<F, MOVES>
+where
+    Self: TableOps<Format = F>,
+{
+    fn select_root(&mut self, root: F::Phys) -> Option<()> {
+        self.pool.borrow().get(root.as_u64())?;
+        self.root = root;
+        Some(())
+    }
+    fn share_table(&mut self, table: F::Phys, _level: u8) {
+        self.pool.borrow_mut().get_mut(table.as_u64()).unwrap().1 += 1;
+    }
+}
+
 table_ops!(
     false,
     MayNotMoveTable,

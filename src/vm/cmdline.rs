@@ -2,118 +2,23 @@
 //!
 //! Words are separated by blanks; a word is `key=value`, or a bare flag. There is no quoting.
 
-use core::fmt;
+mod error;
+mod name;
+mod value;
+mod words;
 
 use log::LevelFilter;
 
-use crate::addr::PAGE_SIZE;
+pub use error::{CmdlineError, Problem};
+pub use name::{NAME_MAX, Name, duplicate};
+pub use value::Duration;
+use value::{duration, memory, pool};
+use words::{Word, Words, split_path};
 
-/// The longest name of a guest.
-pub const NAME_MAX: usize = 32;
 /// Guest memory where the command line does not say.
 pub const DEFAULT_MEM: u64 = 64 << 20;
 /// A guest's budget where the command line does not say.
 pub const DEFAULT_BUDGET: Duration = Duration::Nanoseconds(10_000_000_000);
-
-/// The name of a guest: 1 to 32 of `[A-Za-z0-9._-]`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Name {
-    bytes: [u8; NAME_MAX],
-    len: u8,
-}
-
-impl Name {
-    /// `text` as a name, if it is one.
-    pub fn new(text: &str) -> Option<Self> {
-        let legal = (1..=NAME_MAX).contains(&text.len()) && text.bytes().all(is_name_byte);
-        legal.then(|| Self::from_bytes(text.bytes()))
-    }
-
-    /// The name that follows from a path: the file's name without `.elf`, with `-` for what a name cannot hold.
-    fn from_path(path: &str) -> Option<Self> {
-        let file = path.rsplit('/').next().unwrap_or(path);
-        let stem = file.strip_suffix(".elf").unwrap_or(file);
-        let tame = |b: u8| if is_name_byte(b) { b } else { b'-' };
-        (!stem.is_empty()).then(|| Self::from_bytes(stem.bytes().map(tame)))
-    }
-
-    /// `guest0`, `guest1`, ...: the name of a module that has neither path nor name.
-    fn numbered(index: usize) -> Self {
-        let mut digits = [0; 20];
-        let mut rest = index;
-        let mut len = 0;
-        for digit in &mut digits {
-            *digit = b'0' + (rest % 10) as u8;
-            rest /= 10;
-            len += 1;
-            if rest == 0 {
-                break;
-            }
-        }
-        Self::from_bytes(
-            b"guest"
-                .iter()
-                .chain(digits.iter().take(len).rev())
-                .copied(),
-        )
-    }
-
-    /// At most the first 32 of `bytes`, all of which are name bytes.
-    fn from_bytes(source: impl Iterator<Item = u8>) -> Self {
-        let mut name = Self {
-            bytes: [0; NAME_MAX],
-            len: 0,
-        };
-        for (slot, byte) in name.bytes.iter_mut().zip(source) {
-            *slot = byte;
-            name.len += 1;
-        }
-        name
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
-        core::str::from_utf8(bytes).unwrap_or_default()
-    }
-}
-
-const fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-impl fmt::Debug for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-/// A length of time as a user gives it: by the clock, or in ticks of the time-stamp counter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Duration {
-    /// So many nanoseconds.
-    Nanoseconds(u64),
-    /// So many ticks of the time-stamp counter.
-    Ticks(u64),
-}
-
-impl Duration {
-    /// This time in ticks of a counter of `ticks_per_second`; as many as fit if that is more.
-    pub fn ticks(self, ticks_per_second: u64) -> u64 {
-        match self {
-            Self::Ticks(ticks) => ticks,
-            Self::Nanoseconds(ns) => {
-                let ticks = u128::from(ns) * u128::from(ticks_per_second) / 1_000_000_000;
-                u64::try_from(ticks).unwrap_or(u64::MAX)
-            }
-        }
-    }
-}
 
 /// What a boot module's command line says about its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,14 +83,14 @@ impl GuestOptions {
 pub struct KernelOptions<'a> {
     /// `log=off|error|warn|info|debug|trace`: what goes to the console.
     pub log: LevelFilter,
-    /// `selftest=`: run this test of the hypervisor itself instead of guests.
+    /// `selftest=`: raise this exception in the hypervisor, to see that it is reported.
     pub selftest: Option<&'a str>,
-    /// `tick=`: how often the host looks at a running guest.
+    /// `tick=`: interrupt guests so often, as a machine with a running timer would.
     pub tick: Option<Duration>,
     /// `pool=`: at most so many bytes of host memory for guests. A number without suffix is in MiB.
     pub pool: Option<u64>,
-    /// `keep-going`: run the remaining guests after a module that could not be started.
-    pub keep_going: bool,
+    /// `audit`: check all frame counts and tables after every guest.
+    pub audit: bool,
 }
 
 impl<'a> KernelOptions<'a> {
@@ -195,7 +100,7 @@ impl<'a> KernelOptions<'a> {
         selftest: None,
         tick: None,
         pool: None,
-        keep_going: false,
+        audit: false,
     };
 
     /// Reads the command line of the image.
@@ -231,125 +136,16 @@ impl<'a> KernelOptions<'a> {
                 seen.first_time(Key::Pool)?;
                 self.pool = Some(pool(word.needs_value()?)?);
             }
-            "keep-going" => {
-                seen.first_time(Key::KeepGoing)?;
+            "audit" => {
+                seen.first_time(Key::Audit)?;
                 if word.value.is_some() {
                     return Err(Problem::TakesNoValue);
                 }
-                self.keep_going = true;
+                self.audit = true;
             }
             _ => return Err(Problem::UnknownKey),
         }
         Ok(())
-    }
-}
-
-/// The first of `names` that stands there twice: its places.
-pub fn duplicate(names: &[Name]) -> Option<(usize, usize)> {
-    names.iter().enumerate().find_map(|(second, name)| {
-        let first = names
-            .iter()
-            .take(second)
-            .position(|earlier| earlier == name)?;
-        Some((first, second))
-    })
-}
-
-/// What is wrong with a command line, where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CmdlineError<'a> {
-    /// The guest, or `None` of the hypervisor's own command line.
-    pub guest: Option<Name>,
-    /// The key.
-    pub key: &'a str,
-    /// What stood after `=`, if that was there.
-    pub value: Option<&'a str>,
-    /// What is wrong with it.
-    pub problem: Problem,
-}
-
-/// What can be wrong with one word of a command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {
-    /// No such option.
-    UnknownKey,
-    /// The option stands there twice.
-    Repeated,
-    /// `=` and a value are missing.
-    NeedsValue,
-    /// A flag was given a value.
-    TakesNoValue,
-    /// Not 1 to 32 of `[A-Za-z0-9._-]`.
-    NotAName,
-    /// Not a number with K, M or G.
-    NotASize,
-    /// Not `500ms`, `2s` or a number of ticks.
-    NotADuration,
-    /// Not a log level.
-    NotALevel,
-    /// Zero.
-    Zero,
-    /// Not a multiple of 4 KiB.
-    NotPages,
-    /// More than 2^64.
-    Overflow,
-    /// More than this many address bits can reach.
-    BeyondWidth(u32),
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::UnknownKey => "there is no such option",
-            Self::Repeated => "given twice",
-            Self::NeedsValue => "needs a value, as in key=value",
-            Self::TakesNoValue => "takes no value",
-            Self::NotAName => "a name is 1 to 32 characters out of A-Z a-z 0-9 . _ -",
-            Self::NotASize => "not a size, as in 64M, 1G or 0x100000",
-            Self::NotADuration => "not a time, as in 500ms, 2s, or ticks as in 100M",
-            Self::NotALevel => "not one of off, error, warn, info, debug, trace",
-            Self::Zero => "must not be zero",
-            Self::NotPages => "not a multiple of 4 KiB",
-            Self::Overflow => "too large",
-            Self::BeyondWidth(bits) => {
-                return write!(
-                    f,
-                    "larger than the {bits} bits of a guest-physical address reach"
-                );
-            }
-        })
-    }
-}
-
-impl fmt::Display for CmdlineError<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.guest {
-            Some(guest) => write!(f, "guest {guest}: ")?,
-            None => f.write_str("command line: ")?,
-        }
-        write!(f, "{}", Clipped(self.key))?;
-        if let Some(value) = self.value {
-            write!(f, "={}", Clipped(value))?;
-        }
-        write!(f, ": {}", self.problem)
-    }
-}
-impl core::error::Error for CmdlineError<'_> {}
-
-/// What a user wrote, made harmless and short.
-struct Clipped<'a>(&'a str);
-
-impl fmt::Display for Clipped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MOST: usize = 48;
-        for c in self.0.chars().take(MOST) {
-            write!(f, "{}", c.escape_debug())?;
-        }
-        if self.0.chars().nth(MOST).is_some() {
-            f.write_str("...")
-        } else {
-            Ok(())
-        }
     }
 }
 
@@ -363,7 +159,7 @@ enum Key {
     Selftest,
     Tick,
     Pool,
-    KeepGoing,
+    Audit,
 }
 
 #[derive(Default)]
@@ -379,149 +175,6 @@ impl Seen {
         } else {
             Ok(())
         }
-    }
-}
-
-/// One word of a command line.
-#[derive(Clone, Copy)]
-struct Word<'a> {
-    key: &'a str,
-    value: Option<&'a str>,
-}
-
-impl<'a> Word<'a> {
-    fn new(text: &'a str) -> Self {
-        match text.split_once('=') {
-            Some((key, value)) => Self {
-                key,
-                value: Some(value),
-            },
-            None => Self {
-                key: text,
-                value: None,
-            },
-        }
-    }
-    fn needs_value(self) -> Result<&'a str, Problem> {
-        self.value
-            .filter(|value| !value.is_empty())
-            .ok_or(Problem::NeedsValue)
-    }
-    fn blame(self, guest: Option<Name>, problem: Problem) -> CmdlineError<'a> {
-        CmdlineError {
-            guest,
-            key: self.key,
-            value: self.value,
-            problem,
-        }
-    }
-}
-
-/// The words of a line.
-#[derive(Clone, Copy)]
-struct Words<'a>(&'a str);
-
-impl<'a> Iterator for Words<'a> {
-    type Item = Word<'a>;
-    fn next(&mut self) -> Option<Word<'a>> {
-        let (word, rest) = split_word(self.0)?;
-        self.0 = rest;
-        Some(Word::new(word))
-    }
-}
-
-/// The first word and what follows it. Command lines from firmware may end in NULs.
-fn split_word(line: &str) -> Option<(&str, &str)> {
-    let blank = |c: char| c.is_ascii_whitespace() || c == '\0';
-    let line = line.trim_start_matches(blank);
-    if line.is_empty() {
-        return None;
-    }
-    Some(line.split_at(line.find(blank).unwrap_or(line.len())))
-}
-
-/// Splits off a first word that is the file's path: GRUB leaves it out, others do not. It has a slash or a dot
-/// before any `=`, or is one for a reason of the caller's.
-fn split_path<'a>(line: &'a str, or: impl Fn(Word<'a>) -> bool) -> (Option<&'a str>, &'a str) {
-    if let Some((text, rest)) = split_word(line) {
-        let word = Word::new(text);
-        if word.key.contains(['/', '.']) || or(word) {
-            return (Some(text), rest);
-        }
-    }
-    (None, line)
-}
-
-/// A number, decimal or `0x`, and what follows its digits.
-fn number(text: &str) -> Option<(Result<u64, Problem>, &str)> {
-    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(hex) => (hex, 16),
-        None => (text, 10),
-    };
-    let end = digits
-        .find(|c: char| !c.is_digit(radix))
-        .unwrap_or(digits.len());
-    let (digits, suffix) = digits.split_at(end);
-    if digits.is_empty() {
-        return None;
-    }
-    Some((
-        u64::from_str_radix(digits, radix).map_err(|_| Problem::Overflow),
-        suffix,
-    ))
-}
-
-/// A size in bytes: K, M, G, T are powers of 1024; a bare number counts in `unit`.
-fn size(text: &str, unit: u64) -> Result<u64, Problem> {
-    let (value, suffix) = number(text).ok_or(Problem::NotASize)?;
-    let unit = match suffix {
-        "" => unit,
-        "K" | "k" | "KiB" => 1 << 10,
-        "M" | "m" | "MiB" => 1 << 20,
-        "G" | "g" | "GiB" => 1 << 30,
-        "T" | "t" | "TiB" => 1 << 40,
-        _ => return Err(Problem::NotASize),
-    };
-    match value?.checked_mul(unit).ok_or(Problem::Overflow)? {
-        0 => Err(Problem::Zero),
-        bytes => Ok(bytes),
-    }
-}
-
-fn memory(text: &str, address_width: u32) -> Result<u64, Problem> {
-    let bytes = size(text, 1)?;
-    let last = bytes - 1;
-    if last.checked_shr(address_width).unwrap_or(0) != 0 {
-        return Err(Problem::BeyondWidth(address_width));
-    }
-    if bytes % PAGE_SIZE != 0 {
-        Err(Problem::NotPages)
-    } else {
-        Ok(bytes)
-    }
-}
-
-fn pool(text: &str) -> Result<u64, Problem> {
-    size(text, 1 << 20)
-}
-
-/// A time, or ticks with K, M, G as powers of 1000.
-fn duration(text: &str) -> Result<Duration, Problem> {
-    let (value, suffix) = number(text).ok_or(Problem::NotADuration)?;
-    let (unit, kind): (u64, fn(u64) -> Duration) = match suffix {
-        "ns" => (1, Duration::Nanoseconds),
-        "us" => (1_000, Duration::Nanoseconds),
-        "ms" => (1_000_000, Duration::Nanoseconds),
-        "s" => (1_000_000_000, Duration::Nanoseconds),
-        "" => (1, Duration::Ticks),
-        "K" | "k" => (1_000, Duration::Ticks),
-        "M" => (1_000_000, Duration::Ticks),
-        "G" | "g" => (1_000_000_000, Duration::Ticks),
-        _ => return Err(Problem::NotADuration),
-    };
-    match value?.checked_mul(unit).ok_or(Problem::Overflow)? {
-        0 => Err(Problem::Zero),
-        length => Ok(kind(length)),
     }
 }
 
@@ -627,13 +280,13 @@ mod tests {
 
     #[test]
     fn the_hypervisors_own_options() {
-        let line = "/boot/offshoot log=debug selftest=frames tick=10ms pool=64 keep-going";
+        let line = "/boot/offshoot log=debug selftest=frames tick=10ms pool=64 audit";
         let options = KernelOptions::parse(line).unwrap();
         assert_eq!(options.log, LevelFilter::Debug);
         assert_eq!(options.selftest, Some("frames"));
         assert_eq!(options.tick, Some(Duration::Nanoseconds(10_000_000)));
         assert_eq!(options.pool, Some(64 << 20));
-        assert!(options.keep_going);
+        assert!(options.audit);
         assert_eq!(
             KernelOptions::parse("pool=512K").unwrap().pool,
             Some(512 << 10)
@@ -641,7 +294,7 @@ mod tests {
         assert_eq!(KernelOptions::parse(" \0"), Ok(KernelOptions::DEFAULT));
         let problem = |line| KernelOptions::parse(line).unwrap_err().problem;
         assert_eq!(problem("log=loud"), Problem::NotALevel);
-        assert_eq!(problem("keep-going=1"), Problem::TakesNoValue);
+        assert_eq!(problem("audit=1"), Problem::TakesNoValue);
         assert_eq!(problem("pool=0"), Problem::Zero);
         assert_eq!(problem("mem=1G"), Problem::UnknownKey);
     }

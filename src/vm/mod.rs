@@ -1,7 +1,54 @@
 //! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.
 
+pub mod call;
 pub mod cmdline;
+pub mod console;
 pub mod cpuid;
+pub mod cr;
+mod devices;
+mod exits;
+pub mod figures;
+mod guest;
+mod invalidate;
+pub mod io;
 pub mod loader;
+mod machine;
 pub mod msr;
+mod outcome;
+mod post_mortem;
+pub mod report;
+mod run;
+mod stats;
+mod vcpu;
+pub mod virtual_memory;
 pub mod xcr0;
+
+pub use guest::{Guest, GuestError};
+pub use machine::{Machine, StartError};
+pub use outcome::Outcome;
+pub use stats::RunStats;
+pub use vcpu::VcpuError;
+
+/// What the run loop asks of the kernel around it.
+pub trait Host {
+    /// An external interrupt made a guest exit, and was acknowledged.
+    fn external_interrupt(&mut self, vector: u8);
+    /// A non-maskable interrupt made a guest exit. It is the host's.
+    fn non_maskable_interrupt(&mut self);
+    /// A machine check made a guest exit. It is the host's.
+    fn machine_check(&mut self);
+    /// Text for the console: whole lines of a guest.
+    fn print(&mut self, text: &str);
+    /// A guest files a figure. `false` where there is no room for it.
+    fn figure(&mut self, figure: figures::Figure) -> bool;
+}
+
+/// The host's console as a writer.
+struct HostConsole<'h, H>(&'h mut H);
+
+impl<H: Host> core::fmt::Write for HostConsole<'_, H> {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.0.print(text);
+        Ok(())
+    }
+}

@@ -14,7 +14,11 @@ pub struct RunStats {
 
 impl RunStats {
     /// Of a guest that has not run.
-    pub const ZERO: Self = Self { exits: [0; ExitReason::COUNT], host_ticks: 0, guest_ticks: 0 };
+    pub const ZERO: Self = Self {
+        exits: [0; ExitReason::COUNT],
+        host_ticks: 0,
+        guest_ticks: 0,
+    };
 
     /// Counts an exit.
     #[inline(always)]
@@ -26,7 +30,7 @@ impl RunStats {
 
     /// The reasons for which the guest exited, and how often.
     pub fn exits(&self) -> impl Iterator<Item = (ExitReason, u64)> + Clone + '_ {
-        let reason = |number: usize| ExitReason::try_from(number as u16).ok();
+        let reason = |number: usize| ExitReason::from_number(number as u16);
         self.exits
             .iter()
             .enumerate()

@@ -276,4 +276,4 @@ fn read_allowed(cpu: &impl CpuRead, basic: Basic) -> [Allowed; ControlWord::COUN
 
 #[cfg(test)]
 #[path = "capabilities_tests.rs"]
-pub(in crate::vmx) mod tests;
+pub(crate) mod tests;

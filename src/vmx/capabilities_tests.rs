@@ -41,7 +41,7 @@ impl Profile {
             (0, leaf(0xb, word(0), word(8), word(4))),
             (1, leaf(0x206c2, 0, features_ecx, 0)),
             (0x8000_0000, leaf(0x8000_0008, 0, 0, 0)),
-            (0x8000_0008, leaf(0x3024, 0, 0, 0)),
+            (0x8000_0008, leaf(0x3028, 0, 0, 0)),
         ];
         Self {
             leaves: leaves.into(),
@@ -83,6 +83,7 @@ impl Profile {
 }
 
 const VMX: u32 = 1 << 5;
+const HYPERVISOR: u32 = 1 << 31;
 
 /// A Westmere-class machine as it was read out: unrestricted guest, no VM functions.
 pub fn westmere() -> Profile {
@@ -112,52 +113,89 @@ pub fn westmere() -> Profile {
     )
 }
 
-/// The generation before: EPT without unrestricted guest.
-pub fn lynnfield() -> Profile {
-    let mut profile = westmere();
-    profile.withhold(Secondary::UnrestrictedGuest.into());
-    profile
-}
-
-/// A Haswell: VM functions, INVPCID, accessed and dirty flags, 1 GiB pages.
+/// As Bochs 2.7 models it, and as read out there. Its Haswell has VM functions, INVPCID, EPT accessed and dirty flags
+/// and 1 GiB pages.
 pub fn haswell() -> Profile {
-    let mut profile = westmere();
+    Profile::new(
+        b"GenuineIntel",
+        0x77fa_f3bf,
+        &[
+            (0x3a, 5),
+            (0x480, 0x00d8_1000_0000_002b),
+            (0x481, 0x0000_007f_0000_0016),
+            (0x482, 0xf7f9_fffe_0401_e172),
+            (0x483, 0x007f_ffff_0003_6dff),
+            (0x484, 0x0000_ffff_0000_11ff),
+            (0x485, 0x2004_01e0),
+            (0x486, 0x8000_0021),
+            (0x487, 0xffff_ffff),
+            (0x488, 0x2000),
+            (0x489, 0x17_27ff),
+            (0x48a, 0x34),
+            (0x48b, 0x0004_7fff_0000_0000),
+            (0x48c, 0x0000_0f01_0633_4141),
+            (0x48d, 0x0000_007f_0000_0016),
+            (0x48e, 0xf7f9_fffe_0400_6172),
+            (0x48f, 0x007f_ffff_0003_6dfb),
+            (0x490, 0x0000_ffff_0000_11fb),
+            (0x491, 1),
+        ],
+    )
+}
+
+/// Its Lynnfield: EPT without unrestricted guest.
+pub fn lynnfield() -> Profile {
+    let mut profile = haswell();
     profile.msrs.extend([
-        (0x480, 0x00da_0400_0000_0012),
-        (0x485, 0x3004_81e5),
-        (0x489, 0x17_27ff),
-        (0x48a, 0x2e),
-        (0x48b, 0x0000_7cff_0000_0000),
-        (0x48c, 0x0000_0f01_0633_4141),
-        (0x491, 1),
+        (0x485, 0x0004_01e0),
+        (0x489, 0x67ff),
+        (0x48b, 0x0000_007f_0000_0000),
+        (0x48c, 0x0000_0f01_0611_4141),
     ]);
+    profile.msrs.remove(&0x491);
     profile
 }
 
-/// A late Core 2: secondary controls, but no EPT, no preemption timer, nothing that loads PAT or EFER.
+/// Its Penryn: secondary controls, but no EPT, no preemption timer, nothing that loads PAT or EFER.
 pub fn penryn() -> Profile {
-    let mut profile = westmere();
+    let mut profile = lynnfield();
     profile.msrs.extend([
-        (0x480, 0x005a_0800_0000_000d),
         (0x481, 0x0000_003f_0000_0016),
-        (0x482, 0xf7f9_fffe_0401_e172),
         (0x483, 0x0003_ffff_0003_6dff),
         (0x484, 0x0000_3fff_0000_11ff),
-        (0x485, 0x0000_0000_0004_03c0),
+        (0x489, 0x4_67ff),
         (0x48b, 0x0000_0041_0000_0000),
         (0x48d, 0x0000_003f_0000_0016),
-        (0x48e, 0xf7f9_fffe_0400_6172),
         (0x48f, 0x0003_ffff_0003_6dfb),
         (0x490, 0x0000_3fff_0000_11fb),
     ]);
-    profile.set_msr_bit(0x480, 55);
     profile.msrs.remove(&0x48c);
+    profile
+}
+
+/// Its Tiger Lake: PML, XSAVES, CET, and any error code with any exception.
+pub fn tigerlake() -> Profile {
+    let mut profile = haswell();
+    profile.msrs.extend([
+        (0x480, 0x01d8_1000_0000_0004),
+        (0x482, 0xfff9_fffe_0401_e172),
+        (0x483, 0x107f_ffff_0003_6dff),
+        (0x484, 0x0010_ffff_0000_11ff),
+        (0x485, 0x6004_01e0),
+        (0x489, 0xf7_2fff),
+        (0x48b, 0x0297_7fff_0000_0000),
+        (0x48c, 0x0000_0f01_06b3_4141),
+        (0x48e, 0xfff9_fffe_0400_6172),
+        (0x48f, 0x107f_ffff_0003_6dfb),
+        (0x490, 0x0010_ffff_0000_11fb),
+    ]);
     profile
 }
 
 #[test]
 fn a_cpu_without_vmx_is_not_asked_for_an_msr() {
-    let mut amd = Profile::new(b"AuthenticAMD", 0, &[]);
+    // The Ryzen of Bochs 2.7.
+    let mut amd = Profile::new(b"AuthenticAMD", 0x76d8_320b, &[]);
     let svm = CpuidResult {
         eax: 0,
         ebx: 0,
@@ -171,7 +209,7 @@ fn a_cpu_without_vmx_is_not_asked_for_an_msr() {
         "this CPU (AuthenticAMD) has no VMX: CPUID.01H:ECX.VMX[bit 5] is 0; it has SVM (AMD-V), which is not supported"
     );
 
-    let emulated = Profile::new(b"GenuineIntel", 1 << 31, &[]);
+    let emulated = Profile::new(b"GenuineIntel", HYPERVISOR, &[]);
     let error = Capabilities::discover(&emulated).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -273,20 +311,23 @@ fn tertiary_and_secondary_exit_controls_where_they_are_activated() {
 #[test]
 fn what_a_haswell_says() {
     let capabilities = Capabilities::discover(&haswell()).unwrap();
-    assert_eq!(capabilities.basic.revision(), 0x12);
-    assert_eq!(capabilities.basic.region_size(), 1024);
+    assert_eq!(capabilities.basic.revision(), 0x2b);
+    assert_eq!(capabilities.basic.region_size(), 4096);
     assert_eq!(capabilities.basic.memory_type(), VmcsMemoryType::WriteBack);
-    assert_eq!(capabilities.misc.preemption_timer_shift(), 5);
-    assert_eq!(capabilities.highest_field_index, 0x17);
+    assert_eq!(capabilities.misc.preemption_timer_shift(), 0);
+    assert_eq!(capabilities.highest_field_index, 0x1a);
     assert_eq!(
         (capabilities.physical_bits, capabilities.linear_bits),
-        (36, 48)
+        (40, 48)
     );
     assert_eq!(capabilities.vm_functions, 1);
     assert!(capabilities.ept_vpid.accessed_dirty() && capabilities.ept_vpid.pages_1g());
+    assert!(!capabilities.basic.any_error_code());
     assert_eq!(capabilities.cr4.check(0x2000), Ok(()));
     assert_eq!(capabilities.cr4.check(0).unwrap_err().must_set, 0x2000);
     let westmere = Capabilities::discover(&westmere()).unwrap();
-    assert!(!westmere.ept_vpid.accessed_dirty());
-    assert!(westmere.ept_vpid.pages_2m());
+    assert!(!westmere.ept_vpid.accessed_dirty() && westmere.ept_vpid.pages_2m());
+    assert_eq!(westmere.misc.preemption_timer_shift(), 7);
+    let tigerlake = Capabilities::discover(&tigerlake()).unwrap();
+    assert!(tigerlake.offers(Secondary::EnablePml) && tigerlake.basic.any_error_code());
 }

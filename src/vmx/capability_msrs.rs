@@ -4,6 +4,8 @@ use core::fmt;
 
 use bit_field::BitField;
 
+use super::register_bits::{CR0_PE, CR0_PG};
+
 /// IA32_VMX_BASIC (SDM "Basic VMX Information", A.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Basic(pub u64);
@@ -206,7 +208,7 @@ impl FixedBits {
     }
     /// The same of the CR0 of an unrestricted guest, which may be without protection and paging.
     pub const fn for_unrestricted_guest(self) -> Self {
-        const PE_AND_PG: u64 = 1 << 0 | 1 << 31;
+        const PE_AND_PG: u64 = CR0_PE | CR0_PG;
         Self {
             fixed0: self.fixed0 & !PE_AND_PG,
             fixed1: self.fixed1,

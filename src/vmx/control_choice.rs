@@ -76,7 +76,7 @@ static WANTED: &[(Control, Need)] = &[
     (Secondary::ModeBasedExecuteControl.control(), Need::Never),
     (Exit::SaveDebugControls.control(), Need::Must),
     (Exit::HostAddressSpaceSize.control(), Need::Must),
-    (Exit::AcknowledgeInterruptOnExit.control(), Need::Nice),
+    (Exit::AcknowledgeInterruptOnExit.control(), Need::Must),
     (Exit::SavePat.control(), Need::Must),
     (Exit::LoadPat.control(), Need::Must),
     (Exit::SaveEfer.control(), Need::Must),
@@ -201,7 +201,7 @@ pub fn choose_controls(capabilities: &Capabilities) -> Result<ControlSet, UnmetC
 
 #[cfg(test)]
 mod tests {
-    use super::super::capabilities::tests::{Profile, haswell, lynnfield, penryn, westmere};
+    use super::super::fake::{Profile, haswell, lynnfield, penryn, tigerlake, westmere};
     use super::*;
 
     fn discover(profile: &Profile) -> Capabilities {
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn what_is_chosen_is_what_the_cpu_allows() {
-        for profile in [westmere(), lynnfield(), haswell()] {
+        for profile in [westmere(), lynnfield(), haswell(), tigerlake()] {
             let capabilities = discover(&profile);
             let chosen = choose_controls(&capabilities).unwrap();
             assert!(is_allowed(&chosen, &capabilities));
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn a_forced_must_not_is_an_error() {
         let mut profile = haswell();
-        profile.set_msr_bit(0x48b, 20).set_msr_bit(0x48b, 52);
+        profile.set_msr_bit(0x48b, 20).set_msr_bit(0x48b, 32 + 20);
         let error = choose_controls(&discover(&profile)).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -396,7 +396,7 @@ impl ControlSet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vmcs::FakeVmcs;
+    use super::super::fake::FakeVmcs;
     use super::*;
 
     #[test]

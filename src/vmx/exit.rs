@@ -113,6 +113,35 @@ exit_reasons! {
     WrmsrImmediate = 85 "WRMSRNS with immediate operand",
 }
 
+/// The reasons by number. Looked up at every exit, so a table and not the comparisons of `try_from`.
+static BY_NUMBER: [Option<ExitReason>; ExitReason::COUNT] = {
+    let mut table = [None; ExitReason::COUNT];
+    let mut index = 0;
+    while index < ExitReason::ALL.len() {
+        let reason = ExitReason::ALL[index];
+        table[reason as usize] = Some(reason);
+        index += 1;
+    }
+    table
+};
+
+impl ExitReason {
+    /// One more than the highest number.
+    pub const COUNT: usize = 86;
+
+    /// The reason with this number.
+    #[inline]
+    pub fn from_number(number: u16) -> Option<Self> {
+        BY_NUMBER.get(usize::from(number)).copied().flatten()
+    }
+    /// The reason in an exit-reason field that holds nothing beside it, which is the common case; [`Exit::read`] knows
+    /// the others.
+    #[inline(always)]
+    pub fn from_plain_field(field: u32) -> Option<Self> {
+        BY_NUMBER.get(field as usize).copied().flatten()
+    }
+}
+
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (exit reason {})", self.name(), *self as u16)
@@ -226,13 +255,14 @@ impl ExitReasonField {
         if self.entry_failed() {
             return Ok(Exit::EntryFailed(self.entry_failure(qualification()?)));
         }
-        Ok(ExitReason::try_from(self.basic()).map_or_else(Exit::Unknown, Exit::Left))
+        let number = self.basic();
+        Ok(ExitReason::from_number(number).map_or(Exit::Unknown(number), Exit::Left))
     }
 
     #[cold]
     fn entry_failure(self, qualification: u64) -> EntryFailure {
-        match ExitReason::try_from(self.basic()) {
-            Ok(ExitReason::EntryFailureGuestState) => {
+        match ExitReason::from_number(self.basic()) {
+            Some(ExitReason::EntryFailureGuestState) => {
                 EntryFailure::InvalidGuestState(match qualification {
                     0 => GuestStateFault::Unspecified,
                     2 => GuestStateFault::Pdptes,
@@ -241,10 +271,10 @@ impl ExitReasonField {
                     other => GuestStateFault::Unknown(other),
                 })
             }
-            Ok(ExitReason::EntryFailureMsrLoading) => EntryFailure::MsrLoading {
+            Some(ExitReason::EntryFailureMsrLoading) => EntryFailure::MsrLoading {
                 entry: qualification,
             },
-            Ok(ExitReason::EntryFailureMachineCheck) => EntryFailure::MachineCheck,
+            Some(ExitReason::EntryFailureMachineCheck) => EntryFailure::MachineCheck,
             _ => EntryFailure::Unknown(self.basic()),
         }
     }
@@ -271,7 +301,7 @@ impl fmt::Display for Exit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vmcs::FakeVmcs;
+    use super::super::fake::FakeVmcs;
     use super::*;
 
     fn read(reason: u32, qualification: u64) -> Exit {
@@ -296,6 +326,14 @@ mod tests {
         }
         assert!(ExitReason::ALL.is_sorted());
         assert_eq!(ExitReason::ALL.len(), 78);
+    }
+
+    #[test]
+    fn the_table_agrees_with_the_numbers() {
+        for number in 0..=u16::MAX {
+            let expected = ExitReason::try_from(number).ok();
+            assert_eq!(ExitReason::from_number(number), expected);
+        }
     }
 
     #[test]

@@ -1,21 +1,54 @@
 //! The CPU: capabilities, VMCS, entry and exit, exit decoding.
+//!
+//! All of this but [`cpu`] is without inline assembly and is tested on the host: the CPU is reached through
+//! [`CpuRead`], the VMCS through [`Vmcs`].
+//!
+//! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
+//! - What a guest is set up with: [`state`], [`segment`], [`cr_shadow`].
+//! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`].
+//! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
+pub mod advance;
 pub mod capabilities;
 pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
 pub mod cpu;
+pub mod cr_shadow;
+pub mod dump;
+pub mod entry_check;
+pub mod event;
 pub mod exit;
 pub mod fields;
 pub mod instruction_error;
+pub mod interruption;
 pub mod qualification;
+pub mod register_bits;
 mod regs;
+pub mod segment;
+pub mod state;
 pub mod vmcs;
 
+pub use advance::{advance_rip, undo_step};
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
+pub use cr_shadow::CrShadows;
+pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};
+pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
+pub use event::Event;
+pub use exit::{EntryFailure, Exit, ExitReason};
 pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
 pub use instruction_error::{InstructionError, VmFail};
 pub use regs::{Gpr, GuestRegs};
+pub use state::{GuestState, HostState, Start64};
 pub use vmcs::{Vmcs, VmcsError};
+
+/// CPUs as recorded, and a VMCS, for the tests of this layer and of those above.
+#[cfg(test)]
+pub(crate) mod fake {
+    pub(crate) use super::capabilities::tests::{
+        Profile, haswell, lynnfield, penryn, tigerlake, westmere,
+    };
+    pub(crate) use super::vmcs::FakeVmcs;
+}

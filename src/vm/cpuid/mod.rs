@@ -16,13 +16,15 @@ use allowed::{
 pub use features::Features;
 use xsave::XsaveLeaf;
 
-/// Instructions that raise #UD in a guest unless a VM-execution control enables them.
+/// What guests have only where a VM-execution control enables it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EnabledInstructions {
+pub struct Enabled {
     /// "Enable RDTSCP", which is for RDPID too.
     pub rdtscp: bool,
     /// "Enable INVPCID".
     pub invpcid: bool,
+    /// "Unrestricted guest".
+    pub unrestricted: bool,
 }
 
 /// The guest state that shows in CPUID.
@@ -64,11 +66,13 @@ pub struct CpuidTable {
     extended: [CpuidResult; EXTENDED_MAX as usize + 1],
     caches: [CpuidResult; CACHES],
     xsave: XsaveLeaf,
+    /// EBX of [`abi::CPUID_VERSION`].
+    may: u32,
 }
 
 impl CpuidTable {
     /// Makes the table from what the host's CPU says to a leaf and a subleaf.
-    pub fn new(host: &impl Fn(u32, u32) -> CpuidResult, enabled: EnabledInstructions) -> Self {
+    pub fn new(host: &impl Fn(u32, u32) -> CpuidResult, enabled: Enabled) -> Self {
         let host_max = host(0, 0).eax;
         let leaf = |leaf, subleaf| {
             if leaf <= host_max {
@@ -86,6 +90,11 @@ impl CpuidTable {
             extended: [ZERO; EXTENDED_MAX as usize + 1],
             caches: [ZERO; CACHES],
             xsave,
+            may: if enabled.unrestricted {
+                abi::CPUID_MAY_LEAVE_PAGING
+            } else {
+                0
+            },
         };
         this.basic[0] = CpuidResult {
             eax: this.basic_max,
@@ -154,7 +163,7 @@ impl CpuidTable {
     }
 
     /// Takes away what depends on something that is not there.
-    fn drop_dependents(&mut self, enabled: EnabledInstructions) {
+    fn drop_dependents(&mut self, enabled: Enabled) {
         let [_, leaf_1, _, _, _, _, _, leaf_7, ..] = &mut self.basic;
         if !self.xsave.offered() {
             leaf_1.ecx.set_bit(26, false);
@@ -187,11 +196,18 @@ impl CpuidTable {
     /// asked where the answer depends on it.
     #[inline]
     pub fn answer(&self, rax: u64, rcx: u64, live: impl FnOnce() -> Live) -> CpuidResult {
-        let (leaf, subleaf) = (rax as u32, rcx as u32);
-        match self.basic.get(leaf as usize) {
-            Some(answer) if leaf <= self.basic_max && SPECIAL >> leaf & 1 == 0 => *answer,
-            _ => self.answer_rare(leaf, subleaf, live),
+        match self.constant_answer(rax) {
+            Some(answer) => *answer,
+            None => self.answer_rare(rax as u32, rcx as u32, live),
         }
+    }
+
+    /// The answer where it depends on nothing but a basic leaf: the common case, without a copy.
+    #[inline(always)]
+    pub fn constant_answer(&self, rax: u64) -> Option<&CpuidResult> {
+        let leaf = rax as u32;
+        let answer = self.basic.get(leaf as usize)?;
+        (leaf <= self.basic_max && SPECIAL >> leaf & 1 == 0).then_some(answer)
     }
 
     fn answer_rare(&self, leaf: u32, subleaf: u32, live: impl FnOnce() -> Live) -> CpuidResult {
@@ -205,6 +221,7 @@ impl CpuidTable {
             abi::CPUID_BASE => hypervisor_vendor(),
             abi::CPUID_VERSION => CpuidResult {
                 eax: abi::VERSION,
+                ebx: self.may,
                 ..ZERO
             },
             HYPERVISOR_FREE..=HYPERVISOR_LAST => ZERO,

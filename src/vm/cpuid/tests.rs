@@ -2,9 +2,10 @@ use std::cell::Cell;
 
 use super::*;
 
-const EVERYTHING: EnabledInstructions = EnabledInstructions {
+const EVERYTHING: Enabled = Enabled {
     rdtscp: true,
     invpcid: true,
+    unrestricted: true,
 };
 const CR4_OSXSAVE: u64 = 1 << 18;
 const LIVE: Live = Live { cr4: 0, xcr0: 1 };
@@ -152,7 +153,15 @@ fn the_hypervisor_shows_itself() {
         .map(u32::to_le_bytes)
         .concat();
     assert_eq!(name, b"OffshootHVM ");
-    assert_eq!(ask(&table, 0x4000_0001, 0).eax, abi::VERSION);
+    assert_eq!(
+        ask(&table, 0x4000_0001, 0),
+        regs(abi::VERSION, abi::CPUID_MAY_LEAVE_PAGING, 0, 0)
+    );
+    let restricted = CpuidTable::new(&everything, Enabled::default());
+    assert_eq!(
+        ask(&restricted, 0x4000_0001, 0),
+        regs(abi::VERSION, 0, 0, 0)
+    );
     assert_eq!(ask(&table, 0x4000_0002, 0), ZERO);
 }
 
@@ -266,7 +275,7 @@ fn what_depends_on_a_missing_feature_goes_with_it() {
 
 #[test]
 fn instructions_without_their_control_are_not_offered() {
-    let none = CpuidTable::new(&everything, EnabledInstructions::default());
+    let none = CpuidTable::new(&everything, Enabled::default());
     assert!(!ask(&none, 7, 0).ebx.get_bit(10) && !ask(&none, 7, 0).ecx.get_bit(22));
     assert!(!ask(&none, 0x8000_0001, 0).edx.get_bit(27) && !none.features().tsc_aux);
     assert!(ask(&table(), 7, 0).ebx.get_bit(10) && table().features().tsc_aux);

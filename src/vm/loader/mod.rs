@@ -2,10 +2,14 @@
 
 mod error;
 mod image;
+mod memory;
 mod plan;
 #[cfg(test)]
 mod testing;
+mod write;
 
 pub use error::LoadError;
 pub use image::{Image, SEGMENTS_MAX, Segment, Warning};
+pub use memory::{GuestMemory, MemoryFault};
 pub use plan::{Plan, Region, RegionKind, STACK_SIZE};
+pub use write::{Start, WriteError, load};

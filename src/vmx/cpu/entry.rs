@@ -3,7 +3,8 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use super::super::fields::FieldNatural;
+use super::super::fields::{Field32, FieldNatural};
+use super::super::instruction_error::InstructionError;
 use super::super::regs::GuestRegs;
 use super::resident::ExtendedState;
 
@@ -36,10 +37,12 @@ impl Default for EntryArea {
     }
 }
 
-/// How an entry went, in RAX of [`enter`].
-pub(super) const EXITED: u64 = 0;
+/// What [`enter`] returns where the entry failed: larger than any exit-reason field.
+const FAILED: u64 = 1 << 32;
 /// VMfailInvalid.
-pub(super) const FAILED_INVALID: u64 = 1;
+pub(super) const FAILED_INVALID: u64 = FAILED;
+/// VMfailValid.
+pub(super) const FAILED_VALID: u64 = FAILED | 1;
 
 const RSP: usize = offset_of!(EntryArea, host_rsp);
 const REGS: usize = offset_of!(EntryArea, regs);
@@ -47,8 +50,10 @@ const REGS: usize = offset_of!(EntryArea, regs);
 const HOST_MXCSR: u32 = 0x1f80;
 static MXCSR: u32 = HOST_MXCSR;
 
-/// Enters the guest of the current VMCS and returns at its next exit: [`EXITED`], [`FAILED_INVALID`], or any other
-/// number for VMfailValid.
+/// Enters the guest of the current VMCS and returns the exit-reason field at its next exit, or [`FAILED_INVALID`] or
+/// [`FAILED_VALID`].
+///
+/// Nobody keeps note whether the VMCS is launched: VMRESUME says when it is not, which is once in a VMCS's life.
 ///
 /// The host keeps its callee-saved registers on its stack and all other state in the VMCS. XMM registers are the
 /// guest's until FXSAVE and again from FXRSTOR: compiled Rust uses them, but nothing wider.
@@ -57,7 +62,7 @@ static MXCSR: u32 = HOST_MXCSR;
 /// The current VMCS must be complete, its host RIP be [`exit_point`], and `area` belong to its guest, whose state
 /// above x87 and SSE must be in the CPU.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, launched: bool) -> u64 {
+pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
     naked_asm!(
         "push rbx",
         "push rbp",
@@ -73,7 +78,6 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, launched: bool)
         "vmwrite rax, rsp",
         "2:",
         "fxrstor64 [rdi]",
-        "test sil, sil",
         "mov rax, [rdi + {regs} + 0]",
         "mov rcx, [rdi + {regs} + 8]",
         "mov rdx, [rdi + {regs} + 16]",
@@ -89,16 +93,24 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, launched: bool)
         "mov r14, [rdi + {regs} + 112]",
         "mov r15, [rdi + {regs} + 120]",
         "mov rdi, [rdi + {regs} + 56]",
-        "jz 3f",
         "vmresume",
-        "jmp 4f",
-        "3: vmlaunch",
-        // The entry failed: no guest register was saved, none has changed.
-        "4: pop rdi",
-        "mov eax, 1",
-        "jc 5f",
-        "mov eax, 2",
-        "5: ldmxcsr [rip + {mxcsr}]",
+        // No guest register was saved, none has changed.
+        "jc 3f",
+        "mov eax, {error_field}",
+        "vmread rax, rax",
+        "cmp eax, {not_launched}",
+        "jne 4f",
+        "mov rdi, [rsp]",
+        "mov rax, [rdi + {regs} + 0]",
+        "mov rdi, [rdi + {regs} + 56]",
+        "vmlaunch",
+        "jc 3f",
+        "4: mov eax, 1",
+        "jmp 5f",
+        "3: xor eax, eax",
+        "5: bts rax, 32",
+        "ldmxcsr [rip + {mxcsr}]",
+        "pop rdi",
         "jmp 6f",
         // Every exit comes here, RSP as at the entry.
         ".balign 16",
@@ -124,7 +136,9 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, launched: bool)
         "fxsave64 [rdi]",
         "ldmxcsr [rip + {mxcsr}]",
         "pop rdi",
-        "xor eax, eax",
+        "mov eax, {reason_field}",
+        // Where this fails, RAX is no reason there is.
+        "vmread rax, rax",
         "6: pop r15",
         "pop r14",
         "pop r13",
@@ -135,6 +149,9 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, launched: bool)
         rsp = const RSP,
         regs = const REGS,
         host_rsp_field = const FieldNatural::HostRsp as u32,
+        reason_field = const Field32::ExitReason as u32,
+        error_field = const Field32::VmInstructionError as u32,
+        not_launched = const InstructionError::VmresumeNotLaunched as u32,
         mxcsr = sym MXCSR,
     )
 }

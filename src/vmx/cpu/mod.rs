@@ -2,15 +2,19 @@
 //! exist, or only make sense, in the kernel on a CPU with VMX.
 
 mod entry;
+mod host;
 mod instructions;
 mod resident;
 mod this_cpu;
 
-pub use entry::{EntryArea, exit_point};
+pub use entry::EntryArea;
+pub use host::read_host_state;
 pub use instructions::{CurrentVmcs, Invalidation};
 pub use resident::{
-    ExtendedState, Resident, ResidentFeatures, restore_vector, save_vector, xsetbv,
+    ExtendedState, Resident, ResidentFeatures, restore_vector, save_vector, update_dr6, write_cr2,
+    xsetbv,
 };
+pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 
 use super::instruction_error::VmFail;
 use super::vmcs::Vmcs;
@@ -101,30 +105,29 @@ fn clear_vmxe() {
 }
 
 impl CurrentVmcs {
-    /// Enters the guest and returns at its next exit. An error is a VMLAUNCH or VMRESUME that did not happen; an entry
-    /// that failed on the guest's state is an exit with bit 31 of its reason set.
+    /// Enters the guest and returns at its next exit, with the exit-reason field; [`CurrentVmcs::entry_failure`] knows
+    /// what any larger number means. An entry that failed on the guest's state is an exit with bit 31 of its reason set.
     ///
     /// # Safety
-    /// The VMCS must be complete, with [`exit_point`] as its host RIP and the true state of this CPU as its host state;
+    /// The VMCS must be complete, with what [`read_host_state`] reads on this CPU as its host state;
     /// `area` must be its own, and [`restore_vector`] and [`Resident::write`] must have put the rest of the guest's
-    /// state into the CPU. `launched` must tell whether the VMCS was entered since it was cleared.
+    /// state into the CPU.
     #[inline(always)]
-    pub unsafe fn enter(&mut self, area: &mut EntryArea, launched: bool) -> Result<(), VmFail> {
+    pub unsafe fn enter(&mut self, area: &mut EntryArea) -> u64 {
         // SAFETY: the caller's.
-        match unsafe { entry::enter(area, launched) } {
-            entry::EXITED => Ok(()),
-            failed => Err(self.entry_failure(failed)),
-        }
+        unsafe { entry::enter(area) }
     }
 
+    /// Why VMLAUNCH or VMRESUME did not happen, where `entered`, which [`CurrentVmcs::enter`] returned, says so.
     #[cold]
-    fn entry_failure(&self, failed: u64) -> VmFail {
-        if failed == entry::FAILED_INVALID {
-            return VmFail::Invalid;
-        }
-        match self.read32(Field32::VmInstructionError) {
-            Ok(number) => VmFail::from_number(number),
-            Err(VmcsError { fail, .. }) => fail,
+    pub fn entry_failure(&self, entered: u64) -> Option<VmFail> {
+        match entered {
+            entry::FAILED_INVALID => Some(VmFail::Invalid),
+            entry::FAILED_VALID => Some(match self.read32(Field32::VmInstructionError) {
+                Ok(number) => VmFail::from_number(number),
+                Err(VmcsError { fail, .. }) => fail,
+            }),
+            _ => None,
         }
     }
 }

@@ -205,3 +205,20 @@ pub unsafe fn xsetbv(value: u64) {
         asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
     };
 }
+
+/// Changes DR6, which is the guest's while one is loaded.
+pub fn update_dr6(change: impl FnOnce(u64) -> u64) {
+    // SAFETY: DR6 only tells what has happened: no value of it does anything. It is written with its reserved bits, as
+    // it was read, or as `change` knows them.
+    unsafe {
+        let dr6: u64;
+        asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack, preserves_flags));
+        asm!("mov dr6, {}", in(reg) change(dr6) & 0xffff_ffff, options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// Sets CR2, which is the guest's while one is loaded.
+pub fn write_cr2(address: u64) {
+    // SAFETY: CR2 only tells where a page fault was, and the hypervisor takes none that it survives.
+    unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
+}

@@ -1,0 +1,63 @@
+# What people type. The work is done by cargo and by the program in runner/.
+
+# What `make run` runs and on what; an empty value is the default of runner/src/main.rs.
+export GUEST CMDLINE MEM CPU EMULATOR BOOT LIMIT
+
+TARGET  := --target x86_64-unknown-linux-gnu
+KERNEL  := --release --package offshoot --features kernel --bin offshoot $(TARGET) --config .cargo/kernel.toml --target-dir target
+GUESTS  := --release --package offshoot-guest $(TARGET) --config .cargo/guest.toml --target-dir target/guest
+OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" --emulator "$$EMULATOR" \
+	--boot "$$BOOT" --limit "$$LIMIT"
+RUNNER  = cargo build --package offshoot-runner --target-dir target && target/debug/offshoot-runner
+
+.PHONY: help setup run iso test test-host bench fmt fmt-check clippy doc clean
+
+help: ## list the targets
+	@echo 'Targets:'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  %-10s %s\n' "$$name" "$$text"; done
+	@echo 'Variables of run, bench and iso:'
+	@echo '  GUEST="a.elf,mem=64M,budget=2s b.elf"  static x86-64 ELF files or names of sample guests, each with'
+	@echo '                 options name= mem= budget= after commas (default: hello sparse,mem=1G selfcheck)'
+	@echo '  CMDLINE="..."  command line of the hypervisor, as in "log=debug pool=64M"'
+	@echo 'Variables of run and bench:'
+	@echo '  MEM=512M       memory of the machine'
+	@echo '  CPU=tigerlake  CPU model of the emulator; a wrong one gets a list of the right ones'
+	@echo '  EMULATOR=      bochs or qemu (default: QEMU where KVM has nested VMX, else Bochs)'
+	@echo '  BOOT=cd        how QEMU boots the image: cd, disk, uefi or kernel'
+	@echo '  LIMIT=300s     how long the run may take'
+
+setup: ## install the emulators and tools that are missing
+	@sh runner/setup.sh
+
+run: setup ## boot the hypervisor in an emulator and run guests
+	@$(RUNNER) run $(OPTIONS)
+
+iso: setup ## make target/offshoot.iso, for BIOS and UEFI, CD and USB stick
+	@$(RUNNER) iso --guests "$$GUEST" --cmdline "$$CMDLINE"
+
+test: setup ## all tests: on the host, then the image in emulators
+	cargo test
+
+test-host: ## the tests that need no emulator
+	cargo test --workspace --exclude offshoot-guest --lib --bins
+
+bench: setup ## count instructions in the emulator; writes target/bench/report.json
+	@$(RUNNER) bench $(OPTIONS)
+
+fmt: ## format the sources
+	cargo fmt --all
+
+fmt-check:
+	cargo fmt --all --check
+
+clippy: ## look for mistakes in the host code, the kernel and the guests
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy $(KERNEL) -- -D warnings
+	cargo clippy $(GUESTS) --lib --bins -- -D warnings
+
+doc: ## the documentation, in target/doc
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
+
+clean: ## remove everything that was built
+	cargo clean

@@ -1,0 +1,11 @@
+//! Boots the real image in emulators and reads what it printed. What each run left is in `target/run/<test>/`.
+//!
+//! The tests share one build of the image, and at most two emulators run at a time.
+
+mod bad_input;
+mod booted;
+mod elf_file;
+mod hostile;
+mod machines;
+mod samples;
+mod traps;

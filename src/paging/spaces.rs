@@ -1,0 +1,448 @@
+//! Several spaces at once: walking them so that what they share is found, and building them so that it is shared again.
+
+use super::access::{FormatOf, TableOf, TableOps, TableReadOps};
+use super::cursor::{Cursor, slot};
+use super::error::{Error, Fault, PagingError};
+use super::format::{Content, Decoded, Format, FormatExt, MAX_LEVELS, Mapping, Rights};
+use super::query::{bad, decode_at};
+use crate::addr::Address;
+
+/// A sub-tree that was met before, in this space or in one that comes earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpaceReference<V> {
+    /// Levels below the root at which the shared table stands; 0 where the whole space is another's.
+    pub depth: u8,
+    /// The space in which it was met first, by its place among the roots.
+    pub space: usize,
+    /// The first address that it translates here.
+    pub our_va: V,
+    /// The first address that it translates there.
+    pub their_va: V,
+    /// What the entry that refers to it here lets through.
+    pub rights: Rights,
+}
+
+/// What a walk over several spaces comes across.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpaceItem<V, P, A> {
+    /// A leaf, with what its own entry says.
+    ThisSpace(Mapping<V, P, A>),
+    /// A sub-tree that is shared.
+    AnotherSpace(SpaceReference<V>),
+    /// All that stands below this table, which came before, is restricted by the entry that refers to it.
+    Restricted {
+        /// Levels below the root.
+        depth: u8,
+        /// The first address that the table translates.
+        va: V,
+        /// What the entry lets through.
+        rights: Rights,
+    },
+}
+
+/// An item of a walk over spaces of format `F`.
+pub type SpaceItemOf<F> = SpaceItem<<F as Format>::Virt, <F as Format>::Phys, <F as Format>::Attr>;
+
+/// A place for what a walk must remember of one table.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<P>(Option<SeenTable<P>>);
+
+#[derive(Clone, Copy, Debug)]
+struct SeenTable<P> {
+    table: P,
+    level: u8,
+    space: usize,
+    va: u64,
+}
+
+enum Met<P> {
+    First,
+    Before(SeenTable<P>),
+    NoRoom,
+}
+
+impl<P> Seen<P> {
+    /// A free place.
+    pub const FREE: Self = Self(None);
+}
+
+/// Walks the spaces that start at `roots`, and yields each item with the place of its space among them. A table that is
+/// met a second time at the same level is yielded as a reference to where it was met first, so the items can be rebuilt
+/// in their order by [`space_aware_map`].
+///
+/// Each table is walked once for each level it is used at, whatever refers to it: tables that refer to themselves end
+/// there too. `seen` has room for as many tables as may be met, and `limit` is the number of entries that may be read;
+/// when either is used up, or a table is bad, the last item is an error.
+pub fn walk_va_spaces<'a, O: TableReadOps>(
+    ops: &'a O,
+    roots: &'a [TableOf<O>],
+    seen: &'a mut [Seen<TableOf<O>>],
+    limit: u64,
+) -> WalkSpaces<'a, O> {
+    seen.fill(Seen::FREE);
+    WalkSpaces {
+        ops,
+        roots,
+        seen,
+        limit,
+        space: 0,
+        at: None,
+        level: O::Format::LEVELS,
+        tables: [(ops.root(), Rights::ALL); MAX_LEVELS],
+        climbing: false,
+    }
+}
+
+/// See [`walk_va_spaces`].
+pub struct WalkSpaces<'a, O: TableReadOps> {
+    ops: &'a O,
+    roots: &'a [TableOf<O>],
+    seen: &'a mut [Seen<TableOf<O>>],
+    limit: u64,
+    /// The space that is being walked, or that comes next.
+    space: usize,
+    /// The translated bits of the address to look at next; `None` before a space is entered.
+    at: Option<u64>,
+    level: u8,
+    /// The tables on the way, and what the entry that refers to each lets through.
+    tables: [(TableOf<O>, Rights); MAX_LEVELS],
+    /// `at` has passed the end of a table.
+    climbing: bool,
+}
+
+type Item<F> = Result<(usize, SpaceItemOf<F>), Error<F>>;
+
+impl<O: TableReadOps> WalkSpaces<'_, O> {
+    /// Looks the table up; remembers it where it is new.
+    fn meet(&mut self, table: TableOf<O>, level: u8, va: u64) -> Met<TableOf<O>> {
+        let places = self.seen.len();
+        let hash = (table.as_u64() >> 12)
+            .wrapping_add((level as u64) << 56)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let start = if places == 0 {
+            0
+        } else {
+            (hash >> 20) as usize % places
+        };
+        let (before, from) = self.seen.split_at_mut(start);
+        for place in from.iter_mut().chain(before) {
+            match place.0 {
+                Some(known) if known.table == table && known.level == level => {
+                    return Met::Before(known);
+                }
+                Some(_) => {}
+                None => {
+                    let space = self.space;
+                    place.0 = Some(SeenTable {
+                        table,
+                        level,
+                        space,
+                        va,
+                    });
+                    return Met::First;
+                }
+            }
+        }
+        Met::NoRoom
+    }
+
+    fn reference(
+        &self,
+        known: SeenTable<TableOf<O>>,
+        va: u64,
+        rights: Rights,
+    ) -> Option<Item<O::Format>> {
+        let reference = SpaceReference {
+            depth: O::Format::LEVELS - known.level,
+            space: known.space,
+            our_va: O::Format::virt(va),
+            their_va: O::Format::virt(known.va),
+            rights,
+        };
+        Some(Ok((self.space, SpaceItem::AnotherSpace(reference))))
+    }
+
+    /// Enters the next space.
+    fn enter(&mut self) -> Option<Item<O::Format>> {
+        let root = *self.roots.get(self.space)?;
+        let top = O::Format::LEVELS;
+        match self.meet(root, top, 0) {
+            Met::First => {
+                self.tables[slot(top)] = (root, Rights::ALL);
+                self.level = top;
+                self.at = Some(0);
+                None
+            }
+            Met::Before(known) => {
+                let item = self.reference(known, 0, Rights::ALL);
+                self.space += 1;
+                item
+            }
+            Met::NoRoom => self.stop_at_limit(0, top),
+        }
+    }
+
+    /// Goes up to the table that has the entry for `at`, and reports one that was restricted when it is left.
+    fn climb(&mut self, at: u64) -> Option<Item<O::Format>> {
+        while self.level < O::Format::LEVELS && O::Format::index(at, self.level) == 0 {
+            let left = self.level;
+            let (_, rights) = self.tables[slot(left)];
+            self.level += 1;
+            if rights != Rights::ALL {
+                let va = (at - 1) & !O::Format::span_mask(self.level);
+                let item = SpaceItem::Restricted {
+                    depth: O::Format::LEVELS - left,
+                    va: O::Format::virt(va),
+                    rights,
+                };
+                return Some(Ok((self.space, item)));
+            }
+        }
+        self.climbing = false;
+        if at > FormatOf::<O>::VIRT_MASK {
+            self.at = None;
+            self.space += 1;
+        }
+        None
+    }
+
+    /// Looks at one entry.
+    fn step(&mut self, at: u64) -> Option<Item<O::Format>> {
+        let level = self.level;
+        let Some(limit) = self.limit.checked_sub(1) else {
+            return self.stop_at_limit(at, level);
+        };
+        self.limit = limit;
+        let (table, _) = self.tables[slot(level)];
+        let item = match decode_at(self.ops, table, level, at) {
+            Ok(Decoded::Table {
+                table: child,
+                rights,
+            }) => match self.meet(child, level - 1, at) {
+                Met::First => {
+                    self.tables[slot(level - 1)] = (child, rights);
+                    self.level = level - 1;
+                    return None;
+                }
+                Met::Before(known) => self.reference(known, at, rights),
+                Met::NoRoom => return self.stop_at_limit(at, level),
+            },
+            Ok(Decoded::Content(content)) => match (content, O::Format::leaf_size(level)) {
+                (Content::Unmapped, _) | (_, None) => None,
+                (content, Some(size)) => {
+                    let virt = O::Format::virt(at);
+                    let leaf = Mapping {
+                        virt,
+                        size,
+                        content,
+                    };
+                    Some(Ok((self.space, SpaceItem::ThisSpace(leaf))))
+                }
+            },
+            Err(error) => return self.stop(error),
+        };
+        self.at = Some(at + O::Format::span_mask(level) + 1);
+        self.climbing = true;
+        item
+    }
+
+    fn stop_at_limit(&mut self, at: u64, level: u8) -> Option<Item<O::Format>> {
+        let address = O::Format::virt(at);
+        self.stop(PagingError::LimitReached { address, level })
+    }
+    fn stop(&mut self, error: Error<O::Format>) -> Option<Item<O::Format>> {
+        self.at = None;
+        self.climbing = false;
+        self.space = self.roots.len();
+        Some(Err(error))
+    }
+}
+
+impl<O: TableReadOps> Iterator for WalkSpaces<'_, O> {
+    type Item = Item<O::Format>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.space < self.roots.len() {
+            let item = match self.at {
+                None => self.enter(),
+                Some(at) if self.climbing => self.climb(at),
+                Some(at) => self.step(at),
+            };
+            if item.is_some() {
+                return item;
+            }
+        }
+        None
+    }
+}
+
+/// Access to tables of several spaces, one at a time.
+pub trait TableRoots: TableOps {
+    /// Chooses the root that operations start from. `None`, and no change, where no table can be there.
+    fn select_root(&mut self, root: TableOf<Self>) -> Option<()>;
+    /// Takes note that one more entry, or root, is about to refer to a table.
+    fn share_table(&mut self, table: TableOf<Self>, level: u8);
+}
+
+/// Builds one item of [`walk_va_spaces`] in the space of that place in `roots`. A space gets its root with its first
+/// item; one that maps nothing has none in the end.
+///
+/// The items must come in the order in which they were found. Where the tables are shared and cannot move
+/// ([`MayNotMoveTable`](super::MayNotMoveTable)), whatever is changed below a shared one later is changed for all.
+pub fn space_aware_map<O: TableRoots>(
+    ops: &mut O,
+    roots: &mut [Option<TableOf<O>>],
+    space: usize,
+    item: &SpaceItemOf<O::Format>,
+) -> Result<(), Error<O::Format>> {
+    match *item {
+        SpaceItem::AnotherSpace(reference) if reference.depth == 0 => {
+            share_root(ops, roots, space, reference)
+        }
+        SpaceItem::AnotherSpace(reference) => link(ops, roots, space, reference),
+        SpaceItem::ThisSpace(leaf) => {
+            select(ops, roots, space, leaf.virt)?;
+            Cursor::new(ops, leaf.virt, leaf.size)?.set(leaf.content)
+        }
+        SpaceItem::Restricted { depth, va, rights } => {
+            select(ops, roots, space, va)?;
+            let level = level_at::<O::Format>(depth, va)?;
+            let translated = O::Format::va_of(va)?;
+            let child = table_at(ops, translated, level)?;
+            let parent = table_at(ops, translated, level + 1)?;
+            let (Some(child), Some(parent)) = (child, parent) else {
+                // What was restricted held nothing that was rebuilt.
+                return Ok(());
+            };
+            let index = O::Format::index(translated, level + 1);
+            let entry = O::Format::restricted_table(child, rights);
+            ops.write_entry(parent, index, entry)
+                .ok_or_else(|| bad::<O::Format>(translated, level + 1, Fault::NotMemory))
+        }
+    }
+}
+
+/// The level of a table so far below the root, where there is one.
+fn level_at<F: Format>(depth: u8, va: F::Virt) -> Result<u8, Error<F>> {
+    match F::LEVELS.checked_sub(depth) {
+        Some(level) if level > 0 && level < F::LEVELS => Ok(level),
+        _ => Err(PagingError::OutOfRange { start: va, len: 0 }),
+    }
+}
+
+/// Makes the operations start from the root of `space`, which is made where it is not there yet.
+fn select<O: TableRoots>(
+    ops: &mut O,
+    roots: &mut [Option<TableOf<O>>],
+    space: usize,
+    va: <O::Format as Format>::Virt,
+) -> Result<(), Error<O::Format>> {
+    let no_such_space = PagingError::OutOfRange { start: va, len: 0 };
+    let place = roots.get_mut(space).ok_or(no_such_space)?;
+    let root = match *place {
+        Some(root) => root,
+        None => {
+            let root = ops.alloc_table().ok_or(PagingError::OutOfTables)?;
+            if ops
+                .write_run(root, 0, FormatOf::<O>::ENTRIES, 0, 0)
+                .is_none()
+            {
+                ops.free_table(root);
+                return Err(PagingError::OutOfTables);
+            }
+            *place = Some(root);
+            root
+        }
+    };
+    let bad_root = bad::<O::Format>(0, O::Format::LEVELS, Fault::NotMemory);
+    ops.select_root(root).ok_or(bad_root)
+}
+
+fn share_root<O: TableRoots>(
+    ops: &mut O,
+    roots: &mut [Option<TableOf<O>>],
+    space: usize,
+    reference: SpaceReference<<O::Format as Format>::Virt>,
+) -> Result<(), Error<O::Format>> {
+    select(ops, roots, reference.space, reference.their_va)?;
+    let theirs = ops.root();
+    let start = reference.our_va;
+    match roots.get_mut(space) {
+        Some(ours @ None) => {
+            ops.share_table(theirs, O::Format::LEVELS);
+            *ours = Some(theirs);
+            Ok(())
+        }
+        Some(Some(_)) => Err(PagingError::AlreadyMapped {
+            address: start,
+            level: O::Format::LEVELS,
+        }),
+        None => Err(PagingError::OutOfRange { start, len: 0 }),
+    }
+}
+
+/// Links the table that another space has at its address at ours.
+fn link<O: TableRoots>(
+    ops: &mut O,
+    roots: &mut [Option<TableOf<O>>],
+    space: usize,
+    reference: SpaceReference<<O::Format as Format>::Virt>,
+) -> Result<(), Error<O::Format>> {
+    let level = level_at::<O::Format>(reference.depth, reference.our_va)?;
+    let ours = O::Format::va_of(reference.our_va)?;
+    let theirs = O::Format::va_of(reference.their_va)?;
+
+    select(ops, roots, reference.space, reference.their_va)?;
+    let table = match table_at(ops, theirs, level)? {
+        Some(table) => table,
+        // It held nothing, so nothing was built there.
+        None => {
+            let mut cursor = Cursor::at_level(ops, theirs, level)?;
+            cursor.prepare()?;
+            if cursor.level() != level {
+                return Err(PagingError::AlreadyMapped {
+                    address: cursor.start(),
+                    level: cursor.level(),
+                });
+            }
+            cursor.table()
+        }
+    };
+
+    select(ops, roots, space, reference.our_va)?;
+    let mut cursor = Cursor::at_level(ops, ours, level + 1)?;
+    if cursor.level() != level + 1 || cursor.content() != Content::Unmapped {
+        cursor.prepare()?;
+    }
+    if cursor.level() != level + 1 || cursor.content() != Content::Unmapped {
+        return Err(PagingError::AlreadyMapped {
+            address: cursor.start(),
+            level: cursor.level(),
+        });
+    }
+    cursor.prepare()?;
+    let (parent, index) = (cursor.table(), cursor.index());
+    ops.share_table(table, level);
+    ops.write_entry(
+        parent,
+        index,
+        O::Format::restricted_table(table, reference.rights),
+    )
+    .ok_or_else(|| bad::<O::Format>(ours, level + 1, Fault::NotMemory))
+}
+
+/// The table of `level` for `va` in the tree of the selected root.
+fn table_at<O: TableReadOps>(
+    ops: &O,
+    va: u64,
+    level: u8,
+) -> Result<Option<TableOf<O>>, Error<O::Format>> {
+    let mut table = ops.root();
+    for above in (level + 1..=O::Format::LEVELS).rev() {
+        match decode_at(ops, table, above, va)? {
+            Decoded::Table { table: child, .. } => table = child,
+            Decoded::Content(_) => return Ok(None),
+        }
+    }
+    Ok(Some(table))
+}

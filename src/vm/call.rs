@@ -1,0 +1,243 @@
+//! The calls a guest makes with VMCALL.
+//!
+//! Arguments are claims: a pointer is followed through the guest's own tables, and what it points to is copied once,
+//! then checked and used. A call that is refused does nothing.
+
+use offshoot_abi::{Call, Error, FIGURE_NAME_MAX, PRINT_MAX};
+
+use super::figures::FigureName;
+use super::virtual_memory::VirtualMemory;
+use crate::addr::Gva;
+
+/// The registers of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallRegisters {
+    /// The number.
+    pub rax: u64,
+    /// The first argument.
+    pub rdi: u64,
+    /// The second.
+    pub rsi: u64,
+    /// The third.
+    pub rdx: u64,
+}
+
+/// Where the effects of calls go.
+pub trait CallSink {
+    /// Prints bytes on the console.
+    fn print(&mut self, bytes: &[u8]);
+    /// Files a figure. `false` where there is no room.
+    fn figure(&mut self, name: FigureName, value: u64) -> bool;
+}
+
+/// What comes after a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterCall {
+    /// The guest goes on behind the VMCALL, with this in RAX.
+    Return(u64),
+    /// The guest has ended, with this status.
+    Exit(u64),
+}
+
+/// Carries out a call.
+pub fn call<M: VirtualMemory>(
+    registers: CallRegisters,
+    cpl: u8,
+    memory: &mut M,
+    sink: &mut impl CallSink,
+) -> AfterCall {
+    let result = match Call::from_number(registers.rax) {
+        _ if cpl != 0 => Err(Error::NotPermitted),
+        None => Err(Error::NoSuchCall),
+        Some(Call::Nop) => Ok(0),
+        Some(Call::Exit) => return AfterCall::Exit(registers.rdi),
+        Some(Call::Print) => print(registers.rdi, registers.rsi, memory, sink),
+        Some(Call::Figure) => figure(registers, memory, sink),
+    };
+    AfterCall::Return(result.unwrap_or_else(|error| error as i64 as u64))
+}
+
+fn print<M: VirtualMemory>(
+    at: u64,
+    len: u64,
+    memory: &mut M,
+    sink: &mut impl CallSink,
+) -> Result<u64, Error> {
+    let taken = len.min(PRINT_MAX as u64);
+    let mut bytes = [0; PRINT_MAX];
+    let bytes = bytes.get_mut(..taken as usize).ok_or(Error::Invalid)?;
+    memory
+        .read(Gva::new(at), bytes)
+        .map_err(|_| Error::BadAddress)?;
+    sink.print(bytes);
+    Ok(taken)
+}
+
+fn figure<M: VirtualMemory>(
+    registers: CallRegisters,
+    memory: &mut M,
+    sink: &mut impl CallSink,
+) -> Result<u64, Error> {
+    let mut bytes = [0; FIGURE_NAME_MAX];
+    let len = usize::try_from(registers.rsi).map_err(|_| Error::Invalid)?;
+    let bytes = bytes.get_mut(..len).ok_or(Error::Invalid)?;
+    memory
+        .read(Gva::new(registers.rdi), bytes)
+        .map_err(|_| Error::BadAddress)?;
+    let name = FigureName::new(bytes).ok_or(Error::Invalid)?;
+    if sink.figure(name, registers.rdx) {
+        Ok(0)
+    } else {
+        Err(Error::NoSpace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes at 0x1000; each read of them changes them.
+    struct Memory {
+        bytes: Vec<u8>,
+        reads: u32,
+    }
+    impl VirtualMemory for Memory {
+        type Fault = ();
+        fn read(&mut self, from: Gva, into: &mut [u8]) -> Result<(), ()> {
+            self.reads += 1;
+            let at = usize::try_from(from.as_u64().checked_sub(0x1000).ok_or(())?).unwrap();
+            into.copy_from_slice(self.bytes.get(at..at + into.len()).ok_or(())?);
+            self.bytes.fill(b'!');
+            Ok(())
+        }
+        fn write(&mut self, _: Gva, _: &[u8]) -> Result<(), ()> {
+            panic!("no call writes")
+        }
+    }
+
+    #[derive(Default)]
+    struct Sink {
+        printed: Vec<u8>,
+        figures: Vec<(String, u64)>,
+        full: bool,
+    }
+    impl CallSink for Sink {
+        fn print(&mut self, bytes: &[u8]) {
+            self.printed.extend(bytes);
+        }
+        fn figure(&mut self, name: FigureName, value: u64) -> bool {
+            self.figures.push((name.to_string(), value));
+            !self.full
+        }
+    }
+
+    fn at_cpl(cpl: u8, text: &[u8], [rax, rdi, rsi, rdx]: [u64; 4]) -> (AfterCall, Sink, u32) {
+        let mut memory = Memory {
+            bytes: text.to_vec(),
+            reads: 0,
+        };
+        let mut sink = Sink::default();
+        let after = call(
+            CallRegisters { rax, rdi, rsi, rdx },
+            cpl,
+            &mut memory,
+            &mut sink,
+        );
+        (after, sink, memory.reads)
+    }
+    fn kernel(text: &[u8], registers: [u64; 4]) -> (AfterCall, Sink) {
+        let (after, sink, reads) = at_cpl(0, text, registers);
+        assert!(reads <= 1, "fetched more than once");
+        (after, sink)
+    }
+    fn error(error: Error) -> AfterCall {
+        AfterCall::Return(error as i64 as u64)
+    }
+
+    #[test]
+    fn the_calls_do_what_they_say() {
+        assert_eq!(kernel(b"", [0, 9, 9, 9]).0, AfterCall::Return(0));
+        assert_eq!(kernel(b"", [1, 42, 0, 0]).0, AfterCall::Exit(42));
+        let (after, sink) = kernel(b"hello\n", [2, 0x1000, 5, 0]);
+        assert_eq!(
+            (after, &sink.printed[..]),
+            (AfterCall::Return(5), &b"hello"[..])
+        );
+        let (after, sink) = kernel(b"exit.cpuid", [3, 0x1000, 10, 123]);
+        assert_eq!(
+            (after, sink.figures),
+            (AfterCall::Return(0), vec![("exit.cpuid".into(), 123)])
+        );
+    }
+
+    #[test]
+    fn unknown_numbers_are_refused() {
+        for number in [4, 5, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
+            assert_eq!(
+                kernel(b"", [number, 0, 0, 0]).0,
+                error(Error::NoSuchCall),
+                "{number:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_the_kernel_may_call() {
+        for number in 0..6 {
+            let (after, sink, reads) = at_cpl(3, b"text", [number, 0x1000, 4, 0]);
+            assert_eq!(after, error(Error::NotPermitted));
+            assert!(sink.printed.is_empty() && sink.figures.is_empty() && reads == 0);
+        }
+    }
+
+    #[test]
+    fn lengths_are_bounded_and_pointers_checked() {
+        let long = vec![b'x'; 3000];
+        for len in [1024, 1025, 3000, 1 << 32, u64::MAX] {
+            let (after, sink) = kernel(&long, [2, 0x1000, len, 0]);
+            assert_eq!(
+                (after, sink.printed.len()),
+                (AfterCall::Return(1024), 1024),
+                "{len:#x}"
+            );
+        }
+        assert_eq!(kernel(b"", [2, 0x1000, 0, 0]).0, AfterCall::Return(0));
+        for (at, len) in [(0, 1), (0x1000, 5), (0x1003, 2), (0x1004, 1), (0xfff, 1)] {
+            let (after, sink) = kernel(b"text", [2, at, len, 0]);
+            assert_eq!(after, error(Error::BadAddress), "{at:#x} {len}");
+            assert!(sink.printed.is_empty(), "part of it was printed");
+        }
+        for len in [33, 1 << 32, u64::MAX] {
+            assert_eq!(kernel(&long, [3, 0x1000, len, 0]).0, error(Error::Invalid));
+        }
+        assert_eq!(kernel(b"ab", [3, 0x1000, 3, 0]).0, error(Error::BadAddress));
+    }
+
+    #[test]
+    fn bad_names_and_a_full_table() {
+        for name in ["", "Upper", "a b", "a\"b", "\0"] {
+            let len = name.len() as u64;
+            let (after, sink) = kernel(name.as_bytes(), [3, 0x1000, len, 0]);
+            assert_eq!(after, error(Error::Invalid), "{name:?}");
+            assert!(sink.figures.is_empty());
+        }
+        let mut memory = Memory {
+            bytes: b"a".to_vec(),
+            reads: 0,
+        };
+        let mut sink = Sink {
+            full: true,
+            ..Sink::default()
+        };
+        let registers = CallRegisters {
+            rax: 3,
+            rdi: 0x1000,
+            rsi: 1,
+            rdx: 0,
+        };
+        assert_eq!(
+            call(registers, 0, &mut memory, &mut sink),
+            error(Error::NoSpace)
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! What can be wrong with a command line.
+
+use core::fmt;
+
+use super::Name;
+
+/// What is wrong with a command line, where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CmdlineError<'a> {
+    /// The guest, or `None` of the hypervisor's own command line.
+    pub guest: Option<Name>,
+    /// The key.
+    pub key: &'a str,
+    /// What stood after `=`, if that was there.
+    pub value: Option<&'a str>,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What can be wrong with one word of a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// No such option.
+    UnknownKey,
+    /// The option stands there twice.
+    Repeated,
+    /// `=` and a value are missing.
+    NeedsValue,
+    /// A flag was given a value.
+    TakesNoValue,
+    /// Not 1 to 32 of `[A-Za-z0-9._-]`.
+    NotAName,
+    /// Not a number with K, M or G.
+    NotASize,
+    /// Not `500ms`, `2s` or a number of ticks.
+    NotADuration,
+    /// Not a log level.
+    NotALevel,
+    /// Zero.
+    Zero,
+    /// Not a multiple of 4 KiB.
+    NotPages,
+    /// More than 2^64.
+    Overflow,
+    /// More than this many address bits can reach.
+    BeyondWidth(u32),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UnknownKey => "there is no such option",
+            Self::Repeated => "given twice",
+            Self::NeedsValue => "needs a value, as in key=value",
+            Self::TakesNoValue => "takes no value",
+            Self::NotAName => "a name is 1 to 32 characters out of A-Z a-z 0-9 . _ -",
+            Self::NotASize => "not a size, as in 64M, 1G or 0x100000",
+            Self::NotADuration => "not a time, as in 500ms, 2s, or ticks as in 100M",
+            Self::NotALevel => "not one of off, error, warn, info, debug, trace",
+            Self::Zero => "must not be zero",
+            Self::NotPages => "not a multiple of 4 KiB",
+            Self::Overflow => "too large",
+            Self::BeyondWidth(bits) => {
+                return write!(
+                    f,
+                    "larger than the {bits} bits of a guest-physical address reach"
+                );
+            }
+        })
+    }
+}
+
+impl fmt::Display for CmdlineError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.guest {
+            Some(guest) => write!(f, "guest {guest}: ")?,
+            None => f.write_str("command line: ")?,
+        }
+        write!(f, "{}", Clipped(self.key))?;
+        if let Some(value) = self.value {
+            write!(f, "={}", Clipped(value))?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+impl core::error::Error for CmdlineError<'_> {}
+
+/// What a user wrote, made harmless and short.
+struct Clipped<'a>(&'a str);
+
+impl fmt::Display for Clipped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 48;
+        for c in self.0.chars().take(MOST) {
+            write!(f, "{}", c.escape_debug())?;
+        }
+        if self.0.chars().nth(MOST).is_some() {
+            f.write_str("...")
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! VMCALL.
+
+use super::super::call::{AfterCall, CallRegisters, CallSink, call};
+use super::super::devices::Devices;
+use super::super::figures::{Figure, FigureName};
+use super::super::outcome::Outcome;
+use super::super::run::{Next, Running};
+use super::super::virtual_memory::GuestVirtual;
+use super::super::{Host, HostConsole};
+use crate::frames::PhysMem;
+use crate::vmx::{Gpr, VmcsError};
+use offshoot_abi::Call;
+
+impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+    /// The call that does nothing is what round trips are measured with, so it stays out of the way of the others.
+    #[inline(always)]
+    pub fn call(&mut self) -> Result<Next, VmcsError> {
+        if self.area.regs.get(Gpr::Rax) == Call::Nop as u64 && self.cpl()? == 0 {
+            self.area.regs.set(Gpr::Rax, 0);
+        } else if let Some(status) = self.any_call()? {
+            return self.stop(Outcome::Exited(status));
+        }
+        self.advance()
+    }
+
+    #[inline(never)]
+    fn any_call(&mut self) -> Result<Option<u64>, VmcsError> {
+        let regs = &self.area.regs;
+        let registers = CallRegisters {
+            rax: regs.get(Gpr::Rax),
+            rdi: regs.get(Gpr::Rdi),
+            rsi: regs.get(Gpr::Rsi),
+            rdx: regs.get(Gpr::Rdx),
+        };
+        let cpl = self.cpl()?;
+        let (translation, privilege) = self.view()?;
+        let mut memory = GuestVirtual::new(self.space, translation, privilege);
+        let mut sink = Sink {
+            devices: self.devices,
+            host: self.host,
+        };
+        Ok(match call(registers, cpl, &mut memory, &mut sink) {
+            AfterCall::Return(rax) => {
+                self.area.regs.set(Gpr::Rax, rax);
+                None
+            }
+            AfterCall::Exit(status) => Some(status),
+        })
+    }
+}
+
+struct Sink<'s, H> {
+    devices: &'s mut Devices,
+    host: &'s mut H,
+}
+
+impl<H: Host> CallSink for Sink<'_, H> {
+    fn print(&mut self, bytes: &[u8]) {
+        // The host's console takes everything.
+        let _ = self
+            .devices
+            .console
+            .print(bytes, &mut HostConsole(self.host));
+    }
+    fn figure(&mut self, name: FigureName, value: u64) -> bool {
+        self.host.figure(Figure {
+            guest: self.devices.name,
+            name,
+            value,
+        })
+    }
+}

@@ -1,0 +1,95 @@
+//! Exits for events: exceptions, interrupts, the timer; and the event whose delivery an exit interrupted.
+
+use super::super::Host;
+use super::super::outcome::Outcome;
+use super::super::run::{Next, Running, now};
+use crate::frames::PhysMem;
+use crate::vmx::event::{Combined, ReinjectError};
+use crate::vmx::interruption::{Interruption, InterruptionType};
+use crate::vmx::qualification::DebugException;
+use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError};
+
+/// DR7.GD: access to debug registers raises #DB.
+const DR7_GD: u64 = 1 << 13;
+
+impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+    /// Delivers again the event whose delivery the exit interrupted, if there is one.
+    pub(super) fn deliver_again(&mut self) -> Result<Next, VmcsError> {
+        match Event::interrupted(&self.vmcs) {
+            Ok(Some(event)) => event.reinject(&mut self.vmcs)?,
+            Ok(None) => {}
+            Err(ReinjectError::Vmcs(error)) => return Err(error),
+            Err(ReinjectError::Event(_)) => return self.stop(Outcome::Reinject),
+        }
+        Ok(Next::Resume)
+    }
+
+    /// Exceptions that exit are raised in the guest all the same; NMIs and machine checks are the host's.
+    pub(super) fn exception(&mut self) -> Result<Next, VmcsError> {
+        let information = self.vmcs.read32(Field32::ExitInterruptionInformation)?;
+        let Some(interruption) = Interruption::decode(information) else {
+            return self.stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi));
+        };
+        if interruption.kind == InterruptionType::Nmi {
+            self.host.non_maskable_interrupt();
+            return self.deliver_again();
+        }
+        let event = match interruption.vector {
+            // INT1 is a trap of its own kind, which says nothing in DR6.
+            1 if interruption.kind == InterruptionType::PrivilegedSoftwareException => {
+                let length = self.vmcs.read32(Field32::ExitInstructionLength)?;
+                match Event::int1(length) {
+                    Ok(event) => event,
+                    Err(_) => return self.stop(Outcome::Reinject),
+                }
+            }
+            1 => {
+                let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
+                self.set_dr6(DebugException::decode(qualification))?;
+                Event::DEBUG
+            }
+            17 => Event::ALIGNMENT_CHECK,
+            18 => {
+                self.host.machine_check();
+                return self.deliver_again();
+            }
+            _ => {
+                return self.stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi));
+            }
+        };
+        let interrupted = match Event::interrupted(&self.vmcs) {
+            Ok(interrupted) => interrupted,
+            Err(ReinjectError::Vmcs(error)) => return Err(error),
+            Err(ReinjectError::Event(_)) => return self.stop(Outcome::Reinject),
+        };
+        match interrupted.map_or(Combined::Second, |first| first.followed_by(event)) {
+            Combined::Second => self.raise(event),
+            Combined::DoubleFault => self.raise(Event::DOUBLE_FAULT),
+            Combined::TripleFault => self.stop(Outcome::TripleFault),
+        }
+    }
+
+    pub(super) fn external_interrupt(&mut self) -> Result<Next, VmcsError> {
+        let information = self.vmcs.read32(Field32::ExitInterruptionInformation)?;
+        self.host.external_interrupt(information as u8);
+        self.deliver_again()
+    }
+
+    /// The run loop looks at the budget after every exit. The timer only sees to it that there is one: it counts to
+    /// 2^32 at most, and is wound up again where that was not the whole budget.
+    pub(super) fn timer(&mut self) -> Result<Next, VmcsError> {
+        self.wind_timer(self.deadline.saturating_sub(now()))?;
+        self.deliver_again()
+    }
+
+    /// Does to DR6 and DR7 what the exception would have done without an exit.
+    fn set_dr6(&mut self, exception: DebugException) -> Result<(), VmcsError> {
+        crate::vmx::cpu::update_dr6(|dr6| exception.to_dr6(dr6));
+        if exception.debug_register_access() {
+            let dr7 = self.vmcs.read_natural(FieldNatural::GuestDr7)?;
+            self.vmcs
+                .write_natural(FieldNatural::GuestDr7, dr7 & !DR7_GD)?;
+        }
+        Ok(())
+    }
+}

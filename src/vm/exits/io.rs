@@ -1,0 +1,116 @@
+//! Port instructions.
+
+use super::super::console::Console;
+use super::super::io::{AddressSize, StringIo, rax_after_in};
+use super::super::outcome::Outcome;
+use super::super::run::{Next, Running};
+use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
+use super::super::{Host, HostConsole};
+use crate::addr::Gva;
+use crate::ept::AccessError;
+use crate::frames::PhysMem;
+use crate::vmx::qualification::IoAccess;
+use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
+
+const RFLAGS_DF: u64 = 1 << 10;
+const CR0_WP: u64 = 1 << 16;
+/// L and D/B of the access rights of a code segment.
+const CS_LONG: u32 = 1 << 13;
+const CS_DEFAULT_32: u32 = 1 << 14;
+
+impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+    pub(super) fn io(&mut self) -> Result<Next, VmcsError> {
+        let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
+        let Ok(access) = IoAccess::decode(qualification) else {
+            return self.stop(Outcome::UnexpectedExit(ExitReason::IoInstruction));
+        };
+        if access.string {
+            return self.string_io(access);
+        }
+        let rax = self.area.regs.get(Gpr::Rax);
+        if access.input {
+            let value = self.devices.ports.read(access.port, access.size);
+            self.area
+                .regs
+                .set(Gpr::Rax, rax_after_in(rax, access.size, value));
+        } else {
+            let (console, host) = (&mut self.devices.console, &mut *self.host);
+            let mut print = |byte| print_byte(console, host, byte);
+            self.devices
+                .ports
+                .write(access.port, access.size, rax as u32, &mut print);
+        }
+        self.advance()
+    }
+
+    fn string_io(&mut self, access: IoAccess) -> Result<Next, VmcsError> {
+        let pointer = if access.input { Gpr::Rdi } else { Gpr::Rsi };
+        let string = StringIo {
+            access,
+            address_size: self.address_size()?,
+            linear: Gva::new(self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?),
+            index: self.area.regs.get(pointer),
+            rcx: self.area.regs.get(Gpr::Rcx),
+            down: self.vmcs.read_natural(FieldNatural::GuestRflags)? & RFLAGS_DF != 0,
+        };
+        let (translation, privilege) = self.view()?;
+        let (console, host) = (&mut self.devices.console, &mut *self.host);
+        let mut memory = GuestVirtual::new(self.space, translation, privilege);
+        let (progress, fault) = string.step(&mut self.devices.ports, &mut memory, |byte| {
+            print_byte(console, host, byte);
+        });
+        self.area.regs.set(pointer, progress.index);
+        self.area.regs.set(Gpr::Rcx, progress.rcx);
+        match fault {
+            Some(fault) => self.virtual_fault(fault),
+            None if progress.done => self.advance(),
+            None => Ok(Next::Resume),
+        }
+    }
+
+    /// The address size of an INS or OUTS: as the CPU tells, else that of its code segment.
+    fn address_size(&self) -> Result<AddressSize, VmcsError> {
+        if self.machine.capabilities.basic.reports_ins_outs() {
+            let information = self.vmcs.read32(Field32::ExitInstructionInformation)?;
+            return Ok(AddressSize::from_instruction_information(information));
+        }
+        let cs = self.vmcs.read32(Field32::GuestCsAccessRights)?;
+        Ok(match (cs & CS_LONG != 0, cs & CS_DEFAULT_32 != 0) {
+            (true, _) => AddressSize::Bits64,
+            (false, true) => AddressSize::Bits32,
+            (false, false) => AddressSize::Bits16,
+        })
+    }
+
+    /// How the guest sees memory at this moment.
+    pub(super) fn view(&self) -> Result<(Translation, Privilege), VmcsError> {
+        let cr0 = self.vmcs.read_natural(FieldNatural::GuestCr0)?;
+        let cr3 = self.vmcs.read_natural(FieldNatural::GuestCr3)?;
+        let efer = self.vmcs.read64(Field64::GuestEfer)?;
+        let privilege = Privilege {
+            user: self.cpl()? == 3,
+            write_protect: cr0 & CR0_WP != 0,
+        };
+        Ok((Translation::new(cr0, cr3, efer), privilege))
+    }
+
+    /// An access that the host made for the guest failed: what the guest would have got for it.
+    fn virtual_fault(&mut self, fault: VirtualFault<AccessError>) -> Result<Next, VmcsError> {
+        match fault {
+            VirtualFault::Page { address, code } => {
+                crate::vmx::cpu::write_cr2(address.as_u64());
+                self.raise(Event::page_fault(code as u16))
+            }
+            VirtualFault::NonCanonical(_) => self.raise(Event::GENERAL_PROTECTION),
+            VirtualFault::Memory(fault) => self.stop(Outcome::Access(fault.error)),
+            VirtualFault::LegacyPaging => self.stop(Outcome::Unsupported(
+                "INS or OUTS with 32-bit or PAE paging",
+            )),
+        }
+    }
+}
+
+fn print_byte(console: &mut Console, host: &mut impl Host, byte: u8) {
+    // The host's console takes everything.
+    let _ = console.put(byte, &mut HostConsole(host));
+}

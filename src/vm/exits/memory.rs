@@ -1,0 +1,65 @@
+//! EPT violations: the guest touched memory that is not there yet, or not writable, or not its own.
+
+use super::super::Host;
+use super::super::outcome::Outcome;
+use super::super::run::{Next, Running};
+use crate::addr::{Gpa, Gva};
+use crate::ept::{Resolution, Violation, ViolationFields};
+use crate::frames::PhysMem;
+use crate::vmx::event::restore_nmi_blocking;
+use crate::vmx::register_bits::PENDING_BS;
+use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError, undo_step};
+
+/// In IDT-vectoring information: an event was being delivered.
+const VALID: u64 = 1 << 31;
+
+impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+    /// Makes the access possible, or stops the guest.
+    #[inline(always)]
+    pub fn ept_violation(&mut self) -> Result<Next, VmcsError> {
+        let [qualification, gpa, vectoring, pending] = self.vmcs.read_four([
+            FieldNatural::ExitQualification.into(),
+            Field64::GuestPhysicalAddress.into(),
+            Field32::IdtVectoringInformation.into(),
+            FieldNatural::GuestPendingDebugExceptions.into(),
+        ])?;
+        let plain = vectoring & VALID == 0 && pending & PENDING_BS == 0;
+        if plain && self.space.fill(qualification, Gpa::new(gpa)) {
+            return Ok(Next::Resume);
+        }
+        Ok(self.any_violation())
+    }
+
+    /// Every kind of violation.
+    #[inline(never)]
+    fn any_violation(&mut self) -> Next {
+        let handled = self.violation();
+        self.settle(handled)
+    }
+
+    fn violation(&mut self) -> Result<Next, VmcsError> {
+        let vmcs = &self.vmcs;
+        let qualification = vmcs.read_natural(FieldNatural::ExitQualification)?;
+        let violation = Violation::decode(&ViolationFields {
+            qualification,
+            gpa: Gpa::new(vmcs.read64(Field64::GuestPhysicalAddress)?),
+            gva: Gva::new(vmcs.read_natural(FieldNatural::GuestLinearAddress)?),
+            rip: Gva::new(vmcs.read_natural(FieldNatural::GuestRip)?),
+            during_delivery: vmcs.read32(Field32::IdtVectoringInformation)? >> 31 != 0,
+            advanced_information: self.machine.ept.advanced_information,
+        });
+        match self.space.resolve(&violation) {
+            Ok(Resolution::Retry(_)) => {}
+            Ok(Resolution::Mmio { .. }) => {
+                return self.stop(Outcome::Unsupported("access to a device in memory"));
+            }
+            Err(unresolved) => return self.stop(Outcome::Memory(unresolved)),
+        }
+        undo_step(&mut self.vmcs)?;
+        if violation.during_delivery {
+            return self.deliver_again();
+        }
+        restore_nmi_blocking(&mut self.vmcs, violation.nmi_unblocked_by_iret)?;
+        Ok(Next::Resume)
+    }
+}

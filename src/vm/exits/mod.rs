@@ -1,0 +1,151 @@
+//! What each exit needs, but the few that the run loop itself handles.
+
+mod call;
+mod cr;
+mod events;
+mod io;
+mod memory;
+
+use super::msr::{self, Gp};
+use super::outcome::Outcome;
+use super::run::{Next, Running, now};
+use super::{Host, xcr0};
+use crate::addr::Gpa;
+use crate::frames::PhysMem;
+use crate::vmx::exit::ExitReason;
+use crate::vmx::{Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
+
+const RFLAGS_IF: u64 = 1 << 9;
+/// How many frames are to be zeroed ahead of need: 1 MiB.
+pub(super) const ZEROED_GOAL: u32 = 256;
+/// How many of them are zeroed while a guest halts.
+const ZEROED_AT_ONCE: u32 = 16;
+
+impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+    /// Does what an exit needs. Every reason is here: what no control of ours asks for stops the guest.
+    #[inline(always)]
+    pub fn dispatch(&mut self, reason: ExitReason) -> Result<Next, VmcsError> {
+        match reason {
+            // The run loop has these.
+            ExitReason::Cpuid | ExitReason::Hlt | ExitReason::Vmcall | ExitReason::EptViolation => {
+                Ok(Next::Resume)
+            }
+            ExitReason::IoInstruction => self.io(),
+            ExitReason::Rdmsr => self.rdmsr(),
+            ExitReason::Wrmsr => self.wrmsr(),
+            ExitReason::CrAccess => self.cr_access(),
+            ExitReason::Xsetbv => self.xsetbv(),
+            ExitReason::ExceptionOrNmi => self.exception(),
+            ExitReason::ExternalInterrupt => self.external_interrupt(),
+            ExitReason::PreemptionTimer => self.timer(),
+            ExitReason::TripleFault => self.stop(Outcome::TripleFault),
+            ExitReason::EptMisconfiguration => {
+                let gpa = self.vmcs.read64(Field64::GuestPhysicalAddress)?;
+                self.stop(Outcome::EptMisconfiguration(Gpa::new(gpa)))
+            }
+            ExitReason::TaskSwitch => self.stop(Outcome::Unsupported("hardware task switch")),
+            // The caches are coherent, and other guests' are not this one's to flush.
+            ExitReason::Invd | ExitReason::Wbinvd => self.advance(),
+            // There are no performance counters.
+            ExitReason::Rdpmc => self.raise(Event::GENERAL_PROTECTION),
+            // CPUID offers none of these.
+            ExitReason::Getsec
+            | ExitReason::Rsm
+            | ExitReason::Vmclear
+            | ExitReason::Vmlaunch
+            | ExitReason::Vmptrld
+            | ExitReason::Vmptrst
+            | ExitReason::Vmread
+            | ExitReason::Vmresume
+            | ExitReason::Vmwrite
+            | ExitReason::Vmxoff
+            | ExitReason::Vmxon
+            | ExitReason::Invept
+            | ExitReason::Invvpid
+            | ExitReason::Vmfunc
+            | ExitReason::Monitor
+            | ExitReason::Mwait
+            | ExitReason::Encls
+            | ExitReason::Enclv
+            | ExitReason::Xsaves
+            | ExitReason::Xrstors
+            | ExitReason::Pconfig
+            | ExitReason::Umwait
+            | ExitReason::Tpause
+            | ExitReason::Loadiwkey
+            | ExitReason::Seamcall
+            | ExitReason::Tdcall => self.raise(Event::INVALID_OPCODE),
+            other => self.stop(Outcome::UnexpectedExit(other)),
+        }
+    }
+
+    #[inline(always)]
+    pub fn hlt(&mut self) -> Result<Next, VmcsError> {
+        if self.vmcs.read_natural(FieldNatural::GuestRflags)? & RFLAGS_IF == 0 {
+            return self.stop(Outcome::Halted);
+        }
+        // No device of a guest interrupts yet, so there is nothing to wait for: HLT gives the turn away. Time that the
+        // guest has no use for goes into frames that it may need.
+        self.machine.frames.refill_to(ZEROED_GOAL, ZEROED_AT_ONCE);
+        self.advance()
+    }
+
+    fn rdmsr(&mut self) -> Result<Next, VmcsError> {
+        let value = match msr::read(self.area.regs.get(Gpr::Rcx)) {
+            Ok(msr::Read::Value(value)) => value,
+            Ok(msr::Read::Efer) => self.vmcs.read64(Field64::GuestEfer)?,
+            Ok(msr::Read::Pat) => self.vmcs.read64(Field64::GuestPat)?,
+            Ok(msr::Read::Tsc) => now().wrapping_add(self.vmcs.read64(Field64::TscOffset)?),
+            Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
+        };
+        let (rax, rdx) = msr::read_result(value);
+        self.area.regs.set(Gpr::Rax, rax);
+        self.area.regs.set(Gpr::Rdx, rdx);
+        self.advance()
+    }
+
+    fn wrmsr(&mut self) -> Result<Next, VmcsError> {
+        let regs = &self.area.regs;
+        let value = msr::written_value(regs.get(Gpr::Rax), regs.get(Gpr::Rdx));
+        let live = msr::Live {
+            cr0: self.vmcs.read_natural(FieldNatural::GuestCr0)?,
+            efer: self.vmcs.read64(Field64::GuestEfer)?,
+        };
+        match msr::write(
+            regs.get(Gpr::Rcx),
+            value,
+            &self.machine.limits.features,
+            || live,
+        ) {
+            Ok(msr::Write::Done) => {}
+            Ok(msr::Write::Efer(efer)) => self.vmcs.write64(Field64::GuestEfer, efer)?,
+            Ok(msr::Write::Pat(pat)) => self.vmcs.write64(Field64::GuestPat, pat)?,
+            Ok(msr::Write::Tsc(tsc)) => {
+                let offset = tsc.wrapping_sub(now());
+                self.vmcs.write64(Field64::TscOffset, offset)?;
+            }
+            Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
+        }
+        self.advance()
+    }
+
+    fn xsetbv(&mut self) -> Result<Next, VmcsError> {
+        let regs = &self.area.regs;
+        let (rcx, rax, rdx) = (regs.get(Gpr::Rcx), regs.get(Gpr::Rax), regs.get(Gpr::Rdx));
+        let cpl = self.cpl()?;
+        match xcr0::xsetbv(rcx, rax, rdx, cpl, &self.machine.limits.features) {
+            Ok(value) => {
+                // SAFETY: legal by the check, of components that this CPU has; CR4.OSXSAVE is on in the host.
+                unsafe { crate::vmx::cpu::xsetbv(value) };
+                self.vcpu.resident.xcr0 = value;
+                self.advance()
+            }
+            Err(Gp) => self.raise(Event::GENERAL_PROTECTION),
+        }
+    }
+
+    /// The guest's privilege level: DPL of SS.
+    pub(super) fn cpl(&self) -> Result<u8, VmcsError> {
+        Ok((self.vmcs.read32(Field32::GuestSsAccessRights)? >> 5 & 3) as u8)
+    }
+}

@@ -1,0 +1,114 @@
+//! Figures that guests file for the report of the run.
+
+use core::fmt;
+
+use arrayvec::{ArrayString, ArrayVec};
+use offshoot_abi::FIGURE_NAME_MAX;
+
+use super::cmdline::Name;
+
+/// The most figures of one run.
+pub const FIGURES_MAX: usize = 256;
+
+/// The name of a figure: 1 to 32 of `[a-z0-9._]`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FigureName(ArrayString<FIGURE_NAME_MAX>);
+
+impl FigureName {
+    /// `bytes` as a name, if they are one.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let legal = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_');
+        if bytes.is_empty() || !bytes.iter().all(legal) {
+            return None;
+        }
+        ArrayString::from(core::str::from_utf8(bytes).ok()?)
+            .ok()
+            .map(Self)
+    }
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FigureName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+impl fmt::Debug for FigureName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+/// One figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figure {
+    /// Who filed it.
+    pub guest: Name,
+    /// What it is.
+    pub name: FigureName,
+    /// Its value.
+    pub value: u64,
+}
+
+/// The figures of a run, in the order in which they were filed.
+#[derive(Clone, Debug, Default)]
+pub struct Figures(ArrayVec<Figure, FIGURES_MAX>);
+
+impl Figures {
+    /// No figures.
+    pub const fn new() -> Self {
+        Self(ArrayVec::new_const())
+    }
+    /// Files a figure. One of the same guest and name is replaced. `false` where there is no room.
+    #[must_use]
+    pub fn file(&mut self, figure: Figure) -> bool {
+        let same = |other: &&mut Figure| (other.guest, other.name) == (figure.guest, figure.name);
+        if let Some(other) = self.0.iter_mut().find(same) {
+            *other = figure;
+            return true;
+        }
+        self.0.try_push(figure).is_ok()
+    }
+    /// All of them.
+    pub fn as_slice(&self) -> &[Figure] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["a", "exit.cpuid", "fork.16m_2", &"x".repeat(32)] {
+            assert_eq!(FigureName::new(good.as_bytes()).unwrap().as_str(), good);
+        }
+        for bad in ["", "A", "a b", "a\"", "ä", "a\n", &"x".repeat(33)] {
+            assert_eq!(FigureName::new(bad.as_bytes()), None, "{bad:?}");
+        }
+        assert_eq!(FigureName::new(&[b'a', 0xff]), None);
+    }
+
+    #[test]
+    fn a_guest_cannot_file_without_end() {
+        let guest = Name::new("g").unwrap();
+        let figure = |i: usize, value| {
+            let name = FigureName::new(format!("f{i}").as_bytes()).unwrap();
+            Figure { guest, name, value }
+        };
+        let mut figures = Figures::new();
+        for i in 0..FIGURES_MAX {
+            assert!(figures.file(figure(i, 1)));
+        }
+        assert!(!figures.file(figure(FIGURES_MAX, 1)));
+        assert!(figures.file(figure(7, 2)), "it is there already");
+        assert_eq!(
+            (figures.as_slice().len(), figures.as_slice()[7].value),
+            (FIGURES_MAX, 2)
+        );
+    }
+}

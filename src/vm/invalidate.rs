@@ -1,0 +1,21 @@
+//! Paying for invalidation on the processor that runs guests.
+
+use crate::ept::{CpuId, Eptp, Invalidate};
+use crate::vmx::cpu::{Invalidation, Vmx};
+
+/// The processor in VMX operation, the only one so far.
+pub(super) struct OnlyCpu<'v>(pub &'v mut Vmx);
+
+// SAFETY: there is one processor, and INVEPT was found to be there before VMXON.
+unsafe impl Invalidate for OnlyCpu<'_> {
+    #[inline(always)]
+    fn cpu(&self) -> CpuId {
+        const { CpuId::new(0).unwrap() }
+    }
+    fn invept(&mut self, eptp: Eptp) {
+        let single = self.0.invept(Invalidation::SingleContext, eptp.as_u64());
+        if single.is_err() && self.0.invept(Invalidation::AllContexts, 0).is_err() {
+            log::error!("INVEPT failed");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What all guests of a CPU share: VMX operation, the chosen controls, the tables of policy.
+
+use core::fmt;
+
+use super::cpuid::{CpuidTable, Enabled, Features};
+use super::cr::Limits;
+use super::msr;
+use crate::addr::{Hpa, PAGE_SIZE};
+use crate::ept::EptCapability;
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::vmx::controls::Secondary;
+use crate::vmx::cpu::{
+    self, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx, read_host_state,
+};
+use crate::vmx::state::HostState;
+use crate::vmx::{
+    Capabilities, ControlSet, CpuRead, UnmetControls, VmFail, VmxUnavailable, choose_controls,
+};
+
+/// Why this machine cannot run guests. The text names what is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// There is no VMX.
+    Unavailable(VmxUnavailable),
+    /// There is VMX, but not all that we need of it.
+    Unmet(UnmetControls),
+    /// CR0 or CR4 cannot be as VMX operation needs them.
+    FixedBits(UnmetFixedBits),
+    /// VMXON failed.
+    Vmxon(VmFail),
+    /// No frames for the structures that all guests share.
+    Frames(FrameError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(error) => error.fmt(f),
+            Self::Unmet(error) => error.fmt(f),
+            Self::FixedBits(error) => error.fmt(f),
+            Self::Vmxon(error) => write!(f, "VMXON failed: {error}"),
+            Self::Frames(error) => write!(f, "starting VMX: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for StartError {}
+
+/// The frames that every VMCS refers to.
+#[derive(Debug)]
+pub(super) struct Bitmaps {
+    pub msr: Frame,
+    pub io: [Frame; 2],
+}
+
+/// A CPU in VMX operation.
+pub struct Machine<'f, M: PhysMem> {
+    pub(super) frames: &'f FrameAllocator<M>,
+    pub(super) vmx: Vmx,
+    pub(super) capabilities: Capabilities,
+    pub(super) ept: EptCapability,
+    pub(super) controls: ControlSet,
+    pub(super) cpuid: CpuidTable,
+    pub(super) limits: Limits,
+    pub(super) resident: ResidentFeatures,
+    pub(super) host: HostState,
+    pub(super) host_resident: Resident,
+    pub(super) bitmaps: Bitmaps,
+    next_vpid: u16,
+}
+
+impl<'f, M: PhysMem> Machine<'f, M> {
+    /// Asks this CPU what it has, and turns VMX on.
+    ///
+    /// # Safety
+    /// To be called in the kernel, at CPL 0, with interrupts off, on tables that stay as they are. The hypervisor must
+    /// use nothing of what [`Resident`] lists, nor vector registers wider than XMM, as long as this lives.
+    pub unsafe fn start(frames: &'f FrameAllocator<M>) -> Result<Self, StartError> {
+        let capabilities = Capabilities::discover(&ThisCpu).map_err(StartError::Unavailable)?;
+        let controls = choose_controls(&capabilities).map_err(StartError::Unmet)?;
+        // SAFETY: as the caller says.
+        let resident = unsafe { cpu::prepare(&capabilities) }.map_err(StartError::FixedBits)?;
+        let enabled = Enabled {
+            rdtscp: controls.has(Secondary::EnableRdtscp),
+            invpcid: controls.has(Secondary::EnableInvpcid),
+            unrestricted: controls.has(Secondary::UnrestrictedGuest),
+        };
+        let cpuid = CpuidTable::new(&|leaf, subleaf| ThisCpu.cpuid(leaf, subleaf), enabled);
+
+        let vmxon = region(frames, &capabilities).map_err(StartError::Frames)?;
+        let features = cpuid.features();
+        let bitmaps = match bitmaps(frames, &features) {
+            Ok(bitmaps) => bitmaps,
+            Err(error) => {
+                give_back(frames, vmxon);
+                return Err(StartError::Frames(error));
+            }
+        };
+        // SAFETY: `prepare` has made the registers fit, and the region is a frame of its own with the revision.
+        let vmx = match unsafe { Vmx::on(vmxon.address()) } {
+            Ok(vmx) => vmx,
+            Err(fail) => {
+                give_back(frames, vmxon);
+                bitmaps.give_back(frames);
+                return Err(StartError::Vmxon(fail));
+            }
+        };
+        // The guard has its address from here on, and `stop` takes it back.
+        let _ = vmxon.into_raw();
+        Ok(Self {
+            frames,
+            vmx,
+            ept: EptCapability::from_msr(capabilities.ept_vpid.0),
+            limits: Limits {
+                cr0: capabilities.cr0,
+                cr4: capabilities.cr4,
+                unrestricted: controls.has(Secondary::UnrestrictedGuest),
+                features,
+            },
+            capabilities,
+            controls,
+            cpuid,
+            resident,
+            // SAFETY: at CPL 0, as the caller says; the features are what `prepare` found.
+            host: unsafe { read_host_state() },
+            // SAFETY: likewise.
+            host_resident: unsafe { Resident::read(resident) },
+            bitmaps,
+            next_vpid: 0,
+        })
+    }
+
+    /// Turns VMX off and gives every frame back.
+    pub fn stop(self) {
+        let Self {
+            frames,
+            vmx,
+            bitmaps,
+            ..
+        } = self;
+        let region = vmx.region();
+        drop(vmx);
+        if let Ok(frame) = frames.from_entry(region) {
+            give_back(frames, frame);
+        }
+        bitmaps.give_back(frames);
+    }
+
+    /// The allocator behind this machine.
+    pub fn frames(&self) -> &'f FrameAllocator<M> {
+        self.frames
+    }
+    /// What the CPU says about its VMX.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+    /// What its EPT can do.
+    pub fn ept(&self) -> EptCapability {
+        self.ept
+    }
+    /// The controls that guests start with.
+    pub fn controls(&self) -> &ControlSet {
+        &self.controls
+    }
+    /// What guests are offered.
+    pub fn features(&self) -> &Features {
+        &self.limits.features
+    }
+
+    /// A frame that begins with the VMCS revision identifier.
+    pub(super) fn vmcs_region(&self) -> Result<Frame, FrameError> {
+        region(self.frames, &self.capabilities)
+    }
+
+    /// A VPID for the next guest. Each is used again only after all others, and flushed before.
+    pub(super) fn next_vpid(&mut self) -> u16 {
+        self.next_vpid = self.next_vpid.checked_add(1).unwrap_or(1);
+        self.next_vpid
+    }
+}
+
+fn region<M: PhysMem>(
+    frames: &FrameAllocator<M>,
+    capabilities: &Capabilities,
+) -> Result<Frame, FrameError> {
+    let frame = frames.alloc_zeroed()?;
+    // SAFETY: the frame is fresh: nobody else refers to it.
+    unsafe {
+        frames.write(
+            frame.address(),
+            &capabilities.basic.revision().to_le_bytes(),
+        )?
+    };
+    Ok(frame)
+}
+
+fn bitmaps<M: PhysMem>(
+    frames: &FrameAllocator<M>,
+    features: &Features,
+) -> Result<Bitmaps, FrameError> {
+    let filled = |fill: &dyn Fn(&mut [u8; PAGE_SIZE as usize])| {
+        let mut bytes = [0; PAGE_SIZE as usize];
+        fill(&mut bytes);
+        let frame = frames.alloc()?;
+        // SAFETY: the frame is fresh.
+        unsafe { frames.write(frame.address(), &bytes)? };
+        Ok(frame)
+    };
+    let msr = filled(&|bytes| msr::fill_bitmap(bytes, features))?;
+    let io =
+        filled(&|bytes| bytes.fill(0xff)).and_then(|a| match filled(&|bytes| bytes.fill(0xff)) {
+            Ok(b) => Ok([a, b]),
+            Err(error) => {
+                give_back(frames, a);
+                Err(error)
+            }
+        });
+    match io {
+        Ok(io) => Ok(Bitmaps { msr, io }),
+        Err(error) => {
+            give_back(frames, msr);
+            Err(error)
+        }
+    }
+}
+
+impl Bitmaps {
+    fn give_back<M: PhysMem>(self, frames: &FrameAllocator<M>) {
+        give_back(frames, self.msr);
+        for frame in self.io {
+            give_back(frames, frame);
+        }
+    }
+}
+
+/// Releases a frame of which the caller holds the one reference.
+pub(super) fn give_back<M: PhysMem>(frames: &FrameAllocator<M>, frame: Frame) {
+    let address: Hpa = frame.address();
+    if let Err(error) = frames.release(frame) {
+        log::error!("frame {address} could not be given back: {error}");
+    }
+}

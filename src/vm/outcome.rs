@@ -1,0 +1,98 @@
+//! How a guest's run ended.
+
+use core::fmt;
+
+use super::cr;
+use crate::addr::Gpa;
+use crate::ept::{AccessError, Reason, Unresolved};
+use crate::vmx::exit::{EntryFailure, ExitReason};
+use crate::vmx::{VmFail, VmcsError};
+
+/// How a guest's run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest ended itself with this status; 0 is success.
+    Exited(u64),
+    /// HLT with interrupts off: nothing would ever wake it.
+    Halted,
+    /// A fault in the delivery of a double fault.
+    TripleFault,
+    /// It ran as long as it was allowed to.
+    OutOfBudget,
+    /// It touched memory that it may not have, or that the host has no frame for.
+    Memory(Unresolved),
+    /// The host could not reach memory for it.
+    Access(AccessError),
+    /// It asked for a mode of operation that this CPU cannot give it.
+    ControlRegister(cr::Unsupported),
+    /// It did something that is legal but that we do not carry out.
+    Unsupported(&'static str),
+    /// It left for a reason that no control of ours asks for.
+    UnexpectedExit(ExitReason),
+    /// It left for a reason that the manual did not have.
+    UnknownExit(u16),
+    /// EPT entries that the CPU cannot make sense of: our bug.
+    EptMisconfiguration(Gpa),
+    /// The CPU refused the guest's state: our bug.
+    EntryFailed(EntryFailure),
+    /// VMLAUNCH or VMRESUME failed: our bug.
+    EntryInstruction(VmFail),
+    /// A VMREAD or VMWRITE failed: our bug.
+    Vmcs(VmcsError),
+    /// An event could not be delivered again: our bug.
+    Reinject,
+}
+
+impl Outcome {
+    /// Whether the guest ended well.
+    pub const fn is_success(&self) -> bool {
+        matches!(self, Self::Exited(0))
+    }
+
+    /// A word or two for tables and tools.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Exited(_) => "exited",
+            Self::Halted => "halted",
+            Self::TripleFault => "triple fault",
+            Self::OutOfBudget => "out of budget",
+            Self::Memory(Unresolved {
+                reason: Reason::OutOfFrames,
+                ..
+            }) => "out of memory",
+            Self::Memory(_) => "memory violation",
+            Self::Access(AccessError {
+                reason: Reason::OutOfFrames,
+                ..
+            }) => "out of memory",
+            Self::Access(_) => "memory violation",
+            Self::Unsupported(_) | Self::ControlRegister(_) => "unsupported",
+            Self::UnexpectedExit(_) | Self::UnknownExit(_) => "unknown exit",
+            Self::EptMisconfiguration(_) => "ept misconfiguration",
+            Self::EntryFailed(_) | Self::EntryInstruction(_) => "entry failed",
+            Self::Vmcs(_) | Self::Reinject => "hypervisor error",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exited with status {status}"),
+            Self::Halted => f.write_str("halted with interrupts off: nothing can wake it"),
+            Self::TripleFault => f.write_str("triple fault"),
+            Self::OutOfBudget => f.write_str("used up its time budget"),
+            Self::Memory(unresolved) => unresolved.fmt(f),
+            Self::Access(error) => error.fmt(f),
+            Self::ControlRegister(what) => what.fmt(f),
+            Self::Unsupported(what) => f.write_str(what),
+            Self::UnexpectedExit(reason) => write!(f, "exit that nothing asks for: {reason}"),
+            Self::UnknownExit(number) => write!(f, "unknown exit reason {number}"),
+            Self::EptMisconfiguration(gpa) => write!(f, "EPT misconfiguration at GPA {gpa}"),
+            Self::EntryFailed(failure) => failure.fmt(f),
+            Self::EntryInstruction(fail) => write!(f, "VM entry: {fail}"),
+            Self::Vmcs(error) => error.fmt(f),
+            Self::Reinject => f.write_str("an interrupted event cannot be delivered again"),
+        }
+    }
+}

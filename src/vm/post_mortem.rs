@@ -1,0 +1,102 @@
+//! What is said about a guest that did not end by itself: its registers, and where our own work failed, the VMCS.
+
+use core::fmt::{self, Write};
+
+use super::outcome::Outcome;
+use crate::ept::{Space, Step};
+use crate::frames::PhysMem;
+use crate::vmx::{
+    Capabilities, CheckGroup, FieldNatural, Gpr, GuestRegs, Vmcs, dump_vmcs, report_failed_entry,
+    summarize_vmcs,
+};
+
+/// Explains `outcome` from what the processor holds.
+pub(super) fn explain<M: PhysMem>(
+    outcome: &Outcome,
+    space: &Space<'_, M>,
+    regs: &GuestRegs,
+    cr2: u64,
+    vmcs: &impl Vmcs,
+    capabilities: &Capabilities,
+    out: &mut impl Write,
+) -> fmt::Result {
+    match outcome {
+        Outcome::Exited(_) => return Ok(()),
+        Outcome::EntryFailed(failure) => {
+            let group = CheckGroup::of_entry(*failure);
+            report_failed_entry(group, vmcs, capabilities, out)?;
+        }
+        Outcome::EntryInstruction(fail) => {
+            let group = CheckGroup::of_instruction(*fail);
+            report_failed_entry(group, vmcs, capabilities, out)?;
+        }
+        Outcome::EptMisconfiguration(gpa) => {
+            for step in space.path(*gpa) {
+                let Step {
+                    level,
+                    table,
+                    index,
+                    bits,
+                } = step;
+                writeln!(
+                    out,
+                    "EPT level {level}, table {table}, entry {index}: {bits:#018x}"
+                )?;
+            }
+            dump_vmcs(vmcs, out)?;
+        }
+        Outcome::UnexpectedExit(_)
+        | Outcome::UnknownExit(_)
+        | Outcome::Vmcs(_)
+        | Outcome::Reinject => dump_vmcs(vmcs, out)?,
+        _ => {
+            summarize_vmcs(vmcs, out)?;
+            writeln!(out)?;
+        }
+    }
+    registers(regs, cr2, vmcs, out)
+}
+
+fn registers(regs: &GuestRegs, cr2: u64, vmcs: &impl Vmcs, out: &mut impl Write) -> fmt::Result {
+    const ROWS: [[(&str, Gpr); 4]; 4] = [
+        [
+            ("rax", Gpr::Rax),
+            ("rbx", Gpr::Rbx),
+            ("rcx", Gpr::Rcx),
+            ("rdx", Gpr::Rdx),
+        ],
+        [
+            ("rsi", Gpr::Rsi),
+            ("rdi", Gpr::Rdi),
+            ("rbp", Gpr::Rbp),
+            ("rsp", Gpr::Rsp),
+        ],
+        [
+            ("r8 ", Gpr::R8),
+            ("r9 ", Gpr::R9),
+            ("r10", Gpr::R10),
+            ("r11", Gpr::R11),
+        ],
+        [
+            ("r12", Gpr::R12),
+            ("r13", Gpr::R13),
+            ("r14", Gpr::R14),
+            ("r15", Gpr::R15),
+        ],
+    ];
+    for row in ROWS {
+        let mut separator = "";
+        for (name, register) in row {
+            let value = match register {
+                Gpr::Rsp => vmcs
+                    .read_natural(FieldNatural::GuestRsp)
+                    .unwrap_or_default(),
+                other => regs.get(other),
+            };
+            write!(out, "{separator}{name} {value:016x}")?;
+            separator = "  ";
+        }
+        writeln!(out)?;
+    }
+    writeln!(out, "cr2 {cr2:016x}")
+}

@@ -1,0 +1,151 @@
+//! The report as one line of JSON.
+
+use core::fmt::{self, Display, Write};
+
+use ser_write_json::SerWrite;
+use serde::{Serialize, Serializer};
+
+use super::{GuestSummary, Report};
+use crate::vm::figures::Figure;
+
+/// The line that carries the report begins with this.
+pub const PREFIX: &str = "OFFSHOOT-REPORT ";
+
+impl Report<'_> {
+    /// Writes the line, its end included. What cannot be written is what `out` refuses.
+    pub fn write_json(&self, out: &mut impl Write) -> fmt::Result {
+        out.write_str(PREFIX)?;
+        let report = ReportJson {
+            ok: self.is_success(),
+            guests: Each(self.guests, GuestJson::new),
+            frames: FramesJson {
+                total: self.frames.total,
+                used: self.frames.used,
+                peak: self.frames.peak,
+                leaked: self.leaked,
+            },
+            figures: Each(self.figures.as_slice(), FigureJson::new),
+        };
+        ser_write_json::to_writer(Utf8(out), &report).map_err(|_| fmt::Error)?;
+        out.write_char('\n')
+    }
+}
+
+#[derive(Serialize)]
+struct ReportJson<'a> {
+    ok: bool,
+    guests: Each<'a, GuestSummary<'a>, GuestJson<'a>>,
+    frames: FramesJson,
+    figures: Each<'a, Figure, FigureJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct GuestJson<'a> {
+    name: &'a str,
+    outcome: &'a str,
+    /// The outcome in a sentence.
+    detail: Text<&'a dyn Display>,
+    /// As the signed number that a guest's exit status usually is.
+    status: Option<i64>,
+    exits: Exits<'a>,
+    pages: PagesJson,
+    tables: u64,
+    host_instructions: u64,
+    guest_instructions: u64,
+}
+
+impl<'a> GuestJson<'a> {
+    fn new(guest: &'a GuestSummary<'a>) -> Self {
+        Self {
+            name: guest.name.as_str(),
+            outcome: guest.ending.name(),
+            detail: Text(&guest.ending),
+            status: guest.ending.status().map(u64::cast_signed),
+            exits: Exits(guest),
+            pages: PagesJson {
+                filled: guest.faults.filled,
+                copied: guest.faults.copied,
+                taken_over: guest.faults.taken_over,
+                zero_shared: guest.faults.zero_shared,
+                host_mapped: guest.faults.host_mapped,
+            },
+            tables: guest.tables,
+            host_instructions: guest.stats.host_ticks,
+            guest_instructions: guest.stats.guest_ticks,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct PagesJson {
+    filled: u64,
+    copied: u64,
+    taken_over: u64,
+    zero_shared: u64,
+    host_mapped: u64,
+}
+
+#[derive(Serialize)]
+struct FramesJson {
+    total: u64,
+    used: u64,
+    peak: u64,
+    leaked: u64,
+}
+
+#[derive(Serialize)]
+struct FigureJson<'a> {
+    guest: &'a str,
+    name: &'a str,
+    value: u64,
+}
+
+impl<'a> FigureJson<'a> {
+    fn new(figure: &'a Figure) -> Self {
+        Self {
+            guest: figure.guest.as_str(),
+            name: figure.name.as_str(),
+            value: figure.value,
+        }
+    }
+}
+
+/// A list, each item of which is made as it is written.
+struct Each<'a, T, J>(&'a [T], fn(&'a T) -> J);
+
+impl<T, J: Serialize> Serialize for Each<'_, T, J> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(self.1))
+    }
+}
+
+/// Exits by the name of their reason.
+struct Exits<'a>(&'a GuestSummary<'a>);
+
+impl Serialize for Exits<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let exits = self.0.stats.exits();
+        serializer.collect_map(exits.map(|(reason, count)| (reason.name(), count)))
+    }
+}
+
+/// Whatever can be displayed, as a string.
+struct Text<T>(T);
+
+impl<T: Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+/// The serializer writes bytes, in pieces that are whole characters.
+struct Utf8<'a, W>(&'a mut W);
+
+impl<W: Write> SerWrite for Utf8<'_, W> {
+    type Error = fmt::Error;
+
+    fn write(&mut self, bytes: &[u8]) -> fmt::Result {
+        self.0
+            .write_str(core::str::from_utf8(bytes).map_err(|_| fmt::Error)?)
+    }
+}

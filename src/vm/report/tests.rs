@@ -1,0 +1,186 @@
+use super::*;
+use crate::vm::cmdline::GuestOptions;
+use crate::vm::figures::{Figure, FigureName};
+use crate::vm::loader::LoadError;
+use crate::vmx::ExitReason;
+
+fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
+    GuestSummary {
+        name: Name::new(name).unwrap(),
+        ending,
+        stats: RunStats::ZERO,
+        faults: Faults::default(),
+        tables: 0,
+    }
+}
+
+fn busy() -> GuestSummary<'static> {
+    let mut busy = guest("busy", Ending::Ran(Outcome::Exited(0)));
+    for &reason in ExitReason::ALL {
+        busy.stats.count(reason);
+    }
+    (0..99).for_each(|_| busy.stats.count(ExitReason::Cpuid));
+    busy.stats.host_ticks = 123_456_789_012;
+    busy.stats.guest_ticks = 5;
+    busy.faults = Faults {
+        filled: 16384,
+        copied: 7,
+        zero_shared: 3,
+        ..Faults::default()
+    };
+    busy.tables = 37;
+    busy
+}
+
+const FRAMES: FrameFigures = FrameFigures {
+    total: 131_000,
+    free: 130_988,
+    used: 12,
+    peak: 16_500,
+    zeroed: 4,
+    counts: 64,
+};
+
+fn json(report: &Report<'_>) -> serde_json::Value {
+    let mut line = String::new();
+    report.write_json(&mut line).unwrap();
+    let text = line
+        .strip_prefix("OFFSHOOT-REPORT ")
+        .unwrap()
+        .strip_suffix('\n')
+        .unwrap();
+    assert!(!text.contains('\n'), "one line");
+    serde_json::from_str(text).unwrap()
+}
+
+fn report<'a>(guests: &'a [GuestSummary<'a>], figures: &'a Figures) -> Report<'a> {
+    Report {
+        guests,
+        frames: FRAMES,
+        leaked: 0,
+        figures,
+    }
+}
+
+#[test]
+fn the_json_has_the_agreed_form() {
+    let mut figures = Figures::new();
+    let name = FigureName::new(b"exit.cpuid").unwrap();
+    assert!(figures.file(Figure {
+        guest: Name::new("busy").unwrap(),
+        name,
+        value: u64::MAX
+    }));
+    let guests = [
+        busy(),
+        guest("bad", Ending::Ran(Outcome::Exited(-3i64 as u64))),
+    ];
+    let json = json(&report(&guests, &figures));
+    assert_eq!(json["ok"], false);
+    let busy = &json["guests"][0];
+    assert_eq!(
+        (&busy["name"], &busy["outcome"]),
+        (&"busy".into(), &"exited".into())
+    );
+    assert_eq!(busy["status"], 0);
+    assert_eq!(busy["exits"]["CPUID"], 100);
+    assert_eq!(
+        busy["exits"].as_object().unwrap().len(),
+        ExitReason::ALL.len()
+    );
+    assert_eq!(
+        (&busy["pages"]["filled"], &busy["tables"]),
+        (&16384.into(), &37.into())
+    );
+    assert_eq!(busy["host_instructions"], 123_456_789_012u64);
+    assert_eq!(busy["guest_instructions"], 5);
+    assert_eq!(json["guests"][1]["status"], -3);
+    assert_eq!(
+        json["frames"],
+        serde_json::json!({"total": 131_000, "used": 12, "peak": 16_500, "leaked": 0})
+    );
+    let figure = serde_json::json!({"guest": "busy", "name": "exit.cpuid", "value": u64::MAX});
+    assert_eq!(json["figures"], serde_json::json!([figure]));
+}
+
+#[test]
+fn whatever_a_user_wrote_is_escaped() {
+    let line = "mem=\"\\\u{1}\u{7f}ä\u{2028}";
+    let error = GuestOptions::parse(line, 0, 40).unwrap_err();
+    let guests = [guest("g", Ending::BadOptions(error))];
+    let json = json(&report(&guests, &Figures::new()));
+    assert_eq!(json["guests"][0]["detail"], error.to_string());
+    assert_eq!(json["guests"][0]["outcome"], "not run");
+    assert!(json["guests"][0]["status"].is_null());
+}
+
+#[test]
+fn a_run_is_good_only_if_all_is() {
+    let figures = Figures::new();
+    let ended = |status| guest("g", Ending::Ran(Outcome::Exited(status)));
+    assert!(report(&[ended(0), ended(0)], &figures).is_success());
+    assert!(!report(&[ended(0), ended(1)], &figures).is_success());
+    assert!(!report(&[], &figures).is_success(), "nothing ran");
+    assert!(
+        !Report {
+            leaked: 1,
+            ..report(&[ended(0)], &figures)
+        }
+        .is_success()
+    );
+    for ending in [
+        Ending::DuplicateName,
+        Ending::NotMade(GuestError::Image(LoadError::NotElf)),
+        Ending::Ran(Outcome::TripleFault),
+    ] {
+        assert!(!report(&[guest("g", ending)], &figures).is_success());
+    }
+}
+
+#[test]
+fn the_table_fits_and_says_what_went_wrong() {
+    let mut figures = Figures::new();
+    let name = FigureName::new(&[b'x'; 32]).unwrap();
+    assert!(figures.file(Figure {
+        guest: Name::new(&"n".repeat(32)).unwrap(),
+        name,
+        value: u64::MAX
+    }));
+    let mut extreme = guest(
+        &"long-name.".repeat(3),
+        Ending::Ran(Outcome::Exited(u64::MAX - 5)),
+    );
+    extreme.stats.host_ticks = u64::MAX;
+    extreme.stats.guest_ticks = u64::MAX;
+    extreme.faults.filled = u64::MAX;
+    extreme.tables = 99_999;
+    let guests = [
+        busy(),
+        extreme,
+        guest("short", Ending::Ran(Outcome::TripleFault)),
+        guest(
+            "not-elf",
+            Ending::NotMade(GuestError::Image(LoadError::NotElf)),
+        ),
+        guest("status", Ending::Ran(Outcome::Exited(i64::MIN as u64))),
+    ];
+    let mut table = String::new();
+    report(&guests, &figures).write_table(&mut table).unwrap();
+    for line in table.lines() {
+        assert!(line.chars().count() <= 100, "{line}");
+        assert!(!line.trim_end().is_empty());
+    }
+    for expected in [
+        "busy",
+        "CPUID 100,",
+        "123.4G",
+        "long-name.long-n..",
+        "exited: -6",
+        "triple fault",
+        "not an ELF file",
+        "leaked 0",
+        "131,000 (511.7 MiB)",
+    ] {
+        assert!(table.contains(expected), "{expected} is not in\n{table}");
+    }
+}

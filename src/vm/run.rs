@@ -1,0 +1,218 @@
+//! The run loop: enter the guest, look why it left, do what it needs, enter it again.
+
+use core::arch::x86_64::{_rdtsc, CpuidResult};
+
+use super::Host;
+use super::cpuid::Live;
+use super::devices::Devices;
+use super::invalidate::OnlyCpu;
+use super::machine::Machine;
+use super::outcome::Outcome;
+use super::stats::RunStats;
+use super::vcpu::Vcpu;
+use crate::ept::Space;
+use crate::frames::PhysMem;
+use crate::vmx::cpu::{CurrentVmcs, EntryArea};
+use crate::vmx::{
+    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
+    undo_step,
+};
+
+const CPUID: u64 = ExitReason::Cpuid as u64;
+const HLT: u64 = ExitReason::Hlt as u64;
+const VMCALL: u64 = ExitReason::Vmcall as u64;
+const EPT_VIOLATION: u64 = ExitReason::EptViolation as u64;
+
+/// What is to happen after an exit was handled.
+pub(super) enum Next {
+    /// The guest goes on where it is.
+    Resume,
+    /// The guest is done: [`Running::outcome`] says how.
+    Stop,
+}
+
+/// A guest that is loaded into the CPU.
+pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
+    pub machine: &'r mut Machine<'f, M>,
+    pub host: &'r mut H,
+    pub space: &'r mut Space<'s, M>,
+    pub vcpu: &'r mut Vcpu,
+    pub vmcs: CurrentVmcs,
+    pub area: &'r mut EntryArea,
+    pub devices: &'r mut Devices,
+    pub stats: &'r mut RunStats,
+    /// How many ticks the guest may take in all.
+    pub budget: u64,
+    /// When, by the TSC, they are used up.
+    pub deadline: u64,
+    /// How the guest ended, once it has.
+    pub outcome: Outcome,
+    /// Whether the preemption timer goes on over an exit.
+    pub timer_is_saved: bool,
+}
+
+impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+    /// Runs the guest until it stops.
+    #[inline(never)]
+    pub fn run(&mut self) -> Outcome {
+        let begin = now();
+        let left = self.budget.saturating_sub(self.stats.ticks());
+        self.deadline = begin.saturating_add(left);
+        let mut in_guest = 0;
+        let wound = self.wind_timer(left);
+        if let Err(error) = wound.and_then(|()| self.turns(&mut in_guest)) {
+            self.outcome = Outcome::Vmcs(error);
+        }
+        self.stats.guest_ticks += in_guest;
+        self.stats.host_ticks += now().wrapping_sub(begin).saturating_sub(in_guest);
+        self.outcome
+    }
+
+    /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
+    /// `in_guest`.
+    fn turns(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
+        loop {
+            if !self.timer_is_saved {
+                self.wind_timer(self.deadline.saturating_sub(now()))?;
+            }
+            // What it returns says that no invalidation is owed; the EPT pointer is in the VMCS since the start.
+            let _ = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
+            let start = now();
+            // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
+            // guest's own, and `Guest::run` has put the rest of its state into the CPU.
+            let reason = unsafe { self.vmcs.enter(self.area) };
+            let left = now();
+            *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
+            // The frequent ones are handled here, without a look into the table of reasons.
+            let next = match reason {
+                CPUID => {
+                    self.stats.count(ExitReason::Cpuid);
+                    self.cpuid()?
+                }
+                HLT => {
+                    self.stats.count(ExitReason::Hlt);
+                    self.hlt()?
+                }
+                VMCALL => {
+                    self.stats.count(ExitReason::Vmcall);
+                    self.call()?
+                }
+                EPT_VIOLATION => {
+                    self.stats.count(ExitReason::EptViolation);
+                    self.ept_violation()?
+                }
+                other => self.infrequent(other),
+            };
+            if matches!(next, Next::Stop) {
+                return Ok(());
+            }
+            if left >= self.deadline {
+                self.outcome = Outcome::OutOfBudget;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Handles an exit, or whatever `entered` says instead of a reason. An error becomes the outcome.
+    #[inline(never)]
+    fn infrequent(&mut self, entered: u64) -> Next {
+        let handled = match u32::try_from(entered)
+            .ok()
+            .and_then(ExitReason::from_plain_field)
+        {
+            Some(reason) => {
+                self.stats.count(reason);
+                self.dispatch(reason)
+            }
+            None => self.no_reason(entered),
+        };
+        self.settle(handled)
+    }
+
+    /// An error becomes the outcome.
+    #[inline(always)]
+    pub fn settle(&mut self, handled: Result<Next, VmcsError>) -> Next {
+        handled.unwrap_or_else(|error| {
+            self.outcome = Outcome::Vmcs(error);
+            Next::Stop
+        })
+    }
+
+    /// An entry that failed, or an exit-reason field that is not just the number of a reason that we know.
+    #[cold]
+    fn no_reason(&mut self, entered: u64) -> Result<Next, VmcsError> {
+        let outcome = match self.vmcs.entry_failure(entered) {
+            Some(fail) => Outcome::EntryInstruction(fail),
+            None => match Exit::read(&self.vmcs)? {
+                Exit::Left(reason) => Outcome::UnexpectedExit(reason),
+                Exit::EntryFailed(failure) => Outcome::EntryFailed(failure),
+                Exit::Unknown(number) => Outcome::UnknownExit(number),
+            },
+        };
+        self.stop(outcome)
+    }
+
+    /// The guest is done.
+    #[cold]
+    pub fn stop(&mut self, outcome: Outcome) -> Result<Next, VmcsError> {
+        self.outcome = outcome;
+        Ok(Next::Stop)
+    }
+
+    #[inline(always)]
+    fn cpuid(&mut self) -> Result<Next, VmcsError> {
+        let rax = self.area.regs.get(Gpr::Rax);
+        if let Some(answer) = self.machine.cpuid.constant_answer(rax) {
+            set_cpuid(&mut self.area.regs, answer);
+        } else {
+            self.rare_cpuid(rax)?;
+        }
+        self.advance()
+    }
+
+    #[inline(never)]
+    fn rare_cpuid(&mut self, rax: u64) -> Result<(), VmcsError> {
+        // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
+        let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
+        let xcr0 = self.vcpu.resident.xcr0;
+        let rcx = self.area.regs.get(Gpr::Rcx);
+        let answer = self.machine.cpuid.answer(rax, rcx, || Live { cr4, xcr0 });
+        set_cpuid(&mut self.area.regs, &answer);
+        Ok(())
+    }
+
+    /// Goes on behind the instruction.
+    #[inline(always)]
+    pub fn advance(&mut self) -> Result<Next, VmcsError> {
+        advance_rip(&mut self.vmcs)?;
+        Ok(Next::Resume)
+    }
+
+    /// Raises an exception at the instruction, which is not completed.
+    pub fn raise(&mut self, event: Event) -> Result<Next, VmcsError> {
+        undo_step(&mut self.vmcs)?;
+        event.inject(&mut self.vmcs)?;
+        Ok(Next::Resume)
+    }
+
+    /// Makes the guest exit after so many ticks of its own, or as many as the preemption timer can count.
+    pub fn wind_timer(&mut self, ticks: u64) -> Result<(), VmcsError> {
+        let value = self.machine.capabilities.misc.preemption_timer_value(ticks);
+        self.vmcs.write32(Field32::PreemptionTimerValue, value)
+    }
+}
+
+/// The time-stamp counter.
+#[inline(always)]
+pub(super) fn now() -> u64 {
+    // SAFETY: every CPU with 64-bit mode has RDTSC.
+    unsafe { _rdtsc() }
+}
+
+#[inline(always)]
+fn set_cpuid(regs: &mut GuestRegs, answer: &CpuidResult) {
+    regs.set(Gpr::Rax, answer.eax.into());
+    regs.set(Gpr::Rbx, answer.ebx.into());
+    regs.set(Gpr::Rcx, answer.ecx.into());
+    regs.set(Gpr::Rdx, answer.edx.into());
+}

@@ -1,0 +1,180 @@
+//! A guest's processor: its VMCS and what the VMCS does not hold.
+
+use super::loader::Start;
+use super::machine::{Machine, give_back};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::vmx::controls::{Entry, Secondary};
+use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
+use crate::vmx::register_bits::CR4_VMXE;
+use crate::vmx::state::{GuestState, Start64};
+use crate::vmx::{Field16, Field32, Field64, FieldNatural, Gpr, VmFail, Vmcs, VmcsError};
+
+/// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
+/// reaches; #MC is the host's.
+const EXITING_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+
+/// Why a processor could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuError {
+    /// No frame for it.
+    Frames(FrameError),
+    /// VMCLEAR or VMPTRLD failed.
+    Vmx(VmFail),
+    /// A field could not be written.
+    Field(VmcsError),
+}
+
+impl core::fmt::Display for VcpuError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Frames(error) => error.fmt(f),
+            Self::Vmx(error) => error.fmt(f),
+            Self::Field(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for VcpuError {}
+
+impl From<FrameError> for VcpuError {
+    fn from(error: FrameError) -> Self {
+        Self::Frames(error)
+    }
+}
+impl From<VmFail> for VcpuError {
+    fn from(error: VmFail) -> Self {
+        Self::Vmx(error)
+    }
+}
+impl From<VmcsError> for VcpuError {
+    fn from(error: VmcsError) -> Self {
+        Self::Field(error)
+    }
+}
+
+/// A virtual processor. It ends by [`Vcpu::end`].
+#[must_use = "a processor that is dropped without `end` leaks its frames"]
+#[derive(Debug)]
+pub struct Vcpu {
+    vmcs: Frame,
+    area: Frame,
+    /// What stays in the CPU while the guest runs; here while it does not.
+    pub(super) resident: Resident,
+    pub(super) vpid: u16,
+    /// CR8, which has no effect: no interrupt of ours has a priority.
+    pub(super) cr8: u8,
+}
+
+impl Vcpu {
+    /// A processor that starts in 64-bit mode at `start`, in the guest-physical space behind `eptp`.
+    pub fn create<M: PhysMem>(
+        machine: &mut Machine<'_, M>,
+        eptp: u64,
+        start: &Start,
+    ) -> Result<Self, VcpuError> {
+        let vmcs = machine.vmcs_region()?;
+        let area = match machine.frames.alloc_zeroed() {
+            Ok(area) => area,
+            Err(error) => {
+                give_back(machine.frames, vmcs);
+                return Err(error.into());
+            }
+        };
+        let vpid = if machine.controls.has(Secondary::EnableVpid) {
+            machine.next_vpid()
+        } else {
+            0
+        };
+        let mut this = Self {
+            vmcs,
+            area,
+            resident: Resident::RESET,
+            vpid,
+            cr8: 0,
+        };
+        let mut regs_area = EntryArea::new();
+        regs_area.regs.set(Gpr::Rdi, start.rdi.as_u64());
+        // SAFETY: the frame is fresh, larger than the area and aligned to a page.
+        unsafe { this.area_ptr(machine.frames).write(regs_area) };
+        match this.set_up(machine, eptp, start) {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                this.end(machine);
+                Err(error)
+            }
+        }
+    }
+
+    fn set_up<M: PhysMem>(
+        &mut self,
+        machine: &mut Machine<'_, M>,
+        eptp: u64,
+        start: &Start,
+    ) -> Result<(), VcpuError> {
+        let region = self.vmcs.address();
+        // SAFETY: the frame is this VMCS's own.
+        unsafe { machine.vmx.clear(region)? };
+        let mut vmcs = self.make_current(machine)?;
+        let mut controls = machine.controls;
+        controls.set(Entry::Ia32eModeGuest, true);
+        controls.write(&mut vmcs)?;
+        machine.host.write(&mut vmcs)?;
+        let bitmaps = &machine.bitmaps;
+        for (field, value) in [
+            (Field64::IoBitmapA, bitmaps.io[0].address().as_u64()),
+            (Field64::IoBitmapB, bitmaps.io[1].address().as_u64()),
+            (Field64::MsrBitmaps, bitmaps.msr.address().as_u64()),
+            (Field64::EptPointer, eptp),
+            (Field64::TscOffset, 0),
+        ] {
+            vmcs.write64(field, value)?;
+        }
+        vmcs.write32(Field32::ExceptionBitmap, EXITING_EXCEPTIONS)?;
+        if self.vpid != 0 {
+            vmcs.write16(Field16::Vpid, self.vpid)?;
+        }
+        let at = Start64 {
+            rip: start.rip.as_u64(),
+            rsp: start.rsp.as_u64(),
+            cr3: start.cr3.as_u64(),
+        };
+        let state = GuestState::long_mode(at, &machine.capabilities);
+        state.write(&mut vmcs)?;
+        let limits = &machine.limits;
+        let (cr0, cr4) = (state.cr0, state.cr4 & !CR4_VMXE);
+        for (field, value) in [
+            (FieldNatural::Cr0GuestHostMask, limits.cr0_mask()),
+            (FieldNatural::Cr0ReadShadow, cr0),
+            (FieldNatural::Cr4GuestHostMask, limits.cr4_mask()),
+            (FieldNatural::Cr4ReadShadow, cr4),
+        ] {
+            vmcs.write_natural(field, value)?;
+        }
+        Ok(())
+    }
+
+    /// Makes this processor's VMCS current.
+    pub(super) fn make_current<M: PhysMem>(
+        &self,
+        machine: &mut Machine<'_, M>,
+    ) -> Result<CurrentVmcs, VmFail> {
+        // SAFETY: the VMCS was cleared when it was made, and the run loop uses one at a time.
+        unsafe { machine.vmx.make_current(self.vmcs.address()) }
+    }
+
+    /// Where the entry area is.
+    pub(super) fn area_ptr<M: PhysMem>(&self, frames: &FrameAllocator<M>) -> *mut EntryArea {
+        const { assert!(size_of::<EntryArea>() <= 4096) };
+        frames.mem().ptr(self.area.address()).cast()
+    }
+
+    /// Gives its frames back.
+    pub fn end<M: PhysMem>(self, machine: &mut Machine<'_, M>) {
+        // SAFETY: the VMCS is this one's own; after this the CPU has nothing cached of it.
+        if let Err(fail) = unsafe { machine.vmx.clear(self.vmcs.address()) } {
+            log::error!("VMCLEAR of a VMCS that ends: {fail}");
+        }
+        give_back(machine.frames, self.vmcs);
+        give_back(machine.frames, self.area);
+    }
+}

@@ -1,0 +1,205 @@
+//! Going on behind an instruction that the host has carried out for the guest.
+
+use super::fields::{Field32, Field64, FieldNatural};
+use super::register_bits::{
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, DEBUGCTL_BTF, PENDING_BS, RFLAGS_RF, RFLAGS_TF,
+};
+use super::vmcs::{Vmcs, VmcsError};
+
+/// L in the access rights of CS.
+const CS_LONG: u32 = 1 << 13;
+
+/// Moves the guest behind the instruction that exited, with all that its completion entails.
+///
+/// - Blocking by STI or MOV SS, which lasts one instruction, ends.
+/// - A single step (RFLAGS.TF) is due, unless it is branches that are stepped.
+/// - RFLAGS.RF, which lasts one instruction, is cleared.
+/// - Outside 64-bit mode, RIP wraps at 32 bits.
+///
+/// The common case, in which none of that applies, is four VMREADs, a VMWRITE and as many branches.
+#[inline(always)]
+pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+    let [rip, length, interruptibility, rflags] = vmcs.read_four([
+        FieldNatural::GuestRip.into(),
+        Field32::ExitInstructionLength.into(),
+        Field32::GuestInterruptibilityState.into(),
+        FieldNatural::GuestRflags.into(),
+    ])?;
+    let next = rip.wrapping_add(length);
+    let next = if (rip ^ next) >> 32 == 0 {
+        next
+    } else {
+        past_4_gib(vmcs, next)?
+    };
+    vmcs.write_natural(FieldNatural::GuestRip, next)?;
+    let interruptibility = interruptibility as u32;
+    let blocking = u64::from(interruptibility & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
+    if blocking | rflags & (RFLAGS_TF | RFLAGS_RF) == 0 {
+        return Ok(());
+    }
+    complete(vmcs, interruptibility, rflags)
+}
+
+/// Takes back a single step that the CPU noted as pending at an exit for which the instruction was not completed: it is
+/// executed again, or an exception takes its place, and the step is due once it is done.
+///
+/// Where STI or MOV SS blocks events, an entry wants the step of a guest with RFLAGS.TF noted (SDM "Checks on Guest
+/// Non-Register State", 28.3.1.5).
+pub fn undo_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+    let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
+    if pending & PENDING_BS != 0 {
+        let state = vmcs.read32(Field32::GuestInterruptibilityState)?;
+        if state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0 {
+            let left = pending & !PENDING_BS;
+            vmcs.write_natural(FieldNatural::GuestPendingDebugExceptions, left)?;
+        }
+    }
+    Ok(())
+}
+
+/// Only 64-bit code may cross a multiple of 4 GiB.
+#[cold]
+fn past_4_gib(vmcs: &impl Vmcs, next: u64) -> Result<u64, VmcsError> {
+    let cs = vmcs.read32(Field32::GuestCsAccessRights)?;
+    // Outside IA-32e mode, L is 0: a VM entry checks it.
+    Ok(if cs & CS_LONG != 0 {
+        next
+    } else {
+        next & 0xffff_ffff
+    })
+}
+
+#[cold]
+fn complete(vmcs: &mut impl Vmcs, interruptibility: u32, rflags: u64) -> Result<(), VmcsError> {
+    vmcs.write32(
+        Field32::GuestInterruptibilityState,
+        interruptibility & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS),
+    )?;
+    vmcs.write_natural(FieldNatural::GuestRflags, rflags & !RFLAGS_RF)?;
+    if rflags & RFLAGS_TF != 0 && vmcs.read64(Field64::GuestDebugctl)? & DEBUGCTL_BTF == 0 {
+        let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
+        vmcs.write_natural(
+            FieldNatural::GuestPendingDebugExceptions,
+            pending | PENDING_BS,
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeVmcs;
+    use super::super::fields::Field;
+    use super::*;
+
+    fn vmcs(rip: u64, length: u64) -> FakeVmcs {
+        let mut vmcs = FakeVmcs::new();
+        vmcs.set(FieldNatural::GuestRip, rip)
+            .set(Field32::ExitInstructionLength, length)
+            .set(FieldNatural::GuestRflags, 2);
+        vmcs
+    }
+
+    #[test]
+    fn the_common_case_writes_nothing_but_rip() {
+        let mut vmcs = vmcs(0xffff_8000_0000_1000, 3);
+        vmcs.set(Field32::GuestInterruptibilityState, 8);
+        advance_rip(&mut vmcs).unwrap();
+        assert_eq!(vmcs.get(FieldNatural::GuestRip), 0xffff_8000_0000_1003);
+        assert_eq!(vmcs.get(Field32::GuestInterruptibilityState), 8);
+        assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
+        assert_eq!(vmcs.writes(), 1);
+    }
+
+    #[test]
+    fn rip_wraps_at_32_bits_outside_64_bit_mode_only() {
+        for (access_rights, rip, expected) in [
+            (0xc09b, 0xffff_fffe, 1),
+            (0xa09b, 0xffff_fffe, 0x1_0000_0001),
+            (0xa09b, u64::MAX - 1, 1),
+            (0x009b, 0xfffe, 0x1_0001),
+        ] {
+            let mut vmcs = vmcs(rip, 3);
+            vmcs.set(Field32::GuestCsAccessRights, access_rights);
+            advance_rip(&mut vmcs).unwrap();
+            assert_eq!(vmcs.get(FieldNatural::GuestRip), expected);
+        }
+    }
+
+    #[test]
+    fn blocking_by_sti_and_mov_ss_ends() {
+        for (before, after) in [(1, 0), (2, 0), (9, 8), (10, 8), (4, 4)] {
+            let mut vmcs = vmcs(0x1000, 2);
+            vmcs.set(Field32::GuestInterruptibilityState, before);
+            advance_rip(&mut vmcs).unwrap();
+            assert_eq!(vmcs.get(Field32::GuestInterruptibilityState), after);
+            assert_eq!(vmcs.get(FieldNatural::GuestRflags), 2);
+            assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
+        }
+    }
+
+    #[test]
+    fn a_single_stepped_guest_gets_its_step() {
+        let mut vmcs = vmcs(0x1000, 2);
+        vmcs.set(FieldNatural::GuestRflags, 0x102)
+            .set(FieldNatural::GuestPendingDebugExceptions, 0x1001);
+        advance_rip(&mut vmcs).unwrap();
+        let pending = vmcs.get(FieldNatural::GuestPendingDebugExceptions);
+        assert_eq!(pending, 0x5001);
+        assert_eq!(vmcs.get(FieldNatural::GuestRflags), 0x102);
+    }
+
+    #[test]
+    fn stepping_branches_is_not_stepping_instructions() {
+        let mut vmcs = vmcs(0x1000, 2);
+        vmcs.set(FieldNatural::GuestRflags, 0x102)
+            .set(Field64::GuestDebugctl, 2);
+        advance_rip(&mut vmcs).unwrap();
+        assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
+    }
+
+    #[test]
+    fn an_instruction_that_is_executed_again_has_no_step_pending() {
+        for (blocking, before, after) in [
+            (0, 0x5001, 0x1001),
+            (8, 0x4000, 0),
+            (0, 0x1001, 0x1001),
+            (1, 0x4000, 0x4000),
+            (2, 0x4001, 0x4001),
+        ] {
+            let mut vmcs = vmcs(0x1000, 2);
+            vmcs.set(FieldNatural::GuestRflags, 0x102)
+                .set(Field32::GuestInterruptibilityState, blocking)
+                .set(FieldNatural::GuestPendingDebugExceptions, before);
+            undo_step(&mut vmcs).unwrap();
+            let pending = vmcs.get(FieldNatural::GuestPendingDebugExceptions);
+            assert_eq!(pending, after, "blocking {blocking}");
+            assert_eq!(vmcs.writes(), usize::from(before != after));
+            assert_eq!(vmcs.get(FieldNatural::GuestRip), 0x1000);
+        }
+    }
+
+    #[test]
+    fn the_resume_flag_lasts_one_instruction() {
+        let mut vmcs = vmcs(0x1000, 2);
+        vmcs.set(FieldNatural::GuestRflags, 0x1_0202);
+        advance_rip(&mut vmcs).unwrap();
+        assert_eq!(vmcs.get(FieldNatural::GuestRflags), 0x202);
+        assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
+    }
+
+    #[test]
+    fn a_vmcs_that_fails_is_an_error() {
+        let fields: [Field; 4] = [
+            FieldNatural::GuestRip.into(),
+            Field32::ExitInstructionLength.into(),
+            Field32::GuestInterruptibilityState.into(),
+            FieldNatural::GuestRflags.into(),
+        ];
+        for field in fields {
+            let mut vmcs = vmcs(0x1000, 2);
+            vmcs.remove(field);
+            assert_eq!(advance_rip(&mut vmcs).unwrap_err().field, field);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+use super::super::fake::FakeVmcs;
+use super::*;
+
+fn protected_mode() -> FakeVmcs {
+    let mut vmcs = FakeVmcs::new();
+    vmcs.set(FieldNatural::GuestCr0, 0x8000_0021);
+    vmcs
+}
+
+fn injected(event: Event, vmcs: &mut FakeVmcs) -> (u64, u64, u64) {
+    event.inject(vmcs).unwrap();
+    (
+        vmcs.get(Field32::EntryInterruptionInformation),
+        vmcs.get(Field32::EntryExceptionErrorCode),
+        vmcs.get(Field32::EntryInstructionLength),
+    )
+}
+
+#[test]
+fn a_page_fault_delivers_its_error_code() {
+    let vmcs = &mut protected_mode();
+    assert_eq!(injected(Event::page_fault(6), vmcs), (0x8000_0b0e, 6, 0));
+    assert_eq!(
+        injected(Event::GENERAL_PROTECTION, vmcs),
+        (0x8000_0b0d, 0, 0)
+    );
+    assert_eq!(injected(Event::INVALID_OPCODE, vmcs).0, 0x8000_0306);
+}
+
+#[test]
+fn a_breakpoint_is_a_software_exception_with_a_length() {
+    let vmcs = &mut protected_mode();
+    let int3 = Event::breakpoint(1).unwrap();
+    assert_eq!(injected(int3, vmcs), (0x8000_0603, 0, 1));
+    let into = Event::overflow(1).unwrap();
+    assert_eq!(injected(into, vmcs).0, 0x8000_0604);
+    assert_eq!(Event::exception(3, None), Err(EventError::OtherKind(3)));
+    assert_eq!(Event::exception(4, None), Err(EventError::OtherKind(4)));
+}
+
+#[test]
+fn debug_exceptions_are_not_int1() {
+    let vmcs = &mut protected_mode();
+    assert_eq!(injected(Event::DEBUG, vmcs).0, 0x8000_0301);
+    let int1 = Event::int1(1).unwrap();
+    assert_eq!(injected(int1, vmcs), (0x8000_0501, 0, 1));
+}
+
+#[test]
+fn interrupts() {
+    let vmcs = &mut protected_mode();
+    assert_eq!(injected(Event::NMI, vmcs).0, 0x8000_0202);
+    assert_eq!(
+        injected(Event::external_interrupt(0xff), vmcs).0,
+        0x8000_00ff
+    );
+    let int80 = Event::software_interrupt(0x80, 2).unwrap();
+    assert_eq!(injected(int80, vmcs), (0x8000_0480, 0, 2));
+}
+
+#[test]
+fn only_the_right_exceptions_have_an_error_code() {
+    for vector in 0..=255 {
+        let with = Event::exception(vector, Some(0));
+        let without = Event::exception(vector, None);
+        match vector {
+            2..=4 => {
+                assert_eq!(with, Err(EventError::OtherKind(vector)));
+                assert_eq!(without, Err(EventError::OtherKind(vector)));
+            }
+            8 | 10 | 11 | 12 | 13 | 14 | 17 => {
+                assert_eq!(with.unwrap().information() >> 11 & 1, 1);
+                assert_eq!(without, Err(EventError::ErrorCodeMissing(vector)));
+            }
+            0..=31 => {
+                assert_eq!(with, Err(EventError::ErrorCodeNotExpected(vector)));
+                assert_eq!(without.unwrap().information() >> 11 & 1, 0);
+            }
+            _ => assert_eq!(without, Err(EventError::NotAnException(vector))),
+        }
+    }
+    assert_eq!(
+        Event::exception(14, Some(0x1_0000)),
+        Err(EventError::ErrorCodeTooWide(0x1_0000))
+    );
+}
+
+#[test]
+fn the_length_of_a_software_event_is_that_of_an_instruction() {
+    for length in [0, 16, 256 + 2, u32::MAX] {
+        assert_eq!(
+            Event::software_interrupt(0x80, length),
+            Err(EventError::InstructionLength(length))
+        );
+    }
+}
+
+#[test]
+fn real_mode_exceptions_have_no_error_code() {
+    let vmcs = &mut FakeVmcs::new();
+    vmcs.remove(Field32::EntryExceptionErrorCode);
+    assert_eq!(injected(Event::GENERAL_PROTECTION, vmcs).0, 0x8000_030d);
+}
+
+fn interrupted(information: u64, error_code: u64, length: u64) -> FakeVmcs {
+    let mut vmcs = protected_mode();
+    vmcs.set(Field32::IdtVectoringInformation, information)
+        .set(Field32::IdtVectoringErrorCode, error_code)
+        .set(Field32::ExitInstructionLength, length);
+    vmcs
+}
+
+#[test]
+fn an_interrupted_event_is_delivered_again_as_it_was() {
+    // Each type, with its error code or instruction length. Bit 12 is undefined here and must not be injected.
+    for (information, error_code, length) in [
+        (0x8000_0020, 0, 0),
+        (0x8000_0b0e, 7, 0),
+        (0x8000_1b0d, 0x18, 0),
+        (0x8000_0300, 0, 0),
+        (0x8000_0480, 0, 2),
+        (0x8000_0501, 0, 1),
+        (0x8000_0603, 0, 1),
+        (0x8000_0202, 0, 0),
+    ] {
+        let mut vmcs = interrupted(information, error_code, length);
+        let event = Event::interrupted(&vmcs).unwrap().unwrap();
+        event.reinject(&mut vmcs).unwrap();
+        let injected = vmcs.get(Field32::EntryInterruptionInformation);
+        assert_eq!(injected, information & !(1 << 12), "{information:#x}");
+        assert_eq!(vmcs.get(Field32::EntryExceptionErrorCode), error_code);
+        assert_eq!(vmcs.get(Field32::EntryInstructionLength), length);
+    }
+}
+
+#[test]
+fn an_exit_that_interrupted_nothing_injects_nothing() {
+    // The other bits are left over from before.
+    let vmcs = interrupted(0x0000_0b0e, 7, 3);
+    assert_eq!(Event::interrupted(&vmcs), Ok(None));
+}
+
+#[test]
+fn a_length_is_only_read_for_software_events() {
+    let mut vmcs = interrupted(0x8000_0b0e, 7, 0);
+    vmcs.remove(Field32::ExitInstructionLength);
+    assert_eq!(Event::interrupted(&vmcs), Ok(Some(Event::page_fault(7))));
+    let vmcs = interrupted(0x8000_0480, 0, 0);
+    assert_eq!(
+        Event::interrupted(&vmcs),
+        Err(ReinjectError::Event(EventError::InstructionLength(0)))
+    );
+}
+
+#[test]
+fn vectoring_of_an_impossible_type_is_an_error() {
+    for information in [0x8000_0100, 0x8000_0700] {
+        let error = Event::interrupted(&interrupted(information, 0, 0)).unwrap_err();
+        assert_eq!(
+            error,
+            ReinjectError::Event(EventError::BadVectoring(information as u32))
+        );
+    }
+}
+
+#[test]
+fn an_nmi_delivered_again_is_not_blocked_by_itself() {
+    let mut vmcs = interrupted(0x8000_0202, 0, 0);
+    vmcs.set(Field32::GuestInterruptibilityState, 8);
+    let nmi = Event::interrupted(&vmcs).unwrap().unwrap();
+    nmi.reinject(&mut vmcs).unwrap();
+    assert_eq!(vmcs.get(Field32::GuestInterruptibilityState), 0);
+
+    // Other events leave NMIs blocked.
+    let mut vmcs = interrupted(0x8000_0b0e, 0, 0);
+    vmcs.set(Field32::GuestInterruptibilityState, 8);
+    let fault = Event::interrupted(&vmcs).unwrap().unwrap();
+    fault.reinject(&mut vmcs).unwrap();
+    assert_eq!(vmcs.get(Field32::GuestInterruptibilityState), 8);
+}
+
+#[test]
+fn an_iret_that_is_undone_blocks_nmis_again() {
+    let state_after = |vectoring, unblocking| {
+        let mut vmcs = interrupted(vectoring, 0, 0);
+        restore_nmi_blocking(&mut vmcs, unblocking).unwrap();
+        vmcs.get(Field32::GuestInterruptibilityState)
+    };
+    assert_eq!(state_after(0, true), 8);
+    assert_eq!(state_after(0, false), 0);
+    assert_eq!(state_after(0x8000_0b0e, true), 0);
+}
+
+#[test]
+fn interrupts_and_nmis_are_taken_where_an_entry_can_inject_them() {
+    for (rflags, blocking, interrupt, nmi) in [
+        (0x202, 0, true, true),
+        (0x002, 0, false, true),
+        (0x202, 1, false, false),
+        (0x202, 2, false, false),
+        (0x202, 8, true, false),
+    ] {
+        let mut vmcs = FakeVmcs::new();
+        vmcs.set(FieldNatural::GuestRflags, rflags)
+            .set(Field32::GuestInterruptibilityState, blocking);
+        assert_eq!(accepts_interrupt(&vmcs), Ok(interrupt));
+        assert_eq!(accepts_nmi(&vmcs), Ok(nmi));
+    }
+}
+
+#[test]
+fn two_exceptions_make_a_double_fault_and_three_a_triple_fault() {
+    let exception = |vector| Event::exception(vector, has_error_code(vector).then_some(0)).unwrap();
+    for (first, second, expected) in [
+        (13, 13, Combined::DoubleFault),
+        (0, 11, Combined::DoubleFault),
+        (13, 14, Combined::Second),
+        (14, 13, Combined::DoubleFault),
+        (14, 14, Combined::DoubleFault),
+        (6, 14, Combined::Second),
+        (14, 6, Combined::Second),
+        (8, 14, Combined::TripleFault),
+        (8, 13, Combined::TripleFault),
+        (8, 6, Combined::Second),
+    ] {
+        let combined = exception(first).followed_by(exception(second));
+        assert_eq!(combined, expected, "{first} then {second}");
+    }
+    let interrupt = Event::external_interrupt(32);
+    assert_eq!(interrupt.followed_by(exception(14)), Combined::Second);
+}
