@@ -91,6 +91,8 @@ pub struct Region {
     pub range: AddrRange<Gpa>,
     /// What is there.
     pub kind: RegionKind,
+    /// Whether the guest may write, where the kind lets it.
+    pub write: bool,
     /// Whether instructions may be fetched.
     pub execute: bool,
     /// How it is cached.
@@ -112,6 +114,7 @@ impl Region {
         Self {
             range,
             kind,
+            write: true,
             execute: memory,
             memory_type,
             tag: 0,
@@ -131,6 +134,39 @@ impl Region {
             memory_type,
             ..self
         }
+    }
+
+    /// Whether the guest may write here.
+    pub const fn is_writable(&self) -> bool {
+        self.write && self.kind.is_writable()
+    }
+
+    /// The part of a memory region that lies in `range`.
+    fn part(&self, range: AddrRange<Gpa>) -> Option<Self> {
+        let last = self.range.last()?.min(range.last()?);
+        let start = self.range.start().max(range.start());
+        let len = last.as_u64().checked_sub(start.as_u64())? + 1;
+        let offset = self.offset(start);
+        let bytes = |HostBytes(host): HostBytes| {
+            let left = host.len().saturating_sub(offset).min(len);
+            let start = if left == 0 {
+                host.start()
+            } else {
+                host.start().checked_add(offset)?
+            };
+            AddrRange::new(start, left).map(HostBytes)
+        };
+        let kind = match self.kind {
+            RegionKind::CopyOnWrite(host) => RegionKind::CopyOnWrite(bytes(host)?),
+            RegionKind::ReadOnly(host) => RegionKind::ReadOnly(bytes(host)?),
+            RegionKind::Ram | RegionKind::Rom => self.kind,
+            RegionKind::Mmio | RegionKind::PassThrough(_) => return None,
+        };
+        Some(Self {
+            range: AddrRange::new(start, len)?,
+            kind,
+            ..*self
+        })
     }
 
     /// Bytes from the start of the region to `gpa`, which must be in it.
@@ -263,7 +299,7 @@ impl Known {
     #[inline]
     pub fn written(&self) -> EptAttr {
         let leaf = self.leaf.with_dirty(true);
-        if self.region.kind.is_writable() {
+        if self.region.is_writable() {
             leaf.with_write(Write::Allowed)
         } else {
             leaf
@@ -271,7 +307,7 @@ impl Known {
     }
 }
 
-/// What the short way to fill a page of RAM needs to know: nothing of a region that is not RAM.
+/// What the short way to fill a page of RAM needs to know: nothing of a region that is not RAM or may not be written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ram {
     start: u64,
@@ -292,7 +328,7 @@ impl Ram {
     };
 
     fn of(known: &Known) -> Self {
-        if !matches!(known.region.kind, RegionKind::Ram) {
+        if !matches!(known.region.kind, RegionKind::Ram) || !known.region.write {
             return Self::NONE;
         }
         Self {
@@ -369,6 +405,36 @@ impl RegionMap {
             }
             None => Err(RegionError::TooMany),
         }
+    }
+
+    /// The same regions with other permissions in `range`, which is in memory regions; those that are partly in it are cut.
+    pub fn protected(
+        &self,
+        range: AddrRange<Gpa>,
+        write: bool,
+        execute: bool,
+    ) -> Result<Self, RegionError> {
+        let mut new = Self::new(self.width);
+        let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
+        let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
+        let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
+        for region in self.iter() {
+            if !region.range.overlaps(range) {
+                new.add(*region)?;
+                continue;
+            }
+            for outside in [before, after].into_iter().flatten() {
+                region.part(outside).map_or(Ok(()), |part| new.add(part))?;
+            }
+            region.part(range).map_or(Ok(()), |part| {
+                new.add(Region {
+                    write,
+                    execute,
+                    ..part
+                })
+            })?;
+        }
+        Ok(new)
     }
 
     /// Removes the region with exactly this range.

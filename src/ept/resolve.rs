@@ -150,7 +150,7 @@ impl<M: PhysMem> Space<'_, M> {
                 })
             };
         }
-        let denied = access.write && !region.kind.is_writable() || access.fetch && !region.execute;
+        let denied = access.write && !region.is_writable() || access.fetch && !region.execute;
         // Controls that no guest is given (SDM "Guest-Paging Verification", "EPT and Shadow Stacks") cannot be satisfied by
         // a mapping, and trying again would not end.
         if denied || violation.paging_verification || violation.shadow_stack {
