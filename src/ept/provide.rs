@@ -4,12 +4,11 @@ use super::entry::Origin;
 use super::large::large_page;
 use super::region::Known;
 use super::space::{Shared, Tree};
-use super::tables::{ENTRIES, Tables, word};
+use super::tables::Tables;
 use super::{Access, Fill, Reason, Region, RegionKind};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{Frame, FrameAllocator, PhysMem};
-use crate::paging::{Content, Cursor, Ept, EptAttr, Format, Write};
-use core::sync::atomic::Ordering;
+use crate::paging::{Content, Cursor, EptAttr, Write};
 
 /// What a page that is not mapped holds.
 #[derive(Clone, Copy)]
@@ -73,58 +72,6 @@ impl Tree {
     /// error the guest's memory is as it was.
     #[inline]
     pub fn provide<M: PhysMem>(
-        &mut self,
-        spaces: &Shared<'_, M>,
-        known: &Known,
-        page: Gpa,
-        access: Access,
-    ) -> Result<Fill, Reason> {
-        if let Some(fill) = self.fill_near(spaces, known, page, access)? {
-            return Ok(fill);
-        }
-        self.provide_far(spaces, known, page, access)
-    }
-
-    /// What happens most often, without a walk: a page of untouched RAM that lies near the last one.
-    #[inline]
-    fn fill_near<M: PhysMem>(
-        &mut self,
-        spaces: &Shared<'_, M>,
-        known: &Known,
-        page: Gpa,
-        access: Access,
-    ) -> Result<Option<Fill>, Reason> {
-        let Some(table) = self.recent_table(page) else {
-            return Ok(None);
-        };
-        let index = (page.as_u64() / PAGE_SIZE) as usize % ENTRIES;
-        let frames = spaces.frames;
-        // SAFETY: the table is part of this tree, which has not been changed otherwise since it was noted.
-        let slot = unsafe { word(frames.mem(), table, index) };
-        if !matches!(known.region.kind, RegionKind::Ram) || slot.load(Ordering::Relaxed) != 0 {
-            return Ok(None);
-        }
-        let (frame, attr, fill) = if access.write {
-            (
-                frames.alloc_zeroed()?,
-                Origin::Filled.mark(known.written()),
-                Fill::Zeroed,
-            )
-        } else {
-            (
-                frames.share_entry(spaces.zero)?,
-                Origin::Zero.mark(known.leaf),
-                Fill::ZeroShared,
-            )
-        };
-        slot.store(
-            Ept::leaf_bits(1, attr) | frame.into_raw().as_u64(),
-            Ordering::Release,
-        );
-        Ok(Some(fill))
-    }
-
-    fn provide_far<M: PhysMem>(
         &mut self,
         spaces: &Shared<'_, M>,
         known: &Known,

@@ -307,7 +307,7 @@ impl Known {
     }
 }
 
-/// What the short way to fill a page of RAM needs to know: nothing of a region that is not RAM, or not writable.
+/// What the short way to fill a page of RAM needs to know: nothing of a region that is not RAM or may not be written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ram {
     start: u64,
@@ -328,7 +328,7 @@ impl Ram {
     };
 
     fn of(known: &Known) -> Self {
-        if !matches!(known.region.kind, RegionKind::Ram) || !known.region.is_writable() {
+        if !matches!(known.region.kind, RegionKind::Ram) || !known.region.write {
             return Self::NONE;
         }
         Self {

@@ -568,7 +568,9 @@ fn protection_holds_for_what_is_mapped_and_what_is_not() {
             .protect(gpas(0x3000, 3 * PAGE_SIZE), true, true)
             .unwrap();
         for access in [Access::WRITE, Access::FETCH] {
-            (3..6).for_each(|page| drop(cpu.run(space, page << 12, page << 12, access).unwrap()));
+            for page in 3..6 {
+                cpu.run(space, page << 12, page << 12, access).unwrap();
+            }
         }
         assert_eq!(
             (read(space, 0x3000, 5), read(space, 0x4000, 4)),

@@ -483,6 +483,22 @@ pub fn open_slot<O: TableOps>(
     })
 }
 
+/// The same without a descent: `table` must be the lowest one for `address`, reached as [`open_slot`] demands it.
+#[inline(always)]
+pub fn open_slot_in<O: TableOps>(
+    ops: &O,
+    address: VirtOf<O>,
+    table: TableOf<O>,
+) -> Option<OpenSlot<TableOf<O>, EntryOf<O>>> {
+    let index = O::Format::index(FormatOf::<O>::va_of(address).ok()?, 1);
+    let entry = ops.read_entry(table, index)?;
+    Some(OpenSlot {
+        table,
+        index,
+        entry,
+    })
+}
+
 /// Where the table of `level` is in an array. The masking tells the compiler that it is inside.
 #[inline(always)]
 pub(super) fn slot(level: u8) -> usize {
