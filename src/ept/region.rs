@@ -1,7 +1,8 @@
 //! What a guest's physical addresses are: the regions of a space.
 
+use super::Origin;
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
-use crate::paging::{EptAttr, MemoryType};
+use crate::paging::{EptAttr, MemoryType, Write};
 use core::fmt;
 
 /// How many regions a space has at most.
@@ -256,6 +257,57 @@ impl Known {
             .with_accessed(true);
         Self { region, leaf }
     }
+
+    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
+    /// note writes, permission to write is what tells dirty pages.
+    #[inline]
+    pub fn written(&self) -> EptAttr {
+        let leaf = self.leaf.with_dirty(true);
+        if self.region.kind.is_writable() {
+            leaf.with_write(Write::Allowed)
+        } else {
+            leaf
+        }
+    }
+}
+
+/// What the short way to fill a page of RAM needs to know: nothing of a region that is not RAM.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ram {
+    start: u64,
+    len: u64,
+    /// The leaf of a page that was read, beside the address.
+    pub read: EptAttr,
+    /// The leaf of a page that was written, beside the address.
+    pub written: EptAttr,
+}
+
+impl Ram {
+    /// No page.
+    const NONE: Self = Self {
+        start: 0,
+        len: 0,
+        read: EptAttr::READ,
+        written: EptAttr::READ,
+    };
+
+    fn of(known: &Known) -> Self {
+        if !matches!(known.region.kind, RegionKind::Ram) {
+            return Self::NONE;
+        }
+        Self {
+            start: known.region.range.start().as_u64(),
+            len: known.region.range.len(),
+            read: Origin::Zero.mark(known.leaf),
+            written: Origin::Filled.mark(known.written()),
+        }
+    }
+
+    /// Whether the address is in it.
+    #[inline(always)]
+    pub fn contains(&self, gpa: Gpa) -> bool {
+        gpa.as_u64().wrapping_sub(self.start) < self.len
+    }
 }
 
 /// The regions of a space, in order of their addresses.
@@ -266,6 +318,8 @@ pub(super) struct RegionMap {
     width: u32,
     /// Where the last look-up ended: the next is likely there.
     last: usize,
+    /// The region there, if it is RAM.
+    ram: Ram,
 }
 
 impl RegionMap {
@@ -275,6 +329,7 @@ impl RegionMap {
             used: 0,
             width,
             last: 0,
+            ram: Ram::NONE,
         }
     }
 
@@ -322,6 +377,7 @@ impl RegionMap {
         let tail = at.and_then(|at| self.regions.get_mut(at..self.used));
         match tail {
             Some(tail) => {
+                self.ram = Ram::NONE;
                 tail.rotate_left(1);
                 self.used -= 1;
                 let gone = self.regions[self.used].take();
@@ -348,7 +404,15 @@ impl RegionMap {
                 .take(self.used)
                 .position(|known| known.as_ref().is_some_and(holds))?;
         }
-        self.regions.get(self.last)?.as_ref()
+        let known = self.regions.get(self.last)?.as_ref()?;
+        self.ram = Ram::of(known);
+        Some(known)
+    }
+
+    /// The RAM that the last look-up ended in.
+    #[inline(always)]
+    pub fn ram(&self) -> &Ram {
+        &self.ram
     }
 }
 

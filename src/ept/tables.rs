@@ -23,6 +23,8 @@ pub(super) struct Tables<'a, M> {
     pub retired: &'a mut Retired,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
+    /// The lowest table that an entry was put into last; it and all above it are this tree's own.
+    pub lowest: Option<Hpa>,
     /// A reference could not be counted while a table was copied: the copy lacks the entry.
     pub failed: Option<FrameError>,
 }
@@ -39,6 +41,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             root,
             retired,
             moved: false,
+            lowest: None,
             failed: None,
         }
     }
@@ -112,10 +115,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     fn retire(&mut self, address: Hpa) {
-        let gone = self
-            .frames
-            .from_entry(address)
-            .and_then(|frame| self.frames.retire(frame, self.retired));
+        let gone = self.frames.retire_entry(address, self.retired);
         debug_assert!(gone.is_ok(), "{gone:?}");
     }
 }

@@ -145,6 +145,17 @@ impl Counts {
     /// The number of the frame that starts at `address`.
     #[inline]
     pub fn number(&self, address: Hpa) -> Result<u32, FrameError> {
+        // Nearly all frames are of the largest span, the first.
+        let [largest, ..] = &self.spans;
+        let offset = (address.as_u64() / PAGE_SIZE).wrapping_sub(largest.start);
+        if address.is_aligned(PAGE_SIZE) && offset < u64::from(largest.frames) {
+            return Ok(largest.base + offset as u32);
+        }
+        self.number_anywhere(address)
+    }
+
+    #[inline(never)]
+    fn number_anywhere(&self, address: Hpa) -> Result<u32, FrameError> {
         if address.is_aligned(PAGE_SIZE) {
             let frame = address.as_u64() / PAGE_SIZE;
             for m in self.managed() {
@@ -160,6 +171,16 @@ impl Counts {
     /// The address of frame `number`, which must be below the total.
     #[inline]
     pub fn address(&self, number: u32) -> Hpa {
+        let [largest, ..] = &self.spans;
+        let offset = number.wrapping_sub(largest.base);
+        if offset < largest.frames {
+            return Hpa::new((largest.start + u64::from(offset)) * PAGE_SIZE);
+        }
+        self.address_anywhere(number)
+    }
+
+    #[inline(never)]
+    fn address_anywhere(&self, number: u32) -> Hpa {
         for m in self.managed() {
             let offset = number.wrapping_sub(m.base);
             if offset < m.frames {
@@ -256,6 +277,25 @@ impl Counts {
     /// Takes a reference away. When it was the last, yields the block that is now free: first frame and log2.
     #[inline]
     pub fn give(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
+        use core::sync::atomic::Ordering::AcqRel;
+        let own = self.record(mem, number);
+        let count = own.count.load(Relaxed);
+        // As in `take`.
+        if count.wrapping_sub(1) < MAX_COUNT {
+            let order = own.link.load(Relaxed) & ORDER;
+            if own
+                .count
+                .compare_exchange(count, count - 1, AcqRel, Relaxed)
+                .is_ok()
+            {
+                return Ok((count == 1).then_some((number, order)));
+            }
+        }
+        self.give_slow(mem, number)
+    }
+
+    #[cold]
+    fn give_slow(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
         use core::sync::atomic::Ordering::AcqRel;
         let free = FrameError::NotAllocated(self.address(number));
         let holder = self.holder(mem, number).ok_or(free)?;

@@ -37,7 +37,7 @@ pub use access::{
 };
 pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
-pub use cursor::Cursor;
+pub use cursor::{Cursor, OpenSlot, open_slot};
 pub use ept_format::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
 pub use error::{Error, Fault, PagingError};
 pub use format::{

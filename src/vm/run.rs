@@ -15,6 +15,7 @@ use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::{
     Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
+    undo_step,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;
@@ -187,8 +188,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         Ok(Next::Resume)
     }
 
-    /// Raises an exception at the instruction.
+    /// Raises an exception at the instruction, which is not completed.
     pub fn raise(&mut self, event: Event) -> Result<Next, VmcsError> {
+        undo_step(&mut self.vmcs)?;
         event.inject(&mut self.vmcs)?;
         Ok(Next::Resume)
     }
