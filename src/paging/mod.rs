@@ -60,6 +60,8 @@ pub use unmap::{Emptied, unmap};
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod spaces_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

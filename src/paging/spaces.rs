@@ -29,8 +29,9 @@ pub enum SpaceItem<V, P, A> {
     ThisSpace(Mapping<V, P, A>),
     /// A sub-tree that is shared.
     AnotherSpace(SpaceReference<V>),
-    /// All that stands below this table, which came before, is restricted by the entry that refers to it.
-    Restricted {
+    /// A table that what came before does not tell all of: nothing stands below it, or what stands there is restricted
+    /// by the entry that refers to the table.
+    Table {
         /// Levels below the root.
         depth: u8,
         /// The first address that the table translates.
@@ -90,6 +91,8 @@ pub fn walk_va_spaces<'a, O: TableReadOps>(
         level: O::Format::LEVELS,
         tables: [(ops.root(), Rights::ALL); MAX_LEVELS],
         climbing: false,
+        yielded: 0,
+        entered: [0; MAX_LEVELS],
     }
 }
 
@@ -108,6 +111,9 @@ pub struct WalkSpaces<'a, O: TableReadOps> {
     tables: [(TableOf<O>, Rights); MAX_LEVELS],
     /// `at` has passed the end of a table.
     climbing: bool,
+    /// Items yielded so far, and when each table on the way was entered.
+    yielded: u64,
+    entered: [u64; MAX_LEVELS],
 }
 
 type Item<F> = Result<(usize, SpaceItemOf<F>), Error<F>>;
@@ -182,15 +188,15 @@ impl<O: TableReadOps> WalkSpaces<'_, O> {
         }
     }
 
-    /// Goes up to the table that has the entry for `at`, and reports one that was restricted when it is left.
+    /// Goes up to the table that has the entry for `at`, and reports one of which not all was told.
     fn climb(&mut self, at: u64) -> Option<Item<O::Format>> {
         while self.level < O::Format::LEVELS && O::Format::index(at, self.level) == 0 {
             let left = self.level;
             let (_, rights) = self.tables[slot(left)];
             self.level += 1;
-            if rights != Rights::ALL {
+            if rights != Rights::ALL || self.entered[slot(left)] == self.yielded {
                 let va = (at - 1) & !O::Format::span_mask(self.level);
-                let item = SpaceItem::Restricted {
+                let item = SpaceItem::Table {
                     depth: O::Format::LEVELS - left,
                     va: O::Format::virt(va),
                     rights,
@@ -221,6 +227,7 @@ impl<O: TableReadOps> WalkSpaces<'_, O> {
             }) => match self.meet(child, level - 1, at) {
                 Met::First => {
                     self.tables[slot(level - 1)] = (child, rights);
+                    self.entered[slot(level - 1)] = self.yielded;
                     self.level = level - 1;
                     return None;
                 }
@@ -269,6 +276,7 @@ impl<O: TableReadOps> Iterator for WalkSpaces<'_, O> {
                 Some(at) => self.step(at),
             };
             if item.is_some() {
+                self.yielded += 1;
                 return item;
             }
         }
@@ -304,20 +312,12 @@ pub fn space_aware_map<O: TableRoots>(
             select(ops, roots, space, leaf.virt)?;
             Cursor::new(ops, leaf.virt, leaf.size)?.set(leaf.content)
         }
-        SpaceItem::Restricted { depth, va, rights } => {
+        SpaceItem::Table { depth, va, rights } => {
             select(ops, roots, space, va)?;
             let level = level_at::<O::Format>(depth, va)?;
             let translated = O::Format::va_of(va)?;
-            let child = table_at(ops, translated, level)?;
-            let parent = table_at(ops, translated, level + 1)?;
-            let (Some(child), Some(parent)) = (child, parent) else {
-                // What was restricted held nothing that was rebuilt.
-                return Ok(());
-            };
-            let index = O::Format::index(translated, level + 1);
-            let entry = O::Format::restricted_table(child, rights);
-            ops.write_entry(parent, index, entry)
-                .ok_or_else(|| bad::<O::Format>(translated, level + 1, Fault::NotMemory))
+            let child = table_or_empty(ops, translated, level)?;
+            write_link(ops, translated, level, child, rights)
         }
     }
 }
@@ -393,42 +393,58 @@ fn link<O: TableRoots>(
     let theirs = O::Format::va_of(reference.their_va)?;
 
     select(ops, roots, reference.space, reference.their_va)?;
-    let table = match table_at(ops, theirs, level)? {
-        Some(table) => table,
-        // It held nothing, so nothing was built there.
-        None => {
-            let mut cursor = Cursor::at_level(ops, theirs, level)?;
-            cursor.prepare()?;
-            if cursor.level() != level {
-                return Err(PagingError::AlreadyMapped {
-                    address: cursor.start(),
-                    level: cursor.level(),
-                });
-            }
-            cursor.table()
-        }
-    };
+    let table = table_at(ops, theirs, level)?;
+    let table = table.ok_or_else(|| bad::<O::Format>(theirs, level + 1, Fault::NotMemory))?;
 
     select(ops, roots, space, reference.our_va)?;
-    let mut cursor = Cursor::at_level(ops, ours, level + 1)?;
-    if cursor.level() != level + 1 || cursor.content() != Content::Unmapped {
-        cursor.prepare()?;
+    if level + 1 < O::Format::LEVELS {
+        table_or_empty(ops, ours, level + 1)?;
     }
-    if cursor.level() != level + 1 || cursor.content() != Content::Unmapped {
-        return Err(PagingError::AlreadyMapped {
-            address: cursor.start(),
-            level: cursor.level(),
-        });
+    let cursor = Cursor::at_level(ops, ours, level + 1)?;
+    if cursor.content() != Content::Unmapped {
+        return Err(taken(&cursor));
     }
-    cursor.prepare()?;
-    let (parent, index) = (cursor.table(), cursor.index());
     ops.share_table(table, level);
-    ops.write_entry(
-        parent,
-        index,
-        O::Format::restricted_table(table, reference.rights),
-    )
-    .ok_or_else(|| bad::<O::Format>(ours, level + 1, Fault::NotMemory))
+    write_link(ops, ours, level, table, reference.rights)
+}
+
+/// Makes the entry above refer to the table of `level`.
+fn write_link<O: TableRoots>(
+    ops: &mut O,
+    va: u64,
+    level: u8,
+    table: TableOf<O>,
+    rights: Rights,
+) -> Result<(), Error<O::Format>> {
+    let not_memory = || bad::<O::Format>(va, level + 1, Fault::NotMemory);
+    let parent = table_at(ops, va, level + 1)?.ok_or_else(not_memory)?;
+    let entry = O::Format::restricted_table(table, rights);
+    ops.write_entry(parent, O::Format::index(va, level + 1), entry)
+        .ok_or_else(not_memory)
+}
+
+/// The table of `level` for `va`, an empty one where there is none.
+fn table_or_empty<O: TableRoots>(
+    ops: &mut O,
+    va: u64,
+    level: u8,
+) -> Result<TableOf<O>, Error<O::Format>> {
+    if let Some(table) = table_at(ops, va, level)? {
+        return Ok(table);
+    }
+    let mut cursor = Cursor::at_level(ops, va, level)?;
+    cursor.prepare()?;
+    if cursor.level() != level {
+        return Err(taken(&cursor));
+    }
+    Ok(cursor.table())
+}
+
+fn taken<O: TableOps>(cursor: &Cursor<'_, O>) -> Error<O::Format> {
+    PagingError::AlreadyMapped {
+        address: cursor.start(),
+        level: cursor.level(),
+    }
 }
 
 /// The table of `level` for `va` in the tree of the selected root.

@@ -101,6 +101,16 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
             .fill(0);
         table
     }
+    /// The root alone: the tree is not freed.
+    pub fn into_root(self) -> F::Phys {
+        let root = self.root;
+        self.forget();
+        root
+    }
+    /// Leaves the tables to the pool: they are not counted as a tree's.
+    pub fn forget(mut self) {
+        self.pool = Rc::default();
+    }
     /// How many more tables there are.
     pub fn set_left(&self, left: u64) {
         self.pool.borrow_mut().left = left;
