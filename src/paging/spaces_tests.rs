@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::format::FormatExt;
 use super::model::TestFormat;
-use super::testing::{Fixed, Movable, Tree};
+use super::testing::{Fixed, Tree};
 use super::*;
 use crate::addr::{Address, Gva};
 
