@@ -166,7 +166,7 @@ impl<M: PhysMem> Walk<'_, '_, M> {
         let leaf = AddrRange::new(gpa, pages * PAGE_SIZE).ok_or(wrong)?;
         let writable = attr.write() == Write::Allowed;
         let allowed = region.range.contains_range(leaf)
-            && (!writable || region.kind.is_writable())
+            && (!writable || region.is_writable())
             && (!attr.execute() || region.execute)
             && attr.memory_type() == region.memory_type;
         let origin = Origin::of(attr);

@@ -1,19 +1,17 @@
 //! Which pages a guest has written.
 //!
-//! A leaf counts as dirty that grants write and carries the dirty mark, below tables that all grant write. Whoever gives
-//! write also sets the mark. Where the CPU marks pages itself, harvesting takes the mark away and leaves write; else it
-//! takes write too, and the next write comes back as a violation. What is shared with another space grants no write, so
-//! it is skipped without a look, and a fork starts out clean.
+//! A leaf counts as dirty that carries the dirty mark, below tables that all grant write. Whoever gives write also sets
+//! the mark. Where the CPU marks pages itself, harvesting takes the mark away and leaves write; else it takes write too,
+//! and the next write comes back as a violation. Tables that are shared with another space are not granted write, so they
+//! are skipped without a look, and copies of them carry no marks: a fork starts out clean.
 
 use super::entry::decode;
-use super::tables::{ENTRIES, WRITE, word};
+use super::tables::{DIRTY, ENTRIES, WRITE, word};
 use super::{EditError, Space};
 use crate::addr::{AddrRange, Gpa, Hpa, PageSize};
 use crate::frames::PhysMem;
 use crate::paging::{Content, Decoded, Entry, EptEntry, Rights};
 use core::sync::atomic::Ordering;
-
-const DIRTY: u64 = 1 << 9;
 
 struct Harvest<'a, M, P> {
     mem: &'a M,
@@ -44,8 +42,7 @@ impl<M: PhysMem, P: FnMut(Gpa, PageSize)> Harvest<'_, M, P> {
                         2 => PageSize::Size2M,
                         _ => PageSize::Size1G,
                     };
-                    let dirty = |bits: u64| bits & (WRITE | DIRTY) == WRITE | DIRTY;
-                    let cleared = |bits: u64| dirty(bits).then_some(bits & !self.clear);
+                    let cleared = |bits: u64| (bits & DIRTY != 0).then_some(bits & !self.clear);
                     if word
                         .fetch_update(Ordering::AcqRel, Ordering::Acquire, cleared)
                         .is_ok()

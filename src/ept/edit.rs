@@ -3,9 +3,9 @@
 use super::entry::Origin;
 use super::space::Tree;
 use super::{Reason, RegionError, RegionKind, Space};
-use crate::addr::{AddrRange, Gpa};
+use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE};
 use crate::frames::{PhysMem, Retired};
-use crate::paging::{Content, Emptied, unmap};
+use crate::paging::{Content, Emptied, Write, protect, unmap};
 use core::fmt;
 
 /// Why a change was refused. Nothing has changed.
@@ -54,6 +54,42 @@ impl<'s, M: PhysMem> Space<'s, M> {
     pub fn discard(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
         self.check_memory(range)?;
         self.clear(range)
+    }
+
+    /// Allows or forbids the guest to write, where the memory there can be written at all, and to execute in a range of whole
+    /// pages in memory regions. Regions that are partly in the range are cut.
+    pub fn protect(
+        &mut self,
+        range: AddrRange<Gpa>,
+        write: bool,
+        execute: bool,
+    ) -> Result<(), EditError> {
+        self.check_memory(range)?;
+        if !range.start().is_aligned(PAGE_SIZE) || !range.len().is_multiple_of(PAGE_SIZE) {
+            return Err(EditError::Region(RegionError::Unaligned(range)));
+        }
+        let regions = self
+            .regions
+            .protected(range, write, execute)
+            .map_err(EditError::Region)?;
+        let frames = self.spaces.frames;
+        let mut tables = self.tree.tables(frames);
+        // Write is given back by the next violation, to what is not shared.
+        let done = protect(&mut tables, range.start(), range.len(), |attr| {
+            let attr = attr.with_execute(execute).with_user_execute(execute);
+            if write {
+                attr
+            } else {
+                attr.with_write(Write::Denied)
+            }
+        });
+        let failed = tables.failed;
+        self.tree.close(frames, true);
+        done.map_err(|error| EditError::Tables(error.into()))?;
+        self.regions = regions;
+        failed.map_or(Ok(()), |error| {
+            Err(EditError::Tables(Reason::Frames(error)))
+        })
     }
 
     /// Whether the range is all memory.

@@ -39,6 +39,11 @@ enum Step {
     Harvest {
         space: usize,
     },
+    Protect {
+        space: usize,
+        page: usize,
+        write: bool,
+    },
     End {
         space: usize,
     },
@@ -60,6 +65,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (index(), index()).prop_map(|(space, page)| Step::Discard { space, page }),
         2 => index().prop_map(|space| Step::Fork { space }),
         2 => index().prop_map(|space| Step::Harvest { space }),
+        2 => (index(), index(), any::<bool>()).prop_map(|(space, page, write)| Step::Protect { space, page, write }),
         1 => index().prop_map(|space| Step::End { space }),
         1 => (0u64..6).prop_map(|left| Step::Scarce { left }),
     ]
@@ -100,6 +106,8 @@ struct Model {
     dirty: BTreeSet<u64>,
     tried: BTreeSet<u64>,
     forked: bool,
+    /// Pages that may not be written.
+    protected: BTreeSet<u64>,
 }
 
 fn model_byte(model: &Model, gpa: u64) -> u8 {
@@ -167,6 +175,9 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                         // SAFETY: in the arena; what it is is the question here.
                         unsafe {
                             match write {
+                                Some(_) if model.protected.contains(&(gpa - 0x18)) => {
+                                    return wrong(format!("write to protected {gpa:#x}"));
+                                }
                                 Some(byte) => {
                                     at.write(byte);
                                     model.bytes.insert(gpa, byte);
@@ -180,6 +191,10 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                         }
                     }
                     Err(error) if error.reason == Reason::OutOfFrames => {}
+                    Err(Unresolved {
+                        reason: Reason::Denied { .. },
+                        ..
+                    }) if write.is_some() && model.protected.contains(&(gpa - 0x18)) => {}
                     Err(error) => return wrong(error.to_string()),
                 }
             }
@@ -195,6 +210,8 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                     }
                     Err(error) => match error.reason {
                         Reason::OutOfFrames => {}
+                        Reason::Denied { .. }
+                            if model.protected.contains(&(error.gpa.as_u64() & !0xfff)) => {}
                         // The last page of a region.
                         Reason::NoRegion if page_address(page) == MODULE + 3 * PAGE_SIZE => {}
                         _ => return wrong(error.to_string()),
@@ -222,6 +239,17 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                         let model = model.clone();
                         alive.push((fork, model));
                     }
+                    Err(EditError::Tables(Reason::OutOfFrames)) => {}
+                    Err(error) => return wrong(error.to_string()),
+                }
+            }
+            Step::Protect { space, page, write } => {
+                let (space, model) = &mut alive[space % count];
+                let start = page_address(page);
+                match space.protect(gpas(start, PAGE_SIZE), write, true) {
+                    Ok(()) if write => drop(model.protected.remove(&start)),
+                    Ok(()) => drop(model.protected.insert(start)),
+                    Err(EditError::Region(RegionError::TooMany)) => {}
                     Err(EditError::Tables(Reason::OutOfFrames)) => {}
                     Err(error) => return wrong(error.to_string()),
                 }

@@ -67,7 +67,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     fn copy_in(&mut self, gpa: Gpa, from: &[u8], by: By) -> Result<(), AccessError> {
         self.check(gpa, from.len(), |region| {
-            by == By::Loader || region.kind.is_writable()
+            by == By::Loader || region.is_writable()
         })?;
         for (at, _) in pages(gpa, from.len()) {
             let made = match self.regions.find_often(at) {

@@ -13,6 +13,7 @@ mod dirty;
 mod edit;
 mod end;
 mod entry;
+mod fill;
 mod large;
 mod memory;
 mod path;

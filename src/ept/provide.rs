@@ -67,20 +67,6 @@ impl Source {
     }
 }
 
-impl Known {
-    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
-    /// note writes, permission to write is what tells dirty pages.
-    #[inline]
-    pub fn written(&self) -> EptAttr {
-        let leaf = self.leaf.with_dirty(true);
-        if self.region.kind.is_writable() {
-            leaf.with_write(Write::Allowed)
-        } else {
-            leaf
-        }
-    }
-}
-
 impl Tree {
     /// Makes the page at `page`, which is in the region and which the region allows to be accessed so, accessible. On an
     /// error the guest's memory is as it was.
@@ -92,10 +78,11 @@ impl Tree {
         page: Gpa,
         access: Access,
     ) -> Result<Fill, Reason> {
-        let large = self.large;
+        let (near, large) = (self.recent_table(page), self.large);
         let mut tables = self.tables(spaces.frames);
-        let done = provide(&mut tables, known, page, access, spaces.zero, large);
-        let (moved, failed) = (tables.moved, tables.failed);
+        let done = provide(&mut tables, known, page, access, spaces.zero, near, large);
+        let (moved, failed, lowest) = (tables.moved, tables.failed, tables.lowest);
+        self.set_recent(page, lowest);
         let replaced = matches!(done, Ok((_, true)));
         self.close(spaces.frames, replaced || moved);
         match failed {
@@ -113,11 +100,15 @@ fn provide<M: PhysMem>(
     page: Gpa,
     access: Access,
     zero: Hpa,
+    near: Option<Hpa>,
     large: bool,
 ) -> Result<(Fill, bool), Reason> {
     let frames = tables.frames;
     let region = &known.region;
-    let mut cursor = Cursor::new(&mut *tables, page, PageSize::Size4K)?;
+    let mut cursor = match near {
+        Some(table) => Cursor::in_table(&mut *tables, page, table)?,
+        None => Cursor::new(&mut *tables, page, PageSize::Size4K)?,
+    };
     if cursor.level() > 1 && access.write {
         let content = cursor.content();
         if let Some(done) = large_page(tables, known, page, content, large)? {
@@ -218,8 +209,14 @@ fn write_to_mapped<M: PhysMem>(
             ))
         }
         Origin::Filled | Origin::Copied => {
-            if cursor.is_ready() && frames.count(phys) == 1 {
-                return take_over(cursor, phys, attr, wanted);
+            if cursor.is_ready() {
+                if frames.count(phys) == 1 {
+                    return take_over(cursor, phys, attr, wanted);
+                }
+                let frame = frames.alloc_copy(phys)?;
+                put(&mut cursor, frame, Origin::Copied, wanted)?;
+                cursor.ops().drop_leaf(phys, origin);
+                return Ok((Fill::Copied, true));
             }
             // The tables may have to be copied first, which adds references: the frame is taken before, so that nothing
             // has changed where there is none.
@@ -253,6 +250,8 @@ pub(super) fn take_over<M: PhysMem>(
         return Ok((Fill::Present, false));
     }
     cursor.set_page(phys, wanted)?;
+    let (table, level) = (cursor.table(), cursor.level());
+    cursor.ops().lowest = (level == 1).then_some(table);
     let present = attr.write() == wanted.write() && attr.execute() == wanted.execute();
     Ok((
         if present {
@@ -275,6 +274,8 @@ pub(super) fn put<M: PhysMem>(
     match cursor.set_page(frame.address(), origin.mark(attr)) {
         Ok(()) => {
             frame.into_raw();
+            let (table, level) = (cursor.table(), cursor.level());
+            cursor.ops().lowest = (level == 1).then_some(table);
             Ok(())
         }
         Err(error) => {

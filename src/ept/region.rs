@@ -1,7 +1,8 @@
 //! What a guest's physical addresses are: the regions of a space.
 
+use super::Origin;
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
-use crate::paging::{EptAttr, MemoryType};
+use crate::paging::{EptAttr, MemoryType, Write};
 use core::fmt;
 
 /// How many regions a space has at most.
@@ -90,6 +91,8 @@ pub struct Region {
     pub range: AddrRange<Gpa>,
     /// What is there.
     pub kind: RegionKind,
+    /// Whether the guest may write, where the kind lets it.
+    pub write: bool,
     /// Whether instructions may be fetched.
     pub execute: bool,
     /// How it is cached.
@@ -111,6 +114,7 @@ impl Region {
         Self {
             range,
             kind,
+            write: true,
             execute: memory,
             memory_type,
             tag: 0,
@@ -130,6 +134,39 @@ impl Region {
             memory_type,
             ..self
         }
+    }
+
+    /// Whether the guest may write here.
+    pub const fn is_writable(&self) -> bool {
+        self.write && self.kind.is_writable()
+    }
+
+    /// The part of a memory region that lies in `range`.
+    fn part(&self, range: AddrRange<Gpa>) -> Option<Self> {
+        let last = self.range.last()?.min(range.last()?);
+        let start = self.range.start().max(range.start());
+        let len = last.as_u64().checked_sub(start.as_u64())? + 1;
+        let offset = self.offset(start);
+        let bytes = |HostBytes(host): HostBytes| {
+            let left = host.len().saturating_sub(offset).min(len);
+            let start = if left == 0 {
+                host.start()
+            } else {
+                host.start().checked_add(offset)?
+            };
+            AddrRange::new(start, left).map(HostBytes)
+        };
+        let kind = match self.kind {
+            RegionKind::CopyOnWrite(host) => RegionKind::CopyOnWrite(bytes(host)?),
+            RegionKind::ReadOnly(host) => RegionKind::ReadOnly(bytes(host)?),
+            RegionKind::Ram | RegionKind::Rom => self.kind,
+            RegionKind::Mmio | RegionKind::PassThrough(_) => return None,
+        };
+        Some(Self {
+            range: AddrRange::new(start, len)?,
+            kind,
+            ..*self
+        })
     }
 
     /// Bytes from the start of the region to `gpa`, which must be in it.
@@ -256,6 +293,57 @@ impl Known {
             .with_accessed(true);
         Self { region, leaf }
     }
+
+    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
+    /// note writes, permission to write is what tells dirty pages.
+    #[inline]
+    pub fn written(&self) -> EptAttr {
+        let leaf = self.leaf.with_dirty(true);
+        if self.region.is_writable() {
+            leaf.with_write(Write::Allowed)
+        } else {
+            leaf
+        }
+    }
+}
+
+/// What the short way to fill a page of RAM needs to know: nothing of a region that is not RAM or may not be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ram {
+    start: u64,
+    len: u64,
+    /// The leaf of a page that was read, beside the address.
+    pub read: EptAttr,
+    /// The leaf of a page that was written, beside the address.
+    pub written: EptAttr,
+}
+
+impl Ram {
+    /// No page.
+    const NONE: Self = Self {
+        start: 0,
+        len: 0,
+        read: EptAttr::READ,
+        written: EptAttr::READ,
+    };
+
+    fn of(known: &Known) -> Self {
+        if !matches!(known.region.kind, RegionKind::Ram) || !known.region.write {
+            return Self::NONE;
+        }
+        Self {
+            start: known.region.range.start().as_u64(),
+            len: known.region.range.len(),
+            read: Origin::Zero.mark(known.leaf),
+            written: Origin::Filled.mark(known.written()),
+        }
+    }
+
+    /// Whether the address is in it.
+    #[inline(always)]
+    pub fn contains(&self, gpa: Gpa) -> bool {
+        gpa.as_u64().wrapping_sub(self.start) < self.len
+    }
 }
 
 /// The regions of a space, in order of their addresses.
@@ -266,6 +354,8 @@ pub(super) struct RegionMap {
     width: u32,
     /// Where the last look-up ended: the next is likely there.
     last: usize,
+    /// The region there, if it is RAM.
+    ram: Ram,
 }
 
 impl RegionMap {
@@ -275,6 +365,7 @@ impl RegionMap {
             used: 0,
             width,
             last: 0,
+            ram: Ram::NONE,
         }
     }
 
@@ -316,12 +407,43 @@ impl RegionMap {
         }
     }
 
+    /// The same regions with other permissions in `range`, which is in memory regions; those that are partly in it are cut.
+    pub fn protected(
+        &self,
+        range: AddrRange<Gpa>,
+        write: bool,
+        execute: bool,
+    ) -> Result<Self, RegionError> {
+        let mut new = Self::new(self.width);
+        let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
+        let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
+        let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
+        for region in self.iter() {
+            if !region.range.overlaps(range) {
+                new.add(*region)?;
+                continue;
+            }
+            for outside in [before, after].into_iter().flatten() {
+                region.part(outside).map_or(Ok(()), |part| new.add(part))?;
+            }
+            region.part(range).map_or(Ok(()), |part| {
+                new.add(Region {
+                    write,
+                    execute,
+                    ..part
+                })
+            })?;
+        }
+        Ok(new)
+    }
+
     /// Removes the region with exactly this range.
     pub fn remove(&mut self, range: AddrRange<Gpa>) -> Result<Region, RegionError> {
         let at = self.iter().position(|r| r.range == range);
         let tail = at.and_then(|at| self.regions.get_mut(at..self.used));
         match tail {
             Some(tail) => {
+                self.ram = Ram::NONE;
                 tail.rotate_left(1);
                 self.used -= 1;
                 let gone = self.regions[self.used].take();
@@ -348,7 +470,15 @@ impl RegionMap {
                 .take(self.used)
                 .position(|known| known.as_ref().is_some_and(holds))?;
         }
-        self.regions.get(self.last)?.as_ref()
+        let known = self.regions.get(self.last)?.as_ref()?;
+        self.ram = Ram::of(known);
+        Some(known)
+    }
+
+    /// The RAM that the last look-up ended in.
+    #[inline(always)]
+    pub fn ram(&self) -> &Ram {
+        &self.ram
     }
 }
 

@@ -113,6 +113,14 @@ impl core::error::Error for Unresolved {}
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the access possible that the guest was denied, if it may have it.
     pub fn resolve(&mut self, violation: &Violation) -> Result<Resolution, Unresolved> {
+        if self.fill(violation.qualification, violation.gpa) {
+            let write = violation.access.write;
+            return Ok(Resolution::Retry(if write {
+                Fill::Zeroed
+            } else {
+                Fill::ZeroShared
+            }));
+        }
         let done = self.decide(violation);
         match done {
             Ok(Resolution::Retry(fill)) => self.count(fill),
@@ -142,7 +150,7 @@ impl<M: PhysMem> Space<'_, M> {
                 })
             };
         }
-        let denied = access.write && !region.kind.is_writable() || access.fetch && !region.execute;
+        let denied = access.write && !region.is_writable() || access.fetch && !region.execute;
         // Controls that no guest is given (SDM "Guest-Paging Verification", "EPT and Shadow Stacks") cannot be satisfied by
         // a mapping, and trying again would not end.
         if denied || violation.paging_verification || violation.shadow_stack {

@@ -197,6 +197,8 @@ pub(super) struct Tree {
     pub debt: Debt,
     /// Whether the first write may be given a page of 2 MiB.
     pub large: bool,
+    /// The number of the last 2 MiB in which a page was put, and the table of its pages.
+    recent: Option<(u64, Hpa)>,
 }
 
 impl Tree {
@@ -206,6 +208,7 @@ impl Tree {
             root: frames.alloc_zeroed()?.into_raw(),
             debt: Debt::default(),
             large: false,
+            recent: None,
         })
     }
 
@@ -224,9 +227,24 @@ impl Tree {
     /// [`Tree::close`].
     #[inline(always)]
     pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
+        self.recent = None;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
         unsafe { Tables::new(frames, self.root, &mut self.debt.retired) }
+    }
+
+    /// The lowest table for `page`, if a page was put into it by the last edit: there was no other since, so that it and all
+    /// above it are still this tree's own, and nobody else has changed them.
+    #[inline(always)]
+    pub fn recent_table(&self, page: Gpa) -> Option<Hpa> {
+        let (number, table) = self.recent?;
+        (number == page.as_u64() >> 21).then_some(table)
+    }
+
+    /// Notes where the last edit put a page.
+    #[inline(always)]
+    pub fn set_recent(&mut self, page: Gpa, lowest: Option<Hpa>) {
+        self.recent = lowest.map(|table| (page.as_u64() >> 21, table));
     }
 
     /// Ends an edit: `replaced` says whether a translation was removed or replaced.

@@ -14,6 +14,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub(super) const ENTRIES: usize = 512;
 /// The permission to write, in a leaf and in an entry that refers to a table.
 pub(super) const WRITE: u64 = 1 << 1;
+/// The mark of a leaf that it was written, by the CPU or by whoever gave write.
+pub(super) const DIRTY: u64 = 1 << 9;
 
 /// Access to the tables of one tree.
 pub(super) struct Tables<'a, M> {
@@ -23,6 +25,8 @@ pub(super) struct Tables<'a, M> {
     pub retired: &'a mut Retired,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
+    /// The lowest table that an entry was put into last; it and all above it are this tree's own.
+    pub lowest: Option<Hpa>,
     /// A reference could not be counted while a table was copied: the copy lacks the entry.
     pub failed: Option<FrameError>,
 }
@@ -39,6 +43,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             root,
             retired,
             moved: false,
+            lowest: None,
             failed: None,
         }
     }
@@ -52,7 +57,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     /// Counts one more reference to whatever the entry refers to, and returns the entry as it may stand in two tables:
-    /// without write.
+    /// without write, and clean.
     fn share(&mut self, level: u8, entry: EptEntry) -> EptEntry {
         let target = match decode(level, entry) {
             Decoded::Table { table, .. } => table,
@@ -62,7 +67,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         match self.frames.share_entry(target) {
             Ok(reference) => {
                 reference.into_raw();
-                EptEntry::from_bits(entry.to_bits() & !WRITE)
+                EptEntry::from_bits(entry.to_bits() & !(WRITE | DIRTY))
             }
             Err(error) => {
                 self.failed = Some(error);
@@ -71,14 +76,16 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
-    /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both.
+    /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both,
+    /// and nothing counts as dirty.
     pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         for index in 0..ENTRIES {
             let entry = EptEntry::from_bits(self.word(from, index).load(Ordering::Acquire));
             let shared = self.share(level, entry);
             if shared != entry && shared != EptEntry::EMPTY {
                 // The CPU may be setting accessed and dirty in the old one.
-                self.word(from, index).fetch_and(!WRITE, Ordering::AcqRel);
+                self.word(from, index)
+                    .fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
             }
             self.word(to, index)
                 .store(shared.to_bits(), Ordering::Release);
@@ -112,10 +119,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     fn retire(&mut self, address: Hpa) {
-        let gone = self
-            .frames
-            .from_entry(address)
-            .and_then(|frame| self.frames.retire(frame, self.retired));
+        let gone = self.frames.retire_entry(address, self.retired);
         debug_assert!(gone.is_ok(), "{gone:?}");
     }
 }

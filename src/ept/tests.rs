@@ -525,6 +525,128 @@ fn discarded_memory_is_as_before_the_first_touch() {
 }
 
 #[test]
+fn protection_holds_for_what_is_mapped_and_what_is_not() {
+    with_space(128, |_, space, cpu| {
+        let page = |n: u64| gpas(n * PAGE_SIZE, PAGE_SIZE);
+        space.write(Gpa::new(0x3000), b"three").unwrap();
+        space.write(Gpa::new(0x4000), b"four").unwrap();
+        cpu.run(space, 0x3000, 0x3000, Access::WRITE).unwrap();
+        space
+            .protect(gpas(0x3000, 2 * PAGE_SIZE), false, true)
+            .unwrap();
+        space.protect(page(4), false, false).unwrap();
+        space.protect(page(5), true, false).unwrap();
+        let denied = Reason::Denied { tag: 1 };
+        for (gpa, access, allowed) in [
+            (0x2000, Access::WRITE, true),
+            (0x3000, Access::READ, true),
+            (0x3000, Access::FETCH, true),
+            (0x3000, Access::WRITE, false),
+            (0x4000, Access::FETCH, false),
+            (0x4000, Access::WRITE, false),
+            (0x5000, Access::WRITE, true),
+            (0x5000, Access::FETCH, false),
+            (0x6000, Access::WRITE, true),
+        ] {
+            let result = cpu
+                .run(space, gpa, gpa, access)
+                .map_err(|error| error.reason);
+            assert_eq!(result.is_ok(), allowed, "{gpa:#x} {access}: {result:?}");
+            assert!(allowed || result == Err(denied));
+        }
+        assert_eq!(
+            space.write(Gpa::new(0x2fff), b"xx").unwrap_err(),
+            AccessError {
+                gpa: Gpa::new(0x3000),
+                reason: denied
+            }
+        );
+        assert_eq!(read(space, 0x3000, 5), b"three");
+        space.load(Gpa::new(0x3000), b"THREE").unwrap();
+        assert!(cpu.run(space, 0x3000, 0x3000, Access::WRITE).is_err());
+        space
+            .protect(gpas(0x3000, 3 * PAGE_SIZE), true, true)
+            .unwrap();
+        for access in [Access::WRITE, Access::FETCH] {
+            for page in 3..6 {
+                cpu.run(space, page << 12, page << 12, access).unwrap();
+            }
+        }
+        assert_eq!(
+            (read(space, 0x3000, 5), read(space, 0x4000, 4)),
+            (b"THREE".into(), b"four".into())
+        );
+    });
+}
+
+#[test]
+fn a_cut_module_still_shows_its_bytes() {
+    with_space(128, |_, space, _| {
+        let all = read(space, MODULE, 4 * PAGE_SIZE as usize);
+        space
+            .protect(gpas(MODULE + PAGE_SIZE, PAGE_SIZE), false, true)
+            .unwrap();
+        space
+            .protect(gpas(MODULE + 3 * PAGE_SIZE, PAGE_SIZE), false, false)
+            .unwrap();
+        assert_eq!(read(space, MODULE, all.len()), all);
+        for page in 0..4 {
+            let gpa = MODULE + page * PAGE_SIZE;
+            assert_eq!(
+                space.resolve(&violation(gpa, Access::WRITE)).is_ok(),
+                page % 2 == 0
+            );
+            retry(space, gpa, Access::READ);
+        }
+        assert_eq!(read(space, MODULE, all.len()), all);
+    });
+}
+
+#[test]
+fn protection_that_cannot_be_changes_nothing() {
+    with_space(128, |spaces, space, cpu| {
+        space.write(Gpa::new(0x1000), b"kept").unwrap();
+        let fork = space.fork().unwrap();
+        let before: Vec<Region> = space.regions().copied().collect();
+        spaces.frames().allowance.store(2, SeqCst);
+        let short = space.protect(gpas(0x1000, PAGE_SIZE), false, false);
+        spaces.frames().allowance.store(u64::MAX, SeqCst);
+        assert_eq!(short, Err(EditError::Tables(Reason::OutOfFrames)));
+        for range in [gpas(0x800, PAGE_SIZE), gpas(0x1000, 0x800)] {
+            let unaligned = EditError::Region(RegionError::Unaligned(range));
+            assert_eq!(space.protect(range, false, false), Err(unaligned));
+        }
+        for range in [
+            gpas(15 * PAGE_SIZE, 2 * PAGE_SIZE),
+            gpas(MMIO, PAGE_SIZE),
+            gpas(0x5000_0000, PAGE_SIZE),
+        ] {
+            assert_eq!(
+                space.protect(range, false, false),
+                Err(EditError::NotMemory(range))
+            );
+        }
+        assert!(before.iter().eq(space.regions()));
+        assert_eq!(retry(space, 0x1000, Access::WRITE), Fill::Copied);
+        finish(fork, cpu);
+        // Every other page, until no more regions fit.
+        let cut = |space: &mut Space<'_, Arena>, page: u64| {
+            space.protect(gpas(page * PAGE_SIZE, PAGE_SIZE), false, true)
+        };
+        let failed = (0..16)
+            .step_by(2)
+            .chain([HIGH / PAGE_SIZE, HIGH / PAGE_SIZE + 2])
+            .chain((0..2).map(|i| (ROM >> 12) + i));
+        let results: Vec<_> = failed.map(|page| cut(space, page)).collect();
+        assert!(results.iter().all(|result| matches!(
+            result,
+            Ok(()) | Err(EditError::Region(RegionError::TooMany))
+        )));
+        assert!(space.regions().count() <= MAX_REGIONS);
+    });
+}
+
+#[test]
 fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
     with_space(64, |spaces, space, cpu| {
         let mut other = Cpu::new(1);

@@ -138,12 +138,16 @@ impl Cpu {
     pub fn is_stale(&self, eptp: Eptp, mem: &Arena) -> bool {
         let root = eptp.root();
         let now = |page: u64| walk(mem, root, 4, Rights::ALL, page << 12);
+        // Of a page that cannot be written it does not matter whether it is known to be marked.
+        let marked = |cached: &Cached| {
+            cached.dirty && cached.rights.contains(Rights::WRITE) && eptp.accessed_dirty()
+        };
         // Less than the tables grant is no harm: it makes a violation.
         let good = |cached: &Cached, page: u64| {
             now(page).is_some_and(|(now, _)| {
                 now.frame == cached.frame
                     && now.rights.contains(cached.rights)
-                    && (now.dirty || !cached.dirty || !eptp.accessed_dirty())
+                    && (now.dirty || !marked(cached))
             })
         };
         let physical = self

@@ -92,6 +92,12 @@ pub enum Cause {
     NoLinearAddress,
 }
 
+/// The bit of a qualification that says that data was written.
+pub(super) const WRITE: u64 = 1 << 1;
+/// The bits of a qualification that all but the plainest violations have one of: a fetch, something was allowed, NMIs
+/// unblocked, shadow stacks, guest-paging verification, asynchronous.
+pub(super) const NOT_PLAIN: u64 = 1 << 2 | 0xf << 3 | 0x1f << 12;
+
 /// An EPT violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {

@@ -70,33 +70,34 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub fn alloc(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
-        let number = lists
-            .pop(&self.mem, &self.counts)
-            .ok_or(FrameError::OutOfFrames)?;
-        lists.note_used(1);
-        drop(lists);
-        Ok(self.hand_out(number))
+        match lists.pop(&self.mem, &self.counts) {
+            Some(number) => Ok(self.hand_out(&mut lists, number)),
+            None => Err(FrameError::OutOfFrames),
+        }
     }
 
     /// A frame full of zeroes, from the pool of zeroed ones while there are any.
-    #[inline]
+    #[inline(always)]
     pub fn alloc_zeroed(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
-        let pooled = lists.pop_zeroed(&self.mem, &self.counts);
-        let number = match pooled {
-            Some(number) => number,
-            None => lists
-                .pop_unzeroed(&self.mem, &self.counts)
-                .ok_or(FrameError::OutOfFrames)?,
-        };
-        lists.note_used(1);
-        drop(lists);
-        let frame = self.hand_out(number);
-        if pooled.is_none() {
-            // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
-            unsafe { bytes::zero(&self.mem, frame.address()) };
+        if let Some(number) = lists.pop_zeroed(&self.mem, &self.counts) {
+            return Ok(self.hand_out(&mut lists, number));
         }
+        drop(lists);
+        self.alloc_and_zero()
+    }
+
+    #[inline(never)]
+    fn alloc_and_zero(&self) -> Result<Frame, FrameError> {
+        let mut lists = self.lists.lock();
+        let Some(number) = lists.pop(&self.mem, &self.counts) else {
+            return Err(FrameError::OutOfFrames);
+        };
+        let frame = self.hand_out(&mut lists, number);
+        drop(lists);
+        // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
+        unsafe { bytes::zero(&self.mem, frame.address()) };
         Ok(frame)
     }
 
@@ -220,7 +221,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// One more reference to the frame that a table entry refers to.
-    #[inline]
+    #[inline(always)]
     pub fn share_entry(&self, address: Hpa) -> Result<Frame, FrameError> {
         let number = self.counts.number(address)?;
         self.counts.take(&self.mem, number, 1)?;
@@ -265,7 +266,13 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// Ends a reference. If it was the last, the frame goes to `retired`: it is not given out before
     /// [`FrameAllocator::free_retired`].
     pub fn retire(&self, frame: Frame, retired: &mut Retired) -> Result<(), FrameError> {
-        let number = self.counts.number(frame.into_raw())?;
+        self.retire_entry(frame.into_raw(), retired)
+    }
+
+    /// As [`FrameAllocator::retire`], of the reference that a table entry held.
+    #[inline]
+    pub fn retire_entry(&self, address: Hpa, retired: &mut Retired) -> Result<(), FrameError> {
+        let number = self.counts.number(address)?;
         if let Some((head, order)) = self.counts.give(&self.mem, number)? {
             retired.push(&self.mem, &self.counts, head, order);
         }
@@ -313,7 +320,18 @@ impl<M: PhysMem> FrameAllocator<M> {
         Some((self.counts.address(head), size))
     }
 
+    /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
+    #[inline(always)]
+    pub fn refill_to(&self, goal: u32, most: u32) -> u64 {
+        // Without the lock, so that a pool that is full costs nothing: the number may be off by what others do meanwhile.
+        match goal.saturating_sub(self.counts.zeroed()) {
+            0 => 0,
+            lacking => self.refill(u64::from(most.min(lacking))),
+        }
+    }
+
     /// Zeroes up to `frames` free frames ahead of need; yields how many.
+    #[cold]
     pub fn refill(&self, frames: u64) -> u64 {
         for done in 0..frames {
             let Some(number) = self.lists.lock().pop_unzeroed(&self.mem, &self.counts) else {
@@ -357,12 +375,15 @@ impl<M: PhysMem> FrameAllocator<M> {
             free: total - used,
             used,
             peak: u64::from(lists.peak),
-            zeroed: u64::from(lists.zeroed_frames),
+            zeroed: u64::from(self.counts.zeroed()),
             counts: self.counts.record_frames(),
         }
     }
 
-    fn hand_out(&self, number: u32) -> Frame {
+    /// The one reference to a frame that was taken from the lists.
+    #[inline(always)]
+    fn hand_out(&self, lists: &mut Lists, number: u32) -> Frame {
+        lists.note_used(1);
         self.counts.start(&self.mem, number, 0);
         Frame::new(self.counts.address(number))
     }

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::cmdline::GuestOptions;
 use super::devices::Devices;
+use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
 use super::loader::{GuestMemory, Image, LoadError, Plan, WriteError, load};
 use super::machine::Machine;
@@ -131,6 +132,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         machine: &mut Machine<'_, M>,
         host: &mut impl Host,
     ) -> Result<Outcome, VmFail> {
+        machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
         if self.vcpu.vpid != 0 {
             // An earlier guest may have had the same number.

@@ -19,22 +19,42 @@ const CS_LONG: u32 = 1 << 13;
 /// The common case, in which none of that applies, is four VMREADs, a VMWRITE and as many branches.
 #[inline(always)]
 pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-    let rip = vmcs.read_natural(FieldNatural::GuestRip)?;
-    let length = vmcs.read32(Field32::ExitInstructionLength)?;
-    let next = rip.wrapping_add(length.into());
+    let [rip, length, interruptibility, rflags] = vmcs.read_four([
+        FieldNatural::GuestRip.into(),
+        Field32::ExitInstructionLength.into(),
+        Field32::GuestInterruptibilityState.into(),
+        FieldNatural::GuestRflags.into(),
+    ])?;
+    let next = rip.wrapping_add(length);
     let next = if (rip ^ next) >> 32 == 0 {
         next
     } else {
         past_4_gib(vmcs, next)?
     };
     vmcs.write_natural(FieldNatural::GuestRip, next)?;
-    let interruptibility = vmcs.read32(Field32::GuestInterruptibilityState)?;
-    let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
+    let interruptibility = interruptibility as u32;
     let blocking = u64::from(interruptibility & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS));
     if blocking | rflags & (RFLAGS_TF | RFLAGS_RF) == 0 {
         return Ok(());
     }
     complete(vmcs, interruptibility, rflags)
+}
+
+/// Takes back a single step that the CPU noted as pending at an exit for which the instruction was not completed: it is
+/// executed again, or an exception takes its place, and the step is due once it is done.
+///
+/// Where STI or MOV SS blocks events, an entry wants the step of a guest with RFLAGS.TF noted (SDM "Checks on Guest
+/// Non-Register State", 28.3.1.5).
+pub fn undo_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+    let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
+    if pending & PENDING_BS != 0 {
+        let state = vmcs.read32(Field32::GuestInterruptibilityState)?;
+        if state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0 {
+            let left = pending & !PENDING_BS;
+            vmcs.write_natural(FieldNatural::GuestPendingDebugExceptions, left)?;
+        }
+    }
+    Ok(())
 }
 
 /// Only 64-bit code may cross a multiple of 4 GiB.
@@ -136,6 +156,27 @@ mod tests {
             .set(Field64::GuestDebugctl, 2);
         advance_rip(&mut vmcs).unwrap();
         assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
+    }
+
+    #[test]
+    fn an_instruction_that_is_executed_again_has_no_step_pending() {
+        for (blocking, before, after) in [
+            (0, 0x5001, 0x1001),
+            (8, 0x4000, 0),
+            (0, 0x1001, 0x1001),
+            (1, 0x4000, 0x4000),
+            (2, 0x4001, 0x4001),
+        ] {
+            let mut vmcs = vmcs(0x1000, 2);
+            vmcs.set(FieldNatural::GuestRflags, 0x102)
+                .set(Field32::GuestInterruptibilityState, blocking)
+                .set(FieldNatural::GuestPendingDebugExceptions, before);
+            undo_step(&mut vmcs).unwrap();
+            let pending = vmcs.get(FieldNatural::GuestPendingDebugExceptions);
+            assert_eq!(pending, after, "blocking {blocking}");
+            assert_eq!(vmcs.writes(), usize::from(before != after));
+            assert_eq!(vmcs.get(FieldNatural::GuestRip), 0x1000);
+        }
     }
 
     #[test]

@@ -59,6 +59,18 @@ pub trait Vmcs {
     /// Writes a field of natural width.
     fn write_natural(&mut self, field: FieldNatural, value: u64) -> Result<(), VmcsError>;
 
+    /// Reads four fields of any width, in this order.
+    #[inline]
+    fn read_four(&self, fields: [Field; 4]) -> Result<[u64; 4], VmcsError> {
+        let [a, b, c, d] = fields;
+        Ok([
+            self.read_any(a)?,
+            self.read_any(b)?,
+            self.read_any(c)?,
+            self.read_any(d)?,
+        ])
+    }
+
     /// Reads a field of any width. For dumps and checks; where the width is known, say so.
     fn read_any(&self, field: Field) -> Result<u64, VmcsError> {
         match field {

@@ -24,9 +24,9 @@ macro_rules! try_register {
         let trap = unsafe {
             probe!(
                 concat!("mov ", $register, ", {value}"),
-                concat!("mov {between}, ", $register),
+                concat!("mov r8, ", $register),
                 concat!("mov ", $register, ", {old}");
-                value = in(reg) $value, old = in(reg) $old, between = out(reg) between)
+                value = in(reg) $value, old = in(reg) $old, out("r8") between)
         };
         (trap, between)
     }};

@@ -19,8 +19,8 @@ macro_rules! raise {
         // SAFETY: the stack is fresh heap; the exception is caught.
         let trap = unsafe {
             trap::set_stack($stack);
-            let trap = probe!("lea {start}, [rip + 66f]", "66:", $instruction;
-                start = out(reg) start, inout("rax") 0_u64 => _, inout("rdx") 0_u64 => _,
+            let trap = probe!("lea r8, [rip + 66f]", "66:", $instruction;
+                out("r8") start, inout("rax") 0_u64 => _, inout("rdx") 0_u64 => _,
                 in("rcx") 0_u64);
             trap::set_stack(trap::own_stack());
             trap

@@ -73,15 +73,26 @@ impl Bench {
     }
 
     /// Measures and files one figure. `own` is how many instructions the guest itself ran or tried in between.
-    fn file(&mut self, name: &str, own: u64, sample: impl FnMut(usize) -> u64) {
+    fn file(&mut self, name: &str, own: u64, sample: impl FnMut(usize) -> u64) -> u64 {
         let median = self.median(sample);
         let value = median.saturating_sub(self.empty + own);
+        self.file_value(name, value);
+        value
+    }
+
+    fn file_value(&mut self, name: &str, value: u64) {
         println!("{name} {value}");
         if let Err(error) = figure(name, value) {
             println!("{name} was not taken: {error:?}");
             self.failed = true;
         }
     }
+}
+
+/// Gives the turn away. With interrupts off that would end the guest.
+fn halt() {
+    // SAFETY: nothing interrupts a guest, and every vector that could has a handler.
+    unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) };
 }
 
 fn readable(msr: u32) -> bool {
@@ -113,11 +124,13 @@ fn main(info: &StartInfo) -> u64 {
     unsafe { asm!("cli", options(nomem, nostack)) };
 
     match MSRS.into_iter().find(|&msr| readable(msr)) {
-        Some(msr) => bench.file(
-            "exit.rdmsr",
-            1,
-            |_| ticks!("rdmsr"; 0_u64, u64::from(msr), 0_u64),
-        ),
+        Some(msr) => {
+            bench.file(
+                "exit.rdmsr",
+                1,
+                |_| ticks!("rdmsr"; 0_u64, u64::from(msr), 0_u64),
+            );
+        }
         None => println!("exit.rdmsr: none of {MSRS:#x?} can be read"),
     }
     bench.file(
@@ -129,7 +142,7 @@ fn main(info: &StartInfo) -> u64 {
     // Pages apart, so that filling a neighbour along with a page does not hide the cost. A table of the
     // hypervisor is made now and then on the way; the median leaves that out. The instruction that touches the
     // page is tried twice: before and after the fill.
-    let stride = (info.heap_len / PAGE / (2 * RUNS as u64)).min(32) * PAGE;
+    let stride = (info.heap_len / PAGE / (3 * RUNS as u64)).min(32) * PAGE;
     if stride == 0 {
         println!(
             "a heap of {} KiB is too small to measure fills",
@@ -137,17 +150,23 @@ fn main(info: &StartInfo) -> u64 {
         );
         return 2;
     }
-    let writes = info.heap;
-    let reads = info.heap + RUNS as u64 * stride;
-    bench.file(
+    let page = |series: u64, run: usize| info.heap + (series * RUNS as u64 + run as u64) * stride;
+    // One after the other, so that the hypervisor soon has no frame left that it zeroed ahead of need.
+    let zeroing = bench.file(
         "fill.write",
         2,
-        |run| ticks!("mov [rcx], rdx"; 0_u64, writes + run as u64 * stride, 1_u64),
+        |run| ticks!("mov [rcx], rdx"; 0_u64, page(0, run), 1_u64),
     );
+    // While the guest halts, it zeroes some.
+    let pooled = bench.file("fill.write.pooled", 2, |run| {
+        halt();
+        ticks!("mov [rcx], rdx"; 0_u64, page(1, run), 1_u64)
+    });
+    bench.file_value("fill.write.zeroing", zeroing.saturating_sub(pooled));
     bench.file(
         "fill.read",
         2,
-        |run| ticks!("mov rdx, [rcx]"; 0_u64, reads + run as u64 * stride, 0_u64),
+        |run| ticks!("mov rdx, [rcx]"; 0_u64, page(2, run), 0_u64),
     );
     u64::from(bench.failed)
 }

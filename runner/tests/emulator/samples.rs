@@ -54,6 +54,52 @@ fn samples_pass_on_lynnfield_without_unrestricted_guest() {
     all_samples("corei5_lynnfield_750");
 }
 
+/// The walker's tables under the emulated MMU. The whole check takes about two seconds.
+fn the_mmu_agrees(model: &str, in_32_bit_mode: bool) {
+    let mut run = run(
+        &format!("mmu-{model}"),
+        vec![sample("mmu").with("mem=256M")],
+    );
+    run.emulator = Emulator::bochs(model);
+    let booted = boot(&run);
+    booted.all_well();
+    for part in [
+        "permissions of every leaf size",
+        "what upper levels deny",
+        "bad entries",
+        "changes to live tables",
+        "tables from a buffer",
+        "rebuilt spaces",
+    ] {
+        booted.says(&["mmu", part, "ok"]);
+    }
+    // The mark for global pages is where the CPU looks for it.
+    booted.says(&["mmu", "a global page outlived 2 of 2"]);
+    let verdict = if in_32_bit_mode { "ok" } else { "skipped" };
+    booted.says(&["mmu", "32-bit paging", verdict]);
+    booted.says(&["mmu", "checks, 0 wrong"]);
+}
+
+#[test]
+fn the_mmu_agrees_with_the_walker_on_tiger_lake() {
+    the_mmu_agrees("tigerlake", true);
+}
+
+#[test]
+fn the_mmu_agrees_with_the_walker_on_haswell() {
+    the_mmu_agrees("corei7_haswell_4770", true);
+}
+
+#[test]
+fn the_mmu_agrees_with_the_walker_on_arrandale_without_1_gib_pages() {
+    the_mmu_agrees("corei5_arrandale_m520", true);
+}
+
+#[test]
+fn the_mmu_agrees_with_the_walker_on_lynnfield_in_long_mode_only() {
+    the_mmu_agrees("corei5_lynnfield_750", false);
+}
+
 #[test]
 fn several_guests_from_one_file_run_one_after_the_other() {
     let guests = (1..=3)

@@ -7,12 +7,26 @@ use crate::addr::{Gpa, Gva};
 use crate::ept::{Resolution, Violation, ViolationFields};
 use crate::frames::PhysMem;
 use crate::vmx::event::restore_nmi_blocking;
-use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError};
+use crate::vmx::register_bits::PENDING_BS;
+use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError, undo_step};
+
+/// In IDT-vectoring information: an event was being delivered.
+const VALID: u64 = 1 << 31;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Makes the access possible, or stops the guest.
     #[inline(always)]
     pub fn ept_violation(&mut self) -> Result<Next, VmcsError> {
+        let [qualification, gpa, vectoring, pending] = self.vmcs.read_four([
+            FieldNatural::ExitQualification.into(),
+            Field64::GuestPhysicalAddress.into(),
+            Field32::IdtVectoringInformation.into(),
+            FieldNatural::GuestPendingDebugExceptions.into(),
+        ])?;
+        let plain = vectoring & VALID == 0 && pending & PENDING_BS == 0;
+        if plain && self.space.fill(qualification, Gpa::new(gpa)) {
+            return Ok(Next::Resume);
+        }
         Ok(self.any_violation())
     }
 
@@ -41,6 +55,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             }
             Err(unresolved) => return self.stop(Outcome::Memory(unresolved)),
         }
+        undo_step(&mut self.vmcs)?;
         if violation.during_delivery {
             return self.deliver_again();
         }

@@ -16,6 +16,10 @@ use crate::vmx::exit::ExitReason;
 use crate::vmx::{Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
 
 const RFLAGS_IF: u64 = 1 << 9;
+/// How many frames are to be zeroed ahead of need: 1 MiB.
+pub(super) const ZEROED_GOAL: u32 = 256;
+/// How many of them are zeroed while a guest halts.
+const ZEROED_AT_ONCE: u32 = 16;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Does what an exit needs. Every reason is here: what no control of ours asks for stops the guest.
@@ -26,8 +30,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             ExitReason::Cpuid | ExitReason::Hlt | ExitReason::Vmcall | ExitReason::EptViolation => {
                 Ok(Next::Resume)
             }
-            ExitReason::IoInstruction => self.io(),
-            ExitReason::Rdmsr => self.rdmsr(),
             ExitReason::Wrmsr => self.wrmsr(),
             ExitReason::CrAccess => self.cr_access(),
             ExitReason::Xsetbv => self.xsetbv(),
@@ -80,11 +82,14 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         if self.vmcs.read_natural(FieldNatural::GuestRflags)? & RFLAGS_IF == 0 {
             return self.stop(Outcome::Halted);
         }
-        // No device of a guest interrupts yet, so there is nothing to wait for: HLT gives the turn away.
+        // No device of a guest interrupts yet, so there is nothing to wait for: HLT gives the turn away. Time that the
+        // guest has no use for goes into frames that it may need.
+        self.machine.frames.refill_to(ZEROED_GOAL, ZEROED_AT_ONCE);
         self.advance()
     }
 
-    fn rdmsr(&mut self) -> Result<Next, VmcsError> {
+    #[inline(always)]
+    pub fn rdmsr(&mut self) -> Result<Next, VmcsError> {
         let value = match msr::read(self.area.regs.get(Gpr::Rcx)) {
             Ok(msr::Read::Value(value)) => value,
             Ok(msr::Read::Efer) => self.vmcs.read64(Field64::GuestEfer)?,

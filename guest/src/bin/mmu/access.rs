@@ -135,7 +135,7 @@ impl Attempt {
         let trap = unsafe {
             match (self.access, self.user) {
                 (Access::Read, false) => {
-                    probe!("mov {word}, [{at}]"; at = in(reg) at, word = inout(reg) word)
+                    probe!("mov rax, [rcx]"; in("rcx") at, inout("rax") word)
                 }
                 (Access::Write, false) => {
                     probe!("mov [{at}], {word}"; at = in(reg) at, word = in(reg) word)

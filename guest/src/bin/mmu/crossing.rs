@@ -44,6 +44,8 @@ const WRITE: u32 = 1;
 const FETCH: u32 = 2;
 const SET_WP: u32 = 3;
 
+/// In the upper half of a register that 32-bit code uses.
+const STALE: u64 = 0xdead_beef << 32;
 const CR0_WP: u32 = 1 << 16;
 const CR4_PSE: u32 = 1 << 4;
 const CR4_PAE: u32 = 1 << 5;
@@ -256,12 +258,16 @@ unsafe extern "C" fn cross(block: *mut Block) {
         "push r15",
         "mov [rdi + 32], rsp",
         "lgdt [rdi + 40]",
-        // The upper half of RAX must not matter to MOV to CR0 outside 64-bit mode.
+        // CR0 without paging. Outside 64-bit mode the upper half of the register must not matter.
+        "mov rax, cr0",
+        "and eax, 0x7fffffff",
+        "mov rbp, {stale}",
+        "or rbp, rax",
         "push {code32}",
         "lea rax, [rip + {protected}]",
         "push rax",
-        "mov rax, -1",
         "retfq",
+        stale = const STALE,
         code32 = const CODE32,
         protected = sym offshoot_mmu_protected,
     )
@@ -279,9 +285,7 @@ global_asm!(
     "mov ss, eax",
     "mov esp, [edi + 8]",
     // Out of long mode: paging off, LME off, PAE off.
-    "mov eax, cr0",
-    "and eax, 0x7fffffff",
-    "mov cr0, eax",
+    "mov cr0, ebp",
     "mov ecx, 0xc0000080",
     "rdmsr",
     "and eax, ~0x100",

@@ -1,15 +1,15 @@
 //! Two-level tables of 32-bit mode: the same questions as of 4-level ones.
 
+use crate::Bench;
 use crate::access::{Access, Attempt, Spot};
 use crate::crossing::{Crossing, Op, USER_BASE};
 use crate::tables::{Tables, WRITES, must};
-use crate::{Bench, may_leave_paging};
 use offshoot::addr::{Gpa, Gva, PAGE_SIZE, PageSize};
 use offshoot::paging::{
     Content, Emptied, Entry, I686, I686Attr, I686Entry, MappingOf, PagingError, TableOps,
     TableReadOps, Write, map, merge, modify, protect, query, remap, split, translate, unmap,
 };
-use offshoot_guest::{println, trap};
+use offshoot_guest::trap;
 
 /// Where mappings of either size begin. Memory is mapped to itself below.
 const SMALL: u64 = 0x4000_0000;
@@ -43,10 +43,6 @@ struct Legacy<'a, 'b> {
 }
 
 pub fn check(bench: &mut Bench) {
-    if !may_leave_paging() {
-        println!("32-bit paging is skipped: guests may not leave long mode on this CPU");
-        return;
-    }
     assert!(
         bench.info.memory <= SMALL,
         "too much memory for two-level tables"
@@ -104,7 +100,7 @@ fn map_to(tables: &mut Tables<I686>, at: u64, len: u64, phys: u64, attr: I686Att
 
 fn attributes() -> impl Iterator<Item = I686Attr> {
     (0_u8..24).map(|number| {
-        let bit = |bit: u8| number / 3 >> bit & 1 != 0;
+        let bit = |bit: u8| (number / 3) >> bit & 1 != 0;
         I686Attr::READ
             .with_write(WRITES[usize::from(number % 3)])
             .with_user(bit(0))

@@ -24,7 +24,7 @@ const NO_EXECUTE: u64 = 1 << 63;
 /// another memory type.
 fn attributes() -> impl Iterator<Item = Amd64Attr> {
     (0_u8..48).map(|number| {
-        let bit = |bit: u8| number / 3 >> bit & 1 != 0;
+        let bit = |bit: u8| (number / 3) >> bit & 1 != 0;
         Amd64Attr::READ
             .with_write(WRITES[usize::from(number % 3)])
             .with_execute(bit(0))
@@ -201,9 +201,8 @@ pub fn edges(bench: &mut Bench) {
         let last = at + (PAGE_SIZE - 1);
         let mut byte = 0_u64;
         // SAFETY: reads a byte; an exception is caught.
-        let trap = unsafe {
-            probe!("movzx {byte:e}, byte ptr [{last}]"; last = in(reg) last, byte = inout(reg) byte)
-        };
+        let trap =
+            unsafe { probe!("movzx eax, byte ptr [rcx]"; in("rcx") last, inout("rax") byte) };
         bench
             .checks
             .quiet(format_args!("last byte {last:#x}"), trap);
