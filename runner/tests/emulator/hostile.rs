@@ -29,7 +29,7 @@ fn guests_that_go_too_far_are_stopped() {
         })
         .collect();
     let mut run = run("hostile-stopped", guests);
-    run.cmdline = "pool=64M".into();
+    run.cmdline = "pool=64M audit".into();
     let booted = boot(&run);
     booted.failed_with(&[]);
     for (name, _, outcome) in stopped {
