@@ -52,8 +52,10 @@ fn withstood(model: &str) {
     ];
     let guests = hostile
         .into_iter()
-        .chain(["hello"])
-        .map(|name| sample(name).with("budget=60s"))
+        .flat_map(|name| {
+            let healthy = sample("hello").with(format!("name=after-{name}"));
+            [sample(name).with("budget=60s"), healthy]
+        })
         .collect();
     let mut run = run(&format!("hostile-{model}"), guests);
     run.emulator = Emulator::bochs(model);
