@@ -430,6 +430,59 @@ fn managed_memory_cannot_be_given_away_as_host_memory() {
 }
 
 #[test]
+fn memory_types_that_cannot_be_are_refused() {
+    let (frames, _) = memory(16);
+    let uncached = MtrrRegisters {
+        capability: 0,
+        default: 1 << 11,
+        fixed: [0; 11],
+        variable: &[],
+    };
+    let through = MtrrRegisters {
+        default: 1 << 11 | 4,
+        ..uncached
+    };
+    let device = AddrRange::new(Hpa::new(DEVICE_HOST), PAGE_SIZE).unwrap();
+    // SAFETY: nothing is ever accessed there.
+    let device = RegionKind::PassThrough(unsafe { DeviceRange::new(device) });
+    let add = |mtrrs: Option<&MtrrRegisters<'_>>, kind, memory_type| {
+        let mut spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        if let Some(mtrrs) = mtrrs {
+            spaces = spaces.with_mtrrs(Mtrrs::decode(mtrrs, 40));
+        }
+        let mut space = spaces.create(36).unwrap();
+        let range = gpas(0, PAGE_SIZE);
+        let done = space.add_region(Region::new(range, kind).with_memory_type(memory_type));
+        finish(space, &mut Cpu::new(0));
+        spaces.end().unwrap();
+        assert!(done.is_ok() || done == Err(RegionError::MemoryType { range, memory_type }));
+        done.is_ok()
+    };
+    for memory_type in [
+        MemoryType::Uncacheable,
+        MemoryType::WriteCombining,
+        MemoryType::WriteThrough,
+    ] {
+        assert!(
+            !add(None, RegionKind::Ram, memory_type)
+                && !add(Some(&through), RegionKind::Rom, memory_type)
+        );
+    }
+    assert!(add(None, RegionKind::Ram, MemoryType::WriteBack));
+    assert!(
+        add(None, device, MemoryType::Uncacheable) && add(None, device, MemoryType::WriteCombining)
+    );
+    assert!(!add(Some(&uncached), device, MemoryType::WriteCombining));
+    assert!(
+        !add(None, device, MemoryType::WriteBack)
+            && !add(Some(&uncached), device, MemoryType::WriteBack)
+    );
+    assert!(add(Some(&through), device, MemoryType::WriteThrough));
+    assert!(!add(Some(&through), device, MemoryType::WriteProtected));
+    assert_eq!(frames.figures().used, 0);
+}
+
+#[test]
 fn copying_checks_the_whole_range_before_a_byte_moves() {
     with_space(64, |spaces, space, _| {
         let end = 16 * PAGE_SIZE;
