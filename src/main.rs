@@ -39,15 +39,16 @@ extern "C" fn start(magic: u32, info: u32, hand_over: u64) -> ! {
 }
 
 fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
-    // SAFETY: called once, with the boot tables in use.
-    let frames = match unsafe { memory::init_frames(boot, options.pool) } {
+    let mut free = memory::free(boot);
+    // SAFETY: called once, with the boot tables in use; `boot` lies in memory that both map.
+    if let Err(error) = unsafe { memory::init_tables(boot, &mut free, gib_pages()) } {
+        power::end(Err(format_args!("{error}")));
+    }
+    // SAFETY: called once, on the tables just made.
+    let frames = match unsafe { memory::init_frames(free, options.pool) } {
         Ok(frames) => frames,
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
-    // SAFETY: called once, with the boot tables in use; `boot` lies in memory that both map.
-    if let Err(error) = unsafe { memory::init_tables(boot, frames, gib_pages()) } {
-        power::end(Err(format_args!("{error}")));
-    }
     let figures = frames.figures();
     log::info!(
         "{} boot, {} MiB of memory in {} frames, {} guests",

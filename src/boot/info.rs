@@ -3,11 +3,10 @@
 use core::ffi::CStr;
 use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
 use offshoot::addr::{AddrRange, Hpa};
+use offshoot::frames::MemoryMap;
 
-use super::layout::{self, BOOT_MAPPED};
+use super::layout::{self, BOOT_MAPPED, DIRECT_MAPPED};
 
-/// The most memory ranges that are taken over; what is past them is left unused.
-pub const MAX_MEMORY: usize = 128;
 /// The most modules; one more ends the boot with an error.
 pub const MAX_MODULES: usize = 128;
 
@@ -27,7 +26,10 @@ pub struct Module {
 pub struct BootInfo {
     pub protocol: &'static str,
     pub cmdline: &'static str,
-    memory: [Option<AddrRange<Hpa>>; MAX_MEMORY],
+    /// Usable memory as the firmware reports it; the image, modules and kept ranges are still inside.
+    pub memory: MemoryMap,
+    /// What the firmware reports as anything else, which counts where the two overlap.
+    other: MemoryMap,
     modules: [Option<Module>; MAX_MODULES],
     /// The boot loader's own structures, with the texts.
     pub keep: [Option<AddrRange<Hpa>>; MAX_MODULES + 2],
@@ -38,7 +40,11 @@ pub struct BootInfo {
 pub enum BootError {
     UnknownMagic(u32),
     Unreadable(&'static str),
-    NotMapped { what: &'static str, address: u64 },
+    NotMapped {
+        what: &'static str,
+        address: u64,
+        limit: u64,
+    },
     TooManyModules,
     NoMemoryMap,
 }
@@ -55,10 +61,15 @@ impl core::fmt::Display for BootError {
             Self::Unreadable(what) => {
                 write!(f, "the boot loader's information cannot be read: {what}")
             }
-            Self::NotMapped { what, address } => {
+            Self::NotMapped {
+                what,
+                address,
+                limit,
+            } => {
                 write!(
                     f,
-                    "the boot loader put the {what} at {address:#x}, above 4 GiB"
+                    "the boot loader put the {what} at {address:#x}, above {} GiB",
+                    limit >> 30
                 )
             }
             Self::TooManyModules => write!(f, "more than {MAX_MODULES} boot modules"),
@@ -71,30 +82,35 @@ impl BootInfo {
     const EMPTY: Self = Self {
         protocol: "",
         cmdline: "",
-        memory: [None; MAX_MEMORY],
+        memory: MemoryMap::new(),
+        other: MemoryMap::new(),
         modules: [None; MAX_MODULES],
         keep: [None; MAX_MODULES + 2],
     };
 
-    /// Usable memory as the firmware reports it; the image, modules and kept ranges are still inside.
-    pub fn memory(&self) -> impl Iterator<Item = AddrRange<Hpa>> + Clone + '_ {
-        self.memory.iter().flatten().copied()
-    }
     /// The boot modules, in order.
     pub fn modules(&self) -> impl Iterator<Item = Module> + Clone + '_ {
         self.modules.iter().flatten().copied()
     }
 
-    fn add_memory(&mut self, start: u64, len: u64) {
-        let Some(range) = AddrRange::new(Hpa::new(start), len).filter(|r| !r.is_empty()) else {
-            return;
-        };
-        if let Some(slot) = self.memory.iter_mut().find(|slot| slot.is_none()) {
-            *slot = Some(range);
+    /// Takes one range of the firmware's memory map over. What lies past the direct map is left unused.
+    fn add_memory(&mut self, start: u64, len: u64, usable: bool) {
+        let len = len.min(DIRECT_MAPPED.saturating_sub(start));
+        match AddrRange::new(Hpa::new(start), len) {
+            Some(range) if usable => self.memory.add(range),
+            Some(range) => self.other.add_touched(range),
+            None => {}
+        }
+    }
+    /// The firmware's memory map is complete.
+    fn end_memory(&mut self) {
+        for range in self.other.ranges() {
+            self.memory.remove(range);
         }
     }
     fn add_module(&mut self, start: u64, len: u64, cmdline: &'static str) -> Result<(), BootError> {
-        let range = mapped("module", start, len)?;
+        // Read only once the kernel's own tables are there, so it may lie higher than what the boot tables map.
+        let range = within("module", start, len, DIRECT_MAPPED)?;
         let slot = self
             .modules
             .iter_mut()
@@ -112,11 +128,21 @@ impl BootInfo {
 
 /// The range, if the boot tables map all of it.
 fn mapped(what: &'static str, start: u64, len: u64) -> Result<AddrRange<Hpa>, BootError> {
+    within(what, start, len, BOOT_MAPPED)
+}
+
+fn within(
+    what: &'static str,
+    start: u64,
+    len: u64,
+    limit: u64,
+) -> Result<AddrRange<Hpa>, BootError> {
     AddrRange::new(Hpa::new(start), len)
-        .filter(|range| range.last().map_or(start, Hpa::as_u64) < BOOT_MAPPED)
+        .filter(|range| range.last().map_or(start, Hpa::as_u64) < limit)
         .ok_or(BootError::NotMapped {
             what,
             address: start,
+            limit,
         })
 }
 
@@ -161,10 +187,10 @@ unsafe fn multiboot2(info: u32) -> Result<BootInfo, BootError> {
     }
     let map = boot.memory_map_tag().ok_or(BootError::NoMemoryMap)?;
     for area in map.memory_areas() {
-        if area.typ() == MemoryAreaType::Available {
-            out.add_memory(area.start_address(), area.size());
-        }
+        let usable = area.typ() == MemoryAreaType::Available;
+        out.add_memory(area.start_address(), area.size(), usable);
     }
+    out.end_memory();
     for module in boot.module_tags() {
         let (start, end) = (
             u64::from(module.start_address()),
@@ -242,10 +268,9 @@ unsafe fn pvh(info: u32) -> Result<BootInfo, BootError> {
                 start.memmap + i * size_of::<MemmapEntry>() as u64,
                 "memory map",
             )?;
-            if entry.kind == 1 {
-                out.add_memory(entry.address, entry.size);
-            }
+            out.add_memory(entry.address, entry.size, entry.kind == 1);
         }
+        out.end_memory();
         for i in 0..u64::from(start.nr_modules) {
             let entry: ModlistEntry = copy(
                 start.modlist + i * size_of::<ModlistEntry>() as u64,

@@ -9,6 +9,8 @@ pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
 pub const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 /// How much of physical memory the boot tables map.
 pub const BOOT_MAPPED: u64 = 4 << 30;
+/// How much of it the direct map has room for below the image: 64 TiB.
+pub const DIRECT_MAPPED: u64 = 1 << 46;
 
 /// Where the direct map has a physical address.
 pub fn direct(address: Hpa) -> *mut u8 {
@@ -19,8 +21,8 @@ pub fn direct(address: Hpa) -> *mut u8 {
 #[derive(Clone, Copy, Debug)]
 pub struct DirectMap;
 
-// SAFETY: the direct map, in the boot tables for the first 4 GiB and in the kernel's own for all memory that the
-// allocator is given, shows every frame once, for ever, writable.
+// SAFETY: the allocator is made when the kernel's own tables are in use, whose direct map shows every frame that it is
+// given once, for ever, writable. Before that, only frames for those tables are used, which the boot tables map.
 unsafe impl PhysMem for DirectMap {
     #[inline(always)]
     fn ptr(&self, address: Hpa) -> *mut u8 {

@@ -1,11 +1,11 @@
-//! The kernel's memory: the frame allocator over what is left of the machine's, and the kernel's own page tables.
+//! The kernel's memory: its own page tables, and the frame allocator over what is left of the machine's.
 
 use super::info::BootInfo;
-use super::layout::{self, DIRECT_MAP, DirectMap};
+use super::layout::{self, BOOT_MAPPED, DIRECT_MAP, DirectMap};
 use super::segments;
 use core::fmt;
-use offshoot::addr::{AddrRange, Address, Hpa, Hva, PAGE_SIZE, PageSize};
-use offshoot::frames::{FrameAllocator, FrameError};
+use offshoot::addr::{AddrRange, Hpa, Hva, PAGE_SIZE, PageSize};
+use offshoot::frames::{FrameAllocator, FrameError, MemoryMap};
 use offshoot::paging::{
     self, Amd64Attr, Content, Error, HostAmd64, PhysTables, TableAlloc, TableReadOps, Write,
 };
@@ -19,52 +19,47 @@ const LOW_MEMORY: u64 = 1 << 20;
 
 static FRAMES: Once<FrameAllocator<DirectMap>> = Once::new();
 
-/// Puts all memory that is free under the allocator, `pool` bytes of it at most.
+/// The memory that is nobody's: the machine's without the image, the modules and what the boot loader left.
+pub fn free(boot: &BootInfo) -> MemoryMap {
+    let range = |start: u64, end: u64| AddrRange::new(Hpa::new(start), end.saturating_sub(start));
+    let mut free = boot.memory.clone();
+    range(0, LOW_MEMORY)
+        .into_iter()
+        .chain(range(layout::image_start(), layout::image_end()))
+        .chain(boot.modules().map(|module| module.range))
+        .chain(boot.keep.iter().flatten().copied())
+        .for_each(|taken| free.remove(taken));
+    free
+}
+
+/// Puts what is left of the `free` memory under the allocator, `pool` bytes of it at most.
 ///
 /// # Safety
-/// To be called once, while the boot tables are in use.
+/// To be called once, when [`init_tables`] has been. `free` is as it has left it.
 pub unsafe fn init_frames(
-    boot: &BootInfo,
+    mut free: MemoryMap,
     pool: Option<u64>,
 ) -> Result<&'static FrameAllocator<DirectMap>, FrameError> {
-    let range = |start: u64, end: u64| AddrRange::new(Hpa::new(start), end.saturating_sub(start));
-    let low = range(0, LOW_MEMORY);
-    let image = range(layout::image_start(), layout::image_end());
-    let reserved = low
-        .into_iter()
-        .chain(image)
-        .chain(boot.modules().map(|module| module.range))
-        .chain(boot.keep.iter().flatten().copied());
-
-    let mut left = pool.unwrap_or(u64::MAX);
-    let taken = reserved.clone();
-    let usable = boot.memory().filter_map(move |memory| {
-        let taken = taken
-            .clone()
-            .filter(|r| r.overlaps(memory))
-            .map(AddrRange::len)
-            .sum();
-        let len = memory.len().min(left.saturating_add(taken));
-        left = left.saturating_sub(memory.len().saturating_sub(taken));
-        AddrRange::new(memory.start(), len)
-    });
-    // SAFETY: the firmware says that the memory is there, nothing that lives in it is left out of `reserved`, and the
-    // direct map keeps the contract.
-    let frames = unsafe { FrameAllocator::new(DirectMap, usable, reserved)? };
+    if let Some(most) = pool {
+        free.keep_lowest(most);
+    }
+    // SAFETY: the firmware says that the memory is there, nothing that lives in it is still in `free`, and the direct
+    // map keeps the contract.
+    let frames = unsafe { FrameAllocator::new(DirectMap, free.ranges(), [])? };
     Ok(FRAMES.call_once(|| frames))
 }
 
-/// The frames of the kernel's own tables. They are never given back.
-struct TableFrames(&'static FrameAllocator<DirectMap>);
+/// The frames of the kernel's own tables, which stay for ever: out of free memory that the boot tables map.
+struct TableFrames<'m>(&'m mut MemoryMap);
 
-impl TableAlloc for TableFrames {
+impl TableAlloc for TableFrames<'_> {
     fn alloc(&mut self) -> Option<Hpa> {
-        self.0.alloc().ok().map(|frame| frame.into_raw())
+        self.0.take_below(Hpa::new(BOOT_MAPPED))
     }
     fn free(&mut self, frame: Hpa) {
-        if let Ok(frame) = self.0.from_entry(frame) {
-            let _ = self.0.release(frame);
-        }
+        AddrRange::new(frame, PAGE_SIZE)
+            .into_iter()
+            .for_each(|range| self.0.add(range));
     }
 }
 
@@ -85,19 +80,19 @@ impl fmt::Display for TablesError {
 }
 
 /// Builds the kernel's own tables and goes over to them: the image with each part's own permissions and without the
-/// guard pages of stacks, and memory at its direct map, without the image. Nothing else is mapped, the null page least
-/// of all.
+/// guard pages of stacks; and at the direct map all memory without the image, with what the boot loader left wherever
+/// it is. Nothing else is mapped, the null page least of all. The tables themselves come out of `free`.
 ///
 /// # Safety
 /// To be called once, while the boot tables are in use, after which nothing may rely on what only they map.
 pub unsafe fn init_tables(
     boot: &BootInfo,
-    frames: &'static FrameAllocator<DirectMap>,
+    free: &mut MemoryMap,
     gib_pages: bool,
 ) -> Result<(), TablesError> {
-    // SAFETY: all tables will be frames of the allocator, whose memory the direct map shows.
+    // SAFETY: all tables will be free frames that the boot tables map, and the direct map to come, too.
     let mut tables =
-        unsafe { PhysTables::<HostAmd64, _, _>::create(&DirectMap, TableFrames(frames)) }
+        unsafe { PhysTables::<HostAmd64, _, _>::create(&DirectMap, TableFrames(free)) }
             .ok_or(TablesError::OutOfFrames)?;
     let largest = if gib_pages {
         PageSize::Size1G
@@ -121,25 +116,14 @@ pub unsafe fn init_tables(
             });
         map(part.start, part.physical(), part.len(), attr)?;
     }
-    for memory in boot.memory() {
-        // Whole pages, the image left out: what is below it and what is above.
-        let start = memory
-            .start()
-            .align_up(PAGE_SIZE)
-            .map_or(u64::MAX, Hpa::as_u64);
-        let end = memory.start().as_u64().saturating_add(memory.len()) & !(PAGE_SIZE - 1);
-        let below = (start, end.min(layout::image_start()));
-        let above = (start.max(layout::image_end()), end);
-        for (from, to) in [below, above] {
-            if from < to {
-                map(
-                    DIRECT_MAP + from,
-                    Hpa::new(from),
-                    to - from,
-                    Amd64Attr::READ_WRITE,
-                )?;
-            }
-        }
+    for shown in direct_map(boot).ranges() {
+        let start = shown.start();
+        map(
+            DIRECT_MAP + start.as_u64(),
+            start,
+            shown.len(),
+            Amd64Attr::READ_WRITE,
+        )?;
     }
     for guard in segments::guard_pages() {
         paging::unmap(
@@ -155,4 +139,19 @@ pub unsafe fn init_tables(
     // SAFETY: the tables map the code that runs here, its stack and its data as the boot tables do.
     unsafe { Cr3::write(root, Cr3Flags::empty()) };
     Ok(())
+}
+
+/// What the direct map shows.
+fn direct_map(boot: &BootInfo) -> MemoryMap {
+    let mut shown = boot.memory.clone();
+    // A boot loader may put them into memory that is not usable otherwise, or at its unaligned edge.
+    boot.modules()
+        .map(|module| module.range)
+        .chain(boot.keep.iter().flatten().copied())
+        .for_each(|left| shown.add_touched(left));
+    let image = layout::image_end() - layout::image_start();
+    AddrRange::new(Hpa::new(layout::image_start()), image)
+        .into_iter()
+        .for_each(|image| shown.remove(image));
+    shown
 }

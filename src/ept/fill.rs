@@ -4,7 +4,7 @@ use super::Space;
 use super::violation::{NOT_PLAIN, WRITE};
 use crate::addr::Gpa;
 use crate::frames::PhysMem;
-use crate::paging::{Entry, EptEntry, open_slot};
+use crate::paging::{Entry, EptEntry, open_slot, open_slot_in};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the access possible that a violation with this exit qualification was for, if it is a read or write of RAM in
@@ -19,13 +19,15 @@ impl<M: PhysMem> Space<'_, M> {
             return false;
         }
         let frames = self.spaces.frames;
+        let near = self.tree.recent_table(gpa);
         let mut tables = self.tree.tables(frames);
-        let Some(slot) = open_slot(&tables, gpa) else {
+        let found = match near {
+            Some(table) => open_slot_in(&tables, gpa, table),
+            None => open_slot(&tables, gpa),
+        };
+        let Some(slot) = found.filter(|slot| slot.entry == EptEntry::EMPTY) else {
             return false;
         };
-        if slot.entry != EptEntry::EMPTY {
-            return false;
-        }
         let (frame, attr, count) = if qualification & WRITE != 0 {
             (frames.alloc_zeroed(), ram.written, &mut self.faults.filled)
         } else {
@@ -47,6 +49,7 @@ impl<M: PhysMem> Space<'_, M> {
         // The slot owns the reference now.
         frame.into_raw();
         *count += 1;
+        self.tree.set_recent(gpa, Some(slot.table));
         true
     }
 }

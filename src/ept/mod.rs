@@ -25,6 +25,7 @@ mod space;
 mod tables;
 mod violation;
 
+pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
 pub use audit::{Census, Flaw};
 pub use capability::{EptCapability, Eptp};
 pub use debt::{CpuId, Invalidate};

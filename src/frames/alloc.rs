@@ -221,7 +221,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// One more reference to the frame that a table entry refers to.
-    #[inline]
+    #[inline(always)]
     pub fn share_entry(&self, address: Hpa) -> Result<Frame, FrameError> {
         let number = self.counts.number(address)?;
         self.counts.take(&self.mem, number, 1)?;
@@ -321,16 +321,17 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
-    #[inline]
+    #[inline(always)]
     pub fn refill_to(&self, goal: u32, most: u32) -> u64 {
-        let zeroed = self.lists.lock().zeroed_frames;
-        if zeroed >= goal {
-            return 0;
+        // Without the lock, so that a pool that is full costs nothing: the number may be off by what others do meanwhile.
+        match goal.saturating_sub(self.counts.zeroed()) {
+            0 => 0,
+            lacking => self.refill(u64::from(most.min(lacking))),
         }
-        self.refill(u64::from(most.min(goal - zeroed)))
     }
 
     /// Zeroes up to `frames` free frames ahead of need; yields how many.
+    #[cold]
     pub fn refill(&self, frames: u64) -> u64 {
         for done in 0..frames {
             let Some(number) = self.lists.lock().pop_unzeroed(&self.mem, &self.counts) else {
@@ -374,7 +375,7 @@ impl<M: PhysMem> FrameAllocator<M> {
             free: total - used,
             used,
             peak: u64::from(lists.peak),
-            zeroed: u64::from(lists.zeroed_frames),
+            zeroed: u64::from(self.counts.zeroed()),
             counts: self.counts.record_frames(),
         }
     }

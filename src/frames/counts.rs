@@ -45,6 +45,8 @@ pub(super) struct Counts {
     total: u32,
     records: Hpa,
     record_frames: u64,
+    /// Free frames that are zeroed already.
+    zeroed: AtomicU32,
 }
 
 impl Counts {
@@ -81,6 +83,7 @@ impl Counts {
             total: 0,
             records: Hpa::new(home.start * PAGE_SIZE),
             record_frames,
+            zeroed: AtomicU32::new(0),
         };
         for (slot, span) in counts.spans.iter_mut().zip(set.as_slice()) {
             // Numbers are 32 bits with the last one meaning none: 16 TiB are managed at most.
@@ -114,6 +117,18 @@ impl Counts {
         Ok(counts)
     }
 
+    /// How many free frames are zeroed already.
+    #[inline(always)]
+    pub fn zeroed(&self) -> u32 {
+        self.zeroed.load(Relaxed)
+    }
+
+    /// Changes that number. Who calls this holds the lock of the lists, so nobody else changes it meanwhile.
+    #[inline(always)]
+    pub fn note_zeroed(&self, change: impl FnOnce(u32) -> u32) {
+        self.zeroed.store(change(self.zeroed()), Relaxed);
+    }
+
     pub fn total(&self) -> u32 {
         self.total
     }
@@ -143,7 +158,7 @@ impl Counts {
     }
 
     /// The number of the frame that starts at `address`.
-    #[inline]
+    #[inline(always)]
     pub fn number(&self, address: Hpa) -> Result<u32, FrameError> {
         // Nearly all frames are of the largest span, the first.
         let [largest, ..] = &self.spans;
@@ -169,7 +184,7 @@ impl Counts {
     }
 
     /// The address of frame `number`, which must be below the total.
-    #[inline]
+    #[inline(always)]
     pub fn address(&self, number: u32) -> Hpa {
         let [largest, ..] = &self.spans;
         let offset = number.wrapping_sub(largest.base);
@@ -191,7 +206,7 @@ impl Counts {
     }
 
     /// The record of frame `number`, which must be below the total.
-    #[inline]
+    #[inline(always)]
     fn record<'a>(&self, mem: &'a impl PhysMem, number: u32) -> &'a Record {
         assert!(number < self.total);
         let at = Hpa::new(self.records.as_u64() + u64::from(number) * RECORD);
@@ -239,7 +254,7 @@ impl Counts {
     }
 
     /// Adds `more` references.
-    #[inline]
+    #[inline(always)]
     pub fn take(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
         let own = &self.record(mem, number).count;
         let count = own.load(Relaxed);
@@ -330,6 +345,7 @@ impl Counts {
     }
 
     /// Makes the `1 << order` free frames from `number` on one block with a count of 1.
+    #[inline(always)]
     pub fn start(&self, mem: &impl PhysMem, number: u32, order: u32) {
         for tail in number + 1..number + (1 << order) {
             let record = self.record(mem, tail);
@@ -377,6 +393,7 @@ impl Counts {
     }
 
     /// The next in the list that free frame `number` is part of.
+    #[inline(always)]
     pub fn next(&self, mem: &impl PhysMem, number: u32) -> u32 {
         self.record(mem, number).link.load(Relaxed)
     }

@@ -105,7 +105,6 @@ pub(super) struct Lists {
     large: [u32; 2],
     segments: [Segment; SEGMENTS],
     current: usize,
-    pub zeroed_frames: u32,
     pub used: u32,
     pub peak: u32,
 }
@@ -123,14 +122,13 @@ impl Lists {
             large,
             segments,
             current: 0,
-            zeroed_frames: 0,
             used: 0,
             peak: 0,
         }
     }
 
     /// Notes that `frames` more are in use.
-    #[inline]
+    #[inline(always)]
     pub fn note_used(&mut self, frames: u32) {
         self.used += frames;
         self.peak = self.peak.max(self.used);
@@ -188,21 +186,21 @@ impl Lists {
     }
 
     /// A frame from the pool of zeroed ones.
-    #[inline]
+    #[inline(always)]
     pub fn pop_zeroed(&mut self, mem: &impl PhysMem, counts: &Counts) -> Option<u32> {
         if self.zeroed == NONE {
             return None;
         }
         let number = self.zeroed;
         self.zeroed = counts.next(mem, number);
-        self.zeroed_frames -= 1;
+        counts.note_zeroed(|zeroed| zeroed - 1);
         Some(number)
     }
 
     pub fn push_zeroed(&mut self, mem: &impl PhysMem, counts: &Counts, number: u32) {
         counts.set_next(mem, number, self.zeroed);
         self.zeroed = number;
-        self.zeroed_frames += 1;
+        counts.note_zeroed(|zeroed| zeroed + 1);
     }
 
     /// Takes back a block whose last reference is gone.

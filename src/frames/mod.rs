@@ -10,6 +10,7 @@ mod bytes;
 mod counts;
 mod frame;
 mod lists;
+mod memory_map;
 mod phys;
 mod ranges;
 
@@ -22,4 +23,5 @@ pub use alloc::FrameAllocator;
 pub use audit::{Audit, Miscount};
 pub use frame::{Frame, FrameError, FrameFigures};
 pub use lists::Retired;
+pub use memory_map::MemoryMap;
 pub use phys::PhysMem;

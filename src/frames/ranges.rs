@@ -74,7 +74,15 @@ impl SpanSet {
 
     /// Adds the frames wholly inside `range`; it may overlap or touch what is there.
     pub fn add(&mut self, range: AddrRange<Hpa>) {
-        let mut new = Span::inside(range);
+        self.add_span(Span::inside(range));
+    }
+
+    /// Adds every frame that `range` touches.
+    pub fn add_touched(&mut self, range: AddrRange<Hpa>) {
+        self.add_span(Span::around(range));
+    }
+
+    fn add_span(&mut self, mut new: Span) {
         if new.len() == 0 {
             return;
         }
@@ -121,6 +129,35 @@ impl SpanSet {
                 i += 1;
             }
         }
+    }
+
+    /// Takes out the highest frame below frame `limit`.
+    pub fn take_below(&mut self, limit: u64) -> Option<u64> {
+        let below = self.as_slice().iter().filter(|span| span.start < limit);
+        let frame = below.map(|span| span.end.min(limit) - 1).max()?;
+        self.remove_span(Span {
+            start: frame,
+            end: frame + 1,
+        });
+        Some(frame)
+    }
+
+    /// Keeps the lowest `most` frames.
+    pub fn keep_lowest(&mut self, most: u64) {
+        if let Some(spans) = self.spans.get_mut(..self.used) {
+            spans.sort_unstable_by_key(|span| span.start);
+        }
+        let mut left = most;
+        let mut kept = Self::new();
+        for span in self.as_slice() {
+            let end = span.start + span.len().min(left);
+            left -= end - span.start;
+            kept.push(Span {
+                start: span.start,
+                end,
+            });
+        }
+        *self = kept;
     }
 
     /// Biggest first, so that a look-up by address nearly always ends at the first.

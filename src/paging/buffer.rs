@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use super::access::{MayNotMoveTable, Never, TableOps, TableReadOps};
 use super::format::{Entry, Format};
-use super::spaces::TableRoots;
+use super::link_spaces::TableRoots;
 use crate::addr::{Address, PAGE_SIZE};
 
 /// Tables in a buffer of bytes that will stand at a given physical address of the guest. Tables are taken from it one

@@ -27,6 +27,8 @@ pub struct Cursor<'o, O: TableOps> {
     content: ContentOf<O::Format>,
     /// The highest level whose table must move, or whose entry must be opened again; 0 where none must.
     fix: u8,
+    /// The highest level whose table must move; 0 where none must.
+    moves: u8,
     /// What the tables above let through.
     rights: Rights,
 }
@@ -60,6 +62,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
             entry: EntryOf::<O>::EMPTY,
             content: Content::Unmapped,
             fix: 0,
+            moves: 0,
             rights: Rights::ALL,
             ops,
         };
@@ -82,16 +85,17 @@ impl<'o, O: TableOps> Cursor<'o, O> {
             level: O::Format::LEVELS,
         };
         let mut path = [at.table; MAX_LEVELS];
-        let mut fix = 0;
+        let (mut fix, mut moves) = (0, 0);
         let mut granted = Rights::ALL;
         loop {
             let found = at.through_open(ops, va, target, |table, level| {
                 if O::Movability::MOVES
                     && !O::WRITE_MEANS_PRIVATE
-                    && fix == 0
+                    && moves == 0
                     && ops.must_move(table, level).is_some()
                 {
-                    fix = level;
+                    moves = level;
+                    fix = level.max(fix);
                 }
                 path[slot(level)] = table;
             });
@@ -107,6 +111,10 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                     if O::Movability::MOVES && fix == 0 && !rights.contains(Rights::WRITE) {
                         // The entry is opened when the table below has been made private.
                         fix = level - 1;
+                        if O::WRITE_MEANS_PRIVATE {
+                            // From here on anything may be shared.
+                            moves = fix;
+                        }
                     }
                     granted = granted.and(rights);
                     at = Descent {
@@ -133,6 +141,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                         entry,
                         content,
                         fix,
+                        moves,
                         rights: granted,
                     });
                 }
@@ -205,16 +214,15 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     }
 
     fn prepare_slow(&mut self) -> Result<(), Error<O::Format>> {
-        // What may be needed at most: a copy of each table from `fix` down, and each missing one.
+        // What may be needed at most: a copy of each table from the first that must move down, and each missing one.
         let bottom = if self.lacks_tables() {
             self.target
         } else {
             self.level
         };
-        let moves = if self.fix == 0 {
-            0
-        } else {
-            self.fix + 1 - self.level
+        let moves = match self.moves {
+            0 => 0,
+            highest => highest + 1 - self.level,
         };
         let mut spare = Spare::<O> {
             tables: [None; MAX_LEVELS],
@@ -273,6 +281,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                 Err(fault) => return Err(bad::<O::Format>(self.va, self.level, fault)),
             }
             self.fix = 0;
+            self.moves = 0;
             self.rights = Rights::ALL;
         }
         if bottom < self.level {
@@ -470,6 +479,22 @@ pub fn open_slot<O: TableOps>(
     (at.level == 1).then_some(OpenSlot {
         table: at.table,
         index: O::Format::index(va, 1),
+        entry,
+    })
+}
+
+/// The same without a descent: `table` must be the lowest one for `address`, reached as [`open_slot`] demands it.
+#[inline(always)]
+pub fn open_slot_in<O: TableOps>(
+    ops: &O,
+    address: VirtOf<O>,
+    table: TableOf<O>,
+) -> Option<OpenSlot<TableOf<O>, EntryOf<O>>> {
+    let index = O::Format::index(FormatOf::<O>::va_of(address).ok()?, 1);
+    let entry = ops.read_entry(table, index)?;
+    Some(OpenSlot {
+        table,
+        index,
         entry,
     })
 }

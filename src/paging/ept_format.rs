@@ -1,45 +1,36 @@
 //! The EPT format: 4 levels of 512 entries (SDM "Extended Page-Table Mechanism (EPT)", volume 3C, 30.3).
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 
-use memory_addr::{PhysAddr, VirtAddr};
-use page_table_entry::{GenericPTE, MappingFlags};
-use page_table_multiarch::{PageTable64, PagingMetaData};
-
+use super::ept_entry::EptEntry;
 use super::error::Fault;
 use super::format::{Content, Decoded, DecodedOf, Entry, Format, Rights, Write};
 use crate::addr::{Gpa, Hpa, PageSize};
 
-const READ: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const EXECUTE: u64 = 1 << 2;
-const RWX: u64 = READ | WRITE | EXECUTE;
-const MEMORY_TYPE: u64 = 7 << 3;
-const IGNORE_PAT: u64 = 1 << 6;
+pub(super) const READ: u64 = 1 << 0;
+pub(super) const WRITE: u64 = 1 << 1;
+pub(super) const EXECUTE: u64 = 1 << 2;
+pub(super) const RWX: u64 = READ | WRITE | EXECUTE;
+pub(super) const MEMORY_TYPE: u64 = 7 << 3;
+pub(super) const IGNORE_PAT: u64 = 1 << 6;
 /// In an entry that is not of the last level: this is a leaf.
-const LEAF: u64 = 1 << 7;
-const ACCESSED: u64 = 1 << 8;
-const DIRTY: u64 = 1 << 9;
-const USER_EXECUTE: u64 = 1 << 10;
+pub(super) const LEAF: u64 = 1 << 7;
+pub(super) const ACCESSED: u64 = 1 << 8;
+pub(super) const DIRTY: u64 = 1 << 9;
+pub(super) const USER_EXECUTE: u64 = 1 << 10;
 /// Bit 11 is ignored by the CPU and ours to give away.
-const SOFT_LOW: u64 = 1 << 11;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(super) const SOFT_LOW: u64 = 1 << 11;
+pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bit 52 is ours: copy-on-write.
-const COW: u64 = 1 << 52;
-const SOFT_HIGH: u64 = 0x7ff << 53;
+pub(super) const COW: u64 = 1 << 52;
+pub(super) const SOFT_HIGH: u64 = 0x7ff << 53;
 /// In an entry that grants nothing: the permissions it will have are in bits 12 to 15, and it is marked so.
-const ZERO_MARK: u64 = 0x000a_2e80_5a2e_0000;
-const MARK_FIELD: u64 = ADDRESS & !(0xf << 12);
+pub(super) const ZERO_MARK: u64 = 0x000a_2e80_5a2e_0000;
+pub(super) const MARK_FIELD: u64 = ADDRESS & !(0xf << 12);
 
 /// The format of tables that translate guest-physical to host-physical addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Ept;
-
-/// An entry of an EPT table.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct EptEntry(u64);
 
 /// How memory is cached (SDM "Memory Type Used for Accesses to Guest-Physical Addresses"; the numbers are the MTRRs').
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +63,7 @@ impl MemoryType {
 
 /// What an EPT leaf says of its page. Writing without reading, which is a misconfiguration, cannot be expressed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct EptAttr(u64); // a leaf without its address and without `LEAF`
+pub struct EptAttr(pub(super) u64); // a leaf without its address and without `LEAF`
 
 impl EptAttr {
     const WB: u64 = (MemoryType::WriteBack as u64) << 3;
@@ -89,7 +80,7 @@ impl EptAttr {
     /// Bits of [`Self::soft`].
     pub const SOFT_BITS: u32 = 12;
 
-    const fn with(self, bit: u64, set: bool) -> Self {
+    pub(super) const fn with(self, bit: u64, set: bool) -> Self {
         Self(if set { self.0 | bit } else { self.0 & !bit })
     }
     const fn has(self, bit: u64) -> bool {
@@ -242,7 +233,7 @@ impl Format for Ept {
 
     #[inline(always)]
     fn table_entry(table: Hpa) -> EptEntry {
-        EptEntry(table.as_u64() | RWX | USER_EXECUTE | ACCESSED)
+        EptEntry::from_bits(table.as_u64() | RWX | USER_EXECUTE | ACCESSED)
     }
 
     fn restricted_table(table: Hpa, rights: Rights) -> EptEntry {
@@ -252,12 +243,12 @@ impl Format for Ept {
             | bit(Rights::WRITE, READ | WRITE)
             | bit(Rights::EXECUTE, EXECUTE)
             | bit(Rights::USER, USER_EXECUTE);
-        EptEntry(table.as_u64() | ACCESSED | granted)
+        EptEntry::from_bits(table.as_u64() | ACCESSED | granted)
     }
 
     #[inline(always)]
     fn decode(level: u8, entry: EptEntry) -> Result<DecodedOf<Self>, Fault> {
-        let bits = entry.0;
+        let bits = entry.to_bits();
         // What nearly every entry on the way down is: a table that everything may be done with.
         const OPEN: u64 = RWX | USER_EXECUTE;
         if level > 1 && bits & (OPEN | LEAF | MEMORY_TYPE | IGNORE_PAT) == OPEN {
@@ -310,9 +301,9 @@ impl Format for Ept {
     #[inline(always)]
     fn open_table(entry: EptEntry) -> Option<Hpa> {
         // Exactly where all four are set does taking them away leave zeroes in their places; what is between is ignored.
-        let rest = entry.0.wrapping_sub(RWX | USER_EXECUTE);
+        let rest = entry.to_bits().wrapping_sub(RWX | USER_EXECUTE);
         let wrong = RWX | USER_EXECUTE | MEMORY_TYPE | IGNORE_PAT | LEAF;
-        (rest & wrong == 0).then(|| Hpa::new(entry.0 & ADDRESS))
+        (rest & wrong == 0).then(|| Hpa::new(entry.to_bits() & ADDRESS))
     }
 
     #[inline(always)]
@@ -340,7 +331,7 @@ impl Format for Ept {
 
     #[inline(always)]
     fn hardware_may_change(entry: EptEntry) -> bool {
-        entry.0 & RWX != 0 && entry.0 & (ACCESSED | DIRTY) != ACCESSED | DIRTY
+        entry.to_bits() & RWX != 0 && entry.to_bits() & (ACCESSED | DIRTY) != ACCESSED | DIRTY
     }
 
     #[inline(always)]
@@ -364,123 +355,3 @@ fn absent(level: u8, bits: u64) -> Content<Hpa, EptAttr> {
         attr: EptAttr(kept | later & RWX | (later & 8) << 7),
     }
 }
-
-impl Entry for EptEntry {
-    type Word = AtomicU64;
-    const EMPTY: Self = Self(0);
-
-    #[inline(always)]
-    fn from_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-    #[inline(always)]
-    fn to_bits(self) -> u64 {
-        self.0
-    }
-}
-
-impl EptEntry {
-    /// This entry without the right to write. What it refers to and everything below becomes read-only.
-    pub const fn write_protected(self) -> Self {
-        Self(self.0 & !WRITE)
-    }
-    /// Whether the entry grants writing.
-    pub const fn grants_write(self) -> bool {
-        self.0 & WRITE != 0
-    }
-}
-
-impl GenericPTE for EptEntry {
-    fn new_page(paddr: PhysAddr, flags: MappingFlags, is_huge: bool) -> Self {
-        let mut entry = Self(paddr.as_usize() as u64 & ADDRESS);
-        entry.set_flags(flags, is_huge);
-        entry
-    }
-    fn new_table(paddr: PhysAddr) -> Self {
-        Ept::table_entry(Hpa::new(paddr.as_usize() as u64 & ADDRESS))
-    }
-    fn paddr(&self) -> PhysAddr {
-        PhysAddr::from((self.0 & ADDRESS) as usize)
-    }
-    fn flags(&self) -> MappingFlags {
-        if !self.is_present() {
-            return MappingFlags::empty();
-        }
-        let mut flags = MappingFlags::empty();
-        flags.set(MappingFlags::READ, self.0 & READ != 0);
-        flags.set(MappingFlags::WRITE, self.0 & WRITE != 0);
-        flags.set(MappingFlags::EXECUTE, self.0 & EXECUTE != 0);
-        flags.set(MappingFlags::USER, self.0 & USER_EXECUTE != 0);
-        flags.set(MappingFlags::UNCACHED, self.0 & MEMORY_TYPE == 0);
-        flags
-    }
-    fn set_paddr(&mut self, paddr: PhysAddr) {
-        self.0 = self.0 & !ADDRESS | paddr.as_usize() as u64 & ADDRESS;
-    }
-    /// Replaces the permissions and the memory type; accessed, dirty and the software bits stay. No permission at
-    /// all gives the empty entry, and writing gives reading too: nothing else would be legal.
-    fn set_flags(&mut self, flags: MappingFlags, is_huge: bool) {
-        let access = MappingFlags::READ | MappingFlags::WRITE | MappingFlags::EXECUTE;
-        if !flags.intersects(access) {
-            self.0 = 0;
-            return;
-        }
-        let device = flags.intersects(MappingFlags::DEVICE | MappingFlags::UNCACHED);
-        let memory_type = if device {
-            MemoryType::Uncacheable
-        } else {
-            MemoryType::WriteBack
-        };
-        let write = flags.contains(MappingFlags::WRITE);
-        let attr = EptAttr(self.0 & (ACCESSED | DIRTY | COW | SOFT_LOW | SOFT_HIGH))
-            .with_memory_type(memory_type)
-            .with(READ, write || flags.contains(MappingFlags::READ))
-            .with(WRITE, write)
-            .with(EXECUTE, flags.contains(MappingFlags::EXECUTE))
-            .with(USER_EXECUTE, flags.contains(MappingFlags::USER));
-        self.0 = self.0 & ADDRESS | Ept::leaf_bits(if is_huge { 2 } else { 1 }, attr);
-    }
-    fn bits(self) -> usize {
-        self.0 as usize
-    }
-    fn is_unused(&self) -> bool {
-        self.0 == 0
-    }
-    fn is_present(&self) -> bool {
-        self.0 & RWX != 0
-    }
-    fn is_huge(&self) -> bool {
-        self.0 & LEAF != 0
-    }
-    fn clear(&mut self) {
-        self.0 = 0;
-    }
-}
-
-impl fmt::Debug for EptEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EptEntry({:#x}, {:?})", self.0, self.flags())
-    }
-}
-
-/// EPT for `page_table_multiarch`.
-pub struct EptMetaData;
-
-impl PagingMetaData for EptMetaData {
-    const LEVELS: usize = 4;
-    const PA_MAX_BITS: usize = 52;
-    const VA_MAX_BITS: usize = 48;
-    /// A guest-physical address; the crate wants one of its own address types.
-    type VirtAddr = VirtAddr;
-
-    fn vaddr_is_valid(address: usize) -> bool {
-        address >> Self::VA_MAX_BITS == 0
-    }
-    /// Does nothing: only INVEPT drops what EPT translated, it needs the root, and no trait function here is told which.
-    /// Who changes tables through [`ExtendedPageTable`] owes an INVEPT.
-    fn flush_tlb(_address: Option<VirtAddr>) {}
-}
-
-/// The multi-architecture page table of `page_table_multiarch`, holding EPT entries: walked by the same CPU and by
-/// the same walker as ours.
-pub type ExtendedPageTable<H> = PageTable64<EptMetaData, EptEntry, H>;

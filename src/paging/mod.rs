@@ -16,10 +16,12 @@ mod amd64;
 mod buffer;
 mod cursor;
 mod edit;
+mod ept_entry;
 mod ept_format;
 mod error;
 mod format;
 mod i686;
+mod link_spaces;
 mod map;
 mod merge;
 mod modify;
@@ -37,28 +39,31 @@ pub use access::{
 };
 pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
-pub use cursor::{Cursor, OpenSlot, open_slot};
+pub use cursor::{Cursor, OpenSlot, open_slot, open_slot_in};
 pub use ept_format::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
+pub use cursor::Cursor;
+pub use ept_entry::{EptEntry, EptMetaData, ExtendedPageTable};
+pub use ept_format::{Ept, EptAttr, MemoryType};
 pub use error::{Error, Fault, PagingError};
 pub use format::{
     Content, ContentOf, Decoded, DecodedOf, Entry, Format, MAX_LEVELS, Mapping, MappingOf, Rights,
     Write,
 };
 pub use i686::{I686, I686Attr, I686Entry};
+pub use link_spaces::{TableRoots, space_aware_map};
 pub use map::{map, remap};
 pub use merge::merge;
 pub use modify::{Leaf, modify, protect, split};
 pub use phys::{PhysTables, TableAlloc, table_words};
 pub use query::{Translate, query, translate, virt_to_phys};
 pub use runs::{Run, Runs, RunsExt};
-pub use spaces::{
-    Seen, SpaceItem, SpaceItemOf, SpaceReference, TableRoots, WalkSpaces, space_aware_map,
-    walk_va_spaces,
-};
+pub use spaces::{Seen, SpaceItem, SpaceItemOf, SpaceReference, WalkSpaces, walk_va_spaces};
 pub use unmap::{Emptied, unmap};
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod spaces_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

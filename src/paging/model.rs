@@ -564,7 +564,7 @@ where
 }
 
 /// `PROPTEST_CASES` for a long run, else few.
-fn cases() -> u32 {
+pub fn cases() -> u32 {
     let given = std::env::var("PROPTEST_CASES").ok();
     given.and_then(|n| n.parse().ok()).unwrap_or(64)
 }

@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use super::access::{AtomicWord, MayNotMoveTable, Never, TableOps, TableReadOps};
 use super::format::{Entry, Format, FormatExt};
-use super::spaces::TableRoots;
+use super::link_spaces::TableRoots;
 use crate::addr::Hpa;
 use crate::frames::PhysMem;
 

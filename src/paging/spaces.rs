@@ -1,10 +1,10 @@
-//! Several spaces at once: walking them so that what they share is found, and building them so that it is shared again.
+//! Several spaces at once: walking them so that what they share is found.
 
-use super::access::{FormatOf, TableOf, TableOps, TableReadOps};
-use super::cursor::{Cursor, slot};
-use super::error::{Error, Fault, PagingError};
+use super::access::{FormatOf, TableOf, TableReadOps};
+use super::cursor::slot;
+use super::error::{Error, PagingError};
 use super::format::{Content, Decoded, Format, FormatExt, MAX_LEVELS, Mapping, Rights};
-use super::query::{bad, decode_at};
+use super::query::decode_at;
 use crate::addr::Address;
 
 /// A sub-tree that was met before, in this space or in one that comes earlier.
@@ -29,8 +29,9 @@ pub enum SpaceItem<V, P, A> {
     ThisSpace(Mapping<V, P, A>),
     /// A sub-tree that is shared.
     AnotherSpace(SpaceReference<V>),
-    /// All that stands below this table, which came before, is restricted by the entry that refers to it.
-    Restricted {
+    /// A table that what came before does not tell all of: nothing stands below it, or what stands there is restricted
+    /// by the entry that refers to the table.
+    Table {
         /// Levels below the root.
         depth: u8,
         /// The first address that the table translates.
@@ -68,7 +69,7 @@ impl<P> Seen<P> {
 
 /// Walks the spaces that start at `roots`, and yields each item with the place of its space among them. A table that is
 /// met a second time at the same level is yielded as a reference to where it was met first, so the items can be rebuilt
-/// in their order by [`space_aware_map`].
+/// in their order by [`space_aware_map`](super::space_aware_map).
 ///
 /// Each table is walked once for each level it is used at, whatever refers to it: tables that refer to themselves end
 /// there too. `seen` has room for as many tables as may be met, and `limit` is the number of entries that may be read;
@@ -90,6 +91,8 @@ pub fn walk_va_spaces<'a, O: TableReadOps>(
         level: O::Format::LEVELS,
         tables: [(ops.root(), Rights::ALL); MAX_LEVELS],
         climbing: false,
+        yielded: 0,
+        entered: [0; MAX_LEVELS],
     }
 }
 
@@ -108,6 +111,9 @@ pub struct WalkSpaces<'a, O: TableReadOps> {
     tables: [(TableOf<O>, Rights); MAX_LEVELS],
     /// `at` has passed the end of a table.
     climbing: bool,
+    /// Items yielded so far, and when each table on the way was entered.
+    yielded: u64,
+    entered: [u64; MAX_LEVELS],
 }
 
 type Item<F> = Result<(usize, SpaceItemOf<F>), Error<F>>;
@@ -182,15 +188,15 @@ impl<O: TableReadOps> WalkSpaces<'_, O> {
         }
     }
 
-    /// Goes up to the table that has the entry for `at`, and reports one that was restricted when it is left.
+    /// Goes up to the table that has the entry for `at`, and reports one of which not all was told.
     fn climb(&mut self, at: u64) -> Option<Item<O::Format>> {
         while self.level < O::Format::LEVELS && O::Format::index(at, self.level) == 0 {
             let left = self.level;
             let (_, rights) = self.tables[slot(left)];
             self.level += 1;
-            if rights != Rights::ALL {
+            if rights != Rights::ALL || self.entered[slot(left)] == self.yielded {
                 let va = (at - 1) & !O::Format::span_mask(self.level);
-                let item = SpaceItem::Restricted {
+                let item = SpaceItem::Table {
                     depth: O::Format::LEVELS - left,
                     va: O::Format::virt(va),
                     rights,
@@ -221,6 +227,7 @@ impl<O: TableReadOps> WalkSpaces<'_, O> {
             }) => match self.meet(child, level - 1, at) {
                 Met::First => {
                     self.tables[slot(level - 1)] = (child, rights);
+                    self.entered[slot(level - 1)] = self.yielded;
                     self.level = level - 1;
                     return None;
                 }
@@ -269,180 +276,10 @@ impl<O: TableReadOps> Iterator for WalkSpaces<'_, O> {
                 Some(at) => self.step(at),
             };
             if item.is_some() {
+                self.yielded += 1;
                 return item;
             }
         }
         None
     }
-}
-
-/// Access to tables of several spaces, one at a time.
-pub trait TableRoots: TableOps {
-    /// Chooses the root that operations start from. `None`, and no change, where no table can be there.
-    fn select_root(&mut self, root: TableOf<Self>) -> Option<()>;
-    /// Takes note that one more entry, or root, is about to refer to a table.
-    fn share_table(&mut self, table: TableOf<Self>, level: u8);
-}
-
-/// Builds one item of [`walk_va_spaces`] in the space of that place in `roots`. A space gets its root with its first
-/// item; one that maps nothing has none in the end.
-///
-/// The items must come in the order in which they were found. Where the tables are shared and cannot move
-/// ([`MayNotMoveTable`](super::MayNotMoveTable)), whatever is changed below a shared one later is changed for all.
-pub fn space_aware_map<O: TableRoots>(
-    ops: &mut O,
-    roots: &mut [Option<TableOf<O>>],
-    space: usize,
-    item: &SpaceItemOf<O::Format>,
-) -> Result<(), Error<O::Format>> {
-    match *item {
-        SpaceItem::AnotherSpace(reference) if reference.depth == 0 => {
-            share_root(ops, roots, space, reference)
-        }
-        SpaceItem::AnotherSpace(reference) => link(ops, roots, space, reference),
-        SpaceItem::ThisSpace(leaf) => {
-            select(ops, roots, space, leaf.virt)?;
-            Cursor::new(ops, leaf.virt, leaf.size)?.set(leaf.content)
-        }
-        SpaceItem::Restricted { depth, va, rights } => {
-            select(ops, roots, space, va)?;
-            let level = level_at::<O::Format>(depth, va)?;
-            let translated = O::Format::va_of(va)?;
-            let child = table_at(ops, translated, level)?;
-            let parent = table_at(ops, translated, level + 1)?;
-            let (Some(child), Some(parent)) = (child, parent) else {
-                // What was restricted held nothing that was rebuilt.
-                return Ok(());
-            };
-            let index = O::Format::index(translated, level + 1);
-            let entry = O::Format::restricted_table(child, rights);
-            ops.write_entry(parent, index, entry)
-                .ok_or_else(|| bad::<O::Format>(translated, level + 1, Fault::NotMemory))
-        }
-    }
-}
-
-/// The level of a table so far below the root, where there is one.
-fn level_at<F: Format>(depth: u8, va: F::Virt) -> Result<u8, Error<F>> {
-    match F::LEVELS.checked_sub(depth) {
-        Some(level) if level > 0 && level < F::LEVELS => Ok(level),
-        _ => Err(PagingError::OutOfRange { start: va, len: 0 }),
-    }
-}
-
-/// Makes the operations start from the root of `space`, which is made where it is not there yet.
-fn select<O: TableRoots>(
-    ops: &mut O,
-    roots: &mut [Option<TableOf<O>>],
-    space: usize,
-    va: <O::Format as Format>::Virt,
-) -> Result<(), Error<O::Format>> {
-    let no_such_space = PagingError::OutOfRange { start: va, len: 0 };
-    let place = roots.get_mut(space).ok_or(no_such_space)?;
-    let root = match *place {
-        Some(root) => root,
-        None => {
-            let root = ops.alloc_table().ok_or(PagingError::OutOfTables)?;
-            if ops
-                .write_run(root, 0, FormatOf::<O>::ENTRIES, 0, 0)
-                .is_none()
-            {
-                ops.free_table(root);
-                return Err(PagingError::OutOfTables);
-            }
-            *place = Some(root);
-            root
-        }
-    };
-    let bad_root = bad::<O::Format>(0, O::Format::LEVELS, Fault::NotMemory);
-    ops.select_root(root).ok_or(bad_root)
-}
-
-fn share_root<O: TableRoots>(
-    ops: &mut O,
-    roots: &mut [Option<TableOf<O>>],
-    space: usize,
-    reference: SpaceReference<<O::Format as Format>::Virt>,
-) -> Result<(), Error<O::Format>> {
-    select(ops, roots, reference.space, reference.their_va)?;
-    let theirs = ops.root();
-    let start = reference.our_va;
-    match roots.get_mut(space) {
-        Some(ours @ None) => {
-            ops.share_table(theirs, O::Format::LEVELS);
-            *ours = Some(theirs);
-            Ok(())
-        }
-        Some(Some(_)) => Err(PagingError::AlreadyMapped {
-            address: start,
-            level: O::Format::LEVELS,
-        }),
-        None => Err(PagingError::OutOfRange { start, len: 0 }),
-    }
-}
-
-/// Links the table that another space has at its address at ours.
-fn link<O: TableRoots>(
-    ops: &mut O,
-    roots: &mut [Option<TableOf<O>>],
-    space: usize,
-    reference: SpaceReference<<O::Format as Format>::Virt>,
-) -> Result<(), Error<O::Format>> {
-    let level = level_at::<O::Format>(reference.depth, reference.our_va)?;
-    let ours = O::Format::va_of(reference.our_va)?;
-    let theirs = O::Format::va_of(reference.their_va)?;
-
-    select(ops, roots, reference.space, reference.their_va)?;
-    let table = match table_at(ops, theirs, level)? {
-        Some(table) => table,
-        // It held nothing, so nothing was built there.
-        None => {
-            let mut cursor = Cursor::at_level(ops, theirs, level)?;
-            cursor.prepare()?;
-            if cursor.level() != level {
-                return Err(PagingError::AlreadyMapped {
-                    address: cursor.start(),
-                    level: cursor.level(),
-                });
-            }
-            cursor.table()
-        }
-    };
-
-    select(ops, roots, space, reference.our_va)?;
-    let mut cursor = Cursor::at_level(ops, ours, level + 1)?;
-    if cursor.level() != level + 1 || cursor.content() != Content::Unmapped {
-        cursor.prepare()?;
-    }
-    if cursor.level() != level + 1 || cursor.content() != Content::Unmapped {
-        return Err(PagingError::AlreadyMapped {
-            address: cursor.start(),
-            level: cursor.level(),
-        });
-    }
-    cursor.prepare()?;
-    let (parent, index) = (cursor.table(), cursor.index());
-    ops.share_table(table, level);
-    ops.write_entry(
-        parent,
-        index,
-        O::Format::restricted_table(table, reference.rights),
-    )
-    .ok_or_else(|| bad::<O::Format>(ours, level + 1, Fault::NotMemory))
-}
-
-/// The table of `level` for `va` in the tree of the selected root.
-fn table_at<O: TableReadOps>(
-    ops: &O,
-    va: u64,
-    level: u8,
-) -> Result<Option<TableOf<O>>, Error<O::Format>> {
-    let mut table = ops.root();
-    for above in (level + 1..=O::Format::LEVELS).rev() {
-        match decode_at(ops, table, above, va)? {
-            Decoded::Table { table: child, .. } => table = child,
-            Decoded::Content(_) => return Ok(None),
-        }
-    }
-    Ok(Some(table))
 }

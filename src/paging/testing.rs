@@ -101,6 +101,16 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
             .fill(0);
         table
     }
+    /// The root alone: the tree is not freed.
+    pub fn into_root(self) -> F::Phys {
+        let root = self.root;
+        self.forget();
+        root
+    }
+    /// Leaves the tables to the pool: they are not counted as a tree's.
+    pub fn forget(mut self) {
+        self.pool = Rc::default();
+    }
     /// How many more tables there are.
     pub fn set_left(&self, left: u64) {
         self.pool.borrow_mut().left = left;
@@ -138,9 +148,6 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
             }
             self.pool.borrow_mut().free(table);
         }
-    }
-    pub fn count(&self, table: F::Phys) -> u32 {
-        self.pool.borrow().get(table.as_u64()).unwrap().1
     }
     /// Writes raw bits: a hostile guest, or hardware.
     pub fn poke(&mut self, table: F::Phys, index: usize, bits: u64) {
@@ -187,6 +194,16 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
 }
 
 impl<F: Format> Movable<F> {
+    fn copy_shared(&mut self, from: F::Phys, level: u8, to: F::Phys) {
+        for child in self.children(from.as_u64(), level) {
+            self.pool.borrow_mut().get_mut(child).unwrap().1 += 1;
+        }
+        let mut pool = self.pool.borrow_mut();
+        let (entries, count) = pool.get_mut(from.as_u64()).unwrap();
+        *count -= 1;
+        let copy = entries.clone();
+        pool.get_mut(to.as_u64()).unwrap().0 = copy;
+    }
     /// A tree that shares everything with this one.
     pub fn fork(&self) -> Self {
         let root = self.root;
@@ -219,7 +236,7 @@ impl<F: Format, const MOVES: bool> TableReadOps for Tree<F, MOVES> {
 }
 
 macro_rules! table_ops {
-    ($moves:literal, $movability:ty, |$tree:ident, $table:ident| $must_move:expr, |$from:ident| $address:expr) => {
+    ($moves:literal, $movability:ty, |$tree:ident, $table:ident| $must_move:expr, $move_table:expr, $drop_shared:expr) => {
         impl<F: Format> TableOps for Tree<F, $moves> {
             type Movability = $movability;
             fn alloc_table(&mut self) -> Option<F::Phys> {
@@ -252,20 +269,13 @@ macro_rules! table_ops {
                 let $tree = self;
                 $must_move
             }
-            fn move_table(&mut self, $from: MoveOf<Self>, level: u8, to: F::Phys) {
-                let from: F::Phys = $address;
-                for child in self.children(from.as_u64(), level) {
-                    self.pool.borrow_mut().get_mut(child).unwrap().1 += 1;
-                }
-                let mut pool = self.pool.borrow_mut();
-                let (entries, count) = pool.get_mut(from.as_u64()).unwrap();
-                *count -= 1;
-                let copy = entries.clone();
-                pool.get_mut(to.as_u64()).unwrap().0 = copy;
+            fn move_table(&mut self, from: MoveOf<Self>, _level: u8, _to: F::Phys) {
+                let how: fn(&mut Self, MoveOf<Self>, u8, F::Phys) = $move_table;
+                how(self, from, _level, _to)
             }
-            fn drop_shared(&mut self, $from: MoveOf<Self>, level: u8) {
-                let from: F::Phys = $address;
-                self.drop_ref(from.as_u64(), level);
+            fn drop_shared(&mut self, from: MoveOf<Self>, _level: u8) {
+                let how: fn(&mut Self, MoveOf<Self>, u8) = $drop_shared;
+                how(self, from, _level)
             }
             fn set_root(&mut self, _from: MoveOf<Self>, to: F::Phys) {
                 self.root = to;
@@ -291,7 +301,8 @@ table_ops!(
     false,
     MayNotMoveTable,
     |_tree, _table| None,
-    |from| match from {}
+    |_, from, _, _| match from {},
+    |_, from, _| match from {}
 );
 table_ops!(
     true,
@@ -302,5 +313,6 @@ table_ops!(
         .get(table.as_u64())
         .is_some_and(|e| e.1 > 1))
     .then_some(table),
-    |from| from
+    Self::copy_shared,
+    |tree, table, level| tree.drop_ref(table.as_u64(), level)
 );

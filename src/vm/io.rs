@@ -20,7 +20,16 @@ pub struct Ports {
 
 impl Ports {
     /// IN from `port`: a value of `size` bytes. A wider access is one to each of the ports it covers.
+    #[inline]
     pub fn read(&mut self, port: u16, size: IoSize) -> u32 {
+        match size {
+            IoSize::Byte => self.read_byte(port).into(),
+            wide => self.read_wide(port, wide),
+        }
+    }
+
+    #[inline(never)]
+    fn read_wide(&mut self, port: u16, size: IoSize) -> u32 {
         (0..size as u16).rev().fold(0, |value, i| {
             let byte = port
                 .checked_add(i)
@@ -30,12 +39,23 @@ impl Ports {
     }
 
     /// OUT to `port` of the low `size` bytes of `value`. What is sent over the serial line goes to `print`.
+    #[inline]
     pub fn write(&mut self, port: u16, size: IoSize, value: u32, print: &mut impl FnMut(u8)) {
-        for (i, byte) in (0..size as u16).zip(value.to_le_bytes()) {
-            let register = port.checked_add(i).and_then(uart_register);
-            if let Some(sent) = register.and_then(|register| self.com1.write(register, byte)) {
-                print(sent);
+        match size {
+            IoSize::Byte => self.write_byte(Some(port), value as u8, print),
+            wide => {
+                for (i, byte) in (0..wide as u16).zip(value.to_le_bytes()) {
+                    self.write_byte(port.checked_add(i), byte, print);
+                }
             }
+        }
+    }
+
+    #[inline]
+    fn write_byte(&mut self, port: Option<u16>, byte: u8, print: &mut impl FnMut(u8)) {
+        let register = port.and_then(uart_register);
+        if let Some(sent) = register.and_then(|register| self.com1.write(register, byte)) {
+            print(sent);
         }
     }
 
@@ -45,6 +65,7 @@ impl Ports {
 }
 
 /// The register of COM1 that answers at `port`.
+#[inline]
 fn uart_register(port: u16) -> Option<u8> {
     let register = port.checked_sub(COM1)?;
     (register < 8).then_some(register as u8)

@@ -90,6 +90,7 @@ pub struct Live {
 }
 
 /// RDMSR with this RCX, of which the lower half counts.
+#[inline]
 pub fn read(rcx: u64) -> Result<Read, Gp> {
     match rcx as u32 {
         IA32_EFER => Ok(Read::Efer),

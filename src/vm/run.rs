@@ -21,6 +21,8 @@ use crate::vmx::{
 const CPUID: u64 = ExitReason::Cpuid as u64;
 const HLT: u64 = ExitReason::Hlt as u64;
 const VMCALL: u64 = ExitReason::Vmcall as u64;
+const IO_INSTRUCTION: u64 = ExitReason::IoInstruction as u64;
+const RDMSR: u64 = ExitReason::Rdmsr as u64;
 const EPT_VIOLATION: u64 = ExitReason::EptViolation as u64;
 
 /// What is to happen after an exit was handled.
@@ -100,6 +102,14 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 EPT_VIOLATION => {
                     self.stats.count(ExitReason::EptViolation);
                     self.ept_violation()?
+                }
+                RDMSR => {
+                    self.stats.count(ExitReason::Rdmsr);
+                    self.rdmsr()?
+                }
+                IO_INSTRUCTION => {
+                    self.stats.count(ExitReason::IoInstruction);
+                    self.port()
                 }
                 other => self.infrequent(other),
             };

@@ -4,7 +4,7 @@
 //! [`CpuRead`], the VMCS through [`Vmcs`].
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
-//! - What a guest is set up with: [`state`], [`segment`], [`cr_shadow`].
+//! - What a guest is set up with: [`state`], [`segment`].
 //! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`].
 //! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
@@ -14,7 +14,6 @@ pub mod capability_msrs;
 pub mod control_choice;
 pub mod controls;
 pub mod cpu;
-pub mod cr_shadow;
 pub mod dump;
 pub mod entry_check;
 pub mod event;
@@ -33,7 +32,6 @@ pub use advance::{advance_rip, undo_step};
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
-pub use cr_shadow::CrShadows;
 pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};
 pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
 pub use event::Event;

@@ -158,78 +158,6 @@ impl IoAccess {
     }
 }
 
-/// An EPT violation: every bit that the manual defines (SDM "Exit Qualification for EPT Violations", table 29-7).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EptViolation {
-    /// Bit 0: the access was a data read.
-    pub read: bool,
-    /// Bit 1: the access was a data write.
-    pub write: bool,
-    /// Bit 2: the access was an instruction fetch.
-    pub fetch: bool,
-    /// Bit 3: every entry of the walk allowed reads.
-    pub readable: bool,
-    /// Bit 4: every entry of the walk allowed writes.
-    pub writable: bool,
-    /// Bit 5: every entry of the walk allowed fetches (with mode-based execute control: of supervisor-mode addresses).
-    pub executable: bool,
-    /// Bit 6: with mode-based execute control, every entry allowed fetches of user-mode addresses.
-    pub user_executable: bool,
-    /// Bit 7: the guest-linear address field is valid.
-    pub linear_address_valid: bool,
-    /// Bit 8: the access was to the translation of the linear address. If not (and that is valid), it was to a
-    /// guest's page-table entry.
-    pub translated: bool,
-    /// Bit 9: the linear address is a user-mode one. With bits 10 and 11 only where bits 7 and 8 are set and the CPU
-    /// reports advanced exit information.
-    pub user_page: bool,
-    /// Bit 10: the guest's tables allow writes to the linear address.
-    pub writable_page: bool,
-    /// Bit 11: the guest's tables forbid fetches from the linear address.
-    pub execute_disable_page: bool,
-    /// Bit 12: the access was made by an IRET that had unblocked NMIs.
-    pub nmi_unblocking: bool,
-    /// Bit 13: it was a shadow-stack access.
-    pub shadow_stack: bool,
-    /// Bit 14: supervisor shadow-stack control forbade it.
-    pub supervisor_shadow_stack: bool,
-    /// Bit 15: guest-paging verification forbade it.
-    pub guest_paging_verification: bool,
-    /// Bit 16: the access was asynchronous to instruction execution.
-    pub asynchronous: bool,
-}
-
-impl EptViolation {
-    /// From an exit qualification.
-    #[inline]
-    pub fn decode(qualification: u64) -> Self {
-        let bit = |n| qualification.get_bit(n);
-        Self {
-            read: bit(0),
-            write: bit(1),
-            fetch: bit(2),
-            readable: bit(3),
-            writable: bit(4),
-            executable: bit(5),
-            user_executable: bit(6),
-            linear_address_valid: bit(7),
-            translated: bit(8),
-            user_page: bit(9),
-            writable_page: bit(10),
-            execute_disable_page: bit(11),
-            nmi_unblocking: bit(12),
-            shadow_stack: bit(13),
-            supervisor_shadow_stack: bit(14),
-            guest_paging_verification: bit(15),
-            asynchronous: bit(16),
-        }
-    }
-    /// Whether the access was to an entry of the guest's page tables, while a linear address was translated.
-    pub const fn is_page_walk(self) -> bool {
-        self.linear_address_valid && !self.translated
-    }
-}
-
 /// What began a task switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskSwitchSource {
@@ -373,40 +301,6 @@ mod tests {
         for size in [2, 4, 5, 6, 7] {
             assert!(IoAccess::decode(size).is_err());
         }
-    }
-
-    #[test]
-    fn every_bit_of_an_ept_violation_is_kept() {
-        let as_bits = |v: EptViolation| {
-            [
-                v.read,
-                v.write,
-                v.fetch,
-                v.readable,
-                v.writable,
-                v.executable,
-                v.user_executable,
-                v.linear_address_valid,
-                v.translated,
-                v.user_page,
-                v.writable_page,
-                v.execute_disable_page,
-                v.nmi_unblocking,
-                v.shadow_stack,
-                v.supervisor_shadow_stack,
-                v.guest_paging_verification,
-                v.asynchronous,
-            ]
-        };
-        for bit in 0..17 {
-            let bits = as_bits(EptViolation::decode(1 << bit));
-            assert!(bits[bit], "bit {bit}");
-            assert_eq!(bits.iter().filter(|b| **b).count(), 1, "bit {bit}");
-        }
-        assert_eq!(EptViolation::decode(!0x1_ffff), EptViolation::default());
-        assert!(EptViolation::decode(0x82).is_page_walk());
-        assert!(!EptViolation::decode(0x182).is_page_walk());
-        assert!(!EptViolation::decode(0x2).is_page_walk());
     }
 
     #[test]

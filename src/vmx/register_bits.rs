@@ -13,10 +13,6 @@ pub const CR0_ET: u64 = 1 << 4;
 pub const CR0_NE: u64 = Cr0Flags::NUMERIC_ERROR.bits();
 /// CR0.WP.
 pub const CR0_WP: u64 = Cr0Flags::WRITE_PROTECT.bits();
-/// CR0.NW.
-pub const CR0_NW: u64 = Cr0Flags::NOT_WRITE_THROUGH.bits();
-/// CR0.CD.
-pub const CR0_CD: u64 = Cr0Flags::CACHE_DISABLE.bits();
 /// CR0.PG.
 pub const CR0_PG: u64 = Cr0Flags::PAGING.bits();
 /// CR4.PAE.

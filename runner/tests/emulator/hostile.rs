@@ -1,7 +1,7 @@
 //! Guests that do what no guest should. Some must be stopped, the others find that nothing gives way and end well;
 //! in either case a healthy guest after them runs, and no frame is lost.
 
-use crate::booted::{boot, run, sample};
+use crate::booted::{Booted, boot, run, sample};
 use offshoot_runner::Emulator;
 
 #[test]
@@ -68,4 +68,27 @@ fn what_hostile_guests_try_comes_to_nothing_on_tiger_lake() {
 #[test]
 fn what_hostile_guests_try_comes_to_nothing_on_lynnfield() {
     withstood("corei5_lynnfield_750");
+}
+
+/// A guest that switches paging off, and a healthy one.
+fn paging_off(model: &str) -> Booted {
+    let guests = vec![sample("bad_paging"), sample("hello")];
+    let mut run = run(&format!("paging-off-{model}"), guests);
+    run.emulator = Emulator::bochs(model);
+    let booted = boot(&run);
+    booted.healthy("hello");
+    booted.no_frame_lost();
+    booted
+}
+
+#[test]
+fn paging_can_be_switched_off_on_haswell() {
+    paging_off("corei7_haswell_4770").all_well();
+}
+
+#[test]
+fn on_lynnfield_a_guest_that_switches_paging_off_is_stopped() {
+    let booted = paging_off("corei5_lynnfield_750");
+    booted.failed_with(&["bad_paging"]);
+    booted.says(&["bad_paging", "paging off", "unrestricted guest"]);
 }

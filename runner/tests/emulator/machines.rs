@@ -14,13 +14,16 @@ fn refused(name: &str, emulator: Emulator, missing: &[&str]) -> Booted {
     booted
 }
 
-fn without_vmx(name: &str, boot: Boot) {
-    let emulator = Emulator::Qemu {
+fn qemu(boot: Boot) -> Emulator {
+    Emulator::Qemu {
         accel: Accel::Tcg,
         cpu: None,
         boot,
-    };
-    refused(name, emulator, &["VMX"]);
+    }
+}
+
+fn without_vmx(name: &str, boot: Boot) {
+    refused(name, qemu(boot), &["VMX"]);
 }
 
 #[test]
@@ -51,4 +54,22 @@ fn the_iso_boots_under_uefi() {
 #[test]
 fn the_kernel_boots_through_its_pvh_entry() {
     without_vmx("qemu-kernel", Boot::Kernel);
+}
+
+/// Above 4 GiB, where only the kernel's own tables reach: less memory there than below, and more.
+#[test]
+fn memory_above_4_gib_is_used() {
+    for mebibytes in [4096, 9216] {
+        let mut run = run(&format!("memory-{mebibytes}"), vec![sample("hello")]);
+        run.emulator = qemu(Boot::Kernel);
+        run.memory = mebibytes;
+        let booted = boot(&run);
+        booted.failed_with(&["VMX"]);
+        let total = booted.report().frames.total;
+        assert!(
+            total > u64::from(mebibytes) * 253,
+            "{}",
+            booted.tell("frames")
+        );
+    }
 }

@@ -69,6 +69,7 @@ fn the_mmu_agrees(model: &str, in_32_bit_mode: bool) {
         "bad entries",
         "changes to live tables",
         "tables from a buffer",
+        "rebuilt spaces",
     ] {
         booted.says(&["mmu", part, "ok"]);
     }

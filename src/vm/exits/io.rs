@@ -19,7 +19,15 @@ const CS_LONG: u32 = 1 << 13;
 const CS_DEFAULT_32: u32 = 1 << 14;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
-    pub(super) fn io(&mut self) -> Result<Next, VmcsError> {
+    /// Carries out a port instruction. An error becomes the outcome.
+    #[inline(never)]
+    pub fn port(&mut self) -> Next {
+        let handled = self.io();
+        self.settle(handled)
+    }
+
+    #[inline(always)]
+    fn io(&mut self) -> Result<Next, VmcsError> {
         let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
         let Ok(access) = IoAccess::decode(qualification) else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::IoInstruction));
@@ -43,6 +51,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.advance()
     }
 
+    #[inline(never)]
     fn string_io(&mut self, access: IoAccess) -> Result<Next, VmcsError> {
         let pointer = if access.input { Gpr::Rdi } else { Gpr::Rsi };
         let string = StringIo {
@@ -110,6 +119,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 }
 
+#[inline(never)]
 fn print_byte(console: &mut Console, host: &mut impl Host, byte: u8) {
     // The host's console takes everything.
     let _ = console.put(byte, &mut HostConsole(host));

@@ -30,8 +30,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             ExitReason::Cpuid | ExitReason::Hlt | ExitReason::Vmcall | ExitReason::EptViolation => {
                 Ok(Next::Resume)
             }
-            ExitReason::IoInstruction => self.io(),
-            ExitReason::Rdmsr => self.rdmsr(),
             ExitReason::Wrmsr => self.wrmsr(),
             ExitReason::CrAccess => self.cr_access(),
             ExitReason::Xsetbv => self.xsetbv(),
@@ -90,7 +88,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.advance()
     }
 
-    fn rdmsr(&mut self) -> Result<Next, VmcsError> {
+    #[inline(always)]
+    pub fn rdmsr(&mut self) -> Result<Next, VmcsError> {
         let value = match msr::read(self.area.regs.get(Gpr::Rcx)) {
             Ok(msr::Read::Value(value)) => value,
             Ok(msr::Read::Efer) => self.vmcs.read64(Field64::GuestEfer)?,

@@ -11,6 +11,7 @@ mod crossing;
 mod legacy;
 mod live;
 mod permissions;
+mod spaces;
 mod tables;
 
 use access::Spot;
@@ -40,12 +41,13 @@ pub struct Bench<'a> {
 /// A part of the check.
 type Part = fn(&mut Bench);
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("permissions of every leaf size", permissions::leaves),
     ("what upper levels deny", permissions::upper_levels),
     ("bad entries and the ends of the space", permissions::edges),
     ("changes to live tables", live::changes),
     ("tables from a buffer", buffer::check),
+    ("rebuilt spaces", spaces::check_rebuilt),
 ];
 const IN_32_BIT_MODE: (&str, Part) = ("32-bit paging", legacy::check);
 

@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use offshoot::addr::{Address, Gpa, Gva, PAGE_SIZE, PageSize};
 use offshoot::paging::{
     Amd64Attr, AtomicWord, Content, Entry, EntryOf, Format, GuestAmd64, MayNotMoveTable, Never,
-    TableOps, TableReadOps, Write, map, query, translate,
+    TableOps, TableReadOps, TableRoots, Write, map, query, translate,
 };
 use offshoot_guest::{StartInfo, space};
 
@@ -100,6 +100,11 @@ impl<'f, F: Format<Phys = Gpa>> Tables<'f, F> {
         tables
     }
 
+    /// Makes operations start from `root`.
+    pub fn choose(&mut self, root: Gpa) {
+        self.root = root;
+    }
+
     fn word(&self, table: Gpa, index: usize) -> Option<&<F::Entry as Entry>::Word> {
         let frames = self.frames;
         let at = table.checked_add((index * F::Entry::BYTES) as u64)?;
@@ -174,6 +179,15 @@ impl<F: Format<Phys = Gpa>> TableOps for Tables<'_, F> {
     fn set_root(&mut self, from: Never, _: Gpa) {
         match from {}
     }
+}
+
+impl<F: Format<Phys = Gpa>> TableRoots for Tables<'_, F> {
+    fn select_root(&mut self, root: Gpa) -> Option<()> {
+        self.word(root, 0)?;
+        self.choose(root);
+        Some(())
+    }
+    fn share_table(&mut self, _: Gpa, _: u8) {}
 }
 
 /// The tables that the guest was started with. It can read them.

@@ -1,0 +1,123 @@
+//! Which physical memory there is, put together from what firmware and boot loader say.
+
+use super::ranges::SpanSet;
+use crate::addr::{AddrRange, Hpa, PAGE_SIZE};
+
+/// A set of whole frames: what is memory, less what must not be touched. What is added may be unaligned, overlap and
+/// come in any order. At most 64 separate ranges are kept: beyond that, the smallest is given up.
+#[derive(Clone, Debug)]
+pub struct MemoryMap(SpanSet);
+
+impl MemoryMap {
+    /// No memory.
+    pub const fn new() -> Self {
+        Self(SpanSet::new())
+    }
+    /// Adds the frames wholly inside `range`.
+    pub fn add(&mut self, range: AddrRange<Hpa>) {
+        self.0.add(range);
+    }
+    /// Adds every frame that `range` touches.
+    pub fn add_touched(&mut self, range: AddrRange<Hpa>) {
+        self.0.add_touched(range);
+    }
+    /// Removes every frame that `range` touches.
+    pub fn remove(&mut self, range: AddrRange<Hpa>) {
+        self.0.remove(range);
+    }
+    /// Takes out the highest frame below `limit`.
+    pub fn take_below(&mut self, limit: Hpa) -> Option<Hpa> {
+        let frame = self.0.take_below(limit.as_u64() / PAGE_SIZE)?;
+        Some(Hpa::new(frame * PAGE_SIZE))
+    }
+    /// Keeps only the lowest frames, `bytes` of them at most.
+    pub fn keep_lowest(&mut self, bytes: u64) {
+        self.0.keep_lowest(bytes / PAGE_SIZE);
+    }
+    /// The ranges, disjoint, in no order.
+    pub fn ranges(&self) -> impl Iterator<Item = AddrRange<Hpa>> + '_ {
+        self.0.as_slice().iter().filter_map(|span| {
+            AddrRange::new(Hpa::new(span.start * PAGE_SIZE), span.len() * PAGE_SIZE)
+        })
+    }
+    /// Bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.0.frames() * PAGE_SIZE
+    }
+}
+
+impl Default for MemoryMap {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> AddrRange<Hpa> {
+        AddrRange::new(Hpa::new(start), end - start).unwrap()
+    }
+    fn map(ranges: &[(u64, u64)]) -> MemoryMap {
+        let mut map = MemoryMap::new();
+        ranges.iter().for_each(|&(s, e)| map.add(range(s, e)));
+        map
+    }
+    fn sorted(map: &MemoryMap) -> Vec<(u64, u64)> {
+        let mut all: Vec<_> = map
+            .ranges()
+            .map(|r| (r.start().as_u64(), r.start().as_u64() + r.len()))
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    #[test]
+    fn overlapping_reports_are_joined_and_reserved_ones_win() {
+        let mut map = map(&[(0x1000, 0x9fc00), (0x8000, 0x20000), (0x10_0000, 0x20_0000)]);
+        map.remove(range(0x1_0800, 0x1_0900));
+        assert_eq!(
+            sorted(&map),
+            [
+                (0x1000, 0x10000),
+                (0x11000, 0x9f000),
+                (0x10_0000, 0x20_0000)
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_touched_can_be_added_whole() {
+        let mut map = map(&[(0x1000, 0x9fc00)]);
+        map.add_touched(range(0x9f800, 0x9fa00));
+        map.add_touched(range(0x9f800, 0x9f800));
+        assert_eq!(sorted(&map), [(0x1000, 0xa0000)]);
+    }
+
+    #[test]
+    fn frames_for_tables_come_from_below_the_limit_each_once() {
+        let mut map = map(&[(0x1000, 0x3000), (0x8000, 0xb000), (0x10_0000, 0x20_0000)]);
+        let taken: Vec<_> = core::iter::from_fn(|| map.take_below(Hpa::new(0xa000)))
+            .map(Hpa::as_u64)
+            .collect();
+        assert_eq!(taken, [0x9000, 0x8000, 0x2000, 0x1000]);
+        assert_eq!(sorted(&map), [(0xa000, 0xb000), (0x10_0000, 0x20_0000)]);
+    }
+
+    #[test]
+    fn a_limit_is_met_to_the_frame_wherever_the_reserved_parts_are() {
+        let mut map = map(&[(0x10_0000, 0x20_0000), (0x1000, 0x8000)]);
+        map.remove(range(0x3000, 0x4000));
+        map.keep_lowest(0x8fff);
+        assert_eq!(map.bytes(), 0x8000);
+        assert_eq!(
+            sorted(&map),
+            [(0x1000, 0x3000), (0x4000, 0x8000), (0x10_0000, 0x10_2000)]
+        );
+        map.keep_lowest(u64::MAX);
+        assert_eq!(map.bytes(), 0x8000);
+        map.keep_lowest(0xfff);
+        assert_eq!(sorted(&map), []);
+    }
+}
