@@ -4,11 +4,11 @@ use super::entry::Origin;
 use super::large::large_page;
 use super::region::Known;
 use super::space::{Shared, Tree};
-use super::tables::Tables;
+use super::tables::{ENTRIES, Tables};
 use super::{Access, Fill, Reason, Region, RegionKind};
-use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{Frame, FrameAllocator, PhysMem};
-use crate::paging::{Content, Cursor, EptAttr, Write};
+use crate::paging::{Content, Cursor, Decoded, EptAttr, Write};
 
 /// What a page that is not mapped holds.
 #[derive(Clone, Copy)]
@@ -140,6 +140,7 @@ fn provide<M: PhysMem>(
                 }
                 Source::Host(phys, PAGE_SIZE) if !access.write => {
                     cursor.set_page(phys, Origin::Host.mark(known.leaf))?;
+                    map_around(&mut cursor, known, page);
                     return Ok((Fill::HostMapped, false));
                 }
                 Source::Zero if !access.write => {
@@ -170,6 +171,30 @@ fn provide<M: PhysMem>(
                 },
             )?;
             Ok((fill, false))
+        }
+    }
+}
+
+/// How many pages of host bytes are mapped at once, the one that was touched among them: as many as Linux maps around a
+/// fault in a file. It takes no frame, and an exit costs more than mapping all of them.
+const AROUND: u64 = 16;
+
+/// Maps what is not mapped of the host bytes next to `page`, whose slot is the cursor's.
+fn map_around<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>, known: &Known, page: Gpa) {
+    let first = page.align_down(AROUND * PAGE_SIZE);
+    for offset in (0..AROUND * PAGE_SIZE).step_by(PAGE_SIZE as usize) {
+        let near = Gpa::new(first.as_u64() + offset);
+        if !known.region.range.contains(near) {
+            continue;
+        }
+        let Ok(Source::Host(phys, PAGE_SIZE)) = Source::of(&known.region, near) else {
+            continue;
+        };
+        let index = (near.as_u64() / PAGE_SIZE) as usize % ENTRIES;
+        if let Ok(Decoded::Content(Content::Unmapped)) = cursor.neighbour(index) {
+            let attr = Origin::Host.mark(known.leaf);
+            // The slot's table is ready, so this cannot fail; if it did, the page would be mapped when it is touched.
+            let _ = cursor.set_neighbour(index, Content::Page { phys, attr });
         }
     }
 }

@@ -236,6 +236,14 @@ pub enum RegionError {
     HostRange(AddrRange<Hpa>),
     /// The host's bytes lie in memory whose frames the allocator hands out.
     HostManaged(AddrRange<Hpa>),
+    /// The memory cannot be cached so: memory that the host also uses is write-back, a device is uncacheable or what the
+    /// machine says, and write-combining where the CPU has it.
+    MemoryType {
+        /// The region.
+        range: AddrRange<Gpa>,
+        /// The type asked for.
+        memory_type: MemoryType,
+    },
     /// There is no such region.
     NoSuchRegion(AddrRange<Gpa>),
 }
@@ -267,6 +275,12 @@ impl fmt::Display for RegionError {
                 write!(
                     f,
                     "the host range {range} lies in memory that is handed out frame by frame"
+                )
+            }
+            Self::MemoryType { range, memory_type } => {
+                write!(
+                    f,
+                    "the region {range} cannot have memory type {memory_type:?}"
                 )
             }
             Self::NoSuchRegion(range) => write!(f, "there is no region {range}"),

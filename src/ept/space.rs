@@ -3,9 +3,10 @@
 use super::debt::{Debt, Invalidate};
 use super::region::RegionMap;
 use super::tables::{Tables, View};
-use super::{EptCapability, Eptp, Region, RegionError, RegionKind};
+use super::{EptCapability, Eptp, Mtrrs, Region, RegionError, RegionKind};
 use crate::addr::{Gpa, Hpa};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::paging::MemoryType;
 use core::marker::PhantomData;
 
 /// What all spaces share: the frames, the frame of zeroes, and what the CPU can do.
@@ -13,6 +14,7 @@ pub struct Spaces<'f, M> {
     frames: &'f FrameAllocator<M>,
     zero: Frame,
     capability: EptCapability,
+    mtrrs: Option<Mtrrs>,
 }
 
 impl<'f, M: PhysMem> Spaces<'f, M> {
@@ -25,7 +27,17 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
             frames,
             zero: frames.alloc_zeroed()?,
             capability,
+            mtrrs: None,
         })
+    }
+
+    /// The same with what the machine says of memory types: devices that are passed through may then have the type that
+    /// the machine gives them. Without it they are uncacheable or write-combining.
+    pub fn with_mtrrs(self, mtrrs: Mtrrs) -> Self {
+        Self {
+            mtrrs: Some(mtrrs),
+            ..self
+        }
     }
 
     /// A space without regions, in which a guest-physical address has `width` bits (at most 48).
@@ -64,6 +76,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
             frames: self.frames,
             zero,
             capability: &self.capability,
+            mtrrs: self.mtrrs.as_ref(),
         }
     }
 }
@@ -73,6 +86,7 @@ pub(super) struct Shared<'s, M> {
     pub frames: &'s FrameAllocator<M>,
     pub zero: Hpa,
     pub capability: &'s EptCapability,
+    pub mtrrs: Option<&'s Mtrrs>,
 }
 
 impl<M> Clone for Shared<'_, M> {
@@ -131,7 +145,32 @@ impl<'s, M: PhysMem> Space<'s, M> {
         {
             return Err(RegionError::HostManaged(host));
         }
+        self.check_memory_type(&region)?;
         self.regions.add(region)
+    }
+
+    fn check_memory_type(&self, region: &Region) -> Result<(), RegionError> {
+        let memory_type = region.memory_type;
+        let mtrrs = self.spaces.mtrrs;
+        let right = match (region.kind, memory_type) {
+            (RegionKind::PassThrough(_), MemoryType::Uncacheable) => true,
+            (RegionKind::PassThrough(_), MemoryType::WriteCombining) => {
+                mtrrs.is_none_or(|mtrrs| mtrrs.offers(memory_type))
+            }
+            (RegionKind::PassThrough(device), _) => {
+                mtrrs.and_then(|mtrrs| mtrrs.type_of(device.range())) == Some(memory_type)
+            }
+            // Nothing is mapped.
+            (RegionKind::Mmio, _) => true,
+            // The host reads and writes these frames too, as write-back; two types for one frame are undefined.
+            (_, memory_type) => memory_type == MemoryType::WriteBack,
+        };
+        let range = region.range;
+        if right {
+            Ok(())
+        } else {
+            Err(RegionError::MemoryType { range, memory_type })
+        }
     }
 
     /// The regions, in order of their addresses.

@@ -251,6 +251,53 @@ fn host_bytes_are_shared_until_written_and_nothing_behind_them_is_seen() {
 }
 
 #[test]
+fn host_bytes_next_to_a_touched_page_are_mapped_too() {
+    with_space(64, |spaces, space, _| {
+        let arena_end = spaces.frames().mem().range();
+        let start = Hpa::new(arena_end.last().unwrap().as_u64() + 1 - HOST_PAGES * PAGE_SIZE);
+        let bytes = AddrRange::new(start, HOST_PAGES * PAGE_SIZE).unwrap();
+        // SAFETY: the host's bytes of the arena, which nobody writes.
+        let bytes = unsafe { HostBytes::new(bytes) };
+        // Its pages lie on both sides of a multiple of 16 pages.
+        let base = 0x5000_0000 - 2 * PAGE_SIZE;
+        space
+            .add_region(Region::new(
+                gpas(base, 5 * PAGE_SIZE),
+                RegionKind::CopyOnWrite(bytes),
+            ))
+            .unwrap();
+        let used = spaces.frames().figures().used;
+        space.write(Gpa::new(base), b"own").unwrap();
+        assert_eq!(
+            retry(space, base + PAGE_SIZE, Access::READ),
+            Fill::HostMapped
+        );
+        assert_eq!(
+            retry(space, base + 3 * PAGE_SIZE, Access::READ),
+            Fill::HostMapped
+        );
+        // The neighbour is there without a violation; what was written stays, and zeroes are not mapped ahead.
+        let census = space.census().unwrap();
+        assert_eq!((census.host, census.copied, census.zero), (3, 1, 0));
+        assert_eq!(
+            retry(space, base + 2 * PAGE_SIZE, Access::READ),
+            Fill::Present
+        );
+        assert_eq!(read(space, base, 4), [b'o', b'w', b'n', host_byte(3)]);
+        assert_eq!(
+            read(space, base + 2 * PAGE_SIZE, 1),
+            [host_byte(2 * PAGE_SIZE)]
+        );
+        // Tables and the one page that was written.
+        assert_eq!(spaces.frames().figures().used, used + 1 + 4);
+        assert_eq!(
+            retry(space, base + 2 * PAGE_SIZE, Access::WRITE),
+            Fill::Copied
+        );
+    });
+}
+
+#[test]
 fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
     with_space(64, |_, space, _| {
         let both = Access {
@@ -380,6 +427,59 @@ fn managed_memory_cannot_be_given_away_as_host_memory() {
             );
         }
     });
+}
+
+#[test]
+fn memory_types_that_cannot_be_are_refused() {
+    let (frames, _) = memory(16);
+    let uncached = MtrrRegisters {
+        capability: 0,
+        default: 1 << 11,
+        fixed: [0; 11],
+        variable: &[],
+    };
+    let through = MtrrRegisters {
+        default: 1 << 11 | 4,
+        ..uncached
+    };
+    let device = AddrRange::new(Hpa::new(DEVICE_HOST), PAGE_SIZE).unwrap();
+    // SAFETY: nothing is ever accessed there.
+    let device = RegionKind::PassThrough(unsafe { DeviceRange::new(device) });
+    let add = |mtrrs: Option<&MtrrRegisters<'_>>, kind, memory_type| {
+        let mut spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        if let Some(mtrrs) = mtrrs {
+            spaces = spaces.with_mtrrs(Mtrrs::decode(mtrrs, 40));
+        }
+        let mut space = spaces.create(36).unwrap();
+        let range = gpas(0, PAGE_SIZE);
+        let done = space.add_region(Region::new(range, kind).with_memory_type(memory_type));
+        finish(space, &mut Cpu::new(0));
+        spaces.end().unwrap();
+        assert!(done.is_ok() || done == Err(RegionError::MemoryType { range, memory_type }));
+        done.is_ok()
+    };
+    for memory_type in [
+        MemoryType::Uncacheable,
+        MemoryType::WriteCombining,
+        MemoryType::WriteThrough,
+    ] {
+        assert!(
+            !add(None, RegionKind::Ram, memory_type)
+                && !add(Some(&through), RegionKind::Rom, memory_type)
+        );
+    }
+    assert!(add(None, RegionKind::Ram, MemoryType::WriteBack));
+    assert!(
+        add(None, device, MemoryType::Uncacheable) && add(None, device, MemoryType::WriteCombining)
+    );
+    assert!(!add(Some(&uncached), device, MemoryType::WriteCombining));
+    assert!(
+        !add(None, device, MemoryType::WriteBack)
+            && !add(Some(&uncached), device, MemoryType::WriteBack)
+    );
+    assert!(add(Some(&through), device, MemoryType::WriteThrough));
+    assert!(!add(Some(&through), device, MemoryType::WriteProtected));
+    assert_eq!(frames.figures().used, 0);
 }
 
 #[test]
