@@ -41,7 +41,6 @@ pub use access::{
 pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
 pub use cursor::Cursor;
-pub use cursor::{Cursor, OpenSlot, open_slot, open_slot_in};
 pub use ept_entry::{EptEntry, EptMetaData, ExtendedPageTable};
 pub use ept_format::{Ept, EptAttr, MemoryType};
 pub use error::{Error, Fault, PagingError};
