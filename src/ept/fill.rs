@@ -53,3 +53,86 @@ impl<M: PhysMem> Space<'_, M> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{
+        MODULE, RAM, add_regions, all_capabilities, gpas, memory, violation,
+    };
+    use super::super::tlb::Cpu;
+    use super::super::{Access, Census, Faults, Fill, Resolution, Space, Spaces};
+    use crate::addr::{Gpa, PAGE_SIZE};
+    use crate::frames::arena::Arena;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    const READ: u64 = 0x181;
+    const WRITTEN: u64 = 0x182;
+
+    fn touch(space: &mut Space<'_, Arena>, gpa: u64) {
+        let done = space.resolve(&violation(gpa, Access::WRITE)).unwrap();
+        assert_eq!(done, Resolution::Retry(Fill::Zeroed));
+    }
+
+    /// The tree, what violations came to, and how many frames are in use.
+    fn state(space: &Space<'_, Arena>) -> (Census, Faults, u64) {
+        let used = space.spaces.frames.figures().used;
+        (space.census().unwrap(), space.faults(), used)
+    }
+
+    #[test]
+    fn it_does_what_the_general_way_does_or_nothing() {
+        let (frames, host) = memory(64);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        add_regions(&mut space, host);
+        let page = |number: u64| Gpa::new(RAM + number * PAGE_SIZE + 8);
+
+        let fresh = state(&space);
+        assert!(!space.fill(WRITTEN, page(1)), "no violation before");
+        assert_eq!(state(&space), fresh);
+        touch(&mut space, RAM);
+        let mut before = state(&space);
+        for bit in [2, 3, 4, 5, 6, 12, 13, 14, 15, 16] {
+            assert!(!space.fill(WRITTEN | 1 << bit, page(1)), "bit {bit}");
+        }
+        assert!(!space.fill(WRITTEN, page(0)), "mapped");
+        assert!(!space.fill(WRITTEN, page(16)), "behind the region");
+        assert!(!space.fill(WRITTEN, Gpa::new(MODULE)), "another region");
+        assert!(!space.fill(WRITTEN, Gpa::new(1 << 48 | 0x1000)));
+        frames.allowance.store(0, SeqCst);
+        assert!(!space.fill(WRITTEN, page(1)), "out of frames");
+        frames.allowance.store(u64::MAX, SeqCst);
+        assert_eq!(state(&space), before);
+
+        assert!(space.fill(WRITTEN, page(1)) && space.fill(READ, page(2)));
+        assert!(
+            space.fill(WRITTEN | 1, page(3)),
+            "a page walk that sets bits"
+        );
+        let faults = space.faults();
+        assert_eq!((faults.filled, faults.zero_shared), (3, 1));
+        assert_eq!(space.invalidations(), 0);
+        assert_eq!(spaces.audit([&space]), Ok(0));
+
+        // What another space shares now may not be written in place.
+        let fork = space.fork().unwrap();
+        before = state(&space);
+        assert!(!space.fill(WRITTEN, page(4)) && !space.fill(READ, page(4)));
+        assert_eq!(state(&space), before);
+        touch(&mut space, RAM + 4 * PAGE_SIZE);
+        assert!(space.fill(WRITTEN, page(5)));
+        assert_eq!(spaces.audit([&space, &fork]), Ok(0));
+
+        space
+            .protect(gpas(RAM, 16 * PAGE_SIZE), false, true)
+            .unwrap();
+        assert!(!space.fill(WRITTEN, page(6)), "protected");
+        let mut cpu = Cpu::new(0);
+        for space in [space, fork] {
+            let mut ending = space.end();
+            while !ending.step(&mut cpu, 100) {}
+        }
+        spaces.end().unwrap();
+        assert_eq!(frames.figures().used, 0);
+    }
+}

@@ -163,6 +163,22 @@ fn zeroed_frames_are_zero_whatever_they_held() {
 }
 
 #[test]
+fn the_pool_is_refilled_in_bounded_steps() {
+    let frames = Arena::allocator(0x10_0000, 16);
+    assert_eq!(frames.refill_to(5, 3), 3);
+    assert_eq!(frames.refill_to(5, 3), 2);
+    assert_eq!(frames.refill_to(5, 3), 0);
+    assert_eq!(frames.figures().zeroed, 5);
+    let frame = frames.alloc_zeroed().unwrap();
+    assert_eq!(content(&frames, &frame), [0; 4096]);
+    assert_eq!((frames.figures().zeroed, frames.figures().used), (4, 1));
+    assert_eq!(frames.refill_to(5, 3), 1);
+    let total = frames.figures().total;
+    assert_eq!(frames.refill_to(u32::MAX, u32::MAX), total - 1 - 5);
+    frames.release(frame).unwrap();
+}
+
+#[test]
 fn the_pool_serves_when_nothing_else_is_left() {
     let frames = Arena::allocator(0x10_0000, 8);
     let total = frames.figures().total;
