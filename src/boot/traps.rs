@@ -291,7 +291,7 @@ fn backtrace(rip: u64, mut rbp: u64) {
     say!("backtrace (addr2line -e target/x86_64-unknown-linux-gnu/release/offshoot):");
     say!("  {rip:016x}");
     for _ in 0..32 {
-        if !on_a_stack(rbp) || rbp % 8 != 0 {
+        if !on_a_stack(rbp) || !rbp.is_multiple_of(8) {
             break;
         }
         // SAFETY: the 16 bytes are on a stack of the kernel, which is always mapped.
