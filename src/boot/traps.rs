@@ -7,6 +7,7 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
 use x86_64::VirtAddr;
+use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::structures::idt::InterruptDescriptorTable;
 
 /// The first vector that is not an exception.
@@ -84,7 +85,8 @@ unsafe extern "C" {
 
 static IDT: Once<InterruptDescriptorTable> = Once::new();
 
-/// Loads the IDT. Interrupts stay off: the hypervisor has none of its own.
+/// Loads the IDT and lets machine checks come, which would shut the machine down otherwise. Interrupts stay off: the
+/// hypervisor has none of its own.
 pub fn init() {
     IDT.call_once(|| {
         let mut idt = InterruptDescriptorTable::new();
@@ -167,6 +169,11 @@ pub fn init() {
         idt
     })
     .load();
+    const MACHINE_CHECK: u32 = 1 << 7;
+    if core::arch::x86_64::__cpuid(1).edx & MACHINE_CHECK != 0 {
+        // SAFETY: the CPU has the bit, and the exception its handler and its stack.
+        unsafe { Cr4::update(|cr4| cr4.insert(Cr4Flags::MACHINE_CHECK_EXCEPTION)) };
+    }
 }
 
 /// What the manual calls an exception.

@@ -5,6 +5,7 @@ use super::error::{Error, Fault, PagingError};
 use super::format::{
     Content, ContentOf, Decoded, DecodedOf, Entry, Format, FormatExt, MAX_LEVELS, Rights,
 };
+use super::plan::{check_content, level_of};
 use super::query::bad;
 use crate::addr::{Address, PageSize};
 
@@ -503,28 +504,6 @@ pub fn open_slot_in<O: TableOps>(
 #[inline(always)]
 pub(super) fn slot(level: u8) -> usize {
     (level as usize).wrapping_sub(1) % MAX_LEVELS
-}
-
-/// The level at which a leaf of `size` stands.
-#[inline(always)]
-pub(super) fn level_of<F: Format>(size: PageSize) -> Result<u8, Error<F>> {
-    (1..=F::LEVELS)
-        .find(|&level| F::leaf_size(level) == Some(size))
-        .ok_or(PagingError::NoSuchLeaf { size })
-}
-
-/// Whether a leaf of `level` can refer to the content.
-#[inline(always)]
-pub(super) fn check_content<F: Format>(level: u8, content: ContentOf<F>) -> Result<(), Error<F>> {
-    if let Content::Page { phys, .. } = content {
-        if phys.as_u64() & F::span_mask(level) != 0 {
-            return Err(PagingError::UnalignedPhys { phys });
-        }
-        if phys.as_u64() >> F::PHYS_BITS != 0 {
-            return Err(PagingError::PhysTooWide { phys });
-        }
-    }
-    Ok(())
 }
 
 /// Tables taken ahead of a change.

@@ -3,12 +3,12 @@
 use core::marker::PhantomData;
 
 use super::access::{EntryOf, FormatOf, TableMovability, TableOf, TableOps, VirtOf};
-use super::cursor::level_of;
 use super::edit::{Edit, report};
 use super::error::{Error, Fault, PagingError};
 use super::format::{
     Content, ContentOf, Decoded, Entry, Format, FormatExt, MAX_LEVELS, MappingOf, Rights,
 };
+use super::plan::{check_tree, level_of};
 use super::query::{bad, decode_at, descend};
 use super::unmap::{Emptied, unmap};
 use crate::addr::{Address, PageSize};
@@ -383,30 +383,4 @@ impl<F: Format> Request<F> {
         }
         Ok(())
     }
-}
-
-/// Whether a tree that a leaf is to take the place of can be read to its end, and, unless it may be `replaced`, holds
-/// nothing.
-fn check_tree<O: TableOps>(
-    ops: &O,
-    table: TableOf<O>,
-    level: u8,
-    va: u64,
-    replaced: bool,
-) -> Result<(), Error<O::Format>> {
-    for index in 0..FormatOf::<O>::ENTRIES {
-        let va = va + ((index as u64) << O::Format::shift(level));
-        match decode_at(ops, table, level, va)? {
-            Decoded::Content(Content::Unmapped) => {}
-            Decoded::Content(_) if replaced => {}
-            Decoded::Content(_) => {
-                return Err(PagingError::AlreadyMapped {
-                    address: O::Format::virt(va),
-                    level,
-                });
-            }
-            Decoded::Table { table, .. } => check_tree(ops, table, level - 1, va, replaced)?,
-        }
-    }
-    Ok(())
 }

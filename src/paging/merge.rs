@@ -1,10 +1,9 @@
 //! Merging tables of equal neighbours into large leaves.
 
 use super::access::{FormatOf, TableOf, TableOps, VirtOf};
-use super::cursor::level_of;
 use super::error::{Error, Fault};
 use super::format::{Content, ContentOf, Decoded, Format, FormatExt};
-use super::plan::is_whole;
+use super::plan::{is_whole, level_of};
 use super::query::{bad, decode_at};
 use crate::addr::{Address, PageSize};
 

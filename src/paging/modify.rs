@@ -1,11 +1,10 @@
 //! Changing what is mapped, leaf by leaf, and splitting leaves.
 
 use super::access::{FormatOf, TableMovability, TableOf, TableOps, VirtOf};
-use super::cursor::{check_content, level_of};
 use super::edit::Edit;
 use super::error::{Error, PagingError};
 use super::format::{Content, ContentOf, Decoded, Entry, Format, FormatExt};
-use super::plan::{holds_any, is_whole, plan};
+use super::plan::{check_content, holds_any, is_whole, level_of, plan};
 use super::query::{bad, decode_at};
 use crate::addr::{Address, PageSize};
 

@@ -1,9 +1,10 @@
 //! What a change to existing mappings takes, found out before anything is changed.
 
-use super::access::{TableMovability, TableOf, TableOps};
-use super::error::Error;
-use super::format::{Content, Decoded, Format, FormatExt};
+use super::access::{FormatOf, TableMovability, TableOf, TableOps};
+use super::error::{Error, PagingError};
+use super::format::{Content, ContentOf, Decoded, Format, FormatExt};
 use super::query::decode_at;
+use crate::addr::{Address, PageSize};
 
 /// Whether anything is mapped in the range.
 pub(super) fn holds_any<O: TableOps>(
@@ -109,4 +110,52 @@ fn tables_to_split<F: Format>(level: u8, va: u64, last: u64) -> u64 {
         };
         1 + first + end
     }
+}
+
+/// Whether a tree that a leaf is to take the place of can be read to its end, and, unless it may be `replaced`, holds
+/// nothing.
+pub(super) fn check_tree<O: TableOps>(
+    ops: &O,
+    table: TableOf<O>,
+    level: u8,
+    va: u64,
+    replaced: bool,
+) -> Result<(), Error<O::Format>> {
+    for index in 0..FormatOf::<O>::ENTRIES {
+        let va = va + ((index as u64) << O::Format::shift(level));
+        match decode_at(ops, table, level, va)? {
+            Decoded::Content(Content::Unmapped) => {}
+            Decoded::Content(_) if replaced => {}
+            Decoded::Content(_) => {
+                return Err(PagingError::AlreadyMapped {
+                    address: O::Format::virt(va),
+                    level,
+                });
+            }
+            Decoded::Table { table, .. } => check_tree(ops, table, level - 1, va, replaced)?,
+        }
+    }
+    Ok(())
+}
+
+/// The level at which a leaf of `size` stands.
+#[inline(always)]
+pub(super) fn level_of<F: Format>(size: PageSize) -> Result<u8, Error<F>> {
+    (1..=F::LEVELS)
+        .find(|&level| F::leaf_size(level) == Some(size))
+        .ok_or(PagingError::NoSuchLeaf { size })
+}
+
+/// Whether a leaf of `level` can refer to the content.
+#[inline(always)]
+pub(super) fn check_content<F: Format>(level: u8, content: ContentOf<F>) -> Result<(), Error<F>> {
+    if let Content::Page { phys, .. } = content {
+        if phys.as_u64() & F::span_mask(level) != 0 {
+            return Err(PagingError::UnalignedPhys { phys });
+        }
+        if phys.as_u64() >> F::PHYS_BITS != 0 {
+            return Err(PagingError::PhysTooWide { phys });
+        }
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! after, or to the #GP that the manual demands (SDM "MOV—Move to/from Control Registers", "LMSW", "CLTS").
 //!
 //! A guest sees *visible* values. What the CPU runs with, the *real* values, differs in bits that VMX operation fixes
-//! (NE, VMXE) and in CD and NW, which VM entries leave alone. [`Limits::real_cr0`] and [`Limits::real_cr4`] go from the
+//! (NE, VMXE), in MCE, and in CD and NW, which VM entries leave alone. [`Limits::real_cr0`] and [`Limits::real_cr4`] go from the
 //! one to the other; the bits in which they may differ are host-owned, and the read shadow holds the visible ones.
 
 use core::fmt;
@@ -29,6 +29,7 @@ const PSE: u64 = Cr4Flags::PAGE_SIZE_EXTENSION.bits();
 const PAE: u64 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
 const PGE: u64 = Cr4Flags::PAGE_GLOBAL.bits();
 const PCIDE: u64 = Cr4Flags::PCID.bits();
+const MCE: u64 = Cr4Flags::MACHINE_CHECK_EXCEPTION.bits();
 const SMEP: u64 = Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION.bits();
 const VMXE: u64 = Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits();
 
@@ -75,9 +76,10 @@ impl Limits {
     pub const fn real_cr0(&self, visible: u64) -> u64 {
         self.guest_cr0().apply(visible & !(CD | NW) | ET)
     }
-    /// What the CPU must run with so that the guest sees `visible` in CR4.
+    /// What the CPU must run with so that the guest sees `visible` in CR4. MCE is on where the CPU has it: without
+    /// it, a machine check while the guest runs would not exit but shut the machine down.
     pub const fn real_cr4(&self, visible: u64) -> u64 {
-        self.cr4.apply(visible)
+        self.cr4.apply(visible | MCE)
     }
     /// The guest/host mask of CR0: bits whose change exits.
     pub const fn cr0_mask(&self) -> u64 {

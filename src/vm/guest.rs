@@ -19,7 +19,7 @@ use crate::ept::{AccessError, Region, RegionError, RegionKind, Space, Spaces};
 use crate::frames::{FrameError, PhysMem};
 use crate::vmx::VmFail;
 use crate::vmx::controls::Exit;
-use crate::vmx::cpu::{Invalidation, Resident, restore_vector, save_vector};
+use crate::vmx::cpu::{Resident, restore_vector, save_vector};
 
 /// Entries of a guest's tables that one step of its end looks at.
 const END_STEP: u64 = 4096;
@@ -137,11 +137,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         if self.vcpu.vpid != 0 {
             // An earlier guest may have had the same number.
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-            unsafe {
-                machine
-                    .vmx
-                    .invvpid(Invalidation::SingleContext, self.vcpu.vpid)?
-            };
+            unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
         }
         let features = machine.resident;
         let host_resident = machine.host_resident;

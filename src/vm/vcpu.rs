@@ -147,6 +147,7 @@ impl Vcpu {
             (FieldNatural::Cr0ReadShadow, cr0),
             (FieldNatural::Cr4GuestHostMask, limits.cr4_mask()),
             (FieldNatural::Cr4ReadShadow, cr4),
+            (FieldNatural::GuestCr4, limits.real_cr4(cr4)),
         ] {
             vmcs.write_natural(field, value)?;
         }

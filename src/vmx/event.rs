@@ -6,10 +6,11 @@ use core::fmt;
 
 use bit_field::BitField;
 
-use super::fields::{Field32, FieldNatural};
+use super::fields::{Field32, Field64, FieldNatural};
 use super::interruption::{Interruption, InterruptionType};
 use super::register_bits::{
-    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, CR0_PE, RFLAGS_IF,
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, CR0_PE, DEBUGCTL_BTF, PENDING_BS,
+    RFLAGS_IF, RFLAGS_TF,
 };
 use super::vmcs::{Vmcs, VmcsError};
 
@@ -338,6 +339,24 @@ pub fn restore_nmi_blocking(vmcs: &mut impl Vmcs, nmi_unblocking: bool) -> Resul
         vmcs.write32(Field32::GuestInterruptibilityState, blocked)?;
     }
     Ok(())
+}
+
+/// To be called when an exit for #DB is to go back to the guest. Such an exit leaves no debug exception pending, but an
+/// entry in the shadow of STI or MOV SS with RFLAGS.TF demands that a single step is (SDM "Checks on Guest Non-Register
+/// State", 28.3.1.5), and fails without. The delivery of the #DB drops it.
+pub fn pend_single_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+    let blocking = vmcs.read32(Field32::GuestInterruptibilityState)?;
+    if blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0
+        || vmcs.read_natural(FieldNatural::GuestRflags)? & RFLAGS_TF == 0
+        || vmcs.read64(Field64::GuestDebugctl)? & DEBUGCTL_BTF != 0
+    {
+        return Ok(());
+    }
+    let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
+    vmcs.write_natural(
+        FieldNatural::GuestPendingDebugExceptions,
+        pending | PENDING_BS,
+    )
 }
 
 /// Whether the guest can take an external interrupt now: an entry that injects one into a guest that cannot fails.

@@ -229,3 +229,23 @@ fn two_exceptions_make_a_double_fault_and_three_a_triple_fault() {
     let interrupt = Event::external_interrupt(32);
     assert_eq!(interrupt.followed_by(exception(14)), Combined::Second);
 }
+
+#[test]
+fn a_debug_exception_in_a_shadow_pends_the_step_that_an_entry_demands() {
+    for (blocking, rflags, debugctl, pending) in [
+        (1, 0x102, 0, 0x4000),
+        (2, 0x102, 0, 0x4000),
+        (0, 0x102, 0, 0),
+        (8, 0x102, 0, 0),
+        (2, 0x002, 0, 0),
+        (2, 0x102, 2, 0),
+    ] {
+        let vmcs = &mut protected_mode();
+        vmcs.set(Field32::GuestInterruptibilityState, blocking)
+            .set(FieldNatural::GuestRflags, rflags)
+            .set(Field64::GuestDebugctl, debugctl);
+        pend_single_step(vmcs).unwrap();
+        let found = vmcs.get(FieldNatural::GuestPendingDebugExceptions);
+        assert_eq!(found, pending, "blocking {blocking}, RFLAGS {rflags:#x}");
+    }
+}

@@ -216,7 +216,7 @@ fn an_exhausted_pool_stops_only_the_guest_that_drained_it() {
     ];
     let mut run = run("exhausted", guests);
     // A quarter of what the guest writes.
-    run.cmdline = "pool=8M".into();
+    run.cmdline = "pool=8M audit".into();
     let booted = boot(&run);
     booted.failed_with(&["sparse"]);
     booted.says(&["sparse", "frame"]);

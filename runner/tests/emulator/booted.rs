@@ -50,10 +50,11 @@ impl Drop for Slot {
     }
 }
 
-/// A run with the limit of the tests.
+/// A run with the limit of the tests, in which every frame count and table is checked after each guest.
 pub fn run(name: &str, guests: Vec<Guest>) -> Run {
     let mut run = Run::new(name, guests);
     run.limit = LIMIT;
+    run.cmdline = "audit".into();
     run
 }
 

@@ -29,7 +29,7 @@ fn guests_that_go_too_far_are_stopped() {
         })
         .collect();
     let mut run = run("hostile-stopped", guests);
-    run.cmdline = "pool=64M".into();
+    run.cmdline = "pool=64M audit".into();
     let booted = boot(&run);
     booted.failed_with(&[]);
     for (name, _, outcome) in stopped {
@@ -52,8 +52,10 @@ fn withstood(model: &str) {
     ];
     let guests = hostile
         .into_iter()
-        .chain(["hello"])
-        .map(|name| sample(name).with("budget=60s"))
+        .flat_map(|name| {
+            let healthy = sample("hello").with(format!("name=after-{name}"));
+            [sample(name).with("budget=60s"), healthy]
+        })
         .collect();
     let mut run = run(&format!("hostile-{model}"), guests);
     run.emulator = Emulator::bochs(model);

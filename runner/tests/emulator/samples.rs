@@ -3,7 +3,7 @@
 use crate::booted::{boot, run, sample};
 use offshoot_runner::Emulator;
 
-/// All samples on a CPU model, with 64 MiB of the host's memory for guests.
+/// All samples on a CPU model, with 64 MiB of the host's memory for guests, interrupted a thousand times a second.
 fn all_samples(model: &str) {
     let guests = vec![
         sample("hello"),
@@ -12,9 +12,13 @@ fn all_samples(model: &str) {
     ];
     let mut run = run(&format!("samples-{model}"), guests);
     run.emulator = Emulator::bochs(model);
-    run.cmdline = "pool=64M".into();
+    run.cmdline = "pool=64M audit tick=1ms".into();
     let booted = boot(&run);
     booted.all_well();
+    booted.says(&["selfcheck", "audited"]);
+    let exits = &booted.guest("selfcheck").exits;
+    let interrupts = exits.get("external interrupt").copied().unwrap_or(0);
+    assert!(interrupts > 9, "{}", booted.tell("interrupts"));
     booted.says(&["hello", "Hello"]);
     assert_eq!(booted.report().guests.len(), 3);
     assert_eq!(booted.figure("sparse.words_wrong"), 0);

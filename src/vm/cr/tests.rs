@@ -72,6 +72,9 @@ fn enters(change: &Change, limits: &Limits) {
     assert_eq!(visible(real_cr0, cr0, limits.cr0_mask()), cr0);
     assert_eq!(visible(real_cr4, cr4, limits.cr4_mask()), cr4);
     assert_eq!(cr4 & VMXE, 0);
+    // A machine check must reach the host, whatever the guest wants.
+    assert_eq!(real_cr4 & MCE, MCE);
+    assert_eq!(limits.cr4_mask() & MCE, MCE);
 }
 
 #[test]

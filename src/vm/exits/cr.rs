@@ -7,7 +7,6 @@ use super::super::run::{Next, Running};
 use crate::addr::Gpa;
 use crate::frames::PhysMem;
 use crate::vmx::controls::{ControlWord, Entry};
-use crate::vmx::cpu::Invalidation;
 use crate::vmx::qualification::{ControlRegister, CrAccess};
 use crate::vmx::register_bits::EFER_LMA;
 use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
@@ -139,11 +138,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         if change.flush && self.vcpu.vpid != 0 {
             // With a VPID, an entry keeps what the guest's own MOV would have flushed.
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-            let flushed = unsafe {
-                self.machine
-                    .vmx
-                    .invvpid(Invalidation::SingleContext, self.vcpu.vpid)
-            };
+            let flushed = unsafe { self.machine.vmx.invvpid(self.vcpu.vpid) };
             if let Err(fail) = flushed {
                 return self.stop(Outcome::EntryInstruction(fail));
             }

@@ -4,7 +4,7 @@ use super::super::Host;
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running, now};
 use crate::frames::PhysMem;
-use crate::vmx::event::{Combined, ReinjectError};
+use crate::vmx::event::{Combined, ReinjectError, pend_single_step};
 use crate::vmx::interruption::{Interruption, InterruptionType};
 use crate::vmx::qualification::DebugException;
 use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError};
@@ -37,6 +37,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let event = match interruption.vector {
             // INT1 is a trap of its own kind, which says nothing in DR6.
             1 if interruption.kind == InterruptionType::PrivilegedSoftwareException => {
+                pend_single_step(&mut self.vmcs)?;
                 let length = self.vmcs.read32(Field32::ExitInstructionLength)?;
                 match Event::int1(length) {
                     Ok(event) => event,
@@ -46,6 +47,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             1 => {
                 let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
                 self.set_dr6(DebugException::decode(qualification))?;
+                pend_single_step(&mut self.vmcs)?;
                 Event::DEBUG
             }
             17 => Event::ALIGNMENT_CHECK,

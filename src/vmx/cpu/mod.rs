@@ -81,13 +81,16 @@ impl Vmx {
         unsafe { instructions::invept(kind, eptp) }
     }
 
-    /// INVVPID. Only on a CPU that has VPIDs.
+    /// INVVPID of one VPID, or of all on a CPU that can only do that.
     ///
     /// # Safety
     /// The capability MSR must list INVVPID: without it the instruction is undefined.
-    pub unsafe fn invvpid(&mut self, kind: Invalidation, vpid: u16) -> Result<(), VmFail> {
-        // SAFETY: `self` proves VMX operation, the caller the instruction.
-        unsafe { instructions::invvpid(kind, vpid.into()) }
+    pub unsafe fn invvpid(&mut self, vpid: u16) -> Result<(), VmFail> {
+        // SAFETY: `self` proves VMX operation, the caller the instruction. A kind that the CPU lacks is a VMfail.
+        unsafe {
+            instructions::invvpid(Invalidation::SingleContext, vpid.into())
+                .or_else(|_| instructions::invvpid(Invalidation::AllContexts, 0))
+        }
     }
 }
 

@@ -137,6 +137,11 @@ fn stepping(checks: &mut Checks, heap: &mut Heap) {
         heap.page(),
         0_u64
     );
+    // INT1 in that shadow is a #DB that exits while a step is held off.
+    let (trap, _, behind) = stepped!("mov ss, r10d", ".byte 0xf1", 0_u64, 0_u64, 0_u64);
+    checks.trapped(format_args!("INT1 behind a load of SS"), trap, DB, 0);
+    let rip = trap.map_or(0, |trap| trap.rip);
+    checks.equal(format_args!("INT1 behind a load of SS"), rip, behind);
     reset_dr6();
 }
 
