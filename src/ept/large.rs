@@ -2,7 +2,7 @@
 
 use super::entry::Origin;
 use super::provide::{put, take_over};
-use super::region::Known;
+use super::region_map::Known;
 use super::tables::Tables;
 use super::{Fill, Reason, RegionKind};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PageSize};

@@ -20,6 +20,7 @@ mod mtrr;
 mod path;
 mod provide;
 mod region;
+mod region_map;
 mod resolve;
 mod space;
 mod tables;

@@ -2,7 +2,7 @@
 
 use super::entry::Origin;
 use super::large::large_page;
-use super::region::Known;
+use super::region_map::Known;
 use super::space::{Shared, Tree};
 use super::tables::{ENTRIES, Tables};
 use super::{Access, Fill, Reason, Region, RegionKind};

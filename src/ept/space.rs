@@ -1,7 +1,7 @@
 //! A space, and what all spaces of a machine share.
 
 use super::debt::{Debt, Invalidate};
-use super::region::RegionMap;
+use super::region_map::RegionMap;
 use super::tables::{Tables, View};
 use super::{EptCapability, Eptp, Mtrrs, Region, RegionError, RegionKind};
 use crate::addr::{Gpa, Hpa};

@@ -4,7 +4,7 @@ use super::counts::{Counts, RECORD};
 use super::lists::{LARGE, Lists, Retired};
 use super::ranges::SpanSet;
 use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
-use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{AddrRange, Hpa, PAGE_SIZE, PageSize};
 use spin::Mutex;
 
 /// The physical frames of the machine: who is free, and how many refer to each.
@@ -15,8 +15,8 @@ use spin::Mutex;
 /// Large blocks ([`FrameAllocator::alloc_large`]) come from memory that was never given out in small frames, and from
 /// large blocks that came back. Small frames that come back are not joined to large blocks again.
 pub struct FrameAllocator<M> {
-    mem: M,
-    counts: Counts,
+    pub(super) mem: M,
+    pub(super) counts: Counts,
     lists: Mutex<Lists>,
     /// How many allocations still succeed: tests make memory run out at any point.
     #[cfg(test)]
@@ -99,69 +99,6 @@ impl<M: PhysMem> FrameAllocator<M> {
         // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
         unsafe { bytes::zero(&self.mem, frame.address()) };
         Ok(frame)
-    }
-
-    /// A new frame with the content of the one at `from`.
-    #[inline]
-    pub fn alloc_copy(&self, from: Hpa) -> Result<Frame, FrameError> {
-        let number = self.counts.number(from)?;
-        if self.counts.count(&self.mem, number) == 0 {
-            return Err(FrameError::NotAllocated(from));
-        }
-        let frame = self.alloc()?;
-        // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
-        // writes the old one on another CPU can only spoil bytes of its own.
-        unsafe { bytes::copy(&self.mem, from, frame.address()) };
-        Ok(frame)
-    }
-
-    /// Copies the frame at `from` into a frame that nobody else refers to.
-    #[inline]
-    pub fn copy_into(&self, frame: &Frame, from: Hpa) -> Result<(), FrameError> {
-        if self.count(from) == 0 {
-            return Err(FrameError::NotAllocated(from));
-        }
-        self.check_exclusive(frame)?;
-        // SAFETY: both frames are managed and allocated, `frame` to the caller alone, so that the other, which an entry
-        // refers to, is another one. A guest that still writes that one can only spoil bytes of its own.
-        unsafe { bytes::copy(&self.mem, from, frame.address()) };
-        Ok(())
-    }
-
-    /// Fills a frame that nobody else refers to with `len` bytes (at most a frame's) from memory that is not managed, and
-    /// the rest of it with zeroes.
-    ///
-    /// # Safety
-    /// The source must be one that `mem` reaches as it does managed frames, and nobody may write there meanwhile.
-    pub unsafe fn copy_host_into(
-        &self,
-        frame: &Frame,
-        from: Hpa,
-        len: u64,
-    ) -> Result<(), FrameError> {
-        self.check_exclusive(frame)?;
-        let len = len.min(PAGE_SIZE) as usize;
-        // SAFETY: the frame is managed and the caller's alone; the source is what the caller vouches for, and cannot be
-        // the frame, as that is managed.
-        unsafe {
-            let to = self.mem.ptr(frame.address());
-            self.mem.ptr(from).copy_to_nonoverlapping(to, len);
-            to.add(len).write_bytes(0, PAGE_SIZE as usize - len);
-        }
-        Ok(())
-    }
-
-    /// Copies bytes out of memory that is not managed, from `at` up to the end of its page at most.
-    ///
-    /// # Safety
-    /// As for [`FrameAllocator::copy_host_into`].
-    pub unsafe fn read_host(&self, at: Hpa, into: &mut [u8]) -> Result<(), FrameError> {
-        if into.len() as u64 > PAGE_SIZE - at.page_offset() {
-            return Err(FrameError::NotManaged(at));
-        }
-        // SAFETY: the bytes do not pass the end of the page, and the caller vouches for the page.
-        unsafe { bytes::read(&self.mem, at, into) };
-        Ok(())
     }
 
     /// A block of 2 MiB or 1 GiB, aligned to its size, whose content is unknown. It is one frame: it has one count, and
@@ -346,26 +283,6 @@ impl<M: PhysMem> FrameAllocator<M> {
         frames
     }
 
-    /// Copies bytes out of an allocated frame, from `at` on. They must not pass the end of that 4 KiB frame.
-    pub fn read(&self, at: Hpa, into: &mut [u8]) -> Result<(), FrameError> {
-        self.check_bytes(at, into.len())?;
-        // SAFETY: just checked.
-        unsafe { bytes::read(&self.mem, at, into) };
-        Ok(())
-    }
-
-    /// Copies bytes into an allocated frame, from `at` on. They must not pass the end of that 4 KiB frame.
-    ///
-    /// # Safety
-    /// The frame must hold plain bytes (a guest's memory, an image): nothing that the hypervisor or the CPU keeps its own
-    /// data in, such as tables or a VMCS.
-    pub unsafe fn write(&self, at: Hpa, from: &[u8]) -> Result<(), FrameError> {
-        self.check_bytes(at, from.len())?;
-        // SAFETY: the bounds are just checked, and the caller vouches for the frame.
-        unsafe { bytes::write(&self.mem, at, from) };
-        Ok(())
-    }
-
     /// The figures of this moment.
     pub fn figures(&self) -> FrameFigures {
         let lists = self.lists.lock();
@@ -386,22 +303,6 @@ impl<M: PhysMem> FrameAllocator<M> {
         lists.note_used(1);
         self.counts.start(&self.mem, number, 0);
         Frame::new(self.counts.address(number))
-    }
-
-    fn check_exclusive(&self, frame: &Frame) -> Result<(), FrameError> {
-        match self.count(frame.address()) {
-            1 => Ok(()),
-            _ => Err(FrameError::NotExclusive(frame.address())),
-        }
-    }
-
-    fn check_bytes(&self, at: Hpa, len: usize) -> Result<(), FrameError> {
-        let frame = at.align_down(PAGE_SIZE);
-        match self.counts.count(&self.mem, self.counts.number(frame)?) {
-            0 => Err(FrameError::NotAllocated(frame)),
-            _ if len as u64 > PAGE_SIZE - at.page_offset() => Err(FrameError::NotManaged(at)),
-            _ => Ok(()),
-        }
     }
 
     #[cfg(not(test))]

@@ -1,9 +1,15 @@
 //! Comparing the counts with the references that there are.
 
-use super::counts::{Counts, MAX_SEEN};
+use super::counts::{Counts, ORDER};
 use super::{FrameError, PhysMem};
 use crate::addr::Hpa;
 use core::fmt;
+use core::sync::atomic::Ordering::Relaxed;
+
+/// One reference found, counted in a frame's `link` above log2 of its block.
+const SEEN_ONE: u32 = ORDER + 1;
+/// How far an [`Audit`] counts.
+const MAX_SEEN: u32 = u32::MAX / SEEN_ONE;
 
 /// A comparison under way: whoever refers to frames reports each reference, then [`Audit::finish`] compares. It needs no
 /// memory: what is found is counted in the frames' own records.
@@ -38,6 +44,39 @@ impl fmt::Display for Miscount {
 }
 
 impl core::error::Error for Miscount {}
+
+impl Counts {
+    /// Forgets what [`Counts::see`] has counted.
+    fn clear_seen(&self, mem: &impl PhysMem) {
+        for number in (0..self.total()).filter(|number| self.holder(mem, *number) == Some(*number))
+        {
+            self.record(mem, number).link.fetch_and(ORDER, Relaxed);
+        }
+    }
+
+    /// Counts a reference that was found to the block of `number`; yields how many were found before, or `None` where
+    /// it is free. The count stops at [`MAX_SEEN`].
+    fn see(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
+        let holder = self.holder(mem, number)?;
+        let add = |link: u32| Some(link.checked_add(SEEN_ONE).unwrap_or(link));
+        let before = self
+            .record(mem, holder)
+            .link
+            .fetch_update(Relaxed, Relaxed, add);
+        Some(before.unwrap_or_else(|link| link) / SEEN_ONE)
+    }
+
+    /// For a frame that keeps a count (its own or its block's): the count, how many were found, and log2 of the block.
+    fn audit(&self, mem: &impl PhysMem, number: u32) -> Option<(u32, u32, u32)> {
+        let record = self.record(
+            mem,
+            self.holder(mem, number)
+                .filter(|holder| *holder == number)?,
+        );
+        let link = record.link.load(Relaxed);
+        Some((record.count.load(Relaxed), link / SEEN_ONE, link & ORDER))
+    }
+}
 
 impl<'a, M: PhysMem> Audit<'a, M> {
     pub(super) fn new(mem: &'a M, counts: &'a Counts) -> Self {

@@ -13,11 +13,8 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 pub(super) const MAX_COUNT: u32 = TAIL - 1;
 /// In place of a count: this frame is part of a block, whose first frame `link` names and whose count is there.
 const TAIL: u32 = 1 << 31;
-/// The bits of an allocated frame's `link` that hold log2 of its block; above them [`Counts::see`] counts.
-const ORDER: u32 = 0x1f;
-const SEEN_ONE: u32 = ORDER + 1;
-/// How far [`Counts::see`] counts.
-pub(super) const MAX_SEEN: u32 = u32::MAX / SEEN_ONE;
+/// The bits of an allocated frame's `link` that hold log2 of its block; above them an [`Audit`](super::Audit) counts.
+pub(super) const ORDER: u32 = 0x1f;
 /// Bytes of a frame's record.
 pub(super) const RECORD: u64 = size_of::<Record>() as u64;
 
@@ -25,9 +22,9 @@ pub(super) const RECORD: u64 = size_of::<Record>() as u64;
 #[repr(C)]
 pub(super) struct Record {
     /// How many refer to it; 0: free; [`TAIL`]: see there.
-    count: AtomicU32,
+    pub count: AtomicU32,
     /// Of a free frame, the next in its list; of an allocated one, log2 of the frames in its block; of a tail, the head.
-    link: AtomicU32,
+    pub link: AtomicU32,
 }
 
 /// A span of managed frames and the number of the first.
@@ -207,7 +204,7 @@ impl Counts {
 
     /// The record of frame `number`, which must be below the total.
     #[inline(always)]
-    fn record<'a>(&self, mem: &'a impl PhysMem, number: u32) -> &'a Record {
+    pub(super) fn record<'a>(&self, mem: &'a impl PhysMem, number: u32) -> &'a Record {
         assert!(number < self.total);
         let at = Hpa::new(self.records.as_u64() + u64::from(number) * RECORD);
         // SAFETY: `carve` made room for a record of every number below the total in frames that are handed to nobody,
@@ -217,7 +214,7 @@ impl Counts {
     }
 
     /// The frame that keeps the count for `number`: itself, or the first of its block. `None` where it is free.
-    fn holder(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
+    pub(super) fn holder(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
         match self.record(mem, number).count.load(Relaxed) {
             0 => None,
             count if count & TAIL == 0 => Some(number),
@@ -401,36 +398,6 @@ impl Counts {
     /// Links free frame `number` before `next`.
     pub fn set_next(&self, mem: &impl PhysMem, number: u32, next: u32) {
         self.record(mem, number).link.store(next, Relaxed);
-    }
-
-    /// Forgets what [`Counts::see`] has counted.
-    pub fn clear_seen(&self, mem: &impl PhysMem) {
-        for number in (0..self.total).filter(|number| self.holder(mem, *number) == Some(*number)) {
-            self.record(mem, number).link.fetch_and(ORDER, Relaxed);
-        }
-    }
-
-    /// Counts a reference that was found to the block of `number`; yields how many were found before, or `None` where
-    /// it is free. The count stops at [`MAX_SEEN`].
-    pub fn see(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
-        let holder = self.holder(mem, number)?;
-        let add = |link: u32| Some(link.checked_add(SEEN_ONE).unwrap_or(link));
-        let before = self
-            .record(mem, holder)
-            .link
-            .fetch_update(Relaxed, Relaxed, add);
-        Some(before.unwrap_or_else(|link| link) / SEEN_ONE)
-    }
-
-    /// For a frame that keeps a count (its own or its block's): the count, how many were found, and log2 of the block.
-    pub fn audit(&self, mem: &impl PhysMem, number: u32) -> Option<(u32, u32, u32)> {
-        let record = self.record(
-            mem,
-            self.holder(mem, number)
-                .filter(|holder| *holder == number)?,
-        );
-        let link = record.link.load(Relaxed);
-        Some((record.count.load(Relaxed), link / SEEN_ONE, link & ORDER))
     }
 
     /// Sets a count outright, so that tests reach the largest one.

@@ -7,6 +7,7 @@
 mod alloc;
 mod audit;
 mod bytes;
+mod content;
 mod counts;
 mod frame;
 mod lists;

@@ -214,6 +214,12 @@ fn bytes_move_within_one_frame_only() {
     }
     let copy = frames.alloc_copy(frame.address()).unwrap();
     assert_eq!(content(&frames, &copy), content(&frames, &frame));
+    let own = FrameError::NotExclusive(copy.address());
+    assert_eq!(frames.copy_into(&copy, copy.address()), Err(own));
+    let twice = frames.share(&copy).unwrap();
+    assert_eq!(frames.copy_into(&copy, frame.address()), Err(own));
+    frames.release(twice).unwrap();
+    assert_eq!(frames.copy_into(&copy, frame.address()), Ok(()));
     assert!(frames.read(at(4095), &mut [0; 2]).is_err());
     // SAFETY: refused, so nothing is written.
     assert!(unsafe { frames.write(at(1), &[0; 4096]) }.is_err());

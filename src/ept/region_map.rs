@@ -1,0 +1,344 @@
+//! The regions of a space: which is where, and what follows for its pages.
+
+use super::{MAX_REGIONS, Origin, Region, RegionError, RegionKind};
+use crate::addr::{AddrRange, Address, Gpa};
+use crate::paging::{EptAttr, Write};
+
+/// A region, and what follows from it for every page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub region: Region,
+    /// A leaf in the region, without write.
+    pub leaf: EptAttr,
+}
+
+impl Known {
+    fn new(region: Region) -> Self {
+        let leaf = EptAttr::READ
+            .with_execute(region.execute)
+            .with_user_execute(region.execute)
+            .with_memory_type(region.memory_type)
+            .with_accessed(true);
+        Self { region, leaf }
+    }
+
+    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
+    /// note writes, permission to write is what tells dirty pages.
+    #[inline]
+    pub fn written(&self) -> EptAttr {
+        let leaf = self.leaf.with_dirty(true);
+        if self.region.is_writable() {
+            leaf.with_write(Write::Allowed)
+        } else {
+            leaf
+        }
+    }
+}
+
+/// What the short way to fill a page of RAM needs to know: nothing of a region that is not RAM or may not be written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ram {
+    start: u64,
+    len: u64,
+    /// The leaf of a page that was read, beside the address.
+    pub read: EptAttr,
+    /// The leaf of a page that was written, beside the address.
+    pub written: EptAttr,
+}
+
+impl Ram {
+    /// No page.
+    const NONE: Self = Self {
+        start: 0,
+        len: 0,
+        read: EptAttr::READ,
+        written: EptAttr::READ,
+    };
+
+    fn of(known: &Known) -> Self {
+        if !matches!(known.region.kind, RegionKind::Ram) || !known.region.write {
+            return Self::NONE;
+        }
+        Self {
+            start: known.region.range.start().as_u64(),
+            len: known.region.range.len(),
+            read: Origin::Zero.mark(known.leaf),
+            written: Origin::Filled.mark(known.written()),
+        }
+    }
+
+    /// Whether the address is in it.
+    #[inline(always)]
+    pub fn contains(&self, gpa: Gpa) -> bool {
+        gpa.as_u64().wrapping_sub(self.start) < self.len
+    }
+}
+
+/// The regions of a space, in order of their addresses.
+#[derive(Clone, Debug)]
+pub(super) struct RegionMap {
+    regions: [Option<Known>; MAX_REGIONS],
+    used: usize,
+    width: u32,
+    /// Where the last look-up ended: the next is likely there.
+    last: usize,
+    /// The region there, if it is RAM.
+    ram: Ram,
+}
+
+impl RegionMap {
+    pub const fn new(width: u32) -> Self {
+        Self {
+            regions: [None; MAX_REGIONS],
+            used: 0,
+            width,
+            last: 0,
+            ram: Ram::NONE,
+        }
+    }
+
+    /// Bits of a guest-physical address.
+    pub const fn width(&self) -> u32 {
+        self.width
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Region> {
+        self.regions
+            .iter()
+            .take(self.used)
+            .flatten()
+            .map(|known| &known.region)
+    }
+
+    /// Adds a region after checking everything about it that does not need the frames.
+    pub fn add(&mut self, region: Region) -> Result<(), RegionError> {
+        region.check(self.width)?;
+        let range = region.range;
+        if let Some(other) = self.iter().find(|r| r.range.overlaps(range)) {
+            return Err(RegionError::Overlaps {
+                range,
+                other: other.range,
+            });
+        }
+        let at = self
+            .iter()
+            .take_while(|r| r.range.start() < range.start())
+            .count();
+        match self.regions.get_mut(at..=self.used) {
+            Some(tail) => {
+                tail.rotate_right(1);
+                self.regions[at] = Some(Known::new(region));
+                self.used += 1;
+                Ok(())
+            }
+            None => Err(RegionError::TooMany),
+        }
+    }
+
+    /// The same regions with other permissions in `range`, which is in memory regions; those that are partly in it are cut.
+    pub fn protected(
+        &self,
+        range: AddrRange<Gpa>,
+        write: bool,
+        execute: bool,
+    ) -> Result<Self, RegionError> {
+        let mut new = Self::new(self.width);
+        let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
+        let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
+        let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
+        for region in self.iter() {
+            if !region.range.overlaps(range) {
+                new.add(*region)?;
+                continue;
+            }
+            for outside in [before, after].into_iter().flatten() {
+                region.part(outside).map_or(Ok(()), |part| new.add(part))?;
+            }
+            region.part(range).map_or(Ok(()), |part| {
+                new.add(Region {
+                    write,
+                    execute,
+                    ..part
+                })
+            })?;
+        }
+        Ok(new)
+    }
+
+    /// Removes the region with exactly this range.
+    pub fn remove(&mut self, range: AddrRange<Gpa>) -> Result<Region, RegionError> {
+        let at = self.iter().position(|r| r.range == range);
+        let tail = at.and_then(|at| self.regions.get_mut(at..self.used));
+        match tail {
+            Some(tail) => {
+                self.ram = Ram::NONE;
+                tail.rotate_left(1);
+                self.used -= 1;
+                let gone = self.regions[self.used].take();
+                gone.map(|known| known.region)
+                    .ok_or(RegionError::NoSuchRegion(range))
+            }
+            None => Err(RegionError::NoSuchRegion(range)),
+        }
+    }
+
+    /// The region that `gpa` is in.
+    pub fn find(&self, gpa: Gpa) -> Option<&Region> {
+        self.iter().find(|region| region.range.contains(gpa))
+    }
+
+    /// As [`RegionMap::find`], and the next look-up starts there.
+    #[inline]
+    pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
+        let holds = |known: &Known| known.region.range.contains(gpa);
+        if !matches!(self.regions.get(self.last), Some(Some(known)) if holds(known)) {
+            self.last = self
+                .regions
+                .iter()
+                .take(self.used)
+                .position(|known| known.as_ref().is_some_and(holds))?;
+        }
+        let known = self.regions.get(self.last)?.as_ref()?;
+        self.ram = Ram::of(known);
+        Some(known)
+    }
+
+    /// The RAM that the last look-up ended in.
+    #[inline(always)]
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DeviceRange, HostBytes};
+    use super::*;
+    use crate::addr::Hpa;
+
+    fn range(start: u64, len: u64) -> AddrRange<Gpa> {
+        AddrRange::new(Gpa::new(start), len).unwrap()
+    }
+    fn ram(start: u64, len: u64) -> Region {
+        Region::new(range(start, len), RegionKind::Ram)
+    }
+    fn bytes(start: u64, len: u64) -> HostBytes {
+        // SAFETY: nothing is mapped in these tests.
+        unsafe { HostBytes::new(AddrRange::new(Hpa::new(start), len).unwrap()) }
+    }
+    fn device(start: u64, len: u64) -> DeviceRange {
+        // SAFETY: nothing is mapped in these tests.
+        unsafe { DeviceRange::new(AddrRange::new(Hpa::new(start), len).unwrap()) }
+    }
+
+    #[test]
+    fn bad_regions_are_refused_and_change_nothing() {
+        let mut map = RegionMap::new(36);
+        map.add(ram(0x10_0000, 0x10_0000)).unwrap();
+        let refused = |map: &mut RegionMap, region: Region| {
+            let before = map.clone();
+            let error = map.add(region).unwrap_err();
+            assert!(before.iter().eq(map.iter()));
+            error
+        };
+        let map = &mut map;
+        assert_eq!(
+            refused(map, ram(0x4000, 0)),
+            RegionError::Empty(Gpa::new(0x4000))
+        );
+        assert_eq!(
+            refused(map, ram(0x800, 0x1000)),
+            RegionError::Unaligned(range(0x800, 0x1000))
+        );
+        assert_eq!(
+            refused(map, ram(0, 0x1800)),
+            RegionError::Unaligned(range(0, 0x1800))
+        );
+        let wide = range((1 << 36) - 0x1000, 0x2000);
+        assert_eq!(
+            refused(map, ram((1 << 36) - 0x1000, 0x2000)),
+            RegionError::TooWide {
+                range: wide,
+                width: 36
+            }
+        );
+        assert!(matches!(
+            refused(map, ram(1 << 50, 0x1000)),
+            RegionError::TooWide { .. }
+        ));
+        assert!(matches!(
+            refused(map, ram(u64::MAX - 0xfff, 0x1000)),
+            RegionError::TooWide { .. }
+        ));
+        for (start, len) in [
+            (0x1f_f000, 0x1000),
+            (0xf_f000, 0x2000),
+            (0, 0x100_0000),
+            (0x18_0000, 0x1000),
+        ] {
+            assert!(matches!(
+                refused(map, ram(start, len)),
+                RegionError::Overlaps { .. }
+            ));
+        }
+        let with = |kind| Region::new(range(0, 0x2000), kind);
+        for kind in [
+            RegionKind::CopyOnWrite(bytes(0x1800, 0x800)),
+            RegionKind::ReadOnly(bytes(0x1000, 0x2001)),
+            RegionKind::PassThrough(device(0x1000, 0x1000)),
+            RegionKind::PassThrough(device(0x1080, 0x2000)),
+        ] {
+            assert!(matches!(
+                refused(map, with(kind)),
+                RegionError::HostRange(_)
+            ));
+        }
+    }
+
+    #[test]
+    fn neighbours_fit_and_the_last_page_too() {
+        let mut map = RegionMap::new(48);
+        map.add(ram(0x2000, 0x1000)).unwrap();
+        map.add(ram((1 << 48) - 0x1000, 0x1000)).unwrap();
+        map.add(ram(0x1000, 0x1000)).unwrap();
+        map.add(ram(0x3000, 0x1000)).unwrap();
+        let starts: Vec<u64> = map.iter().map(|r| r.range.start().as_u64()).collect();
+        assert_eq!(starts, [0x1000, 0x2000, 0x3000, (1 << 48) - 0x1000]);
+        for (gpa, start) in [
+            (0xfff, None),
+            (0x1000, Some(0x1000)),
+            (0x2fff, Some(0x2000)),
+            (0x4000, None),
+        ] {
+            let found = |r: Option<&Region>| r.map(|r| r.range.start().as_u64());
+            assert_eq!(found(map.find(Gpa::new(gpa))), start);
+            assert_eq!(
+                found(map.find_often(Gpa::new(gpa)).map(|known| &known.region)),
+                start
+            );
+            assert_eq!(found(map.find(Gpa::new(gpa))), start);
+        }
+        assert!(map.find(Gpa::new((1 << 48) - 1)).is_some());
+        assert!(map.find(Gpa::new(u64::MAX)).is_none());
+        map.remove(range(0x2000, 0x1000)).unwrap();
+        assert_eq!(
+            map.remove(range(0x2000, 0x1000)),
+            Err(RegionError::NoSuchRegion(range(0x2000, 0x1000)))
+        );
+        assert!(map.remove(range(0x1000, 0x2000)).is_err());
+        assert!(map.find(Gpa::new(0x2000)).is_none() && map.find_often(Gpa::new(0x2000)).is_none());
+        assert_eq!(map.iter().count(), 3);
+    }
+
+    #[test]
+    fn one_too_many_is_refused() {
+        let mut map = RegionMap::new(48);
+        for i in 0..MAX_REGIONS as u64 {
+            map.add(ram(i * 0x2000, 0x1000)).unwrap();
+        }
+        assert_eq!(map.add(ram(0x1000, 0x1000)), Err(RegionError::TooMany));
+        map.remove(range(0, 0x1000)).unwrap();
+        map.add(ram(0x1000, 0x1000)).unwrap();
+        assert_eq!(map.iter().count(), MAX_REGIONS);
+    }
+}

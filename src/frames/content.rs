@@ -1,0 +1,108 @@
+//! What frames hold: copied whole, and bytes in and out.
+
+use super::{Frame, FrameAllocator, FrameError, PhysMem, bytes};
+use crate::addr::{Address, Hpa, PAGE_SIZE};
+
+impl<M: PhysMem> FrameAllocator<M> {
+    /// A new frame with the content of the one at `from`.
+    #[inline]
+    pub fn alloc_copy(&self, from: Hpa) -> Result<Frame, FrameError> {
+        let number = self.counts.number(from)?;
+        if self.counts.count(&self.mem, number) == 0 {
+            return Err(FrameError::NotAllocated(from));
+        }
+        let frame = self.alloc()?;
+        // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
+        // writes the old one on another CPU can only spoil bytes of its own.
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        Ok(frame)
+    }
+
+    /// Copies the frame at `from` into a frame that nobody else refers to.
+    #[inline]
+    pub fn copy_into(&self, frame: &Frame, from: Hpa) -> Result<(), FrameError> {
+        if self.count(from) == 0 {
+            return Err(FrameError::NotAllocated(from));
+        }
+        if from == frame.address() {
+            return Err(FrameError::NotExclusive(from));
+        }
+        self.check_exclusive(frame)?;
+        // SAFETY: both frames are managed and allocated, `frame` to the caller alone, so that the other, which an entry
+        // refers to, is another one. A guest that still writes that one can only spoil bytes of its own.
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        Ok(())
+    }
+
+    /// Fills a frame that nobody else refers to with `len` bytes (at most a frame's) from memory that is not managed, and
+    /// the rest of it with zeroes.
+    ///
+    /// # Safety
+    /// The source must be one that `mem` reaches as it does managed frames, and nobody may write there meanwhile.
+    pub unsafe fn copy_host_into(
+        &self,
+        frame: &Frame,
+        from: Hpa,
+        len: u64,
+    ) -> Result<(), FrameError> {
+        self.check_exclusive(frame)?;
+        let len = len.min(PAGE_SIZE) as usize;
+        // SAFETY: the frame is managed and the caller's alone; the source is what the caller vouches for, and cannot be
+        // the frame, as that is managed.
+        unsafe {
+            let to = self.mem.ptr(frame.address());
+            self.mem.ptr(from).copy_to_nonoverlapping(to, len);
+            to.add(len).write_bytes(0, PAGE_SIZE as usize - len);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes out of memory that is not managed, from `at` up to the end of its page at most.
+    ///
+    /// # Safety
+    /// As for [`FrameAllocator::copy_host_into`].
+    pub unsafe fn read_host(&self, at: Hpa, into: &mut [u8]) -> Result<(), FrameError> {
+        if into.len() as u64 > PAGE_SIZE - at.page_offset() {
+            return Err(FrameError::NotManaged(at));
+        }
+        // SAFETY: the bytes do not pass the end of the page, and the caller vouches for the page.
+        unsafe { bytes::read(&self.mem, at, into) };
+        Ok(())
+    }
+
+    /// Copies bytes out of an allocated frame, from `at` on. They must not pass the end of that 4 KiB frame.
+    pub fn read(&self, at: Hpa, into: &mut [u8]) -> Result<(), FrameError> {
+        self.check_bytes(at, into.len())?;
+        // SAFETY: just checked.
+        unsafe { bytes::read(&self.mem, at, into) };
+        Ok(())
+    }
+
+    /// Copies bytes into an allocated frame, from `at` on. They must not pass the end of that 4 KiB frame.
+    ///
+    /// # Safety
+    /// The frame must hold plain bytes (a guest's memory, an image): nothing that the hypervisor or the CPU keeps its own
+    /// data in, such as tables or a VMCS.
+    pub unsafe fn write(&self, at: Hpa, from: &[u8]) -> Result<(), FrameError> {
+        self.check_bytes(at, from.len())?;
+        // SAFETY: the bounds are just checked, and the caller vouches for the frame.
+        unsafe { bytes::write(&self.mem, at, from) };
+        Ok(())
+    }
+
+    fn check_exclusive(&self, frame: &Frame) -> Result<(), FrameError> {
+        match self.count(frame.address()) {
+            1 => Ok(()),
+            _ => Err(FrameError::NotExclusive(frame.address())),
+        }
+    }
+
+    fn check_bytes(&self, at: Hpa, len: usize) -> Result<(), FrameError> {
+        let frame = at.align_down(PAGE_SIZE);
+        match self.counts.count(&self.mem, self.counts.number(frame)?) {
+            0 => Err(FrameError::NotAllocated(frame)),
+            _ if len as u64 > PAGE_SIZE - at.page_offset() => Err(FrameError::NotManaged(at)),
+            _ => Ok(()),
+        }
+    }
+}
