@@ -8,14 +8,15 @@ KERNEL  := --release --package offshoot --features kernel --bin offshoot $(TARGE
 GUESTS  := --release --package offshoot-guest $(TARGET) --config .cargo/guest.toml --target-dir target/guest
 OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" --emulator "$$EMULATOR" \
 	--boot "$$BOOT" --limit "$$LIMIT"
+SECONDS ?= 60
 RUNNER  = cargo build --package offshoot-runner --target-dir target && target/debug/offshoot-runner
 
-.PHONY: help setup run iso test test-host bench fmt fmt-check clippy doc clean
+.PHONY: help setup run iso test test-host bench bench-walker fuzz fmt fmt-check clippy doc clean
 
 help: ## list the targets
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  %-10s %s\n' "$$name" "$$text"; done
+		printf '  %-12s %s\n' "$$name" "$$text"; done
 	@echo 'Variables of run, bench and iso:'
 	@echo '  GUEST="a.elf,mem=64M,budget=2s b.elf"  static x86-64 ELF files or names of sample guests, each with'
 	@echo '                 options name= mem= budget= after commas (default: hello sparse,mem=1G selfcheck)'
@@ -44,6 +45,17 @@ test-host: ## the tests that need no emulator
 
 bench: setup ## count instructions in the emulator; writes target/bench/report.json
 	@$(RUNNER) bench $(OPTIONS)
+
+bench-walker: ## the page-table walker beside its peers, timed and counted; into the same report
+	@sh runner/setup.sh valgrind
+	cargo bench --bench walker
+	cargo bench --bench walker_count
+
+fuzz: ## arbitrary tables into everything that reads them, for SECONDS=60; needs a nightly toolchain
+	@rustup toolchain list 2>/dev/null | grep -q nightly || { \
+		echo 'fuzz: a nightly toolchain is missing: rustup toolchain install nightly' >&2; exit 1; }
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	cargo +nightly fuzz run walker -- -max_len=600 -timeout=20 -max_total_time=$(SECONDS)
 
 fmt: ## format the sources
 	cargo fmt --all

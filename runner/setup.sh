@@ -1,6 +1,7 @@
 #!/bin/sh
 # Checks that every tool which building, booting and testing needs is there, and installs what is missing.
-# Says nothing and takes no time when all is there.
+# Says nothing and takes no time when all is there. Commands given as arguments, which few targets need, are of packages
+# of the same name.
 set -u
 
 # Each package with a file that proves it is there: a path, a pattern, or the name of a command.
@@ -20,6 +21,10 @@ gcc                 cc
 binutils            ld
 libc6-dev           /usr/lib*/*/crt1.o
 '
+for command in "$@"; do
+    needs="$needs$command $command
+"
+done
 
 present() {
     case $1 in

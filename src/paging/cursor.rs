@@ -8,7 +8,7 @@ use super::format::{
 use super::open_slot::Descent;
 use super::plan::{check_content, level_of};
 use super::query::bad;
-use crate::addr::{Address, PageSize};
+use crate::addr::PageSize;
 
 /// The slot that translates an address: its entry can be looked at, tables made ready for a change, and the entry
 /// replaced.
