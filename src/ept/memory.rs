@@ -7,7 +7,7 @@ use super::entry::Origin;
 use super::{Access, Reason, Region, Space};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::PhysMem;
-use crate::paging::{Content, query};
+use crate::paging::{Content, MAX_LEVELS, Step, path, query};
 use core::fmt;
 
 /// Why bytes could not be copied, and where.
@@ -160,6 +160,16 @@ impl<M: PhysMem> Space<'_, M> {
             Some(phys) => Ok(unsafe { self.spaces.frames.write(phys, from) }?),
             None => Err(Reason::NoRegion),
         }
+    }
+
+    /// The entries that translate `gpa`, as they are.
+    pub fn path(&self, gpa: Gpa) -> impl Iterator<Item = Step<Hpa>> {
+        let tables = self.tree.view(self.spaces.frames);
+        let steps: [Option<Step<Hpa>>; MAX_LEVELS] = {
+            let mut found = path(&tables, gpa);
+            core::array::from_fn(|_| found.next())
+        };
+        steps.into_iter().flatten()
     }
 
     /// Where the page at `page` is now, for figures and dumps: its frame, its size and where that came from. `None`

@@ -3,8 +3,9 @@
 use core::fmt::{self, Write};
 
 use super::outcome::Outcome;
-use crate::ept::{Space, Step};
+use crate::ept::Space;
 use crate::frames::PhysMem;
+use crate::paging::Step;
 use crate::vmx::{
     Capabilities, CheckGroup, FieldNatural, Gpr, GuestRegs, Vmcs, dump_vmcs, report_failed_entry,
     summarize_vmcs,
