@@ -12,6 +12,8 @@ pub const MAX_MODULES: usize = 128;
 
 const MULTIBOOT2_MAGIC: u32 = multiboot2::MAGIC;
 const PVH_MAGIC: u32 = 0x336e_c578;
+/// Stands for a module's command line that is not text: no guest takes this option, so just this one is refused.
+const NOT_TEXT: &str = "cmdline=not-utf-8";
 /// The longest text that is read.
 const TEXT_MAX: u64 = 4096;
 
@@ -199,10 +201,7 @@ unsafe fn multiboot2(info: u32) -> Result<BootInfo, BootError> {
         let len = end
             .checked_sub(start)
             .ok_or(BootError::Unreadable("module range"))?;
-        let cmdline = module
-            .cmdline()
-            .map_err(|_| BootError::Unreadable("module command line"))?;
-        out.add_module(start, len, cmdline)?;
+        out.add_module(start, len, module.cmdline().unwrap_or(NOT_TEXT))?;
     }
     Ok(out)
 }

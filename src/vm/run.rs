@@ -182,7 +182,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     #[inline(never)]
     fn rare_cpuid(&mut self, rax: u64) -> Result<(), VmcsError> {
-        // CR4.OSXSAVE is the guest's own bit, so the real register has what it wrote.
+        // CR4.OSXSAVE is in the real register as the guest wrote it.
         let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
         let xcr0 = self.vcpu.resident.xcr0;
         let rcx = self.area.regs.get(Gpr::Rcx);
