@@ -13,12 +13,17 @@ use offshoot::vm::figures::{Figure, FigureName, Figures};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
 use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError};
+use offshoot::vmx::cpu::CurrentVmcs;
+use offshoot::vmx::{FieldNatural, Vmcs};
 use spin::Mutex;
 
 /// Who files the hypervisor's own figures.
 const OWN_NAME: &str = "hypervisor";
 /// From the boot loader's hand-over to the first instruction of the first guest, in TSC ticks.
 const BOOT_FIGURE: &[u8] = b"boot.to_first_guest";
+
+/// The self-test in which every VM entry fails on the guest's state, to see how that is reported.
+pub const SELFTEST_ENTRY: &str = "entry";
 
 type Summaries = ArrayVec<GuestSummary<'static>, MAX_MODULES>;
 
@@ -55,6 +60,7 @@ pub fn run_all(
             spaces: &spaces,
             tsc_hz,
             audit: options.audit,
+            spoil: options.selftest == Some(SELFTEST_ENTRY),
         };
         let summary = run.module(index, &module, &summaries, &mut first);
         match summary.ending {
@@ -110,6 +116,8 @@ struct Run<'r> {
     spaces: &'r Spaces<'static, DirectMap>,
     tsc_hz: u64,
     audit: bool,
+    /// Make every VM entry fail.
+    spoil: bool,
 }
 
 impl Run<'_> {
@@ -158,6 +166,15 @@ impl Run<'_> {
                 return summary;
             }
         };
+        if self.spoil {
+            // Bit 1 of RFLAGS is always 1.
+            let spoil = |vmcs: &mut CurrentVmcs| vmcs.write_natural(FieldNatural::GuestRflags, 0);
+            // SAFETY: RFLAGS is guest state.
+            let spoilt = unsafe { guest.with_vmcs(self.machine, spoil) };
+            if let Err(error) = spoilt {
+                log::error!("guest {}: {error}", options.name);
+            }
+        }
         if let Some(hand_over) = first.take() {
             file_boot_figure(hand_over);
         }

@@ -57,7 +57,10 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
         figures.total,
         boot.modules().count()
     );
-    if let Some(which) = options.selftest {
+    if let Some(which) = options
+        .selftest
+        .filter(|which| *which != guests::SELFTEST_ENTRY)
+    {
         traps::self_test(which);
     }
     if let Some(period) = options.tick {

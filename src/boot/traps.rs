@@ -352,7 +352,7 @@ pub fn self_test(which: &str) {
             "mc" => raise_machine_check(),
             "panic" => panic!("selftest=panic"),
             _ => log::error!(
-                "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic"
+                "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic, entry"
             ),
         }
     }

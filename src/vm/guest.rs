@@ -17,9 +17,9 @@ use super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{AccessError, Region, RegionError, RegionKind, Space, Spaces};
 use crate::frames::{FrameError, PhysMem};
-use crate::vmx::VmFail;
 use crate::vmx::controls::Exit;
-use crate::vmx::cpu::{Resident, restore_vector, save_vector};
+use crate::vmx::cpu::{CurrentVmcs, Resident, restore_vector, save_vector};
+use crate::vmx::{VmFail, VmcsError};
 
 /// Entries of a guest's tables that one step of its end looks at.
 const END_STEP: u64 = 4096;
@@ -125,6 +125,20 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             Ok(outcome) => outcome,
             Err(fail) => Outcome::EntryInstruction(fail),
         }
+    }
+
+    /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with
+    /// a report.
+    ///
+    /// # Safety
+    /// `change` must write nothing but guest state: host state and controls are what keeps the hypervisor safe.
+    pub unsafe fn with_vmcs(
+        &mut self,
+        machine: &mut Machine<'_, M>,
+        change: impl FnOnce(&mut CurrentVmcs) -> Result<(), VmcsError>,
+    ) -> Result<(), VcpuError> {
+        let mut vmcs = self.vcpu.make_current(machine)?;
+        Ok(change(&mut vmcs)?)
     }
 
     fn run_on(

@@ -1,6 +1,6 @@
 //! Exceptions of the hypervisor itself: named, with registers and a backtrace, and the run fails.
 
-use crate::booted::{boot, boot_despite, run};
+use crate::booted::{boot, boot_despite, run, sample};
 
 #[test]
 fn every_exception_of_the_hypervisor_is_reported() {
@@ -37,4 +37,19 @@ fn a_panic_of_the_hypervisor_is_reported() {
     booted.failed_with(&["panic"]);
     booted.says(&["selftest=panic"]);
     booted.says(&["backtrace"]);
+}
+
+#[test]
+fn a_vm_entry_that_the_cpu_refuses_is_reported_with_the_failed_check() {
+    let mut run = run("trap-entry", vec![sample("hello")]);
+    run.cmdline = "selftest=entry".into();
+    let booted = boot(&run);
+    booted.failed_with(&["hello", "VM-entry failure due to invalid guest state"]);
+    assert_eq!(booted.guest("hello").outcome, "entry failed");
+    booted.says(&["RFLAGS", "reserved bit 1 must be 1"]);
+    // The whole VMCS follows: a field each of guest, host and controls.
+    for field in ["guest RIP", "host RIP", "pin-based VM-execution controls"] {
+        booted.says(&[field]);
+    }
+    booted.no_frame_lost();
 }
