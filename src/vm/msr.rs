@@ -14,25 +14,18 @@
 
 use bit_field::BitField;
 use x86::msr::{
-    IA32_APIC_BASE, IA32_BIOS_SIGN_ID, IA32_CSTAR, IA32_EFER, IA32_FMASK, IA32_FS_BASE,
-    IA32_GS_BASE, IA32_KERNEL_GSBASE, IA32_LSTAR, IA32_MISC_ENABLE, IA32_PAT, IA32_PLATFORM_ID,
-    IA32_STAR, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_SYSENTER_ESP, IA32_TIME_STAMP_COUNTER,
-    IA32_TSC_AUX,
+    IA32_APIC_BASE, IA32_BIOS_SIGN_ID, IA32_EFER, IA32_FS_BASE, IA32_GS_BASE, IA32_MISC_ENABLE,
+    IA32_PAT, IA32_PLATFORM_ID, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_SYSENTER_ESP,
+    IA32_TIME_STAMP_COUNTER, IA32_TSC_AUX,
 };
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
 use super::cpuid::Features;
+use crate::vmx::cpu::SWITCHED_MSRS;
 
 /// The registers that a guest writes without an exit and that neither exit nor entry switches: whoever enters a
 /// guest swaps them. [`IA32_TSC_AUX`] is among them only where the guest has it.
-pub const SWITCHED: [u32; 6] = [
-    IA32_KERNEL_GSBASE,
-    IA32_STAR,
-    IA32_LSTAR,
-    IA32_CSTAR,
-    IA32_FMASK,
-    IA32_TSC_AUX,
-];
+pub const SWITCHED: [u32; SWITCHED_MSRS.len()] = SWITCHED_MSRS;
 
 /// The other registers without exits: the VMCS holds them.
 const IN_VMCS: [u32; 5] = [

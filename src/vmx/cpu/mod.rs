@@ -11,8 +11,8 @@ pub use entry::EntryArea;
 pub use host::read_host_state;
 pub use instructions::{CurrentVmcs, Invalidation};
 pub use resident::{
-    ExtendedState, Resident, ResidentFeatures, restore_vector, save_vector, update_dr6, write_cr2,
-    xsetbv,
+    ExtendedState, Resident, ResidentFeatures, SWITCHED_MSRS, restore_vector, save_vector,
+    update_dr6, write_cr2, xsetbv,
 };
 pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 

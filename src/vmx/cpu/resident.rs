@@ -55,8 +55,8 @@ const IA32_CSTAR: u32 = 0xc000_0083;
 const IA32_FMASK: u32 = 0xc000_0084;
 const IA32_KERNEL_GS_BASE: u32 = 0xc000_0102;
 const IA32_TSC_AUX: u32 = 0xc000_0103;
-/// The MSRs that are moved. The last exists only with RDTSCP.
-const MSRS: [u32; 6] = [
+/// The MSRs that are moved. A guest may write them without an exit. The last exists only with RDTSCP.
+pub const SWITCHED_MSRS: [u32; 6] = [
     IA32_STAR,
     IA32_LSTAR,
     IA32_CSTAR,
@@ -76,7 +76,7 @@ pub struct Resident {
     pub dr6: u64,
     /// CR2.
     pub cr2: u64,
-    msrs: [u64; MSRS.len()],
+    msrs: [u64; SWITCHED_MSRS.len()],
 }
 
 impl Resident {
@@ -86,14 +86,14 @@ impl Resident {
         dr: [0; 4],
         dr6: 0xffff_0ff0,
         cr2: 0,
-        msrs: [0; MSRS.len()],
+        msrs: [0; SWITCHED_MSRS.len()],
     };
 
     fn msrs(features: ResidentFeatures) -> &'static [u32] {
         if features.tsc_aux {
-            &MSRS
+            &SWITCHED_MSRS
         } else {
-            &MSRS[..MSRS.len() - 1]
+            &SWITCHED_MSRS[..SWITCHED_MSRS.len() - 1]
         }
     }
 
