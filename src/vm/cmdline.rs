@@ -10,7 +10,7 @@ mod words;
 use log::LevelFilter;
 
 pub use error::{CmdlineError, Problem};
-pub use name::{NAME_MAX, Name, duplicate};
+pub use name::{NAME_MAX, Name};
 pub use value::Duration;
 use value::{duration, memory, pool};
 use words::{Word, Words, split_path};
@@ -297,13 +297,5 @@ mod tests {
         assert_eq!(problem("audit=1"), Problem::TakesNoValue);
         assert_eq!(problem("pool=0"), Problem::Zero);
         assert_eq!(problem("mem=1G"), Problem::UnknownKey);
-    }
-
-    #[test]
-    fn duplicate_names_are_found() {
-        let names = ["a", "b", "c", "b", "a"].map(|n| Name::new(n).unwrap());
-        assert_eq!(duplicate(&names), Some((1, 3)));
-        assert_eq!(duplicate(&names[..3]), None);
-        assert_eq!(duplicate(&[]), None);
     }
 }
