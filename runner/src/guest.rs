@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// What `make run` runs when nothing else is asked for: sample guests, with the options each needs.
 pub const DEFAULT: &str = "hello sparse,mem=1G selfcheck";
+/// Options that need no value.
+const FLAGS: [&str; 2] = ["prefetch", "idle"];
 
 /// One guest: an ELF file and its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,10 +58,10 @@ impl Guest {
             .filter(|option| !option.is_empty())
             .map(str::to_owned)
             .collect();
-        if let Some(option) = options.iter().find(|option| !option.contains('=')) {
+        if let Some(option) = options.iter().find(|option| !is_option(option)) {
             return Err(Error::asked(
                 word,
-                format!("`{option}` is no option: write name=, mem= or budget="),
+                format!("`{option}` is no option: write KEY=VALUE, as in mem=64M"),
             ));
         }
         let guest = Self { path, options };
@@ -115,6 +117,10 @@ pub fn check_word(word: &str) -> Result<(), String> {
         )),
         None => Ok(()),
     }
+}
+
+fn is_option(word: &str) -> bool {
+    word.contains('=') || FLAGS.contains(&word)
 }
 
 fn is_name(option: &str) -> bool {
