@@ -15,6 +15,7 @@ mod end;
 mod entry;
 mod fill;
 mod large;
+mod log;
 mod memory;
 mod mtrr;
 mod provide;
