@@ -248,6 +248,9 @@ impl<M: PhysMem> Spaces<'_, M> {
         audit.reference(self.zero().address()).map_err(at_root)?;
         for space in spaces {
             audit.reference(space.tree.root()).map_err(at_root)?;
+            for frame in space.tree.marks.frames(self.frames().mem()) {
+                audit.reference(frame).map_err(at_root)?;
+            }
             let mut walk = Walk {
                 space,
                 census: Census::default(),

@@ -155,7 +155,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let out = |error: crate::frames::FrameError| EditError::Tables(error.into());
         let mut fork = Space {
             spaces: self.spaces,
-            tree: Tree::new(frames).map_err(out)?,
+            tree: Tree::new(frames, self.spaces.capability).map_err(out)?,
             regions: self.regions.clone(),
             faults: Default::default(),
         };
@@ -170,7 +170,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
         }
         self.tree.close(frames, true);
         match failed {
-            None => Ok(fork),
+            None => {
+                self.tree.marks.forget();
+                Ok(fork)
+            }
             Some(error) => Err(EditError::Tables(Reason::Frames(error))),
         }
     }

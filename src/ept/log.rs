@@ -121,6 +121,10 @@ impl Log {
         self.complete
     }
 
+    /// Notes that a page may be missing.
+    pub const fn mark_incomplete(&mut self) {
+        self.complete = false;
+    }
     /// How many pages are noted, repetitions counted.
     pub const fn len(&self) -> usize {
         if self.is_full() {
