@@ -136,6 +136,7 @@ impl Run<'_> {
             stats: RunStats::ZERO,
             faults: Faults::default(),
             tables: 0,
+            invalidations: 0,
         };
         let options = match GuestOptions::parse(module.cmdline, index, width) {
             Ok(options) => options,
@@ -181,6 +182,7 @@ impl Run<'_> {
         summary.ending = Ending::Ran(guest.run(self.machine, &mut Kernel));
         summary.faults = guest.space().faults();
         summary.tables = self.look_at(&guest, &options.name).tables;
+        summary.invalidations = guest.space().invalidations();
         summary.stats = guest.stats.clone();
         guest.end(self.machine);
         summary

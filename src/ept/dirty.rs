@@ -21,8 +21,8 @@
 //! A CPU that sets marks takes its walks of the guest's own page tables for writes (SDM "Accessed and Dirty Flags for EPT",
 //! 30.3.5), so it marks pages that hold them whenever it uses them.
 
+use super::dirty_log::DirtyLog;
 use super::entry::decode;
-use super::log::Log;
 use super::tables::{DIRTY, ENTRIES, WRITE, word};
 use super::{EditError, EptCapability, Space};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
@@ -36,7 +36,7 @@ pub(super) struct Marks {
     /// What a leaf loses whose page is to count as clean.
     pub clear: u64,
     /// The pages whose leaves may be marked, where somebody keeps account of them.
-    log: Option<Log>,
+    log: Option<DirtyLog>,
 }
 
 impl Marks {
@@ -158,7 +158,7 @@ struct Scan<'a, 'l, M, P> {
     found: u64,
     page: P,
     /// Who is told of the others that are marked.
-    log: Option<&'l mut Log>,
+    log: Option<&'l mut DirtyLog>,
 }
 
 impl<M: PhysMem, P: FnMut(Gpa, PageSize)> Scan<'_, '_, M, P> {
@@ -289,7 +289,7 @@ impl<M: PhysMem> Space<'_, M> {
         }
         if self.tree.marks.log.is_none() {
             self.regions.leave_marking_to_the_cpu();
-            self.tree.marks.log = Some(Log::new());
+            self.tree.marks.log = Some(DirtyLog::new());
             self.tree.marks.unlogged();
         }
         true

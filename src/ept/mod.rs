@@ -10,12 +10,13 @@ mod audit;
 mod capability;
 mod debt;
 mod dirty;
+mod dirty_log;
 mod edit;
 mod end;
 mod entry;
 mod fill;
 mod large;
-mod log;
+
 mod memory;
 mod mtrr;
 mod provide;

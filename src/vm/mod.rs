@@ -6,6 +6,7 @@ pub mod console;
 pub mod cpuid;
 pub mod cr;
 mod devices;
+mod dirty;
 mod exits;
 pub mod figures;
 mod guest;
@@ -23,6 +24,7 @@ mod vcpu;
 pub mod virtual_memory;
 pub mod xcr0;
 
+pub use dirty::Harvests;
 pub use guest::{Guest, GuestError};
 pub use machine::{Machine, StartError};
 pub use outcome::Outcome;

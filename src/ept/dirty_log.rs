@@ -1,7 +1,7 @@
 //! A list of guest-physical pages in frames of its own: what a CPU or the hypervisor noted of a space, to be gone through
 //! later.
 //!
-//! It is bounded, and a page that cannot be noted is not an error: the list says that it is [incomplete](Log::is_complete),
+//! It is bounded, and a page that cannot be noted is not an error: the list says that it is [incomplete](DirtyLog::is_complete),
 //! and whoever relies on it has to look at the tables instead. Nothing is allocated before the first page.
 
 use super::tables::word;
@@ -12,10 +12,10 @@ use core::sync::atomic::Ordering;
 /// Pages noted in one frame, and frames that the directory has room for.
 const PER_FRAME: usize = (PAGE_SIZE / 8) as usize;
 
-/// Pages, in the order in which they were noted, with repetitions. Its frames are given back by [`Log::release`].
+/// Pages, in the order in which they were noted, with repetitions. Its frames are given back by [`DirtyLog::release`].
 #[must_use = "frames of a log that is dropped are leaked"]
 #[derive(Debug)]
-pub(super) struct Log {
+pub(super) struct DirtyLog {
     /// The first frame of pages.
     first: Option<Hpa>,
     /// The frame that lists all frames of pages, once there is more than one.
@@ -29,7 +29,7 @@ pub(super) struct Log {
     complete: bool,
 }
 
-impl Log {
+impl DirtyLog {
     /// An empty list.
     pub const fn new() -> Self {
         Self {
@@ -134,7 +134,7 @@ impl Log {
         }
     }
 
-    /// The page with this number, below [`Log::len`].
+    /// The page with this number, below [`DirtyLog::len`].
     #[inline]
     pub fn get<M: PhysMem>(&self, mem: &M, number: usize) -> Gpa {
         let page = self.frame(mem, number / PER_FRAME).map_or(0, |frame| {
@@ -144,7 +144,7 @@ impl Log {
         Gpa::new(page)
     }
 
-    /// Replaces the page with this number, below [`Log::len`].
+    /// Replaces the page with this number, below [`DirtyLog::len`].
     #[inline]
     pub fn set<M: PhysMem>(&mut self, mem: &M, number: usize, page: Gpa) {
         if let Some(frame) = self.frame(mem, number / PER_FRAME) {
@@ -253,7 +253,7 @@ mod tests {
     fn it_holds_what_was_noted_and_takes_no_more_frames_than_that_needs() {
         let (frames, _) = memory(64);
         let used = frames.figures().used;
-        let mut log = Log::new();
+        let mut log = DirtyLog::new();
         assert_eq!((log.len(), frames.figures().used), (0, used));
         let all = pages((0..1500).map(|i| i * 7919 % 1500));
         for (number, page) in all.iter().enumerate() {
@@ -294,7 +294,7 @@ mod tests {
         let used = frames.figures().used;
         // The frame of pages, the directory, and the second frame of pages.
         for (allowed, noted) in [(0, 0), (1, 512), (2, 512), (3, 1024)] {
-            let mut log = Log::new();
+            let mut log = DirtyLog::new();
             frames.allowance.store(allowed, SeqCst);
             for page in pages(0..1025) {
                 log.push(&frames, page);
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn it_is_bounded() {
         let (frames, _) = memory(700);
-        let mut log = Log::new();
+        let mut log = DirtyLog::new();
         for _ in 0..PER_FRAME * PER_FRAME {
             log.push(&frames, Gpa::new(0));
         }
@@ -331,7 +331,7 @@ mod tests {
         #[test]
         fn sorting_is_sorting(numbers in prop::collection::vec(0u64..700, 0..1200)) {
             let (frames, _) = memory(16);
-            let mut log = Log::new();
+            let mut log = DirtyLog::new();
             for page in pages(numbers.iter().copied()) {
                 log.push(&frames, page);
             }
