@@ -11,6 +11,7 @@ mod capability;
 mod checksum;
 mod debt;
 mod dirty;
+mod dirty_log;
 mod edit;
 mod end;
 mod entry;

@@ -133,6 +133,12 @@ fn provide<M: PhysMem>(
             if attr.read() && (!access.fetch || attr.execute()) {
                 return Ok((Fill::Present, false));
             }
+            // Tables that have to be copied first take rights from the leaf.
+            cursor.prepare()?;
+            let attr = match cursor.content() {
+                Content::Page { attr, .. } => attr,
+                _ => attr,
+            };
             let attr = attr
                 .with_execute(region.execute)
                 .with_user_execute(region.execute);
@@ -278,7 +284,13 @@ pub(super) fn take_over<M: PhysMem>(
     attr: EptAttr,
     wanted: EptAttr,
 ) -> Result<(Fill, bool), Reason> {
+    // Getting the tables ready may have taken marks away.
+    let attr = match cursor.content() {
+        Content::Page { attr, .. } => attr,
+        _ => attr,
+    };
     let wanted = Origin::of(attr).mark(wanted);
+    let wanted = wanted.with_dirty(wanted.dirty() || attr.dirty());
     if wanted == attr {
         return Ok((Fill::Present, false));
     }

@@ -12,23 +12,30 @@ pub(super) struct Known {
     pub region: Region,
     /// A leaf in the region, without write.
     pub leaf: EptAttr,
+    /// Whether a page that is made writable counts as written.
+    marked: bool,
 }
 
 impl Known {
-    fn new(region: Region) -> Self {
+    fn new(region: Region, marked: bool) -> Self {
         let leaf = EptAttr::READ
             .with_execute(region.execute)
             .with_user_execute(region.execute)
             .with_memory_type(region.memory_type)
             .with_accessed(true);
-        Self { region, leaf }
+        Self {
+            region,
+            leaf,
+            marked,
+        }
     }
 
-    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
-    /// note writes, permission to write is what tells dirty pages.
+    /// The leaf for a page that is to be written. It counts as dirty from the start: on CPUs that do not note writes,
+    /// permission to write is what tells dirty pages, and others are spared to note it. But not where the CPU keeps a log:
+    /// it notes only what was not dirty.
     #[inline]
     pub fn written(&self) -> EptAttr {
-        let leaf = self.leaf.with_dirty(true);
+        let leaf = self.leaf.with_dirty(self.marked);
         if self.region.is_writable() {
             leaf.with_write(Write::Allowed)
         } else {
@@ -82,6 +89,8 @@ pub(super) struct RegionMap {
     regions: [Option<Known>; MAX_REGIONS],
     used: usize,
     width: u32,
+    /// Whether a page that is made writable counts as written.
+    marked: bool,
 }
 
 impl RegionMap {
@@ -90,6 +99,21 @@ impl RegionMap {
             regions: [None; MAX_REGIONS],
             used: 0,
             width,
+            marked: true,
+        }
+    }
+
+    /// Whether a page that is made writable counts as written.
+    #[inline]
+    pub const fn marks(&self) -> bool {
+        self.marked
+    }
+
+    /// From now on a page that is made writable counts as written only when it is.
+    pub fn leave_marking_to_the_cpu(&mut self) {
+        self.marked = false;
+        for known in self.regions.iter_mut().flatten() {
+            known.marked = false;
         }
     }
 
@@ -123,7 +147,7 @@ impl RegionMap {
         match self.regions.get_mut(at..=self.used) {
             Some(tail) => {
                 tail.rotate_right(1);
-                self.regions[at] = Some(Known::new(region));
+                self.regions[at] = Some(Known::new(region, self.marked));
                 self.used += 1;
                 Ok(())
             }
@@ -138,7 +162,10 @@ impl RegionMap {
         write: bool,
         execute: bool,
     ) -> Result<Self, RegionError> {
-        let mut new = Self::new(self.width);
+        let mut new = Self {
+            marked: self.marked,
+            ..Self::new(self.width)
+        };
         let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
         let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
         let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));

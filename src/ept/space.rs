@@ -1,6 +1,7 @@
 //! A space, and what all spaces of a machine share.
 
 use super::debt::{Debt, Invalidate};
+use super::dirty::Marks;
 use super::log::Log;
 use super::region_map::Regions;
 use super::tables::{DIRTY, ENTRIES, Tables, View, word};
@@ -50,7 +51,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
         Ok(Space {
             spaces: self.shared(),
             regions: Regions::new(self.frames, width.min(48))?,
-            tree: Tree::new(self.frames)?,
+            tree: Tree::new(self.frames, &self.capability)?,
             faults: Faults::default(),
             lineage: Lineage::default(),
         })
@@ -264,6 +265,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
 pub(super) struct Tree {
     root: Hpa,
     pub debt: Debt,
+    /// How writes are noted in the leaves.
+    pub marks: Marks,
     /// Whether the first write may be given a page of 2 MiB.
     pub large: bool,
     /// The number of the last 2 MiB in which a page was put, and the table of its pages.
@@ -274,10 +277,14 @@ pub(super) struct Tree {
 
 impl Tree {
     /// A tree that maps nothing.
-    pub fn new<M: PhysMem>(frames: &FrameAllocator<M>) -> Result<Self, FrameError> {
+    pub fn new<M: PhysMem>(
+        frames: &FrameAllocator<M>,
+        capability: &EptCapability,
+    ) -> Result<Self, FrameError> {
         Ok(Self {
             root: frames.alloc_zeroed()?.into_raw(),
             debt: Debt::default(),
+            marks: Marks::new(capability),
             large: false,
             recent: None,
             log: Log::default(),
@@ -313,7 +320,7 @@ impl Tree {
         self.recent = None;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
-        unsafe { Tables::new(frames, self.root, &mut self.debt.retired) }
+        unsafe { Tables::new(frames, self.root, &mut self.debt.retired, &mut self.marks) }
     }
 
     /// The lowest table for `page`, if a page was put into it by the last edit: there was no other since, so that it and all

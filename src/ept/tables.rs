@@ -4,6 +4,7 @@
 //! every entry that refers to it, and from every entry in it when it is copied: no path that grants write on every level
 //! ends at anything shared, and the CPU reports the first write below a shared table.
 
+use super::dirty::Marks;
 use super::entry::{Origin, decode};
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
@@ -23,6 +24,7 @@ pub(super) struct Tables<'a, M> {
     root: Hpa,
     /// Where tables go that no entry refers to any more.
     pub retired: &'a mut Retired,
+    marks: &'a mut Marks,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
     /// The lowest table that an entry was put into last; it and all above it are this tree's own.
@@ -37,11 +39,18 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// # Safety
     /// `root` must be a table of the EPT format in a frame of `frames` that the caller holds, and so must be everything that
     /// its entries refer to as tables; each such entry must hold a counted reference.
-    pub unsafe fn new(frames: &'a FrameAllocator<M>, root: Hpa, retired: &'a mut Retired) -> Self {
+    #[inline(always)]
+    pub unsafe fn new(
+        frames: &'a FrameAllocator<M>,
+        root: Hpa,
+        retired: &'a mut Retired,
+        marks: &'a mut Marks,
+    ) -> Self {
         Self {
             frames,
             root,
             retired,
+            marks,
             moved: false,
             lowest: None,
             failed: None,
@@ -278,10 +287,29 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     fn drop_shared(&mut self, table: Hpa, level: u8) {
         self.drop_table(table, level);
     }
+    fn reopen_table(&mut self, table: Hpa, level: u8) {
+        // What was written before is of a time when others had the table too. The tables below stay closed until they are
+        // needed, so that what they hold is looked at then.
+        for index in 0..ENTRIES {
+            let word = self.word(table, index);
+            let bits = word.load(Ordering::Relaxed);
+            let away = match decode(level, EptEntry::from_bits(bits)) {
+                Decoded::Table { .. } => WRITE,
+                Decoded::Content(_) if bits & DIRTY != 0 => self.marks.clear,
+                Decoded::Content(_) => 0,
+            };
+            if bits & away != 0 {
+                word.fetch_and(!away, Ordering::AcqRel);
+            }
+        }
+    }
     fn split_leaf(&mut self, entry: EptEntry, level: u8) {
         let Decoded::Content(Content::Page { phys, attr }) = decode(level, entry) else {
             return;
         };
+        if attr.dirty() {
+            self.marks.unlogged();
+        }
         if !Origin::of(attr).is_counted() {
             return;
         }

@@ -160,10 +160,12 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     ) -> Result<Outcome, VmFail> {
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
-        if self.vcpu.vpid != 0 {
-            // An earlier guest may have had the same number.
+        if self.vcpu.vpid_is_stale {
+            // An earlier guest may have had the same number. Once is enough: what a change of the EPT tables makes stale is
+            // dropped by INVEPT under every VPID (SDM "Operations that Invalidate Cached Mappings", 30.4.3.1).
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
             unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
+            self.vcpu.vpid_is_stale = false;
         }
         let features = machine.resident;
         let host_resident = machine.host_resident;
@@ -206,6 +208,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let (regs, cr2) = (&area.regs, self.vcpu.resident.cr2);
         let _ = explain(&outcome, &self.space, regs, cr2, &vmcs, &capabilities, out);
         Ok(outcome)
+    }
+
+    /// Its memory for a harvest of dirty pages, and where that is counted.
+    pub(super) fn dirty_parts(&mut self) -> (&mut Space<'s, M>, &mut RunStats) {
+        (&mut self.space, &mut self.stats)
     }
 
     /// Its memory.
