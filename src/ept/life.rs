@@ -136,9 +136,10 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
     let mut first = spaces.create(36).unwrap();
     add_regions(&mut first, host);
     first
-        .add_region(Region::new(gpas(BIG, 2 << 21), RegionKind::Ram))
+        .map(Region::new(gpas(BIG, 2 << 21), RegionKind::Ram))
         .unwrap();
-    assert_eq!(first.set_large_pages(true), capability.pages_2m);
+    let policy = first.set_page_policy(PagePolicy::Large2M);
+    assert_eq!(policy == PagePolicy::Large2M, capability.pages_2m);
     let mut alive: Vec<(Space<'_, Arena>, Model)> = vec![(first, Model::default())];
     let mut cpus = [Cpu::new(0), Cpu::new(1)];
     if let Some((cpu, nth)) = skip {

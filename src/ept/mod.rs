@@ -16,7 +16,9 @@ mod entry;
 mod fill;
 mod large;
 mod memory;
+mod merge;
 mod mtrr;
+mod policy;
 mod provide;
 mod region;
 mod region_map;
@@ -34,11 +36,14 @@ pub use end::Ending;
 pub use entry::Origin;
 pub use memory::AccessError;
 pub use mtrr::{MtrrRegisters, Mtrrs};
+pub use policy::PagePolicy;
 pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
 pub use resolve::{Fill, Reason, Resolution, Unresolved};
 pub use space::{Entered, Faults, Space, Spaces};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
 
+#[cfg(test)]
+mod bad_input;
 #[cfg(test)]
 mod life;
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let all = AddrRange::new(Gpa::new(0), plan.memory);
         if let Some(range) = all {
             space
-                .add_region(Region::new(range, RegionKind::Ram))
+                .map(Region::new(range, RegionKind::Ram))
                 .map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
