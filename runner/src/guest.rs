@@ -59,7 +59,7 @@ impl Guest {
         if let Some(option) = options.iter().find(|option| !option.contains('=')) {
             return Err(Error::asked(
                 word,
-                format!("`{option}` is no option: write name=, mem= or budget="),
+                format!("`{option}` is no option: write name=, mem=, budget= or pages="),
             ));
         }
         let guest = Self { path, options };

@@ -88,6 +88,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             .map_err(GuestError::Image)?;
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
+        let pages = space.set_page_policy(options.pages);
+        if pages != options.pages {
+            let (name, wanted) = (options.name, options.pages);
+            log::warn!("guest {name}: this CPU cannot do pages={wanted}: pages={pages} instead");
+        }
         match Self::fill(machine, &mut space, image, &plan) {
             Ok(vcpu) => Ok(Self {
                 space,

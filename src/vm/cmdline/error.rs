@@ -36,6 +36,8 @@ pub enum Problem {
     NotADuration,
     /// Not a log level.
     NotALevel,
+    /// Not a size of pages.
+    NotAPageSize,
     /// Zero.
     Zero,
     /// Not a multiple of 4 KiB.
@@ -57,6 +59,7 @@ impl fmt::Display for Problem {
             Self::NotASize => "not a size, as in 64M, 1G or 0x100000",
             Self::NotADuration => "not a time, as in 500ms, 2s, or ticks as in 100M",
             Self::NotALevel => "not one of off, error, warn, info, debug, trace",
+            Self::NotAPageSize => "not one of 4k, 2m, 1g, auto",
             Self::Zero => "must not be zero",
             Self::NotPages => "not a multiple of 4 KiB",
             Self::Overflow => "too large",
