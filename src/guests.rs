@@ -135,7 +135,7 @@ impl Run<'_> {
             ending: Ending::DuplicateName,
             stats: RunStats::ZERO,
             faults: Faults::default(),
-            tables: 0,
+            memory: Census::default(),
         };
         let options = match GuestOptions::parse(module.cmdline, index, width) {
             Ok(options) => options,
@@ -180,7 +180,7 @@ impl Run<'_> {
         }
         summary.ending = Ending::Ran(guest.run(self.machine, &mut Kernel));
         summary.faults = guest.space().faults();
-        summary.tables = self.look_at(&guest, &options.name).tables;
+        summary.memory = self.look_at(&guest, &options.name);
         summary.stats = guest.stats.clone();
         guest.end(self.machine);
         summary

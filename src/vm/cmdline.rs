@@ -275,7 +275,7 @@ mod tests {
         for bad in ["3m", "2", "2mb", "AUTO", "4096", "1g,2m"] {
             assert_eq!(guest(&format!("pages={bad}")), Err(Problem::NotAPageSize));
         }
-        assert_eq!(guest("pages"), Err(Problem::NeedsValue));
+        assert_eq!(guest("hello pages"), Err(Problem::NeedsValue));
         assert_eq!(guest("pages="), Err(Problem::NeedsValue));
         assert_eq!(guest("pages=2m pages=2m"), Err(Problem::Repeated));
         let error = GuestOptions::parse("pages=huge name=web", 0, 40).unwrap_err();
