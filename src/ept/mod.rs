@@ -53,6 +53,8 @@ pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFiel
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod gib;
+#[cfg(test)]
 mod life;
 #[cfg(test)]
 mod tests;
