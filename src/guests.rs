@@ -200,6 +200,7 @@ impl Run<'_> {
         summary.faults = guest.space().faults();
         summary.memory = self.look_at(&guest, &options.name);
         summary.invalidations = guest.space().invalidations();
+        summary.invalidations = guest.space().invalidations();
         summary.stats = guest.stats.clone();
         guest.end(self.machine);
         summary

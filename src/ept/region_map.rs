@@ -12,30 +12,23 @@ pub(super) struct Known {
     pub region: Region,
     /// A leaf in the region, without write.
     pub leaf: EptAttr,
-    /// Whether a page that is made writable counts as written.
-    marked: bool,
 }
 
 impl Known {
-    fn new(region: Region, marked: bool) -> Self {
+    fn new(region: Region) -> Self {
         let leaf = EptAttr::READ
             .with_execute(region.execute)
             .with_user_execute(region.execute)
             .with_memory_type(region.memory_type)
             .with_accessed(true);
-        Self {
-            region,
-            leaf,
-            marked,
-        }
+        Self { region, leaf }
     }
 
-    /// The leaf for a page that is to be written. It counts as dirty from the start: on CPUs that do not note writes,
-    /// permission to write is what tells dirty pages, and others are spared to note it. But not where the CPU keeps a log:
-    /// it notes only what was not dirty.
+    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
+    /// note writes, permission to write is what tells dirty pages.
     #[inline]
     pub fn written(&self) -> EptAttr {
-        let leaf = self.leaf.with_dirty(self.marked);
+        let leaf = self.leaf.with_dirty(true);
         if self.region.is_writable() {
             leaf.with_write(Write::Allowed)
         } else {
@@ -64,7 +57,7 @@ impl Ram {
         written: EptAttr::READ,
     };
 
-    fn of(known: &Known) -> Self {
+    fn of(known: &Known, marked: bool) -> Self {
         if !matches!(known.region.kind, RegionKind::Ram) || !known.region.write {
             return Self::NONE;
         }
@@ -72,7 +65,7 @@ impl Ram {
             start: known.region.range.start().as_u64(),
             len: known.region.range.len(),
             read: Origin::Zero.mark(known.leaf),
-            written: Origin::Filled.mark(known.written()),
+            written: Origin::Filled.mark(known.written().with_dirty(marked)),
         }
     }
 
@@ -89,8 +82,6 @@ pub(super) struct RegionMap {
     regions: [Option<Known>; MAX_REGIONS],
     used: usize,
     width: u32,
-    /// Whether a page that is made writable counts as written.
-    marked: bool,
 }
 
 impl RegionMap {
@@ -99,21 +90,6 @@ impl RegionMap {
             regions: [None; MAX_REGIONS],
             used: 0,
             width,
-            marked: true,
-        }
-    }
-
-    /// Whether a page that is made writable counts as written.
-    #[inline]
-    pub const fn marks(&self) -> bool {
-        self.marked
-    }
-
-    /// From now on a page that is made writable counts as written only when it is.
-    pub fn leave_marking_to_the_cpu(&mut self) {
-        self.marked = false;
-        for known in self.regions.iter_mut().flatten() {
-            known.marked = false;
         }
     }
 
@@ -140,10 +116,7 @@ impl RegionMap {
                 other: other.range,
             });
         }
-        let mut new = Self {
-            marked: self.marked,
-            ..Self::new(self.width)
-        };
+        let mut new = Self::new(self.width);
         let at = self
             .iter()
             .take_while(|r| r.range.start() < range.start())
@@ -166,7 +139,7 @@ impl RegionMap {
             return Ok(());
         }
         let place = self.regions.get_mut(self.used);
-        *place.ok_or(RegionError::TooMany)? = Some(Known::new(region, self.marked));
+        *place.ok_or(RegionError::TooMany)? = Some(Known::new(region));
         self.used += 1;
         Ok(())
     }
@@ -177,10 +150,7 @@ impl RegionMap {
         range: AddrRange<Gpa>,
         change: impl Fn(Region) -> Option<Region>,
     ) -> Result<Self, RegionError> {
-        let mut new = Self {
-            marked: self.marked,
-            ..Self::new(self.width)
-        };
+        let mut new = Self::new(self.width);
         let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
         let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
         let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
@@ -275,6 +245,8 @@ pub(super) struct Regions<'f, M: PhysMem> {
     last: usize,
     /// The region there, if it is RAM.
     ram: Ram,
+    /// Whether a page of it that is made writable counts as written.
+    marked: bool,
 }
 
 impl<'f, M: PhysMem> Regions<'f, M> {
@@ -288,7 +260,14 @@ impl<'f, M: PhysMem> Regions<'f, M> {
             map,
             last: 0,
             ram: Ram::NONE,
+            marked: true,
         }
+    }
+
+    /// Says whether a page that is made writable counts as written. It does at first.
+    pub fn set_marked(&mut self, marked: bool) {
+        self.marked = marked;
+        self.ram = Ram::NONE;
     }
 
     /// The same regions for another space: nothing is copied before one of the two changes them.
@@ -317,7 +296,7 @@ impl<'f, M: PhysMem> Regions<'f, M> {
     #[inline]
     pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
         let known = self.map.find_from(gpa, &mut self.last)?;
-        self.ram = Ram::of(known);
+        self.ram = Ram::of(known, self.marked);
         Some(known)
     }
 

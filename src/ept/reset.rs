@@ -199,6 +199,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         }
         self.tree.log.clear(frames);
         self.regions = regions;
+        self.regions.set_marked(!self.logs_dirty());
         let freed = self.tree.debt.retired.frames() - before;
         self.tree.close(frames, true);
         Ok(Restored {

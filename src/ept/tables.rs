@@ -27,7 +27,8 @@ pub(super) struct Tables<'a, M> {
     root: Hpa,
     /// Where tables go that no entry refers to any more.
     pub retired: &'a mut Retired,
-    marks: &'a mut Marks,
+    /// How writes are noted.
+    pub marks: &'a mut Marks,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
     /// The lowest table that an entry was put into last; it and all above it are this tree's own.

@@ -74,6 +74,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         };
         let frames = self.spaces.frames;
         self.tree.log.clear(frames);
+        self.tree.marks.release(frames);
         let root = self.tree.root();
         let used = self.tree.tables(frames).withdraw_write(root);
         self.tree.close(frames, true);
@@ -102,9 +103,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let (root, frames) = (self.tree.root(), self.spaces.frames);
         let used = self.tree.tables(frames).withdraw_write(root);
         self.tree.close(frames, true);
-        let fork = share(root, &used, fork)?;
         self.tree.marks.forget();
-        Ok(fork)
+        share(root, &used, fork)
     }
 
     fn passed_through(&self) -> Option<AddrRange<Gpa>> {
