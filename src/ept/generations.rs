@@ -521,7 +521,7 @@ fn machines() -> [(EptCapability, bool); 3] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// In any order of everything a fork holds what its template held and what it has written since, a reset brings back
     /// exactly the first, no template ever changes, nothing stale is used, and all frames come back.
