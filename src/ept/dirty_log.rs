@@ -57,7 +57,7 @@ impl DirtyLog {
     /// Whether the last frame begun is full, or there is none.
     #[inline(always)]
     const fn is_full(&self) -> bool {
-        self.next.as_u64() % PAGE_SIZE == 0
+        self.next.as_u64().is_multiple_of(PAGE_SIZE)
     }
 
     /// Begins another frame.
