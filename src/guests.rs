@@ -198,7 +198,7 @@ impl Run<'_> {
         }
         summary.ending = Ending::Ran(guest.run(self.machine, &mut Kernel));
         summary.faults = guest.space().faults();
-        summary.tables = self.look_at(&guest, &options.name).tables;
+        summary.memory = self.look_at(&guest, &options.name);
         summary.invalidations = guest.space().invalidations();
         summary.invalidations = guest.space().invalidations();
         summary.stats = guest.stats.clone();
@@ -258,7 +258,7 @@ fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
         ending,
         stats: RunStats::ZERO,
         faults: Faults::default(),
-        tables: 0,
+        memory: Census::default(),
         invalidations: 0,
     }
 }

@@ -155,9 +155,10 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
     let mut first = spaces.create(36).unwrap();
     add_regions(&mut first, host);
     first
-        .add_region(Region::new(gpas(BIG, 2 << 21), RegionKind::Ram))
+        .map(Region::new(gpas(BIG, 2 << 21), RegionKind::Ram))
         .unwrap();
-    assert_eq!(first.set_large_pages(true), capability.pages_2m);
+    let policy = first.set_page_policy(PagePolicy::Large2M);
+    assert_eq!(policy == PagePolicy::Large2M, capability.pages_2m);
     assert_eq!(kind.log && first.log_dirty(), kind.log);
     let scarce = |step: &Step| matches!(step, Step::Scarce { .. });
     let plenty = !steps.iter().any(scarce);

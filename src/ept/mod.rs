@@ -19,7 +19,9 @@ mod fill;
 mod large;
 mod log;
 mod memory;
+mod merge;
 mod mtrr;
+mod policy;
 mod provide;
 mod region;
 mod region_map;
@@ -40,6 +42,7 @@ pub use end::Ending;
 pub use entry::Origin;
 pub use memory::AccessError;
 pub use mtrr::{MtrrRegisters, Mtrrs};
+pub use policy::PagePolicy;
 pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
 pub use reset::{IDLE, Reset, ResetError, Restored};
 pub use resolve::{Fill, Reason, Resolution, Unresolved};
@@ -47,6 +50,10 @@ pub use space::{Entered, Faults, Space, Spaces};
 pub use template::{FreezeError, FrozenSpace};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
 
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod gib;
 #[cfg(test)]
 mod life;
 #[cfg(test)]

@@ -6,9 +6,12 @@
 
 use super::dirty::Marks;
 use super::entry::{Origin, decode};
-use crate::addr::{Hpa, PAGE_SIZE};
+use crate::addr::{Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
-use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, MayMoveTable, TableOps, TableReadOps};
+use crate::paging::{
+    Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, MayMoveTable, TableOps, TableReadOps,
+    Write,
+};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a table.
@@ -172,6 +175,35 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
+    /// Makes a block of `size` of what a leaf refers to, which nobody else refers to, and breaks that up.
+    fn break_up(&mut self, phys: Hpa, size: PageSize) -> Result<(), FrameError> {
+        // It can be what is left of a larger block that was shared.
+        self.frames.trim(phys, size, self.retired)?;
+        let block = self.frames.from_entry(phys)?;
+        let first = self.frames.break_up(block).map_err(|(error, _)| error)?;
+        // The smaller leaves own the references to the parts.
+        first.into_raw();
+        Ok(())
+    }
+
+    /// Makes one block of what smaller leaves refer to, if they alone do.
+    fn put_together(&mut self, phys: Hpa, size: PageSize) -> bool {
+        let Ok(first) = self.frames.from_entry(phys) else {
+            return false;
+        };
+        // Either way the reference stays with the leaf.
+        match self.frames.put_together(first, size) {
+            Ok(block) => {
+                block.into_raw();
+                true
+            }
+            Err((_, first)) => {
+                first.into_raw();
+                false
+            }
+        }
+    }
+
     fn retire(&mut self, address: Hpa) {
         let gone = self.frames.retire_entry(address, self.retired);
         debug_assert!(gone.is_ok(), "{gone:?}");
@@ -314,18 +346,49 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         if !Origin::of(attr).is_counted() {
             return;
         }
-        // A block that is ours alone becomes frames of their own, so that each can be given back and taken over. Of one
+        // A block that is ours alone becomes blocks of their own, so that each can be given back and taken over. Of one
         // that others refer to, each of the smaller leaves holds a reference to the whole.
-        let done = if self.frames.count(phys) == 1 {
-            let whole = self.frames.from_entry(phys);
-            let parts =
-                whole.and_then(|block| self.frames.break_up(block).map_err(|(error, _)| error));
-            parts.map(|first| first.into_raw()).map(drop)
-        } else {
-            self.frames.share_many(phys, ENTRIES as u32 - 1)
+        let done = match (self.frames.count(phys), Ept::leaf_size(level)) {
+            (1, Some(size)) => self.break_up(phys, size),
+            _ => self.frames.share_many(phys, ENTRIES as u32 - 1),
         };
         if let Err(error) = done {
             self.failed = Some(error);
+        }
+    }
+    fn merge_attr(&self, attr: EptAttr, other: EptAttr) -> Option<EptAttr> {
+        // Write is given back by the next violation, and what was written stays marked.
+        let (attr, other) = if attr.write() == other.write() {
+            (attr, other)
+        } else {
+            (
+                attr.with_write(Write::Denied),
+                other.with_write(Write::Denied),
+            )
+        };
+        let both = Ept::merge_status(attr, other);
+        (Ept::merge_status(other, attr) == both).then_some(both)
+    }
+    fn merge_leaves(&mut self, table: Hpa, level: u8) -> bool {
+        let first = EptEntry::from_bits(self.word(table, 0).load(Ordering::Acquire));
+        let Decoded::Content(Content::Page { phys, attr }) = decode(level, first) else {
+            return false;
+        };
+        let Some(size) = Ept::leaf_size(level + 1) else {
+            return false;
+        };
+        if !Origin::of(attr).is_counted() {
+            return true;
+        }
+        match self.frames.block(phys) {
+            // All refer to one block; one reference is left.
+            Some((_, block)) if block >= size => (1..ENTRIES).all(|_| {
+                let gone = self.frames.release_unless_last(phys);
+                debug_assert_eq!(gone, Ok(true));
+                gone.is_ok()
+            }),
+            Some(_) => self.put_together(phys, size),
+            None => false,
         }
     }
     fn set_root(&mut self, _from: Hpa, to: Hpa) {

@@ -121,7 +121,7 @@ fn empty_fork<'s, M: PhysMem>(
 ) -> Result<Space<'s, M>, EditError> {
     let regions = from.regions.share().map_err(out)?;
     let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
-    tree.large = from.tree.large;
+    tree.pages = from.tree.pages;
     Ok(Space {
         spaces: from.spaces,
         tree,

@@ -100,6 +100,22 @@ pub trait TableOps: TableReadOps {
     fn split_leaf(&mut self, entry: EntryOf<Self>, level: u8) {
         let _ = (entry, level);
     }
+    /// What two leaves with these attributes may be merged to, if they may be: only accessed and dirty differ, or what else
+    /// the tables can do without.
+    fn merge_attr(
+        &self,
+        attr: <FormatOf<Self> as Format>::Attr,
+        other: <FormatOf<Self> as Format>::Attr,
+    ) -> Option<<FormatOf<Self> as Format>::Attr> {
+        let both = FormatOf::<Self>::merge_status(attr, other);
+        (FormatOf::<Self>::merge_status(other, attr) == both).then_some(both)
+    }
+    /// Asks whether the leaves of `table`, of `level`, which may be written, may be replaced by one leaf: they say the
+    /// same of pages that lie one behind the other. Where references are counted there will be fewer of them.
+    fn merge_leaves(&mut self, table: TableOf<Self>, level: u8) -> bool {
+        let _ = (table, level);
+        true
+    }
     /// Makes `to` the root. `from` is what [`TableOps::must_move`] said of the old one.
     fn set_root(&mut self, from: MoveOf<Self>, to: TableOf<Self>);
 }

@@ -191,7 +191,7 @@ mod tests {
         let spaces = Spaces::new(&frames, EptCapability::from_msr(u64::MAX)).unwrap();
         let mut space = spaces.create(36).unwrap();
         let all = AddrRange::new(Gpa::new(0), 1024 * PAGE_SIZE).unwrap();
-        space.add_region(Region::new(all, RegionKind::Ram)).unwrap();
+        space.map(Region::new(all, RegionKind::Ram)).unwrap();
         let pml = Pml(frames.alloc_zeroed().unwrap());
         let mut vmcs = FakeVmcs::new();
         vmcs.set(Field16::PmlIndex, 7);

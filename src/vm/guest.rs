@@ -98,6 +98,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let plan = Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
+        let pages = space.set_page_policy(options.pages);
+        if pages != options.pages {
+            let (name, wanted) = (options.name, options.pages);
+            log::warn!("guest {name}: this CPU cannot do pages={wanted}: pages={pages} instead");
+        }
         match Self::fill(machine, &mut space, image, &plan, data) {
             Ok(vcpu) => Ok(Self {
                 space,
@@ -125,7 +130,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let data = data.zip(plan.data_pages());
         let data = data.map(|(data, range)| Region::new(range, data.region_kind()));
         for region in [ram, data].into_iter().flatten() {
-            space.add_region(region).map_err(GuestError::Region)?;
+            space.map(region).map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
