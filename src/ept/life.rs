@@ -407,6 +407,11 @@ proptest! {
         fine(&steps, kinds()[cpu])?;
     }
 
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
     /// The log, the marks and write protection tell the same pages in the same order, whatever happens in between; and so
     /// do the log and the marks where pages are large.
     #[test]

@@ -16,8 +16,8 @@ use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::{
-    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
-    undo_step,
+    Event, Exit, ExitReason, Field32, Field64, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError,
+    advance_rip, undo_step,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;
@@ -86,6 +86,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Puts into the VMCS what is of this run.
     fn get_ready(&mut self, left: u64) -> Result<(), VmcsError> {
         self.wind_timer(left)?;
+        // It stays there for the whole run, so a right to enter this space is one to enter this VMCS.
+        let eptp = self.space.eptp().as_u64();
+        self.vmcs.write64(Field64::EptPointer, eptp)?;
         match &self.machine.bitmaps.pml {
             Some(pml) if self.space.logs_dirty() => pml.load(&mut self.vmcs),
             _ => Ok(()),
@@ -101,7 +104,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             }
             let right = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
             let start = now();
-            // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
+            // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host state in it is this CPU's, `area` is the
             // guest's own, and `Guest::run` has put the rest of its state into the CPU.
             let reason = unsafe { self.vmcs.enter(right, self.area) };
             let left = now();
