@@ -56,10 +56,11 @@ impl Guest {
             .filter(|option| !option.is_empty())
             .map(str::to_owned)
             .collect();
-        if let Some(option) = options.iter().find(|option| !option.contains('=')) {
+        let flag = |option: &&String| !option.contains('=') && *option != "testdev";
+        if let Some(option) = options.iter().find(flag) {
             return Err(Error::asked(
                 word,
-                format!("`{option}` is no option: write name=, mem= or budget="),
+                format!("`{option}` is no option: write name=, mem=, budget= or testdev"),
             ));
         }
         let guest = Self { path, options };

@@ -29,6 +29,8 @@ pub struct GuestOptions {
     pub mem: u64,
     /// `budget=`: how long the guest may run.
     pub budget: Duration,
+    /// `testdev`: a device with registers in memory, behind the guest's memory.
+    pub testdev: bool,
 }
 
 impl GuestOptions {
@@ -42,6 +44,7 @@ impl GuestOptions {
                 .unwrap_or_else(|| Name::numbered(index)),
             mem: DEFAULT_MEM,
             budget: DEFAULT_BUDGET,
+            testdev: false,
         };
         // The name comes first, so that what follows can be blamed on the right guest.
         let mut seen = Seen::default();
@@ -71,6 +74,11 @@ impl GuestOptions {
             "budget" => {
                 seen.first_time(Key::Budget)?;
                 self.budget = duration(word.needs_value()?)?;
+            }
+            "testdev" => {
+                seen.first_time(Key::Testdev)?;
+                word.takes_no_value()?;
+                self.testdev = true;
             }
             _ => return Err(Problem::UnknownKey),
         }
@@ -138,9 +146,7 @@ impl<'a> KernelOptions<'a> {
             }
             "audit" => {
                 seen.first_time(Key::Audit)?;
-                if word.value.is_some() {
-                    return Err(Problem::TakesNoValue);
-                }
+                word.takes_no_value()?;
                 self.audit = true;
             }
             _ => return Err(Problem::UnknownKey),
@@ -160,6 +166,7 @@ enum Key {
     Tick,
     Pool,
     Audit,
+    Testdev,
 }
 
 #[derive(Default)]
@@ -265,6 +272,17 @@ mod tests {
         assert_eq!(guest("budget=0"), Err(Problem::Zero));
         assert_eq!(guest("budget=5min"), Err(Problem::NotADuration));
         assert_eq!(guest("budget=99999999999s"), Err(Problem::Overflow));
+    }
+
+    #[test]
+    fn the_test_device_is_a_flag() {
+        assert!(!guest("hello.elf").unwrap().testdev);
+        let both = guest("hello.elf testdev mem=1M").unwrap();
+        assert_eq!((both.testdev, both.mem), (true, 1 << 20));
+        assert_eq!(guest("a.elf testdev=1"), Err(Problem::TakesNoValue));
+        assert_eq!(guest("a.elf testdev="), Err(Problem::TakesNoValue));
+        assert_eq!(guest("a.elf testdev testdev"), Err(Problem::Repeated));
+        assert_eq!(guest("a.elf Testdev"), Err(Problem::UnknownKey));
     }
 
     #[test]

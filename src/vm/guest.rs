@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::cmdline::GuestOptions;
-use super::devices::Devices;
+use super::devices::{Devices, test_device_regions};
 use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
 use super::loader::{GuestMemory, Image, LoadError, Plan, WriteError, load};
@@ -88,7 +88,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             .map_err(GuestError::Image)?;
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
-        match Self::fill(machine, &mut space, image, &plan) {
+        match Self::fill(machine, &mut space, image, &plan, options.testdev) {
             Ok(vcpu) => Ok(Self {
                 space,
                 vcpu,
@@ -108,12 +108,21 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         space: &mut Space<'s, M>,
         image: &Image<'_>,
         plan: &Plan,
+        testdev: bool,
     ) -> Result<Vcpu, GuestError> {
         let all = AddrRange::new(Gpa::new(0), plan.memory);
         if let Some(range) = all {
             space
                 .add_region(Region::new(range, RegionKind::Ram))
                 .map_err(GuestError::Region)?;
+        }
+        if testdev {
+            for region in test_device_regions(Gpa::new(plan.memory))
+                .into_iter()
+                .flatten()
+            {
+                space.add_region(region).map_err(GuestError::Region)?;
+            }
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
