@@ -99,6 +99,13 @@ pub struct StartInfo {
     pub stack_len: u64,
     /// Guest-physical address of the root table.
     pub root: u64,
+    /// Where the data begins that was mapped with `map=`: behind the guest's memory, at a multiple of 2 MiB. 0 if there
+    /// is none. It may be read and, unless mapped with `:ro`, written; what is written there is the guest's own.
+    pub data: u64,
+    /// Bytes of that data. What follows them in their last page reads as zero.
+    pub data_len: u64,
+    /// Guest-physical address of the [`test_device`], 0 if there is none. It is not mapped.
+    pub test_device: u64,
 }
 
 impl StartInfo {
@@ -109,7 +116,7 @@ impl StartInfo {
 /// The device of a guest with the option `testdev`: device memory that remembers what is written to it, with counters.
 /// For tests of what accesses device memory.
 ///
-/// It begins at the guest-physical address after the guest's memory, [`StartInfo::memory`], and is not mapped by the
+/// It begins at the guest-physical address [`StartInfo::test_device`], behind memory and data, and is not mapped by the
 /// tables that a guest starts with. Two pages of device memory hold [`MEMORY`] bytes over and over again, and the
 /// registers at [`REGISTERS`]. One page of ROM follows, of zeroes: what is written there is counted.
 pub mod test_device {

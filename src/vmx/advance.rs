@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn an_instruction_of_known_length_needs_no_length_field() {
         let mut vmcs = vmcs(0x1000, 99);
-        vmcs.remove(Field32::ExitInstructionLength.into());
+        vmcs.remove(Field::from(Field32::ExitInstructionLength));
         vmcs.set(Field32::GuestInterruptibilityState, 1)
             .set(FieldNatural::GuestRflags, 0x1_0102);
         advance_rip_by(&mut vmcs, 7).unwrap();

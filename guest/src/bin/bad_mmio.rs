@@ -11,7 +11,7 @@ offshoot_guest::entry!(main);
 fn main(info: &StartInfo) -> u64 {
     trap::install();
     space::enter(info);
-    let device = info.memory;
+    let device = info.test_device;
     let which = (info.memory - (16 << 20)) / 4096;
     println!("case {which}");
     // SAFETY: the guest is stopped by every one of these.
@@ -34,7 +34,22 @@ fn main(info: &StartInfo) -> u64 {
             5 => asm!("rep stosb", inout("rcx") u64::MAX => _, inout("rdi") device => _),
             // A read of the device that ends behind it.
             6 => asm!("mov rax, [{}]", in(reg) device + 3 * 4096 - 4, out("rax") _),
-            _ => asm!("xsave64 [{}]", in(reg) device, in("rax") 3, in("rdx") 0),
+            // 8 bytes at once, but with two registers.
+            7 => asm!("lock cmpxchg8b [{}]", in(reg) device, in("ecx") 0, inout("eax") 0 => _,
+                inout("edx") 0 => _),
+            // A jump through it.
+            8 => asm!("jmp [{}]", in(reg) device),
+            // An interrupt table there.
+            9 => {
+                trap::load_idt(device, 32);
+                asm!("ud2");
+            }
+            // Segment descriptors there.
+            10 => {
+                asm!("sub rsp, 16", "mov word ptr [rsp], 0xfff", "mov [rsp + 2], {0}", "lgdt [rsp]",
+                "mov {0:e}, 8", "mov ds, {0:e}", inout(reg) device => _)
+            }
+            _ => {}
         }
     }
     SURVIVED

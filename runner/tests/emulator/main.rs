@@ -7,5 +7,11 @@ mod booted;
 mod elf_file;
 mod hostile;
 mod machines;
+mod memory;
+mod mmio;
+// Guests use the rest of it.
+#[allow(dead_code)]
+#[path = "../../../guest/src/pattern.rs"]
+mod pattern;
 mod samples;
 mod traps;

@@ -26,7 +26,7 @@ pub fn linear(
 ) -> Result<Gva, SegmentFault> {
     if mode == CodeMode::Bits64 {
         let has_base = matches!(register, SegmentRegister::Fs | SegmentRegister::Gs);
-        let base = if has_base { segment.base } else { 0 };
+        let base: u64 = if has_base { segment.base } else { 0 };
         return Ok(Gva::new(base.wrapping_add(offset)));
     }
     if !allows(segment, offset, width, write) {
@@ -87,14 +87,14 @@ mod tests {
             ..Segment::UNUSABLE
         };
         for register in SegmentRegister::ALL {
-            let base = if matches!(register, SegmentRegister::Fs | SegmentRegister::Gs) {
+            let base: u64 = if matches!(register, SegmentRegister::Fs | SegmentRegister::Gs) {
                 1 << 32
             } else {
                 0
             };
             assert_eq!(
                 at(CodeMode::Bits64, register, segment, u64::MAX - 1, true),
-                Ok((base as u64).wrapping_sub(2))
+                Ok(base.wrapping_sub(2))
             );
         }
     }

@@ -15,6 +15,10 @@ use offshoot_guest::{StartInfo, println, space, trap};
 offshoot_guest::entry!(main);
 
 fn main(info: &StartInfo) -> u64 {
+    if info.test_device == 0 {
+        println!("there is no test device: give the option testdev");
+        return 2;
+    }
     trap::install();
     space::enter(info);
     let device = device::Device::new(info);
