@@ -88,7 +88,7 @@ impl Address {
 macro_rules! mode {
     (
         $name:ident, $arch:ident, $mode:expr, $plain:expr, $other:expr,
-        disp: $disp:ident, next: $next:ident,
+        disp: $disp:ident, next: $($next:ident)|+,
         parts: { $($class:ident => $width:expr),* },
         addresses: { $($absolute:ident as $signed:ty),* },
         immediates: { $($immediate:ident),* }
@@ -192,7 +192,7 @@ macro_rules! mode {
 
             fn base(register: RegSpec) -> Option<Base> {
                 match register.class() {
-                    class::$next => Some(Base::NextInstruction),
+                    $(class::$next)|+ => Some(Base::NextInstruction),
                     _ => Some(Base::Register(part(register)?.gpr)),
                 }
             }
@@ -282,7 +282,7 @@ macro_rules! mode {
 
 mode!(
     long, long_mode, CodeMode::Bits64, AddressSize::Bits64, AddressSize::Bits32,
-    disp: Disp, next: RIP,
+    disp: Disp, next: RIP | EIP,
     parts: { Q => Width::Qword, RB => Width::Byte },
     // A 32-bit address without base is extended by its sign (SDM "64-Bit Mode Displacement", vol. 2, 2.2.1.3).
     addresses: { AbsoluteU32 as i32, AbsoluteU64 as u64 },
