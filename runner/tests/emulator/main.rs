@@ -7,5 +7,6 @@ mod booted;
 mod elf_file;
 mod hostile;
 mod machines;
+mod pages;
 mod samples;
 mod traps;
