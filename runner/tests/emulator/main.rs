@@ -11,6 +11,7 @@ mod machines;
 mod memory;
 mod mmio;
 // Guests use the rest of it.
+mod pages;
 #[allow(dead_code)]
 #[path = "../../../guest/src/pattern.rs"]
 mod pattern;
