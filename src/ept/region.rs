@@ -1,6 +1,7 @@
 //! What a guest's physical addresses are: the regions of a space.
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
+use crate::frames::FrameError;
 use crate::paging::{Ept, Format, MemoryType};
 use core::fmt;
 
@@ -289,6 +290,14 @@ pub enum RegionError {
     NoSuchRegion(AddrRange<Gpa>),
     /// It has a part of the registers of a device model, which are not divided.
     Indivisible(AddrRange<Gpa>),
+    /// There is no frame for the list of regions.
+    Frames(FrameError),
+}
+
+impl From<FrameError> for RegionError {
+    fn from(error: FrameError) -> Self {
+        Self::Frames(error)
+    }
 }
 
 impl fmt::Display for RegionError {
@@ -330,6 +339,7 @@ impl fmt::Display for RegionError {
             Self::Indivisible(range) => {
                 write!(f, "{range} has a part of a device model's registers only")
             }
+            Self::Frames(error) => write!(f, "the list of regions: {error}"),
         }
     }
 }

@@ -836,7 +836,8 @@ fn the_audit_finds_what_is_wrong() {
         // A leaf outside its region.
         let ram = *space.region_at(Gpa::new(RAM)).unwrap();
         let others = space.regions.without(ram.range).unwrap();
-        let whole = core::mem::replace(&mut space.regions, others.clone());
+        let whole = *space.regions;
+        *space.regions.change().unwrap() = others;
         assert_eq!(
             space.census(),
             Err(Flaw::Region {
@@ -846,22 +847,26 @@ fn the_audit_finds_what_is_wrong() {
         );
         space
             .regions
+            .change()
+            .unwrap()
             .add(Region {
                 execute: false,
                 ..ram
             })
             .unwrap();
         assert!(space.census().is_err());
-        space.regions = others.clone();
+        *space.regions.change().unwrap() = others;
         space
             .regions
+            .change()
+            .unwrap()
             .add(Region {
                 memory_type: MemoryType::WriteThrough,
                 ..ram
             })
             .unwrap();
         assert!(space.census().is_err());
-        space.regions = whole;
+        *space.regions.change().unwrap() = whole;
     });
 }
 

@@ -90,6 +90,11 @@ pub trait TableOps: TableReadOps {
     fn move_table(&mut self, from: MoveOf<Self>, level: u8, to: TableOf<Self>);
     /// Takes note that one reference fewer stands on a table of `level` that must not be written: it was unlinked.
     fn drop_shared(&mut self, table: MoveOf<Self>, level: u8);
+    /// Takes note that a table of `level`, which other trees referred to too and which is this one's alone now, is about
+    /// to be opened for writing where it is.
+    fn reopen_table(&mut self, table: TableOf<Self>, level: u8) {
+        let _ = (table, level);
+    }
     /// Takes note that `entry`, a leaf of `level` in a table that may be written, is about to be replaced by a table of
     /// leaves that refer to its parts: where references are counted there will be more of them.
     fn split_leaf(&mut self, entry: EntryOf<Self>, level: u8) {

@@ -4,9 +4,15 @@
 
 mod bad_input;
 mod booted;
+mod dirty;
 mod elf_file;
 mod hostile;
 mod machines;
+mod memory;
 mod pages;
+// Guests use the rest of it.
+#[allow(dead_code)]
+#[path = "../../../guest/src/pattern.rs"]
+mod pattern;
 mod samples;
 mod traps;

@@ -52,6 +52,9 @@ struct GuestJson<'a> {
     faults: FaultsJson,
     memory: MemoryJson,
     tables: u64,
+    /// INVEPTs executed for its space.
+    invepts: u64,
+    dirty: DirtyJson,
     host_instructions: u64,
     guest_instructions: u64,
 }
@@ -86,6 +89,12 @@ impl<'a> GuestJson<'a> {
                 own_bytes: guest.memory.private_bytes(),
             },
             tables: guest.memory.tables,
+            invepts: guest.invalidations,
+            dirty: DirtyJson {
+                harvests: guest.stats.harvests.count,
+                pages: guest.stats.harvests.pages,
+                digest: guest.stats.harvests.digest,
+            },
             host_instructions: guest.stats.host_ticks,
             guest_instructions: guest.stats.guest_ticks,
         }
@@ -100,6 +109,14 @@ struct PagesJson {
     taken_over: u64,
     zero_shared: u64,
     host_mapped: u64,
+}
+
+/// What was told of its dirty pages.
+#[derive(Serialize)]
+struct DirtyJson {
+    harvests: u64,
+    pages: u64,
+    digest: u64,
 }
 
 /// Violations that mapped nothing.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::ept::{Census, Faults};
+use crate::vm::Harvests;
 use crate::vm::cmdline::GuestOptions;
 use crate::vm::figures::{Figure, FigureName};
 use crate::vm::loader::LoadError;
@@ -11,6 +12,7 @@ fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
         ending,
         stats: RunStats::ZERO,
         faults: Faults::default(),
+        invalidations: 0,
         memory: Census::default(),
     }
 }
@@ -31,6 +33,12 @@ fn busy() -> GuestSummary<'static> {
         spurious: 9,
         refused: 10,
         ..Faults::default()
+    };
+    busy.invalidations = 11;
+    busy.stats.harvests = Harvests {
+        count: 2,
+        pages: 3,
+        digest: u64::MAX,
     };
     busy.memory = Census {
         zero: 3,
@@ -116,6 +124,9 @@ fn the_json_has_the_agreed_form() {
     );
     assert_eq!(busy["host_instructions"], 123_456_789_012u64);
     assert_eq!(busy["guest_instructions"], 5);
+    assert_eq!(busy["invepts"], 11);
+    let dirty = serde_json::json!({"harvests": 2, "pages": 3, "digest": u64::MAX});
+    assert_eq!(busy["dirty"], dirty);
     assert_eq!(json["guests"][1]["status"], -3);
     assert_eq!(
         json["frames"],
