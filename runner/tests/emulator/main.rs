@@ -10,8 +10,8 @@ mod hostile;
 mod machines;
 mod memory;
 mod mmio;
-// Guests use the rest of it.
 mod pages;
+// Guests use the rest of it.
 #[allow(dead_code)]
 #[path = "../../../guest/src/pattern.rs"]
 mod pattern;
