@@ -277,10 +277,9 @@ impl<M: PhysMem> Space<'_, M> {
     fn harvest_all(&mut self, first: u64, last: u64, page: impl FnMut(Gpa, PageSize)) -> u64 {
         let root = self.tree.root();
         let Marks { clear, log } = &mut self.tree.marks;
-        let log = log.as_mut().map(|log| {
+        if let Some(log) = log {
             log.clear();
-            log
-        });
+        }
         let mut scan = Scan {
             frames: self.spaces.frames,
             first,
@@ -288,7 +287,7 @@ impl<M: PhysMem> Space<'_, M> {
             clear: *clear,
             found: 0,
             page,
-            log,
+            log: log.as_mut(),
         };
         scan.table(root, 4, 0);
         scan.found

@@ -57,7 +57,7 @@ impl DirtyLog {
     /// Whether the last frame begun is full, or there is none.
     #[inline(always)]
     const fn is_full(&self) -> bool {
-        self.next.as_u64() % PAGE_SIZE == 0
+        self.next.as_u64().is_multiple_of(PAGE_SIZE)
     }
 
     /// Begins another frame.
@@ -426,7 +426,7 @@ mod tests {
                 let mut shown = vec![];
                 log.retain_in_order(frames.mem(), |page| {
                     shown.push(page);
-                    page.as_u64() / PAGE_SIZE % modulus == 0
+                    (page.as_u64() / PAGE_SIZE).is_multiple_of(modulus)
                 });
                 numbers.sort_unstable();
                 prop_assert_eq!(shown, pages(numbers.iter().copied()));

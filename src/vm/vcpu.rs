@@ -120,8 +120,6 @@ impl Vcpu {
         let mut vmcs = self.make_current(machine)?;
         let mut controls = machine.controls;
         controls.set(Entry::Ia32eModeGuest, true);
-        // Until somebody asks for dirty pages.
-        controls.set(Secondary::EnablePml, false);
         controls.write(&mut vmcs)?;
         machine.host.write(&mut vmcs)?;
         let bitmaps = &machine.bitmaps;
