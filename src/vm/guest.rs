@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::cmdline::GuestOptions;
 use super::data::{DataError, SharedData};
-use super::devices::Devices;
+use super::devices::{Devices, test_device_regions};
 use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
 use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
@@ -109,7 +109,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             write: data.write,
         });
         let gib_pages = machine.limits.features.gib_pages;
-        let plan = Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
+        let mut plan =
+            Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
+        if options.testdev {
+            plan = plan.with_test_device();
+        }
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
         let pages = space.set_page_policy(options.pages);
@@ -149,7 +153,8 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let ram = ram.map(|range| Region::new(range, RegionKind::Ram));
         let data = data.zip(plan.data_pages());
         let data = data.map(|(data, range)| Region::new(range, data.region_kind()));
-        for region in [ram, data].into_iter().flatten() {
+        let device = plan.test_device.map_or([None; 2], test_device_regions);
+        for region in [ram, data].into_iter().chain(device).flatten() {
             space.map(region).map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;

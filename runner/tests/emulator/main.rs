@@ -9,6 +9,7 @@ mod elf_file;
 mod hostile;
 mod machines;
 mod memory;
+mod mmio;
 // Guests use the rest of it.
 #[allow(dead_code)]
 #[path = "../../../guest/src/pattern.rs"]

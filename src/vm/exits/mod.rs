@@ -5,6 +5,7 @@ mod cr;
 mod events;
 mod io;
 mod memory;
+mod mmio;
 
 use super::msr::{self, Gp};
 use super::outcome::{Outcome, Turn};
