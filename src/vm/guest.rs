@@ -299,8 +299,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
         if self.vcpu.vpid_is_stale {
-            // An earlier guest may have had the same number. Once is enough: what a change of the EPT tables makes stale is
-            // dropped by INVEPT under every VPID (SDM "Operations that Invalidate Cached Mappings", 30.4.3.1).
+            // Once for each state that the guest is given is enough: what it changes itself it invalidates itself, and what
+            // a change of the EPT tables makes stale is dropped by INVEPT under every VPID (SDM "Operations that Invalidate
+            // Cached Mappings", 30.4.3.1).
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
             unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
             self.vcpu.vpid_is_stale = false;

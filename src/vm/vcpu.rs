@@ -65,7 +65,7 @@ pub struct Vcpu {
     /// What stays in the CPU while the guest runs; here while it does not.
     pub(super) resident: Resident,
     pub(super) vpid: u16,
-    /// Whether what the CPU has cached under the VPID may be of an earlier guest.
+    /// Whether what the CPU has cached under the VPID may be of an earlier guest, or of this one before it was brought back.
     pub(super) vpid_is_stale: bool,
     /// CR8, which has no effect: no interrupt of ours has a priority.
     pub(super) cr8: u8,
@@ -150,8 +150,6 @@ impl Vcpu {
         let mut vmcs = self.make_current(machine)?;
         let mut controls = machine.controls;
         controls.set(Entry::Ia32eModeGuest, true);
-        // Until somebody asks for dirty pages.
-        controls.set(Secondary::EnablePml, false);
         controls.write(&mut vmcs)?;
         machine.host.write(&mut vmcs)?;
         let bitmaps = &machine.bitmaps;
@@ -232,6 +230,8 @@ impl Vcpu {
         self.resident = state.resident;
         self.cr8 = state.cr8;
         state.fields.write(vmcs)?;
+        // Its page tables may hold other bytes than those that the CPU has cached translations of.
+        self.vpid_is_stale = self.vpid != 0;
         Ok(vmcs.write64(Field64::TscOffset, state.tsc.wrapping_sub(now()))?)
     }
 
