@@ -1,10 +1,9 @@
-//! Changes to a space as a whole: what is mapped goes, or is shared with a fork.
+//! Changes to a range of a space: what is mapped there goes, or gets other permissions.
 
 use super::entry::Origin;
-use super::space::Tree;
-use super::{Reason, RegionError, RegionKind, Space};
+use super::{Reason, RegionError, Space};
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE};
-use crate::frames::{PhysMem, Retired};
+use crate::frames::{FrameError, PhysMem, Retired};
 use crate::paging::{Content, Emptied, Write, protect, unmap};
 use core::fmt;
 
@@ -37,16 +36,15 @@ impl fmt::Display for EditError {
 impl core::error::Error for EditError {}
 
 impl<'s, M: PhysMem> Space<'s, M> {
-    /// Removes the region with exactly this range, and all that is mapped there.
-    pub fn remove_region(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
-        if !self.regions.iter().any(|region| region.range == range) {
-            return Err(EditError::Region(RegionError::NoSuchRegion(range)));
-        }
+    /// Takes a range of whole pages, all of which must be in regions, from the space, and all that is mapped there. Regions
+    /// that are partly in it are cut, except those of device models.
+    pub fn unmap(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
+        whole_pages(range)?;
+        let regions = self.regions.without(range).map_err(EditError::Region)?;
+        self.regions.change().map_err(out)?;
         self.clear(range)?;
-        self.regions
-            .remove(range)
-            .map(drop)
-            .map_err(EditError::Region)
+        *self.regions.change().map_err(out)? = regions;
+        Ok(())
     }
 
     /// Forgets what the guest wrote in a range of whole pages in memory regions: it holds again what it held before the
@@ -57,7 +55,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
     }
 
     /// Allows or forbids the guest to write, where the memory there can be written at all, and to execute in a range of whole
-    /// pages in memory regions. Regions that are partly in the range are cut.
+    /// pages in memory regions. Regions that are partly in the range are cut, large pages are split, and both are whole
+    /// again when nothing tells their parts apart.
     pub fn protect(
         &mut self,
         range: AddrRange<Gpa>,
@@ -65,13 +64,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
         execute: bool,
     ) -> Result<(), EditError> {
         self.check_memory(range)?;
-        if !range.start().is_aligned(PAGE_SIZE) || !range.len().is_multiple_of(PAGE_SIZE) {
-            return Err(EditError::Region(RegionError::Unaligned(range)));
-        }
+        whole_pages(range)?;
         let regions = self
             .regions
             .protected(range, write, execute)
             .map_err(EditError::Region)?;
+        self.regions.change().map_err(out)?;
         let frames = self.spaces.frames;
         let mut tables = self.tree.tables(frames);
         // Write is given back by the next violation, to what is not shared.
@@ -86,26 +84,19 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let failed = tables.failed;
         self.tree.close(frames, true);
         done.map_err(|error| EditError::Tables(error.into()))?;
-        self.regions = regions;
-        failed.map_or(Ok(()), |error| {
-            Err(EditError::Tables(Reason::Frames(error)))
-        })
+        *self.regions.change().map_err(out)? = regions;
+        match failed {
+            Some(error) => Err(EditError::Tables(Reason::Frames(error))),
+            None => self.merge_again(range),
+        }
     }
 
     /// Whether the range is all memory.
     pub(super) fn check_memory(&self, range: AddrRange<Gpa>) -> Result<(), EditError> {
-        let mut at = Some(range.start());
-        while let (Some(gpa), Some(last)) = (at, range.last()) {
-            let region = self
-                .regions
-                .find(gpa)
-                .filter(|region| region.kind.is_memory());
-            let end = region
-                .and_then(|region| region.range.last())
-                .ok_or(EditError::NotMemory(range))?;
-            at = (end < last).then(|| Gpa::new(end.as_u64() + 1));
-        }
-        Ok(())
+        let hole = self
+            .regions
+            .first_hole(range, |region| region.kind.is_memory());
+        hole.map_or(Ok(()), |_| Err(EditError::NotMemory(range)))
     }
 
     /// Unmaps a range.
@@ -141,37 +132,18 @@ impl<'s, M: PhysMem> Space<'s, M> {
             (Err(error), _) => Err(EditError::Tables(error.into())),
         }
     }
+}
 
-    /// A second space with the same regions and the same memory: nothing is copied before one of the two writes it. Takes
-    /// one frame, and the same time however large the memory is.
-    ///
-    /// This space owes an invalidation then, as writing is withdrawn from all that is shared.
-    pub fn fork(&mut self) -> Result<Space<'s, M>, EditError> {
-        let device = |region: &&super::Region| matches!(region.kind, RegionKind::PassThrough(_));
-        if let Some(region) = self.regions.iter().find(device) {
-            return Err(EditError::PassThrough(region.range));
-        }
-        let frames = self.spaces.frames;
-        let out = |error: crate::frames::FrameError| EditError::Tables(error.into());
-        let mut fork = Space {
-            spaces: self.spaces,
-            tree: Tree::new(frames).map_err(out)?,
-            regions: self.regions.clone(),
-            faults: Default::default(),
-        };
-        fork.tree.large = self.tree.large;
-        let (from, to) = (self.tree.root(), fork.tree.root());
-        let mut tables = self.tree.tables(frames);
-        tables.copy_shared(from, 4, to);
-        let failed = tables.failed;
-        if failed.is_some() {
-            fork.tree.tables(frames).drop_table(to, 4);
-            fork.tree.close(frames, true);
-        }
-        self.tree.close(frames, true);
-        match failed {
-            None => Ok(fork),
-            Some(error) => Err(EditError::Tables(Reason::Frames(error))),
-        }
+/// There was no frame for a change, or its count is the largest.
+pub(super) fn out(error: FrameError) -> EditError {
+    EditError::Tables(error.into())
+}
+
+/// Whether the range is made of whole pages.
+pub(super) fn whole_pages(range: AddrRange<Gpa>) -> Result<(), EditError> {
+    if range.start().is_aligned(PAGE_SIZE) && range.len().is_multiple_of(PAGE_SIZE) {
+        Ok(())
+    } else {
+        Err(EditError::Region(RegionError::Unaligned(range)))
     }
 }

@@ -1,13 +1,16 @@
 //! A space, and what all spaces of a machine share.
 
 use super::debt::{Debt, Invalidate};
-use super::region_map::RegionMap;
-use super::tables::{Tables, View};
-use super::{EptCapability, Eptp, Mtrrs, Region, RegionError, RegionKind};
-use crate::addr::{Gpa, Hpa};
+use super::dirty::Marks;
+use super::log::Log;
+use super::region_map::Regions;
+use super::tables::{DIRTY, ENTRIES, Tables, View, WRITE, word};
+use super::{DeviceRange, EptCapability, Eptp, Mtrrs, PagePolicy, Region, RegionError, RegionKind};
+use crate::addr::{AddrRange, Gpa, Hpa};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::MemoryType;
 use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What all spaces share: the frames, the frame of zeroes, and what the CPU can do.
 pub struct Spaces<'f, M> {
@@ -15,6 +18,8 @@ pub struct Spaces<'f, M> {
     zero: Frame,
     capability: EptCapability,
     mtrrs: Option<Mtrrs>,
+    /// The number of the last template.
+    templates: AtomicU64,
 }
 
 impl<'f, M: PhysMem> Spaces<'f, M> {
@@ -28,6 +33,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
             zero: frames.alloc_zeroed()?,
             capability,
             mtrrs: None,
+            templates: AtomicU64::new(0),
         })
     }
 
@@ -44,9 +50,10 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
     pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
         Ok(Space {
             spaces: self.shared(),
-            tree: Tree::new(self.frames)?,
-            regions: RegionMap::new(width.min(48)),
+            regions: Regions::new(self.frames, width.min(48))?,
+            tree: Tree::new(self.frames, &self.capability)?,
             faults: Faults::default(),
+            lineage: Lineage::default(),
         })
     }
 
@@ -77,6 +84,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
             zero,
             capability: &self.capability,
             mtrrs: self.mtrrs.as_ref(),
+            templates: &self.templates,
         }
     }
 }
@@ -87,6 +95,14 @@ pub(super) struct Shared<'s, M> {
     pub zero: Hpa,
     pub capability: &'s EptCapability,
     pub mtrrs: Option<&'s Mtrrs>,
+    templates: &'s AtomicU64,
+}
+
+impl<M> Shared<'_, M> {
+    /// The number of a new template: no other ever has it.
+    pub fn next_template(&self) -> u64 {
+        self.templates.fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
 impl<M> Clone for Shared<'_, M> {
@@ -117,6 +133,15 @@ pub struct Faults {
     pub refused: u64,
 }
 
+/// What a space was made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lineage {
+    /// How many templates are above it.
+    pub generation: u32,
+    /// The number of the template that it is a fork of; 0: of none.
+    pub template: u64,
+}
+
 /// A guest's physical address space.
 ///
 /// It ends by [`Space::end`]; one that is merely dropped leaks its frames.
@@ -124,29 +149,47 @@ pub struct Faults {
 pub struct Space<'s, M: PhysMem> {
     pub(super) spaces: Shared<'s, M>,
     pub(super) tree: Tree,
-    pub(super) regions: RegionMap,
+    pub(super) regions: Regions<'s, M>,
     pub(super) faults: Faults,
+    pub(super) lineage: Lineage,
 }
 
 impl<'s, M: PhysMem> Space<'s, M> {
-    /// Adds a region. It must not overlap another, and host memory behind it must not be memory whose frames are handed
-    /// out: a guest could else come by the frames of the host or of another guest.
-    pub fn add_region(&mut self, region: Region) -> Result<(), RegionError> {
+    /// Gives a range of addresses to a region. It must not overlap another, and host memory behind it must not be memory whose
+    /// frames are handed out: a guest could else come by the frames of the host or of another guest. Nothing is put into
+    /// the tables before the first touch. Neighbours that differ in nothing are one region from then on.
+    pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
         let host = match region.kind {
             RegionKind::PassThrough(device) => Some(device.range()),
             ref kind => kind.host_bytes(),
         };
         if let Some(host) = host
-            && self
-                .spaces
-                .frames
-                .ranges()
-                .any(|managed| managed.overlaps(host))
+            && self.spaces.frames.overlaps(host)
         {
             return Err(RegionError::HostManaged(host));
         }
         self.check_memory_type(&region)?;
-        self.regions.add(region)
+        self.regions.change()?.add(region)
+    }
+
+    /// As [`Space::map`], with another memory type than goes with the kind of the region.
+    pub fn map_with_type(
+        &mut self,
+        region: Region,
+        memory_type: MemoryType,
+    ) -> Result<(), RegionError> {
+        self.map(Region {
+            memory_type,
+            ..region
+        })
+    }
+
+    /// Gives the guest a device at the addresses that it has in the host, uncacheable.
+    pub fn identity_map_range(&mut self, device: DeviceRange) -> Result<(), RegionError> {
+        let host = device.range();
+        let range = AddrRange::new(Gpa::new(host.start().as_u64()), host.len());
+        let range = range.ok_or(RegionError::HostRange(host))?;
+        self.map(Region::new(range, RegionKind::PassThrough(device)))
     }
 
     fn check_memory_type(&self, region: &Region) -> Result<(), RegionError> {
@@ -188,11 +231,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.regions.width()
     }
 
-    /// Has a first write be given a page of 2 MiB where RAM covers all of it, nothing is mapped there yet, and such a
-    /// block of frames is free. Yields whether this CPU can do that.
-    pub fn set_large_pages(&mut self, on: bool) -> bool {
-        self.tree.large = on && self.spaces.capability.pages_2m;
-        self.tree.large == on
+    /// Chooses of what size the pages are that a first write is given. Yields what comes of that on this CPU.
+    pub fn set_page_policy(&mut self, policy: PagePolicy) -> PagePolicy {
+        self.tree.pages = policy.on(self.spaces.capability);
+        self.tree.pages
     }
 
     /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
@@ -203,6 +245,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// What violations came to so far.
     pub fn faults(&self) -> Faults {
         self.faults
+    }
+
+    /// How many templates it has above it: 0 where it is no fork of one.
+    pub fn generation(&self) -> u32 {
+        self.lineage.generation
     }
 
     /// INVEPTs executed for this space so far.
@@ -234,20 +281,29 @@ impl<'s, M: PhysMem> Space<'s, M> {
 pub(super) struct Tree {
     root: Hpa,
     pub debt: Debt,
-    /// Whether the first write may be given a page of 2 MiB.
-    pub large: bool,
+    /// How writes are noted in the leaves.
+    pub marks: Marks,
+    /// Of what size the pages are that a first write is given.
+    pub pages: PagePolicy,
     /// The number of the last 2 MiB in which a page was put, and the table of its pages.
     recent: Option<(u64, Hpa)>,
+    /// The pages that became a fork's own.
+    pub log: Log,
 }
 
 impl Tree {
     /// A tree that maps nothing.
-    pub fn new<M: PhysMem>(frames: &FrameAllocator<M>) -> Result<Self, FrameError> {
+    pub fn new<M: PhysMem>(
+        frames: &FrameAllocator<M>,
+        capability: &EptCapability,
+    ) -> Result<Self, FrameError> {
         Ok(Self {
             root: frames.alloc_zeroed()?.into_raw(),
             debt: Debt::default(),
-            large: false,
+            marks: Marks::new(capability),
+            pages: PagePolicy::Small,
             recent: None,
+            log: Log::default(),
         })
     }
 
@@ -262,14 +318,25 @@ impl Tree {
         unsafe { View::new(frames.mem(), self.root) }
     }
 
-    /// The tables, for an edit. `frames` is where they came from. What the edit means for CPUs is told by
+    /// The tables, for an edit of any kind. `frames` is where they came from. What the edit means for CPUs is told by
     /// [`Tree::close`].
     #[inline(always)]
     pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
+        self.log.lose();
+        self.page_tables(frames)
+    }
+
+    /// The same, for an edit that makes pages accessible and tells [`Tree::set_recent`] of each that becomes this space's
+    /// own.
+    #[inline(always)]
+    pub fn page_tables<'a, M: PhysMem>(
+        &'a mut self,
+        frames: &'a FrameAllocator<M>,
+    ) -> Tables<'a, M> {
         self.recent = None;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
-        unsafe { Tables::new(frames, self.root, &mut self.debt.retired) }
+        unsafe { Tables::new(frames, self.root, &mut self.debt.retired, &mut self.marks) }
     }
 
     /// The lowest table for `page`, if a page was put into it by the last edit: there was no other since, so that it and all
@@ -280,10 +347,31 @@ impl Tree {
         (number == page.as_u64() >> 21).then_some(table)
     }
 
-    /// Notes where the last edit put a page.
+    /// Notes where the last edit put a page, and logs it if it is this space's own now.
     #[inline(always)]
-    pub fn set_recent(&mut self, page: Gpa, lowest: Option<Hpa>) {
+    pub fn set_recent<M: PhysMem>(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        page: Gpa,
+        lowest: Option<Hpa>,
+    ) {
         self.recent = lowest.map(|table| (page.as_u64() >> 21, table));
+        if self.log.is_on()
+            && let Some(table) = lowest
+        {
+            self.note(frames, page, table);
+        }
+    }
+
+    /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it.
+    fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
+        let index = (page.as_u64() >> 12) as usize % ENTRIES;
+        // SAFETY: the table is this tree's own, as the last edit says.
+        let leaf = unsafe { word(frames.mem(), table, index) }.load(Ordering::Relaxed);
+        if leaf & (WRITE | DIRTY) != 0 {
+            let at = Hpa::new(table.as_u64() + 8 * index as u64);
+            self.log.note(frames, at, page);
+        }
     }
 
     /// Ends an edit: `replaced` says whether a translation was removed or replaced.

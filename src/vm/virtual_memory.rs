@@ -19,6 +19,12 @@ pub trait VirtualMemory {
     fn write(&mut self, to: Gva, bytes: &[u8]) -> Result<(), Self::Fault>;
 }
 
+/// Finding out where memory is that is to be written later, when the guest's tables may not be at hand.
+pub trait Locate {
+    /// Where the byte at `at` is, if it may be written.
+    fn locate(&self, at: Gva) -> Option<Gpa>;
+}
+
 /// How the guest translates addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Translation {
@@ -189,6 +195,12 @@ impl<M: GuestMemory> VirtualMemory for GuestVirtual<'_, M> {
                 .write(address, bytes.get(range).unwrap_or_default());
             result.map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))
         })
+    }
+}
+
+impl<M: GuestMemory> Locate for GuestVirtual<'_, M> {
+    fn locate(&self, at: Gva) -> Option<Gpa> {
+        self.translate(at, true).ok()
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod booted;
+mod dirty;
 mod elf_file;
 mod hostile;
 mod machines;
