@@ -160,6 +160,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             faults: Default::default(),
         };
         fork.tree.large = self.tree.large;
+        fork.tree.around = self.tree.around;
         let (from, to) = (self.tree.root(), fork.tree.root());
         let mut tables = self.tree.tables(frames);
         tables.copy_shared(from, 4, to);

@@ -6,8 +6,10 @@
 //! [`Space::resolve`] turns into a mapping, an access for a device model, or a reason to stop the guest. The only way to
 //! run a guest is [`Space::enter`], which pays what invalidation is owed.
 
+mod around;
 mod audit;
 mod capability;
+mod cow;
 mod debt;
 mod dirty;
 mod edit;
@@ -26,6 +28,7 @@ mod tables;
 mod violation;
 
 pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
+pub use around::{AROUND, MAX_AROUND};
 pub use audit::{Census, Flaw};
 pub use capability::{EptCapability, Eptp};
 pub use debt::{CpuId, Invalidate};

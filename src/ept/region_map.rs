@@ -82,7 +82,7 @@ pub(super) struct RegionMap {
     width: u32,
     /// Where the last look-up ended: the next is likely there.
     last: usize,
-    /// The region there, if it is RAM.
+    /// The last region of RAM that a look-up ended in.
     ram: Ram,
 }
 
@@ -199,7 +199,10 @@ impl RegionMap {
                 .position(|known| known.as_ref().is_some_and(holds))?;
         }
         let known = self.regions.get(self.last)?.as_ref()?;
-        self.ram = Ram::of(known);
+        // A look at another kind of region between does not take the short way away from RAM.
+        if matches!(known.region.kind, RegionKind::Ram) && !self.ram.contains(gpa) {
+            self.ram = Ram::of(known);
+        }
         Some(known)
     }
 

@@ -1,10 +1,11 @@
 //! A space, and what all spaces of a machine share.
 
+use super::around::{AROUND, Around};
 use super::debt::{Debt, Invalidate};
 use super::region_map::RegionMap;
-use super::tables::{Tables, View};
+use super::tables::{ENTRIES, Tables, View};
 use super::{EptCapability, Eptp, Mtrrs, Region, RegionError, RegionKind};
-use crate::addr::{Gpa, Hpa};
+use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::MemoryType;
 use core::marker::PhantomData;
@@ -111,6 +112,8 @@ pub struct Faults {
     pub host_mapped: u64,
     /// Accesses handed to device models.
     pub mmio: u64,
+    /// Pages of RAM that were mapped along with one that was touched: see [`Space::set_around`].
+    pub around: u64,
     /// Violations of what was mapped already.
     pub spurious: u64,
     /// Violations that could not be resolved.
@@ -236,9 +239,14 @@ pub(super) struct Tree {
     pub debt: Debt,
     /// Whether the first write may be given a page of 2 MiB.
     pub large: bool,
-    /// The number of the last 2 MiB in which a page was put, and the table of its pages.
-    recent: Option<(u64, Hpa)>,
+    /// How many pages one violation may map.
+    pub around: Around,
+    /// The number of the last page that was put, or [`NOWHERE`], and the table that it is in.
+    recent: (u64, Hpa),
 }
+
+/// In place of the number of a page: no page has it, nor follows it.
+const NOWHERE: u64 = u64::MAX - 1;
 
 impl Tree {
     /// A tree that maps nothing.
@@ -247,7 +255,8 @@ impl Tree {
             root: frames.alloc_zeroed()?.into_raw(),
             debt: Debt::default(),
             large: false,
-            recent: None,
+            around: Around::new(AROUND),
+            recent: (NOWHERE, Hpa::new(0)),
         })
     }
 
@@ -266,7 +275,7 @@ impl Tree {
     /// [`Tree::close`].
     #[inline(always)]
     pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
-        self.recent = None;
+        self.recent.0 = NOWHERE;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
         unsafe { Tables::new(frames, self.root, &mut self.debt.retired) }
@@ -276,14 +285,27 @@ impl Tree {
     /// above it are still this tree's own, and nobody else has changed them.
     #[inline(always)]
     pub fn recent_table(&self, page: Gpa) -> Option<Hpa> {
-        let (number, table) = self.recent?;
-        (number == page.as_u64() >> 21).then_some(table)
+        let (number, table) = self.recent;
+        ((number ^ page.as_u64() / PAGE_SIZE) / ENTRIES as u64 == 0).then_some(table)
+    }
+
+    /// The number of the page that was put by the last edit.
+    pub fn recent_page(&self) -> u64 {
+        self.recent.0
+    }
+
+    /// Whether `page` follows the one that was put last.
+    #[inline(always)]
+    pub fn is_next(&self, page: Gpa) -> bool {
+        page.as_u64() / PAGE_SIZE == self.recent.0.wrapping_add(1)
     }
 
     /// Notes where the last edit put a page.
     #[inline(always)]
     pub fn set_recent(&mut self, page: Gpa, lowest: Option<Hpa>) {
-        self.recent = lowest.map(|table| (page.as_u64() >> 21, table));
+        if let Some(table) = lowest {
+            self.recent = (page.as_u64() / PAGE_SIZE, table);
+        }
     }
 
     /// Ends an edit: `replaced` says whether a translation was removed or replaced.

@@ -257,6 +257,13 @@ impl<M: PhysMem> FrameAllocator<M> {
         Some((self.counts.address(head), size))
     }
 
+    /// Whether at least an eighth of the frames is free: only then are frames to be spent on what may turn out not to be
+    /// needed.
+    pub fn is_plentiful(&self) -> bool {
+        let total = self.counts.total();
+        self.lists.lock().used <= total - total / 8
+    }
+
     /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
     #[inline(always)]
     pub fn refill_to(&self, goal: u32, most: u32) -> u64 {
