@@ -6,12 +6,12 @@
 //! last time to each that goes on where those end. At most half of what a guest is given is then not what it asked for.
 //! docs/memory.md has the measurements.
 
-use super::Space;
 use super::entry::Origin;
 use super::fill::put_open;
 use super::provide::Source;
 use super::region_map::Known;
 use super::space::Tree;
+use super::{Fill, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::paging::{Entry, EptEntry, open_slot_in};
@@ -60,9 +60,19 @@ impl<M: PhysMem> Space<'_, M> {
         right
     }
 
-    /// Maps what follows the page of RAM at `gpa`, which was just put behind page number `last`, and is not mapped.
+    /// The page of RAM at `gpa`, which follows the one that was put last, and pages that follow it, if it is not mapped.
     #[inline(never)]
-    pub(super) fn fill_around(&mut self, last: u64, write: bool, gpa: Gpa) {
+    pub(super) fn fill_run(&mut self, qualification: u64, gpa: Gpa) -> Option<Fill> {
+        let last = self.tree.recent_page();
+        let Some(fill) = self.fill_one(qualification, gpa) else {
+            return self.make_private(qualification, gpa);
+        };
+        self.fill_around(last, fill == Fill::Zeroed, gpa);
+        Some(fill)
+    }
+
+    /// Maps what follows the page of RAM at `gpa`, which was just put behind page number `last`, and is not mapped.
+    fn fill_around(&mut self, last: u64, write: bool, gpa: Gpa) {
         let pages = self.tree.around.next_run(last);
         let (ram, frames) = (*self.regions.ram(), self.spaces.frames);
         let page = gpa.align_down(PAGE_SIZE);
@@ -73,8 +83,8 @@ impl<M: PhysMem> Space<'_, M> {
         };
         let attr = if !write {
             ram.read
-        } else if self.spaces.capability.accessed_dirty {
-            // The CPU tells when it is written.
+        } else if self.spaces.capability.accessed_dirty && !self.tree.log.is_on() {
+            // The CPU tells when it is written. What is logged counts as written from the start.
             ram.written.with_dirty(false)
         } else {
             ram.written
@@ -85,7 +95,7 @@ impl<M: PhysMem> Space<'_, M> {
             if next.is_aligned(TABLE_SPAN) || !ram.contains(next) {
                 break;
             }
-            let mut tables = self.tree.tables(frames);
+            let mut tables = self.tree.page_tables(frames);
             let Some(slot) = open_slot_in(&tables, next, table) else {
                 break;
             };
@@ -101,7 +111,7 @@ impl<M: PhysMem> Space<'_, M> {
                 }
                 self.faults.around += 1;
             }
-            self.tree.set_recent(next, Some(table));
+            self.tree.set_recent(frames, next, Some(table));
         }
         self.tree.around.end = self.tree.recent_page();
     }
@@ -120,7 +130,7 @@ impl Tree {
     ) {
         let most = self.around.most;
         let number = page.as_u64() / PAGE_SIZE;
-        let mut tables = self.tables(frames);
+        let mut tables = self.page_tables(frames);
         for near in number - number % most..number - number % most + most {
             let near = Gpa::new(near * PAGE_SIZE);
             let same_table = near.as_u64() / TABLE_SPAN == page.as_u64() / TABLE_SPAN;
@@ -135,7 +145,7 @@ impl Tree {
                 let _ = slot.set_page(&mut tables, phys, Origin::Host.mark(known.leaf));
             }
         }
-        self.set_recent(page, Some(table));
+        self.set_recent(frames, page, Some(table));
     }
 }
 

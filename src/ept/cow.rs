@@ -1,13 +1,12 @@
 //! The short way for writes that take a copy of a page, or the page itself, below tables that are there and private.
 
-use super::entry::{Origin, decode};
+use super::entry::{Origin, read_only_page};
 use super::fill::{open_slot_near, put_open};
-use super::provide::Source;
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Address, Gpa, PAGE_SIZE};
 use crate::frames::PhysMem;
-use crate::paging::{Content, Decoded, Write};
+use crate::paging::{Entry, EptEntry};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the page at `gpa` this space's own and writable, if a violation with this exit qualification was for a write
@@ -17,40 +16,36 @@ impl<M: PhysMem> Space<'_, M> {
         if qualification & PLAIN_WRITE != WRITE {
             return None;
         }
-        let known = self.regions.find_often(gpa)?;
-        let region = &known.region;
-        if !region.is_writable() || !region.kind.is_memory() {
-            return None;
-        }
         let frames = self.spaces.frames;
+        let region = self.regions.writable(gpa)?;
         let near = self.tree.recent_table(gpa);
-        let mut tables = self.tree.tables(frames);
+        let mut tables = self.tree.page_tables(frames);
         let slot = open_slot_near(&tables, gpa, near)?;
         // What stands there and goes.
-        let old = match decode(1, slot.entry) {
-            Decoded::Content(Content::Unmapped) => None,
-            Decoded::Content(Content::Page { phys, attr }) if attr.write() != Write::Allowed => {
-                Some((phys, Origin::of(attr)))
-            }
-            _ => return None,
-        };
+        let old = read_only_page(slot.entry);
         let (frame, origin) = match old {
             Some((phys, origin @ (Origin::Filled | Origin::Copied))) => {
-                if frames.count(phys) == 1 {
-                    let attr = origin.mark(known.written());
-                    slot.set_page(&mut tables, phys, attr)?;
-                    self.faults.taken_over += 1;
-                    self.tree.set_recent(gpa, Some(slot.table));
-                    return Some(Fill::TakenOver);
+                match frames.copy_if_shared(phys).ok()? {
+                    Some(copy) => (copy, Origin::Copied),
+                    None => {
+                        slot.set_page(&mut tables, phys, origin.mark(region.written))?;
+                        self.faults.taken_over += 1;
+                        self.tree.set_recent(frames, gpa, Some(slot.table));
+                        return Some(Fill::TakenOver);
+                    }
                 }
-                (frames.alloc_copy(phys).ok()?, Origin::Copied)
             }
-            _ => {
-                let source = Source::of(region, gpa.align_down(PAGE_SIZE)).ok()?;
-                source.private(region, frames).ok()?
-            }
+            None if slot.entry != EptEntry::EMPTY => return None,
+            _ => match region.host_bytes(gpa.align_down(PAGE_SIZE)) {
+                None => (frames.alloc_zeroed().ok()?, Origin::Filled),
+                // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
+                Some((from, len)) => (
+                    unsafe { frames.alloc_host_copy(from, len) }.ok()?,
+                    Origin::Copied,
+                ),
+            },
         };
-        put_open(&mut tables, slot, frame, origin.mark(known.written()))?;
+        put_open(&mut tables, slot, frame, origin.mark(region.written))?;
         if let Some((phys, origin)) = old {
             tables.drop_leaf(phys, origin);
         }
@@ -61,7 +56,7 @@ impl<M: PhysMem> Space<'_, M> {
             self.faults.copied += 1;
             Fill::Copied
         };
-        self.tree.set_recent(gpa, Some(slot.table));
+        self.tree.set_recent(frames, gpa, Some(slot.table));
         self.tree.close(frames, old.is_some());
         Some(fill)
     }

@@ -20,37 +20,25 @@ impl<M: PhysMem> Space<'_, M> {
     #[inline(always)]
     pub(super) fn short_way(&mut self, qualification: u64, gpa: Gpa) -> Option<Fill> {
         let untouched = qualification & NOT_PLAIN == 0 && self.regions.ram().contains(gpa);
-        if untouched
-            && !self.tree.is_next(gpa)
-            && let Some(fill) = self.fill_one(qualification, gpa)
-        {
-            return Some(fill);
+        if !untouched {
+            return self.make_private(qualification, gpa);
         }
-        self.fill_some(untouched, qualification, gpa)
-    }
-
-    /// What is less frequent, or takes so long that a call does not matter.
-    #[inline(never)]
-    fn fill_some(&mut self, untouched: bool, qualification: u64, gpa: Gpa) -> Option<Fill> {
-        if untouched && self.tree.is_next(gpa) {
-            let last = self.tree.recent_page();
-            if let Some(fill) = self.fill_one(qualification, gpa) {
-                self.fill_around(last, qualification & WRITE != 0, gpa);
-                return Some(fill);
-            }
+        if self.tree.is_next(gpa) {
+            return self.fill_run(qualification, gpa);
         }
-        self.make_private(qualification, gpa)
+        self.fill_one(qualification, gpa)
+            .or_else(|| self.make_private(qualification, gpa))
     }
 
     /// A page of RAM in the region of the last violation, which must be in it, if it is not mapped.
     ///
     /// Nothing is replaced and no table moves, so no invalidation is owed.
     #[inline(always)]
-    fn fill_one(&mut self, qualification: u64, gpa: Gpa) -> Option<Fill> {
+    pub(super) fn fill_one(&mut self, qualification: u64, gpa: Gpa) -> Option<Fill> {
         let ram = self.regions.ram();
         let frames = self.spaces.frames;
         let near = self.tree.recent_table(gpa);
-        let mut tables = self.tree.tables(frames);
+        let mut tables = self.tree.page_tables(frames);
         let slot = open_slot_near(&tables, gpa, near)?;
         if slot.entry != EptEntry::EMPTY {
             return None;
@@ -67,7 +55,7 @@ impl<M: PhysMem> Space<'_, M> {
             self.faults.zero_shared += 1;
             Fill::ZeroShared
         };
-        self.tree.set_recent(gpa, Some(slot.table));
+        self.tree.set_recent(frames, gpa, Some(slot.table));
         Some(fill)
     }
 }

@@ -80,10 +80,18 @@ impl Tree {
         access: Access,
     ) -> Result<Fill, Reason> {
         let (near, large) = (self.recent_table(page), self.large);
-        let mut tables = self.tables(spaces.frames);
+        let mut tables = self.page_tables(spaces.frames);
         let done = provide(&mut tables, known, page, access, spaces.zero, near, large);
         let (moved, failed, lowest) = (tables.moved, tables.failed, tables.lowest);
-        self.set_recent(page, lowest);
+        self.set_recent(spaces.frames, page, lowest);
+        // A large page was given, or something went wrong half-way.
+        let untold = match done {
+            Ok((Fill::Zeroed | Fill::Copied | Fill::TakenOver, _)) => lowest.is_none(),
+            _ => failed.is_some(),
+        };
+        if access.write && untold {
+            self.log.lose();
+        }
         let replaced = matches!(done, Ok((_, true)));
         self.close(spaces.frames, replaced || moved);
         if let (Ok((Fill::HostMapped, _)), Some(table)) = (done, lowest) {
@@ -256,9 +264,11 @@ pub(super) fn take_over<M: PhysMem>(
         return Ok((Fill::Present, false));
     }
     cursor.set_page(phys, wanted)?;
-    let (table, level) = (cursor.table(), cursor.level());
-    cursor.ops().lowest = (level == 1).then_some(table);
     let present = attr.write() == wanted.write() && attr.execute() == wanted.execute();
+    if !present {
+        let (table, level) = (cursor.table(), cursor.level());
+        cursor.ops().lowest = (level == 1).then_some(table);
+    }
     Ok((
         if present {
             Fill::Present

@@ -2,13 +2,15 @@
 
 use super::around::{AROUND, Around};
 use super::debt::{Debt, Invalidate};
-use super::region_map::RegionMap;
-use super::tables::{ENTRIES, Tables, View};
+use super::log::Log;
+use super::region_map::Regions;
+use super::tables::{DIRTY, ENTRIES, Tables, View, word};
 use super::{EptCapability, Eptp, Mtrrs, Region, RegionError, RegionKind};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::MemoryType;
 use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What all spaces share: the frames, the frame of zeroes, and what the CPU can do.
 pub struct Spaces<'f, M> {
@@ -16,6 +18,8 @@ pub struct Spaces<'f, M> {
     zero: Frame,
     capability: EptCapability,
     mtrrs: Option<Mtrrs>,
+    /// The number of the last template.
+    templates: AtomicU64,
 }
 
 impl<'f, M: PhysMem> Spaces<'f, M> {
@@ -29,6 +33,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
             zero: frames.alloc_zeroed()?,
             capability,
             mtrrs: None,
+            templates: AtomicU64::new(0),
         })
     }
 
@@ -45,9 +50,10 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
     pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
         Ok(Space {
             spaces: self.shared(),
+            regions: Regions::new(self.frames, width.min(48))?,
             tree: Tree::new(self.frames)?,
-            regions: RegionMap::new(width.min(48)),
             faults: Faults::default(),
+            lineage: Lineage::default(),
         })
     }
 
@@ -78,6 +84,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
             zero,
             capability: &self.capability,
             mtrrs: self.mtrrs.as_ref(),
+            templates: &self.templates,
         }
     }
 }
@@ -88,6 +95,14 @@ pub(super) struct Shared<'s, M> {
     pub zero: Hpa,
     pub capability: &'s EptCapability,
     pub mtrrs: Option<&'s Mtrrs>,
+    templates: &'s AtomicU64,
+}
+
+impl<M> Shared<'_, M> {
+    /// The number of a new template: no other ever has it.
+    pub fn next_template(&self) -> u64 {
+        self.templates.fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
 impl<M> Clone for Shared<'_, M> {
@@ -120,6 +135,15 @@ pub struct Faults {
     pub refused: u64,
 }
 
+/// What a space was made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lineage {
+    /// How many templates are above it.
+    pub generation: u32,
+    /// The number of the template that it is a fork of; 0: of none.
+    pub template: u64,
+}
+
 /// A guest's physical address space.
 ///
 /// It ends by [`Space::end`]; one that is merely dropped leaks its frames.
@@ -127,8 +151,9 @@ pub struct Faults {
 pub struct Space<'s, M: PhysMem> {
     pub(super) spaces: Shared<'s, M>,
     pub(super) tree: Tree,
-    pub(super) regions: RegionMap,
+    pub(super) regions: Regions<'s, M>,
     pub(super) faults: Faults,
+    pub(super) lineage: Lineage,
 }
 
 impl<'s, M: PhysMem> Space<'s, M> {
@@ -149,7 +174,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             return Err(RegionError::HostManaged(host));
         }
         self.check_memory_type(&region)?;
-        self.regions.add(region)
+        self.regions.change()?.add(region)
     }
 
     fn check_memory_type(&self, region: &Region) -> Result<(), RegionError> {
@@ -208,6 +233,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.faults
     }
 
+    /// How many templates it has above it: 0 where it is no fork of one.
+    pub fn generation(&self) -> u32 {
+        self.lineage.generation
+    }
+
     /// INVEPTs executed for this space so far.
     pub fn invalidations(&self) -> u64 {
         self.tree.debt.paid
@@ -243,6 +273,8 @@ pub(super) struct Tree {
     pub around: Around,
     /// The number of the last page that was put, or [`NOWHERE`], and the table that it is in.
     recent: (u64, Hpa),
+    /// The pages that became a fork's own.
+    pub log: Log,
 }
 
 /// In place of the number of a page: no page has it, nor follows it.
@@ -257,6 +289,7 @@ impl Tree {
             large: false,
             around: Around::new(AROUND),
             recent: (NOWHERE, Hpa::new(0)),
+            log: Log::default(),
         })
     }
 
@@ -271,10 +304,21 @@ impl Tree {
         unsafe { View::new(frames.mem(), self.root) }
     }
 
-    /// The tables, for an edit. `frames` is where they came from. What the edit means for CPUs is told by
+    /// The tables, for an edit of any kind. `frames` is where they came from. What the edit means for CPUs is told by
     /// [`Tree::close`].
     #[inline(always)]
     pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
+        self.log.lose();
+        self.page_tables(frames)
+    }
+
+    /// The same, for an edit that makes pages accessible and tells [`Tree::set_recent`] of each that becomes this space's
+    /// own.
+    #[inline(always)]
+    pub fn page_tables<'a, M: PhysMem>(
+        &'a mut self,
+        frames: &'a FrameAllocator<M>,
+    ) -> Tables<'a, M> {
         self.recent.0 = NOWHERE;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
@@ -300,11 +344,30 @@ impl Tree {
         page.as_u64() / PAGE_SIZE == self.recent.0.wrapping_add(1)
     }
 
-    /// Notes where the last edit put a page.
+    /// Notes where the last edit put a page, and logs it if it is this space's own now.
     #[inline(always)]
-    pub fn set_recent(&mut self, page: Gpa, lowest: Option<Hpa>) {
+    pub fn set_recent<M: PhysMem>(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        page: Gpa,
+        lowest: Option<Hpa>,
+    ) {
         if let Some(table) = lowest {
             self.recent = (page.as_u64() / PAGE_SIZE, table);
+            if self.log.is_on() {
+                self.note(frames, page, table);
+            }
+        }
+    }
+
+    /// Logs a page if its leaf in `table` is dirty, as every leaf is that was made writable just now.
+    fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
+        let index = (page.as_u64() >> 12) as usize % ENTRIES;
+        // SAFETY: the table is this tree's own, as the last edit says.
+        let leaf = unsafe { word(frames.mem(), table, index) }.load(Ordering::Relaxed);
+        if leaf & DIRTY != 0 {
+            let at = Hpa::new(table.as_u64() + 8 * index as u64);
+            self.log.note(frames, at, page);
         }
     }
 

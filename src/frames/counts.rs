@@ -324,6 +324,19 @@ impl Counts {
         }
     }
 
+    /// Takes a reference away where the frame keeps its own count, that is more than 1, and nobody else is changing it. Yields
+    /// whether it did.
+    #[inline(always)]
+    pub fn give_one_of_many(&self, mem: &impl PhysMem, number: u32) -> bool {
+        use core::sync::atomic::Ordering::AcqRel;
+        let own = &self.record(mem, number).count;
+        let count = own.load(Relaxed);
+        count.wrapping_sub(2) < MAX_COUNT - 1
+            && own
+                .compare_exchange(count, count - 1, AcqRel, Relaxed)
+                .is_ok()
+    }
+
     /// Takes a reference away unless it is the last. Yields whether it did.
     pub fn give_unless_last(&self, mem: &impl PhysMem, number: u32) -> Result<bool, FrameError> {
         use core::sync::atomic::Ordering::AcqRel;

@@ -1,16 +1,24 @@
-//! Command lines: of a boot module (one guest) and of the hypervisor itself.
+//! Command lines: of a boot module (a guest, or data that guests share) and of the hypervisor itself.
 //!
 //! Words are separated by blanks; a word is `key=value`, or a bare flag. There is no quoting.
 
+mod data;
 mod error;
+mod forks;
 mod name;
 mod value;
 mod words;
 
 use log::LevelFilter;
 
+pub use data::{DATA, DataOptions, MapOption};
 pub use error::{CmdlineError, Problem};
-pub use name::{NAME_MAX, Name, duplicate};
+use forks::ForkKey;
+pub use forks::{
+    DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, PARALLEL_MAX,
+    ResetMode,
+};
+pub use name::{NAME_MAX, Name};
 pub use value::Duration;
 use value::{duration, memory, pool};
 use words::{Word, Words, split_path};
@@ -21,27 +29,33 @@ pub const DEFAULT_MEM: u64 = 64 << 20;
 pub const DEFAULT_BUDGET: Duration = Duration::Nanoseconds(10_000_000_000);
 
 /// What a boot module's command line says about its guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestOptions {
     /// `name=`, else after the file.
     pub name: Name,
     /// `mem=`: bytes of guest memory, a multiple of 4 KiB.
     pub mem: u64,
-    /// `budget=`: how long the guest may run.
+    /// `budget=`: how long the guest may run; each run of a fork anew.
     pub budget: Duration,
+    /// `map=`: the data that the guest sees behind its memory.
+    pub map: Option<MapOption>,
+    /// What is to be done once it freezes.
+    pub forks: ForkOptions,
 }
 
 impl GuestOptions {
     /// Reads the command line of boot module number `index`. A guest's memory must be addressable with
     /// `address_width` bits.
     pub fn parse(line: &str, index: usize, address_width: u32) -> Result<Self, CmdlineError<'_>> {
-        let (path, words) = split_path(line, |word| word.value.is_none());
+        let (path, words) = data::split(line);
         let mut options = Self {
             name: path
                 .and_then(Name::from_path)
                 .unwrap_or_else(|| Name::numbered(index)),
             mem: DEFAULT_MEM,
             budget: DEFAULT_BUDGET,
+            map: None,
+            forks: ForkOptions::new(),
         };
         // The name comes first, so that what follows can be blamed on the right guest.
         let mut seen = Seen::default();
@@ -72,7 +86,15 @@ impl GuestOptions {
                 seen.first_time(Key::Budget)?;
                 self.budget = duration(word.needs_value()?)?;
             }
-            _ => return Err(Problem::UnknownKey),
+            "map" => {
+                seen.first_time(Key::Map)?;
+                self.map = Some(MapOption::parse(word.needs_value()?)?);
+            }
+            _ => {
+                let (key, done) = self.forks.take(word).ok_or(Problem::UnknownKey)?;
+                seen.first_time(Key::Forks(key))?;
+                done?;
+            }
         }
         Ok(())
     }
@@ -155,11 +177,30 @@ enum Key {
     Name,
     Mem,
     Budget,
+    Map,
     Log,
     Selftest,
     Tick,
     Pool,
     Audit,
+    Forks(ForkKey),
+}
+
+impl Key {
+    const fn bit(self) -> u32 {
+        match self {
+            Self::Name => 1 << 0,
+            Self::Mem => 1 << 1,
+            Self::Budget => 1 << 2,
+            Self::Log => 1 << 3,
+            Self::Selftest => 1 << 4,
+            Self::Tick => 1 << 5,
+            Self::Pool => 1 << 6,
+            Self::Audit => 1 << 7,
+            Self::Map => 1 << 8,
+            Self::Forks(key) => 1 << (16 + key as u32),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -167,7 +208,7 @@ struct Seen(u32);
 
 impl Seen {
     fn first_time(&mut self, key: Key) -> Result<(), Problem> {
-        let bit = 1 << key as u32;
+        let bit = key.bit();
         let repeated = self.0 & bit != 0;
         self.0 |= bit;
         if repeated {
@@ -297,13 +338,5 @@ mod tests {
         assert_eq!(problem("audit=1"), Problem::TakesNoValue);
         assert_eq!(problem("pool=0"), Problem::Zero);
         assert_eq!(problem("mem=1G"), Problem::UnknownKey);
-    }
-
-    #[test]
-    fn duplicate_names_are_found() {
-        let names = ["a", "b", "c", "b", "a"].map(|n| Name::new(n).unwrap());
-        assert_eq!(duplicate(&names), Some((1, 3)));
-        assert_eq!(duplicate(&names[..3]), None);
-        assert_eq!(duplicate(&[]), None);
     }
 }
