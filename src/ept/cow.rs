@@ -1,63 +1,140 @@
-//! The short way for writes that take a copy of a page, or the page itself, below tables that are there and private.
+//! The short ways for writes that take a copy of a page, or the page itself, below tables that are there and private.
+//!
+//! Each way is a function of its own that does all by itself: what they have in common would have to wait in memory.
 
-use super::entry::{Origin, read_only_page};
+use super::entry::{Origin, Quick, quick};
 use super::fill::{open_slot_near, put_open};
+use super::tables::{ENTRIES, Tables};
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
-use crate::addr::{Address, Gpa, PAGE_SIZE};
-use crate::frames::PhysMem;
-use crate::paging::{Entry, EptEntry};
+use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
+use crate::frames::{Frame, OneOfMany, PhysMem};
+use crate::paging::{Entry, EptAttr, EptEntry, OpenSlot};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the page at `gpa` this space's own and writable, if a violation with this exit qualification was for a write
     /// and the region allows that. Else, or where frames are out, it changes nothing.
     #[inline(never)]
     pub(super) fn make_private(&mut self, qualification: u64, gpa: Gpa) -> Option<Fill> {
-        if qualification & PLAIN_WRITE != WRITE {
+        if qualification & PLAIN_WRITE != WRITE || !self.regions.is_writable(gpa) {
             return None;
         }
-        let frames = self.spaces.frames;
-        let region = self.regions.writable(gpa)?;
         let near = self.tree.recent_table(gpa);
-        let mut tables = self.tree.page_tables(frames);
+        let tables = self.tree.page_tables(self.spaces.frames);
         let slot = open_slot_near(&tables, gpa, near)?;
-        // What stands there and goes.
-        let old = read_only_page(slot.entry);
-        let (frame, origin) = match old {
-            Some((phys, origin @ (Origin::Filled | Origin::Copied))) => {
-                match frames.copy_if_shared(phys).ok()? {
-                    Some(copy) => (copy, Origin::Copied),
-                    None => {
-                        slot.set_page(&mut tables, phys, origin.mark(region.written))?;
-                        self.faults.taken_over += 1;
-                        self.tree.set_recent(frames, gpa, Some(slot.table));
-                        return Some(Fill::TakenOver);
-                    }
+        let (table, entry) = (slot.table, slot.entry);
+        match quick(entry) {
+            Quick::OwnFrame => self.copy_or_take_over(gpa, table, entry),
+            Quick::NotOwnFrame | Quick::Empty => {
+                match self
+                    .regions
+                    .writable()
+                    .host_bytes(gpa.align_down(PAGE_SIZE))
+                {
+                    None => self.give_zeroes(gpa, table, entry),
+                    Some((from, len)) => self.copy_host_bytes(gpa, table, entry, from, len),
                 }
             }
-            None if slot.entry != EptEntry::EMPTY => return None,
-            _ => match region.host_bytes(gpa.align_down(PAGE_SIZE)) {
-                None => (frames.alloc_zeroed().ok()?, Origin::Filled),
-                // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
-                Some((from, len)) => (
-                    unsafe { frames.alloc_host_copy(from, len) }.ok()?,
-                    Origin::Copied,
-                ),
-            },
-        };
-        put_open(&mut tables, slot, frame, origin.mark(region.written))?;
-        if let Some((phys, origin)) = old {
-            tables.drop_leaf(phys, origin);
+            Quick::Other => None,
         }
-        let fill = if origin == Origin::Filled {
-            self.faults.filled += 1;
-            Fill::Zeroed
-        } else {
-            self.faults.copied += 1;
-            Fill::Copied
-        };
-        self.tree.set_recent(frames, gpa, Some(slot.table));
-        self.tree.close(frames, old.is_some());
-        Some(fill)
     }
+
+    /// The page has a frame that was filled or copied before.
+    #[inline(never)]
+    fn copy_or_take_over(&mut self, gpa: Gpa, table: Hpa, entry: EptEntry) -> Option<Fill> {
+        let frames = self.spaces.frames;
+        let Some(old) = frames.one_of_many(entry.frame()) else {
+            return self.take_over(gpa, table, entry);
+        };
+        let frame = frames.copy_of(&old).ok()?;
+        let attr = Origin::Copied.mark(self.regions.writable().written);
+        let mut tables = self.tree.page_tables(frames);
+        put_in(&mut tables, gpa, table, frame, attr)?;
+        if !old.leave() {
+            tables.retire(entry.frame());
+        }
+        self.faults.copied += 1;
+        self.tree.set_recent(frames, gpa, Some(table));
+        self.tree.close(frames, true);
+        Some(Fill::Copied)
+    }
+
+    /// If the page's frame is nobody else's, permission is added, which owes nothing.
+    #[inline(never)]
+    fn take_over(&mut self, gpa: Gpa, table: Hpa, entry: EptEntry) -> Option<Fill> {
+        let frames = self.spaces.frames;
+        if frames.count(entry.frame()) != 1 {
+            return None;
+        }
+        let attr = Origin::of_entry(entry).mark(self.regions.writable().written);
+        let mut tables = self.tree.page_tables(frames);
+        slot_in(gpa, table).set_page(&mut tables, entry.frame(), attr)?;
+        self.faults.taken_over += 1;
+        self.tree.set_recent(frames, gpa, Some(table));
+        Some(Fill::TakenOver)
+    }
+
+    /// The page is untouched, or has the frame of zeroes.
+    #[inline(never)]
+    fn give_zeroes(&mut self, gpa: Gpa, table: Hpa, entry: EptEntry) -> Option<Fill> {
+        let frames = self.spaces.frames;
+        let frame = frames.alloc_zeroed().ok()?;
+        let attr = Origin::Filled.mark(self.regions.writable().written);
+        let mut tables = self.tree.page_tables(frames);
+        put_in(&mut tables, gpa, table, frame, attr)?;
+        let replaced = entry != EptEntry::EMPTY;
+        if replaced {
+            let zero = frames.one_of_many(entry.frame());
+            if !zero.is_some_and(OneOfMany::leave) {
+                tables.retire(entry.frame());
+            }
+        }
+        self.faults.filled += 1;
+        self.tree.set_recent(frames, gpa, Some(table));
+        self.tree.close(frames, replaced);
+        Some(Fill::Zeroed)
+    }
+
+    /// The page is untouched, or is the host's bytes themselves.
+    #[inline(never)]
+    fn copy_host_bytes(
+        &mut self,
+        gpa: Gpa,
+        table: Hpa,
+        entry: EptEntry,
+        from: Hpa,
+        len: u64,
+    ) -> Option<Fill> {
+        let frames = self.spaces.frames;
+        // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
+        let frame = unsafe { frames.alloc_host_copy(from, len) }.ok()?;
+        let attr = Origin::Copied.mark(self.regions.writable().written);
+        let mut tables = self.tree.page_tables(frames);
+        put_in(&mut tables, gpa, table, frame, attr)?;
+        self.faults.copied += 1;
+        self.tree.set_recent(frames, gpa, Some(table));
+        self.tree.close(frames, entry != EptEntry::EMPTY);
+        Some(Fill::Copied)
+    }
+}
+
+/// Where the page at `gpa` is in its lowest table.
+#[inline(always)]
+fn slot_in(gpa: Gpa, table: Hpa) -> OpenSlot<Hpa, EptEntry> {
+    OpenSlot {
+        table,
+        index: (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES,
+        entry: EptEntry::EMPTY,
+    }
+}
+
+#[inline(always)]
+fn put_in<M: PhysMem>(
+    tables: &mut Tables<'_, M>,
+    gpa: Gpa,
+    table: Hpa,
+    frame: Frame,
+    attr: EptAttr,
+) -> Option<()> {
+    put_open(tables, slot_in(gpa, table), frame, attr)
 }

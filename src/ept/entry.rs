@@ -1,7 +1,6 @@
 //! What the leaves of a space say beside what the CPU reads: whose their frame is.
 
-use crate::addr::Hpa;
-use crate::paging::{Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
+use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
 
 /// Where the frame behind a leaf came from. It stands in software bits of the leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +28,14 @@ impl Origin {
             _ => Self::Host,
         }
     }
+    /// The origin that a leaf of ours of the lowest level tells.
+    #[inline(always)]
+    pub(super) fn of_entry(leaf: EptEntry) -> Self {
+        match decode(1, leaf) {
+            Decoded::Content(Content::Page { attr, .. }) => Self::of(attr),
+            _ => Self::Host,
+        }
+    }
     /// The leaf with this origin.
     #[inline(always)]
     pub const fn mark(self, attr: EptAttr) -> EptAttr {
@@ -47,53 +54,66 @@ impl Origin {
     }
 }
 
-/// The page of a leaf of the lowest level that can be read and not written: the quick way to know, made for entries of ours,
-/// which are as they must be.
+/// What an entry of a lowest table comes to for a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quick {
+    /// Nothing is there.
+    Empty,
+    /// A page that is not writable, of a frame that was filled or copied.
+    OwnFrame,
+    /// A page that is not writable, of the frame of zeroes or of the host's.
+    NotOwnFrame,
+    /// Anything else.
+    Other,
+}
+
+/// Looks at an entry of a lowest table, which is as ours are.
 #[inline(always)]
-pub(super) fn read_only_page(entry: EptEntry) -> Option<(Hpa, Origin)> {
+pub(super) fn quick(entry: EptEntry) -> Quick {
     const READ: u64 = 1 << 0;
     const WRITE: u64 = 1 << 1;
-    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    let bits = entry.to_bits();
-    // Where `EptAttr::soft` has its lowest bits.
-    let origin = match (bits >> 53 & 1, bits >> 11 & 1) {
-        (0, 0) => Origin::Filled,
-        (0, _) => Origin::Zero,
-        (_, 0) => Origin::Copied,
-        _ => Origin::Host,
-    };
-    (bits & (READ | WRITE) == READ).then_some((Hpa::new(bits & ADDRESS), origin))
+    // The lowest bit of what `EptAttr::soft` tells.
+    const NOT_OWN: u64 = 1 << 11;
+    match entry.to_bits() & (READ | WRITE | NOT_OWN) {
+        READ => Quick::OwnFrame,
+        bits if bits == READ | NOT_OWN => Quick::NotOwnFrame,
+        _ if entry == EptEntry::EMPTY => Quick::Empty,
+        _ => Quick::Other,
+    }
 }
 
 /// What an entry of a table of `level` says. An entry that cannot be decoded is a bug of ours; it says nothing.
 #[inline(always)]
 pub(super) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
-    Ept::decode(level, entry).unwrap_or(Decoded::Content(crate::paging::Content::Unmapped))
+    Ept::decode(level, entry).unwrap_or(Decoded::Content(Content::Unmapped))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::Hpa;
     use crate::paging::Write;
 
     #[test]
-    fn a_read_only_page_is_told_from_everything_else() {
+    fn the_quick_look_sees_what_is_there() {
+        use Origin::{Copied, Filled, Host, Zero};
         let phys = Hpa::new(0x000f_edcb_a987_6000);
-        for write in [Write::Denied, Write::Allowed] {
-            for origin in [Origin::Filled, Origin::Zero, Origin::Copied, Origin::Host] {
-                let base = EptAttr::READ_EXECUTE.with_dirty(true).with_soft(0xffc);
-                let attr = origin.mark(base.with_write(write));
-                let entry = EptEntry::from_bits(Ept::leaf_bits(1, attr) | phys.as_u64());
-                let expected = (write == Write::Denied).then_some((phys, origin));
-                assert_eq!(read_only_page(entry), expected);
-            }
+        let entry = |attr| EptEntry::from_bits(Ept::leaf_bits(1, attr) | phys.as_u64());
+        let base = EptAttr::READ_EXECUTE.with_dirty(true).with_soft(0xffc);
+        for (origin, seen) in [
+            (Filled, Quick::OwnFrame),
+            (Copied, Quick::OwnFrame),
+            (Zero, Quick::NotOwnFrame),
+            (Host, Quick::NotOwnFrame),
+        ] {
+            let leaf = entry(origin.mark(base));
+            assert_eq!((quick(leaf), leaf.frame()), (seen, phys));
+            assert_eq!(Origin::of_entry(leaf), origin);
+            let writable = entry(origin.mark(base.with_write(Write::Allowed)));
+            assert_eq!(quick(writable), Quick::Other);
         }
-        assert_eq!(read_only_page(EptEntry::EMPTY), None);
-        let attr = EptAttr::EXECUTE;
-        assert_eq!(
-            read_only_page(EptEntry::from_bits(Ept::leaf_bits(1, attr))),
-            None
-        );
+        assert_eq!(quick(EptEntry::EMPTY), Quick::Empty);
+        assert_eq!(quick(entry(EptAttr::EXECUTE)), Quick::Other);
     }
 
     #[test]

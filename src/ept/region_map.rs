@@ -98,7 +98,6 @@ impl Writable {
         host_len: 0,
     };
 
-    #[cold]
     fn of(known: &Known) -> Option<Self> {
         let region = &known.region;
         let memory = region.is_writable() && region.kind.is_memory();
@@ -121,9 +120,9 @@ impl Writable {
     #[inline(always)]
     pub fn host_bytes(&self, page: Gpa) -> Option<(Hpa, u64)> {
         let offset = page.as_u64().wrapping_sub(self.start);
-        let left = self.host_len.saturating_sub(offset);
+        let left = self.host_len.checked_sub(offset).filter(|left| *left > 0)?;
         let from = Hpa::new(self.host.wrapping_add(offset));
-        (left > 0).then_some((from, left.min(PAGE_SIZE)))
+        Some((from, left.min(PAGE_SIZE)))
     }
 }
 
@@ -308,13 +307,23 @@ impl<'f, M: PhysMem> Regions<'f, M> {
         Some(known)
     }
 
-    /// What a write to the page that `gpa` is in has to know of its region, if that can be written and is memory.
+    /// Whether the guest may write at `gpa`, and there is memory: then [`Regions::writable`] is about that region.
     #[inline(always)]
-    pub fn writable(&mut self, gpa: Gpa) -> Option<&Writable> {
-        if !self.writable.contains(gpa) {
-            self.writable = Writable::of(self.find_often(gpa)?)?;
-        }
-        Some(&self.writable)
+    pub fn is_writable(&mut self, gpa: Gpa) -> bool {
+        self.writable.contains(gpa) || self.find_writable(gpa)
+    }
+
+    #[inline(never)]
+    fn find_writable(&mut self, gpa: Gpa) -> bool {
+        let found = self.find_often(gpa).and_then(Writable::of);
+        self.writable = found.unwrap_or(Writable::NONE);
+        found.is_some()
+    }
+
+    /// What [`Regions::is_writable`] found last.
+    #[inline(always)]
+    pub fn writable(&self) -> &Writable {
+        &self.writable
     }
 
     /// The RAM that the last look-up ended in.

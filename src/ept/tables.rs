@@ -156,15 +156,15 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     /// Drops the reference that a leaf held.
-    #[inline(always)]
     pub fn drop_leaf(&mut self, phys: Hpa, origin: Origin) {
-        if origin.is_counted() && !self.frames.release_one_of_many(phys) {
+        if origin.is_counted() {
             self.retire(phys);
         }
     }
 
+    /// Drops a reference that a leaf held.
     #[inline(never)]
-    fn retire(&mut self, address: Hpa) {
+    pub fn retire(&mut self, address: Hpa) {
         let gone = self.frames.retire_entry(address, self.retired);
         debug_assert!(gone.is_ok(), "{gone:?}");
     }

@@ -200,15 +200,6 @@ impl<M: PhysMem> FrameAllocator<M> {
             .give_unless_last(&self.mem, self.counts.number(address)?)
     }
 
-    /// Takes away the reference that a table entry held to a frame with several, which is quickly done. `false`, and nothing
-    /// is changed, where there may be no other.
-    #[inline(always)]
-    pub fn release_one_of_many(&self, address: Hpa) -> bool {
-        self.counts
-            .number(address)
-            .is_ok_and(|number| self.counts.give_one_of_many(&self.mem, number))
-    }
-
     /// Ends a reference. If it was the last, the frame goes to `retired`: it is not given out before
     /// [`FrameAllocator::free_retired`].
     pub fn retire(&self, frame: Frame, retired: &mut Retired) -> Result<(), FrameError> {

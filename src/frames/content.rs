@@ -18,22 +18,6 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(frame)
     }
 
-    /// As [`FrameAllocator::alloc_copy`], for who holds a reference to the frame at `from`; `None` where that is the only
-    /// one, so that the frame itself can be had.
-    #[inline(always)]
-    pub fn copy_if_shared(&self, from: Hpa) -> Result<Option<Frame>, FrameError> {
-        match self.counts.count(&self.mem, self.counts.number(from)?) {
-            0 => Err(FrameError::NotAllocated(from)),
-            1 => Ok(None),
-            _ => {
-                let frame = self.alloc()?;
-                // SAFETY: as in `alloc_copy`.
-                unsafe { bytes::copy(&self.mem, from, frame.address()) };
-                Ok(Some(frame))
-            }
-        }
-    }
-
     /// A new frame with `len` bytes (at most a frame's) from memory that is not managed, and zeroes behind them.
     ///
     /// # Safety
