@@ -199,6 +199,7 @@ impl Run<'_> {
         summary.ending = Ending::Ran(guest.run(self.machine, &mut Kernel));
         summary.faults = guest.space().faults();
         summary.tables = self.look_at(&guest, &options.name).tables;
+        summary.invalidations = guest.space().invalidations();
         summary.stats = guest.stats.clone();
         guest.end(self.machine);
         summary
@@ -257,6 +258,7 @@ fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
         stats: RunStats::ZERO,
         faults: Faults::default(),
         tables: 0,
+        invalidations: 0,
     }
 }
 

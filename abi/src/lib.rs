@@ -24,6 +24,14 @@ pub enum Call {
     /// Files a figure for the run's report: the name is the RSI bytes at GVA RDI (at most
     /// [`FIGURE_NAME_MAX`], `[a-z0-9._]`), its value is RDX.
     Figure = 3,
+    /// Asks which pages were written since they were last told, by the guest or by the hypervisor for it, or ever. RDX is
+    /// the guest-physical address of a page, RSI a number of pages from there on, at most [`HARVEST_MAX`], all of them
+    /// memory of the guest. RDI is the GVA of a bitmap of as many bits, rounded up to bytes: bit `n % 8` of byte `n / 8` is
+    /// set if page `n` was written. Returns how many bits it set, or an [`Error`].
+    ///
+    /// The bitmap is written too. Pages with page tables of the guest count as written where the CPU notes writes, as it
+    /// takes its use of them for writes.
+    HarvestDirty = 5,
 }
 
 impl Call {
@@ -34,6 +42,7 @@ impl Call {
             1 => Some(Self::Exit),
             2 => Some(Self::Print),
             3 => Some(Self::Figure),
+            5 => Some(Self::HarvestDirty),
             _ => None,
         }
     }
@@ -59,6 +68,8 @@ pub enum Error {
 pub const PRINT_MAX: usize = 1024;
 /// The longest name of a [`Call::Figure`].
 pub const FIGURE_NAME_MAX: usize = 32;
+/// The most pages that one [`Call::HarvestDirty`] tells of: 32 MiB.
+pub const HARVEST_MAX: u64 = 8192;
 
 /// The first CPUID leaf of the hypervisor range: EAX is the highest leaf of the range, EBX, ECX and EDX spell
 /// [`CPUID_VENDOR`].

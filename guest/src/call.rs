@@ -6,10 +6,19 @@ use offshoot_abi::{Call, Error};
 /// Calls the hypervisor with a bare number and arguments, as an [`abi::Call`](offshoot_abi::Call) or as something
 /// that it does not know, and returns what it left in RAX.
 ///
-/// Safe whatever the arguments: the hypervisor checks them, and no call writes to the guest's memory.
+/// # Panics
+/// With the number of a call that writes to memory and a length. See [`harvest_dirty`].
 pub fn raw(number: u64, arguments: [u64; 3]) -> i64 {
+    assert!(number != Call::HarvestDirty as u64 || arguments[1] == 0);
+    // SAFETY: no other call writes to the guest's memory.
+    unsafe { raw_unchecked(number, arguments) }
+}
+
+/// # Safety
+/// Of a call that writes to memory, the arguments must describe memory that this may write.
+unsafe fn raw_unchecked(number: u64, arguments: [u64; 3]) -> i64 {
     let result: i64;
-    // SAFETY: every register but RAX is kept, and no call writes to memory.
+    // SAFETY: every register but RAX is kept, and what is written to memory is the caller's.
     unsafe {
         asm!(
             "vmcall",
@@ -47,5 +56,22 @@ pub fn figure(name: &str, value: u64) -> Result<(), Error> {
         -28 => Err(Error::NoSpace),
         -14 => Err(Error::BadAddress),
         _ => Err(Error::Invalid),
+    }
+}
+
+/// Sets in `bitmap` the bits of those of the `pages` pages from guest-physical address `first` on that were written since
+/// they were last told, and clears the others; yields how many. See [`Call::HarvestDirty`].
+pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, Error> {
+    if pages.div_ceil(8) > bitmap.len() as u64 {
+        return Err(Error::Invalid);
+    }
+    let arguments = [bitmap.as_mut_ptr() as u64, pages, first];
+    // SAFETY: the bitmap is borrowed for writing, and large enough.
+    let result = unsafe { raw_unchecked(Call::HarvestDirty as u64, arguments) };
+    match result {
+        -38 => Err(Error::NoSuchCall),
+        -14 => Err(Error::BadAddress),
+        -1 => Err(Error::NotPermitted),
+        result => u64::try_from(result).map_err(|_| Error::Invalid),
     }
 }

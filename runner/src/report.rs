@@ -35,10 +35,27 @@ pub struct Guest {
     pub pages: BTreeMap<String, u64>,
     /// Tables of its address space.
     pub tables: u64,
+    /// INVEPTs executed for its address space.
+    #[serde(default)]
+    pub invepts: u64,
+    /// What was told of its dirty pages.
+    #[serde(default)]
+    pub dirty: Dirty,
     /// Instructions spent in the host for it, where the TSC counts them.
     pub host_instructions: u64,
     /// Instructions of its own.
     pub guest_instructions: u64,
+}
+
+/// What was told of a guest's dirty pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Dirty {
+    /// How often somebody asked.
+    pub harvests: u64,
+    /// Pages that were told.
+    pub pages: u64,
+    /// A checksum of which, and in which order.
+    pub digest: u64,
 }
 
 /// The host's frames.

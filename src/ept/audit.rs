@@ -252,6 +252,9 @@ impl<M: PhysMem> Spaces<'_, M> {
             }
             audit.reference(space.regions.frame()).map_err(at_root)?;
             audit.reference(space.tree.root()).map_err(at_root)?;
+            for frame in space.tree.marks.frames(self.frames().mem()) {
+                audit.reference(frame).map_err(at_root)?;
+            }
             let mut walk = Walk {
                 space,
                 census: Census::default(),

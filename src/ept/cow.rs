@@ -2,14 +2,14 @@
 //!
 //! Each way is a function of its own that does all by itself: what they have in common would have to wait in memory.
 
-use super::entry::{Origin, Quick, quick};
+use super::entry::{Origin, Quick, decode, quick};
 use super::fill::{open_slot_near, put_open};
 use super::tables::{ENTRIES, Tables};
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{Frame, OneOfMany, PhysMem};
-use crate::paging::{Entry, EptAttr, EptEntry, OpenSlot};
+use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry, OpenSlot};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the page at `gpa` this space's own and writable, if a violation with this exit qualification was for a write
@@ -66,7 +66,14 @@ impl<M: PhysMem> Space<'_, M> {
         if frames.count(entry.frame()) != 1 {
             return None;
         }
-        let attr = Origin::of_entry(entry).mark(self.regions.writable().written);
+        let Decoded::Content(Content::Page { attr: old, .. }) = decode(1, entry) else {
+            return None;
+        };
+        let written = self.regions.writable().written;
+        // What was written before it was protected is still to be told as dirty.
+        let attr = Origin::of(old)
+            .mark(written)
+            .with_dirty(written.dirty() || old.dirty());
         let mut tables = self.tree.page_tables(frames);
         slot_in(gpa, table).set_page(&mut tables, entry.frame(), attr)?;
         self.faults.taken_over += 1;

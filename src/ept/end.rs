@@ -26,6 +26,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     pub fn end(mut self) -> Ending<'s, M> {
         self.tree.debt.incur();
         self.tree.log.clear(self.spaces.frames);
+        self.tree.marks.release(self.spaces.frames);
         Ending {
             frames: self.spaces.frames,
             eptp: self.eptp(),

@@ -28,14 +28,6 @@ impl Origin {
             _ => Self::Host,
         }
     }
-    /// The origin that a leaf of ours of the lowest level tells.
-    #[inline(always)]
-    pub(super) fn of_entry(leaf: EptEntry) -> Self {
-        match decode(1, leaf) {
-            Decoded::Content(Content::Page { attr, .. }) => Self::of(attr),
-            _ => Self::Host,
-        }
-    }
     /// The leaf with this origin.
     #[inline(always)]
     pub const fn mark(self, attr: EptAttr) -> EptAttr {
@@ -108,7 +100,6 @@ mod tests {
         ] {
             let leaf = entry(origin.mark(base));
             assert_eq!((quick(leaf), leaf.frame()), (seen, phys));
-            assert_eq!(Origin::of_entry(leaf), origin);
             let writable = entry(origin.mark(base.with_write(Write::Allowed)));
             assert_eq!(quick(writable), Quick::Other);
         }

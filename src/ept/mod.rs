@@ -13,6 +13,7 @@ mod checksum;
 mod cow;
 mod debt;
 mod dirty;
+mod dirty_log;
 mod edit;
 mod end;
 mod entry;
@@ -20,7 +21,9 @@ mod fill;
 mod large;
 mod log;
 mod memory;
+mod merge;
 mod mtrr;
+mod policy;
 mod provide;
 mod region;
 mod region_map;
@@ -42,6 +45,7 @@ pub use end::Ending;
 pub use entry::Origin;
 pub use memory::AccessError;
 pub use mtrr::{MtrrRegisters, Mtrrs};
+pub use policy::PagePolicy;
 pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
 pub use reset::{IDLE, Reset, ResetError, Restored};
 pub use resolve::{Fill, Reason, Resolution, Unresolved};
@@ -49,6 +53,8 @@ pub use space::{Entered, Faults, Space, Spaces};
 pub use template::{FreezeError, FrozenSpace};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
 
+#[cfg(test)]
+mod bad_input;
 #[cfg(test)]
 mod life;
 #[cfg(test)]

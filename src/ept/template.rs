@@ -102,7 +102,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let (root, frames) = (self.tree.root(), self.spaces.frames);
         let used = self.tree.tables(frames).withdraw_write(root);
         self.tree.close(frames, true);
-        share(root, &used, fork)
+        let fork = share(root, &used, fork)?;
+        self.tree.marks.forget();
+        Ok(fork)
     }
 
     fn passed_through(&self) -> Option<AddrRange<Gpa>> {
@@ -118,8 +120,8 @@ fn empty_fork<'s, M: PhysMem>(
     lineage: Lineage,
 ) -> Result<Space<'s, M>, EditError> {
     let regions = from.regions.share().map_err(out)?;
-    let mut tree = Tree::new(from.spaces.frames).map_err(out)?;
-    tree.large = from.tree.large;
+    let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
+    tree.pages = from.tree.pages;
     tree.around = from.tree.around;
     Ok(Space {
         spaces: from.spaces,

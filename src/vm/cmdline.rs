@@ -9,6 +9,7 @@ mod name;
 mod value;
 mod words;
 
+use crate::ept::PagePolicy;
 use log::LevelFilter;
 
 pub use data::{DATA, DataOptions, MapOption};
@@ -20,7 +21,7 @@ pub use forks::{
 };
 pub use name::{NAME_MAX, Name};
 pub use value::Duration;
-use value::{duration, memory, pool};
+use value::{duration, memory, page_policy, pool};
 use words::{Word, Words, split_path};
 
 /// Guest memory where the command line does not say.
@@ -37,6 +38,8 @@ pub struct GuestOptions {
     pub mem: u64,
     /// `budget=`: how long the guest may run; each run of a fork anew.
     pub budget: Duration,
+    /// `pages=4k|2m|1g|auto`: of what size the pages are that a first write is given.
+    pub pages: PagePolicy,
     /// `map=`: the data that the guest sees behind its memory.
     pub map: Option<MapOption>,
     /// What is to be done once it freezes.
@@ -54,6 +57,7 @@ impl GuestOptions {
                 .unwrap_or_else(|| Name::numbered(index)),
             mem: DEFAULT_MEM,
             budget: DEFAULT_BUDGET,
+            pages: PagePolicy::default(),
             map: None,
             forks: ForkOptions::new(),
         };
@@ -85,6 +89,10 @@ impl GuestOptions {
             "budget" => {
                 seen.first_time(Key::Budget)?;
                 self.budget = duration(word.needs_value()?)?;
+            }
+            "pages" => {
+                seen.first_time(Key::Pages)?;
+                self.pages = page_policy(word.needs_value()?)?;
             }
             "map" => {
                 seen.first_time(Key::Map)?;
@@ -178,6 +186,7 @@ enum Key {
     Mem,
     Budget,
     Map,
+    Pages,
     Log,
     Selftest,
     Tick,
@@ -198,6 +207,7 @@ impl Key {
             Self::Pool => 1 << 6,
             Self::Audit => 1 << 7,
             Self::Map => 1 << 8,
+            Self::Pages => 1 << 9,
             Self::Forks(key) => 1 << (16 + key as u32),
         }
     }
@@ -288,6 +298,33 @@ mod tests {
         }
         // The widest width does not make the shift overflow.
         assert!(GuestOptions::parse("mem=1G", 0, 64).is_ok());
+    }
+
+    #[test]
+    fn page_sizes() {
+        for (value, policy) in [
+            ("4k", PagePolicy::Small),
+            ("4K", PagePolicy::Small),
+            ("2m", PagePolicy::Large2M),
+            ("2M", PagePolicy::Large2M),
+            ("1g", PagePolicy::Large1G),
+            ("1G", PagePolicy::Large1G),
+            ("auto", PagePolicy::Auto),
+        ] {
+            assert_eq!(guest(&format!("pages={value}")).unwrap().pages, policy);
+        }
+        assert_eq!(guest("").unwrap().pages, PagePolicy::Small);
+        for bad in ["3m", "2", "2mb", "AUTO", "4096", "1g,2m"] {
+            assert_eq!(guest(&format!("pages={bad}")), Err(Problem::NotAPageSize));
+        }
+        assert_eq!(guest("hello pages"), Err(Problem::NeedsValue));
+        assert_eq!(guest("pages="), Err(Problem::NeedsValue));
+        assert_eq!(guest("pages=2m pages=2m"), Err(Problem::Repeated));
+        let error = GuestOptions::parse("pages=huge name=web", 0, 40).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "guest web: pages=huge: not one of 4k, 2m, 1g, auto"
+        );
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let plan = Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
+        let pages = space.set_page_policy(options.pages);
+        if pages != options.pages {
+            let (name, wanted) = (options.name, options.pages);
+            log::warn!("guest {name}: this CPU cannot do pages={wanted}: pages={pages} instead");
+        }
         match Self::fill(machine, &mut space, image, &plan, data) {
             Ok(vcpu) => Ok(Self {
                 space,
@@ -125,7 +130,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let data = data.zip(plan.data_pages());
         let data = data.map(|(data, range)| Region::new(range, data.region_kind()));
         for region in [ram, data].into_iter().flatten() {
-            space.add_region(region).map_err(GuestError::Region)?;
+            space.map(region).map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
@@ -160,10 +165,12 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     ) -> Result<Outcome, VmFail> {
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
-        if self.vcpu.vpid != 0 {
-            // An earlier guest may have had the same number.
+        if self.vcpu.vpid_is_stale {
+            // An earlier guest may have had the same number. Once is enough: what a change of the EPT tables makes stale is
+            // dropped by INVEPT under every VPID (SDM "Operations that Invalidate Cached Mappings", 30.4.3.1).
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
             unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
+            self.vcpu.vpid_is_stale = false;
         }
         let features = machine.resident;
         let host_resident = machine.host_resident;
@@ -206,6 +213,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let (regs, cr2) = (&area.regs, self.vcpu.resident.cr2);
         let _ = explain(&outcome, &self.space, regs, cr2, &vmcs, &capabilities, out);
         Ok(outcome)
+    }
+
+    /// Its memory for a harvest of dirty pages, and where that is counted.
+    pub(super) fn dirty_parts(&mut self) -> (&mut Space<'s, M>, &mut RunStats) {
+        (&mut self.space, &mut self.stats)
     }
 
     /// Its memory.

@@ -7,6 +7,7 @@ pub mod cpuid;
 pub mod cr;
 pub mod data;
 mod devices;
+mod dirty;
 mod exits;
 pub mod figures;
 mod guest;
@@ -25,6 +26,7 @@ mod vcpu;
 pub mod virtual_memory;
 pub mod xcr0;
 
+pub use dirty::Harvests;
 pub use guest::{Guest, GuestError};
 pub use machine::{Machine, StartError};
 pub use outcome::Outcome;

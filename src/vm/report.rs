@@ -73,6 +73,8 @@ pub struct GuestSummary<'a> {
     pub faults: Faults,
     /// The most tables that its space had.
     pub tables: u64,
+    /// INVEPTs executed for its space.
+    pub invalidations: u64,
 }
 
 /// What a run came to.

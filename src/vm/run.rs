@@ -61,13 +61,23 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let left = self.budget.saturating_sub(self.stats.ticks());
         self.deadline = begin.saturating_add(left);
         let mut in_guest = 0;
-        let wound = self.wind_timer(left);
-        if let Err(error) = wound.and_then(|()| self.turns(&mut in_guest)) {
+        let ready = self.get_ready(left);
+        let done = ready.and_then(|()| self.turns(&mut in_guest));
+        if let Err(error) = done.and_then(|()| self.drain_pml()) {
             self.outcome = Outcome::Vmcs(error);
         }
         self.stats.guest_ticks += in_guest;
         self.stats.host_ticks += now().wrapping_sub(begin).saturating_sub(in_guest);
         self.outcome
+    }
+
+    /// Puts into the VMCS what is of this run.
+    fn get_ready(&mut self, left: u64) -> Result<(), VmcsError> {
+        self.wind_timer(left)?;
+        match &self.machine.bitmaps.pml {
+            Some(pml) if self.space.logs_dirty() => pml.load(&mut self.vmcs),
+            _ => Ok(()),
+        }
     }
 
     /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
@@ -77,12 +87,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
             }
-            // What it returns says that no invalidation is owed; the EPT pointer is in the VMCS since the start.
-            let _ = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
+            let right = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
             let start = now();
             // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
             // guest's own, and `Guest::run` has put the rest of its state into the CPU.
-            let reason = unsafe { self.vmcs.enter(self.area) };
+            let reason = unsafe { self.vmcs.enter(right, self.area) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             // The frequent ones are handled here, without a look into the table of reasons.

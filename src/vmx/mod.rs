@@ -21,6 +21,7 @@ pub mod exit;
 pub mod fields;
 pub mod instruction_error;
 pub mod interruption;
+pub mod pml;
 pub mod qualification;
 pub mod register_bits;
 mod regs;

@@ -52,6 +52,8 @@ pub enum Problem {
     NotAReset,
     /// Not `on` or `off`.
     NotOnOrOff,
+    /// Not a size of pages.
+    NotAPageSize,
     /// Zero.
     Zero,
     /// Not a multiple of 4 KiB.
@@ -81,6 +83,7 @@ impl fmt::Display for Problem {
             Self::NotOnOrOff => "not on or off",
             Self::TooMany(most) => return write!(f, "more than {most}"),
             Self::TooDeep(most) => return write!(f, "more than {most} generations of forks"),
+            Self::NotAPageSize => "not one of 4k, 2m, 1g, auto",
             Self::Zero => "must not be zero",
             Self::NotPages => "not a multiple of 4 KiB",
             Self::Overflow => "too large",

@@ -7,6 +7,7 @@ use crate::addr::{Gpa, Gva};
 use crate::ept::{Resolution, Violation, ViolationFields};
 use crate::frames::PhysMem;
 use crate::vmx::event::restore_nmi_blocking;
+use crate::vmx::pml::pml_full_unblocked_nmis;
 use crate::vmx::register_bits::PENDING_BS;
 use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError, undo_step};
 
@@ -28,6 +29,15 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             return Ok(Next::Resume);
         }
         Ok(self.any_violation())
+    }
+
+    /// The CPU has no room to log a page that it is about to mark dirty.
+    pub(super) fn log_full(&mut self) -> Result<Next, VmcsError> {
+        let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
+        self.drain_pml()?;
+        undo_step(&mut self.vmcs)?;
+        restore_nmi_blocking(&mut self.vmcs, pml_full_unblocked_nmis(qualification))?;
+        self.deliver_again()
     }
 
     /// Every kind of violation.

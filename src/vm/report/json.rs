@@ -50,6 +50,9 @@ struct GuestJson<'a> {
     exits: Exits<'a>,
     pages: PagesJson,
     tables: u64,
+    /// INVEPTs executed for its space.
+    invepts: u64,
+    dirty: DirtyJson,
     host_instructions: u64,
     guest_instructions: u64,
 }
@@ -70,6 +73,12 @@ impl<'a> GuestJson<'a> {
                 host_mapped: guest.faults.host_mapped,
             },
             tables: guest.tables,
+            invepts: guest.invalidations,
+            dirty: DirtyJson {
+                harvests: guest.stats.harvests.count,
+                pages: guest.stats.harvests.pages,
+                digest: guest.stats.harvests.digest,
+            },
             host_instructions: guest.stats.host_ticks,
             guest_instructions: guest.stats.guest_ticks,
         }
@@ -83,6 +92,14 @@ struct PagesJson {
     taken_over: u64,
     zero_shared: u64,
     host_mapped: u64,
+}
+
+/// What was told of its dirty pages.
+#[derive(Serialize)]
+struct DirtyJson {
+    harvests: u64,
+    pages: u64,
+    digest: u64,
 }
 
 #[derive(Serialize)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::vm::Harvests;
 use crate::vm::cmdline::GuestOptions;
 use crate::vm::figures::{Figure, FigureName};
 use crate::vm::loader::LoadError;
@@ -11,6 +12,7 @@ fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
         stats: RunStats::ZERO,
         faults: Faults::default(),
         tables: 0,
+        invalidations: 0,
     }
 }
 
@@ -29,6 +31,12 @@ fn busy() -> GuestSummary<'static> {
         ..Faults::default()
     };
     busy.tables = 37;
+    busy.invalidations = 11;
+    busy.stats.harvests = Harvests {
+        count: 2,
+        pages: 3,
+        digest: u64::MAX,
+    };
     busy
 }
 
@@ -94,6 +102,9 @@ fn the_json_has_the_agreed_form() {
     );
     assert_eq!(busy["host_instructions"], 123_456_789_012u64);
     assert_eq!(busy["guest_instructions"], 5);
+    assert_eq!(busy["invepts"], 11);
+    let dirty = serde_json::json!({"harvests": 2, "pages": 3, "digest": u64::MAX});
+    assert_eq!(busy["dirty"], dirty);
     assert_eq!(json["guests"][1]["status"], -3);
     assert_eq!(
         json["frames"],
