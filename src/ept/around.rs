@@ -7,14 +7,15 @@
 //! docs/memory.md has the measurements.
 
 use super::entry::Origin;
-use super::fill::put_open;
 use super::provide::Source;
 use super::region_map::Known;
 use super::space::Tree;
+use super::tables::{ENTRIES, Tables};
 use super::{Fill, Space};
-use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
-use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{Entry, EptEntry, open_slot_in};
+use crate::addr::{Gpa, Hpa, PAGE_SIZE};
+use crate::frames::{Frame, FrameAllocator, PhysMem};
+use crate::paging::{Entry, EptAttr, EptEntry, open_slot_in};
+use core::ops::Range;
 
 /// How many pages a violation maps at most where nothing else is said.
 pub const AROUND: u64 = 16;
@@ -73,48 +74,69 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Maps what follows the page of RAM at `gpa`, which was just put behind page number `last`, and is not mapped.
     fn fill_around(&mut self, last: u64, write: bool, gpa: Gpa) {
-        let pages = self.tree.around.next_run(last);
         let (ram, frames) = (*self.regions.ram(), self.spaces.frames);
-        let page = gpa.align_down(PAGE_SIZE);
-        // A page that has not been asked for is not worth the last frames.
-        let wanted = pages > 1 && (!write || frames.is_plentiful());
-        let Some(table) = self.tree.recent_table(page).filter(|_| wanted) else {
+        let first = gpa.as_u64() / PAGE_SIZE;
+        let end_of_table = (first / ENTRIES as u64 + 1) * ENTRIES as u64;
+        let end = (first + self.tree.around.next_run(last))
+            .min(end_of_table)
+            .min(ram.end() / PAGE_SIZE);
+        let Some(table) = self.tree.recent_table(gpa).filter(|_| first + 1 < end) else {
             return;
         };
-        let attr = if !write {
-            ram.read
-        } else if self.spaces.capability.accessed_dirty && !self.tree.log.is_on() {
-            // The CPU tells when it is written. What is logged counts as written from the start.
-            ram.written.with_dirty(false)
-        } else {
-            ram.written
-        };
-        let mut next = page;
-        for _ in 1..pages {
-            next = Gpa::new(next.as_u64() + PAGE_SIZE);
-            if next.is_aligned(TABLE_SPAN) || !ram.contains(next) {
-                break;
-            }
-            let mut tables = self.tree.page_tables(frames);
-            let Some(slot) = open_slot_in(&tables, next, table) else {
-                break;
+        // Which of them were mapped, a bit for each.
+        let filled = if write {
+            // The CPU tells when a page is written. One that is logged counts as written from the start.
+            let marked = !self.spaces.capability.accessed_dirty || self.tree.log.is_on();
+            let attr = ram.written.with_dirty(marked && ram.written.dirty());
+            let goal = (end - first - 1) as u32;
+            let Some(spare) = frames.zeroed_to_spare(goal) else {
+                return;
             };
-            if slot.entry == EptEntry::EMPTY {
-                let frame = if write {
-                    frames.alloc_zeroed()
-                } else {
-                    frames.share_entry(self.spaces.zero)
-                };
-                let put = |frame| put_open(&mut tables, slot, frame, attr);
-                if frame.ok().and_then(put).is_none() {
-                    break;
-                }
-                self.faults.around += 1;
-            }
-            self.tree.set_recent(frames, next, Some(table));
+            let tables = self.tree.page_tables(frames);
+            map_run(tables, table, first + 1..end, attr, spare)
+        } else {
+            let zero = core::iter::from_fn(|| frames.share_entry(self.spaces.zero).ok());
+            let tables = self.tree.page_tables(frames);
+            map_run(tables, table, first + 1..end, ram.read, zero)
+        };
+        self.faults.around += u64::from(filled.count_ones());
+        let mut left = filled;
+        while write && self.tree.log.is_on() && left != 0 {
+            let page = first + 1 + u64::from(left.trailing_zeros());
+            self.tree
+                .set_recent(frames, Gpa::new(page * PAGE_SIZE), Some(table));
+            left &= left - 1;
         }
+        let put = u64::from(u64::BITS - filled.leading_zeros());
+        let last = Gpa::new((first + put) * PAGE_SIZE);
+        self.tree.go_on_from(last, table);
         self.tree.around.end = self.tree.recent_page();
     }
+}
+
+/// Maps those of the pages, fewer than 64, that are not mapped in `table`, as long as there are frames. Yields which, a bit for
+/// each.
+#[inline(always)]
+fn map_run<M: PhysMem>(
+    mut tables: Tables<'_, M>,
+    table: Hpa,
+    pages: Range<u64>,
+    attr: EptAttr,
+    mut frames: impl Iterator<Item = Frame>,
+) -> u64 {
+    let mut filled = 0;
+    let first = pages.start;
+    for page in pages {
+        let index = page as usize % ENTRIES;
+        if tables.entry(table, index) == EptEntry::EMPTY {
+            let Some(frame) = frames.next() else {
+                break;
+            };
+            tables.put_page(Gpa::new(page * PAGE_SIZE), table, frame.into_raw(), attr);
+            filled |= 1 << (page - first);
+        }
+    }
+    filled
 }
 
 impl Tree {

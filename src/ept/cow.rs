@@ -3,13 +3,12 @@
 //! Each way is a function of its own that does all by itself: what they have in common would have to wait in memory.
 
 use super::entry::{Origin, Quick, decode, quick};
-use super::fill::{open_slot_near, put_open};
-use super::tables::{ENTRIES, Tables};
+use super::fill::open_slot_near;
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
-use crate::frames::{Frame, OneOfMany, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry, OpenSlot};
+use crate::frames::{OneOfMany, PhysMem};
+use crate::paging::{Content, Decoded, Entry, EptEntry};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the page at `gpa` this space's own and writable, if a violation with this exit qualification was for a write
@@ -49,7 +48,7 @@ impl<M: PhysMem> Space<'_, M> {
         let frame = frames.copy_of(&old).ok()?;
         let attr = Origin::Copied.mark(self.regions.writable().written);
         let mut tables = self.tree.page_tables(frames);
-        put_in(&mut tables, gpa, table, frame, attr)?;
+        tables.put_page(gpa, table, frame.into_raw(), attr);
         if !old.leave() {
             tables.retire(entry.frame());
         }
@@ -75,7 +74,7 @@ impl<M: PhysMem> Space<'_, M> {
             .mark(written)
             .with_dirty(written.dirty() || old.dirty());
         let mut tables = self.tree.page_tables(frames);
-        slot_in(gpa, table).set_page(&mut tables, entry.frame(), attr)?;
+        tables.put_page(gpa, table, entry.frame(), attr);
         self.faults.taken_over += 1;
         self.tree.set_recent(frames, gpa, Some(table));
         Some(Fill::TakenOver)
@@ -88,7 +87,7 @@ impl<M: PhysMem> Space<'_, M> {
         let frame = frames.alloc_zeroed().ok()?;
         let attr = Origin::Filled.mark(self.regions.writable().written);
         let mut tables = self.tree.page_tables(frames);
-        put_in(&mut tables, gpa, table, frame, attr)?;
+        tables.put_page(gpa, table, frame.into_raw(), attr);
         let replaced = entry != EptEntry::EMPTY;
         if replaced {
             let zero = frames.one_of_many(entry.frame());
@@ -117,31 +116,10 @@ impl<M: PhysMem> Space<'_, M> {
         let frame = unsafe { frames.alloc_host_copy(from, len) }.ok()?;
         let attr = Origin::Copied.mark(self.regions.writable().written);
         let mut tables = self.tree.page_tables(frames);
-        put_in(&mut tables, gpa, table, frame, attr)?;
+        tables.put_page(gpa, table, frame.into_raw(), attr);
         self.faults.copied += 1;
         self.tree.set_recent(frames, gpa, Some(table));
         self.tree.close(frames, entry != EptEntry::EMPTY);
         Some(Fill::Copied)
     }
-}
-
-/// Where the page at `gpa` is in its lowest table.
-#[inline(always)]
-fn slot_in(gpa: Gpa, table: Hpa) -> OpenSlot<Hpa, EptEntry> {
-    OpenSlot {
-        table,
-        index: (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES,
-        entry: EptEntry::EMPTY,
-    }
-}
-
-#[inline(always)]
-fn put_in<M: PhysMem>(
-    tables: &mut Tables<'_, M>,
-    gpa: Gpa,
-    table: Hpa,
-    frame: Frame,
-    attr: EptAttr,
-) -> Option<()> {
-    put_open(tables, slot_in(gpa, table), frame, attr)
 }

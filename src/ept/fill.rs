@@ -4,8 +4,8 @@ use super::tables::Tables;
 use super::violation::{NOT_PLAIN, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Gpa, Hpa};
-use crate::frames::{Frame, PhysMem};
-use crate::paging::{Entry, EptAttr, EptEntry, OpenSlot, open_slot, open_slot_in};
+use crate::frames::PhysMem;
+use crate::paging::{Entry, EptEntry, OpenSlot, open_slot, open_slot_in};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the access possible that a violation with this exit qualification was for, if that is one of the frequent
@@ -46,12 +46,12 @@ impl<M: PhysMem> Space<'_, M> {
         // Each way puts its frame itself: what they have in common would have to wait in memory.
         let fill = if qualification & WRITE != 0 {
             let frame = frames.alloc_zeroed().ok()?;
-            put_open(&mut tables, slot, frame, ram.written)?;
+            tables.put_page(gpa, slot.table, frame.into_raw(), ram.written);
             self.faults.filled += 1;
             Fill::Zeroed
         } else {
             let frame = frames.share_entry(self.spaces.zero).ok()?;
-            put_open(&mut tables, slot, frame, ram.read)?;
+            tables.put_page(gpa, slot.table, frame.into_raw(), ram.read);
             self.faults.zero_shared += 1;
             Fill::ZeroShared
         };
@@ -71,24 +71,6 @@ pub(super) fn open_slot_near<M: PhysMem>(
         Some(table) => open_slot_in(tables, gpa, table),
         None => open_slot(tables, gpa),
     }
-}
-
-/// Puts the frame into the slot, which then owns the reference. `None` where there is no memory behind the table, which
-/// does not happen with tables of ours; the reference is ended then.
-#[inline(always)]
-pub(super) fn put_open<M: PhysMem>(
-    tables: &mut Tables<'_, M>,
-    slot: OpenSlot<Hpa, EptEntry>,
-    frame: Frame,
-    attr: EptAttr,
-) -> Option<()> {
-    let done = slot.set_page(tables, frame.address(), attr);
-    if done.is_none() {
-        let _ = tables.frames.release(frame);
-        return None;
-    }
-    frame.into_raw();
-    done
 }
 
 #[cfg(test)]

@@ -76,6 +76,11 @@ impl Ram {
         }
     }
 
+    /// The first address behind it.
+    pub fn end(&self) -> u64 {
+        self.start + self.len
+    }
+
     /// Whether the address is in it.
     #[inline(always)]
     pub fn contains(&self, gpa: Gpa) -> bool {

@@ -383,6 +383,11 @@ impl Tree {
         }
     }
 
+    /// Notes that pages up to `page` were put into `table` by the last edit, and that all that must be logged is.
+    pub fn go_on_from(&mut self, page: Gpa, table: Hpa) {
+        self.recent = (page.as_u64() / PAGE_SIZE, table);
+    }
+
     /// Logs a page if its leaf in `table` is dirty, as every leaf is that was made writable just now.
     fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
         let index = (page.as_u64() >> 12) as usize % ENTRIES;

@@ -6,7 +6,7 @@
 
 use super::dirty::Marks;
 use super::entry::{Origin, decode};
-use crate::addr::{Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
 use crate::paging::{
     Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, MayMoveTable, TableOps, TableReadOps,
@@ -110,6 +110,15 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             }
             Decoded::Content(_) => {}
         }
+    }
+
+    /// Puts a page into the lowest table `table`, for the address `gpa`. What stood there before is the caller's to
+    /// invalidate, and the entry owns the caller's reference to the frame.
+    #[inline(always)]
+    pub fn put_page(&mut self, gpa: Gpa, table: Hpa, phys: Hpa, attr: EptAttr) {
+        let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
+        let index = (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES;
+        self.word(table, index).store(bits, Ordering::Release);
     }
 
     /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both,

@@ -5,7 +5,7 @@ use super::lists::{LARGE, Lists, Retired};
 use super::ranges::SpanSet;
 use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
 use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE, PageSize};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// The physical frames of the machine: who is free, and how many refer to each.
 ///
@@ -309,11 +309,18 @@ impl<M: PhysMem> FrameAllocator<M> {
         Some((self.counts.address(head), size))
     }
 
-    /// Whether at least an eighth of the frames is free: only then are frames to be spent on what may turn out not to be
-    /// needed.
-    pub fn is_plentiful(&self) -> bool {
+    /// Frames full of zeroes for what may turn out not to be needed: those that are zeroed already, but at least `goal`. `None`
+    /// where less than an eighth of all frames is free. As long as the result lives, nobody else gets at free frames.
+    pub fn zeroed_to_spare(&self, goal: u32) -> Option<ZeroedFrames<'_, M>> {
         let total = self.counts.total();
-        self.lists.lock().used <= total - total / 8
+        if self.lists.lock().used > total - total / 8 {
+            return None;
+        }
+        self.refill_to(goal, goal);
+        Some(ZeroedFrames {
+            frames: self,
+            lists: self.lists.lock(),
+        })
     }
 
     /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
@@ -389,6 +396,24 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub(crate) fn force_count(&self, frame: &Frame, count: u32) {
         let number = self.counts.number(frame.address()).unwrap();
         self.counts.force(&self.mem, number, count);
+    }
+}
+
+/// The frames that are zeroed ahead of need.
+pub struct ZeroedFrames<'a, M> {
+    frames: &'a FrameAllocator<M>,
+    lists: MutexGuard<'a, Lists>,
+}
+
+impl<M: PhysMem> Iterator for ZeroedFrames<'_, M> {
+    type Item = Frame;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Frame> {
+        self.frames.allow().ok()?;
+        let FrameAllocator { mem, counts, .. } = self.frames;
+        let number = self.lists.pop_zeroed(mem, counts)?;
+        Some(self.frames.hand_out(&mut self.lists, number))
     }
 }
 

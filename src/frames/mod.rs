@@ -22,7 +22,7 @@ pub(crate) mod arena;
 #[cfg(test)]
 mod tests;
 
-pub use alloc::FrameAllocator;
+pub use alloc::{FrameAllocator, ZeroedFrames};
 pub use audit::{Audit, Miscount};
 pub use frame::{Frame, FrameError, FrameFigures};
 pub use lists::Retired;
