@@ -9,7 +9,7 @@ mod name;
 mod value;
 mod words;
 
-use crate::ept::PagePolicy;
+use crate::ept::{AROUND, MAX_AROUND, PagePolicy};
 use log::LevelFilter;
 
 pub use data::{DATA, DataOptions, MapOption};
@@ -21,7 +21,7 @@ pub use forks::{
 };
 pub use name::{NAME_MAX, Name};
 pub use value::Duration;
-use value::{duration, memory, page_policy, pool};
+use value::{count, duration, memory, page_policy, pool};
 use words::{Word, Words, split_path};
 
 /// Guest memory where the command line does not say.
@@ -40,6 +40,8 @@ pub struct GuestOptions {
     pub budget: Duration,
     /// `pages=4k|2m|1g|auto`: of what size the pages are that a first write is given.
     pub pages: PagePolicy,
+    /// `around=`: how many pages one violation maps at most.
+    pub around: u64,
     /// `map=`: the data that the guest sees behind its memory.
     pub map: Option<MapOption>,
     /// What is to be done once it freezes.
@@ -58,6 +60,7 @@ impl GuestOptions {
             mem: DEFAULT_MEM,
             budget: DEFAULT_BUDGET,
             pages: PagePolicy::default(),
+            around: AROUND,
             map: None,
             forks: ForkOptions::new(),
         };
@@ -93,6 +96,10 @@ impl GuestOptions {
             "pages" => {
                 seen.first_time(Key::Pages)?;
                 self.pages = page_policy(word.needs_value()?)?;
+            }
+            "around" => {
+                seen.first_time(Key::Around)?;
+                self.around = count(word.needs_value()?, MAX_AROUND)?;
             }
             "map" => {
                 seen.first_time(Key::Map)?;
@@ -187,6 +194,7 @@ enum Key {
     Budget,
     Map,
     Pages,
+    Around,
     Log,
     Selftest,
     Tick,
@@ -208,6 +216,7 @@ impl Key {
             Self::Audit => 1 << 7,
             Self::Map => 1 << 8,
             Self::Pages => 1 << 9,
+            Self::Around => 1 << 10,
             Self::Forks(key) => 1 << (16 + key as u32),
         }
     }
@@ -276,6 +285,18 @@ mod tests {
         );
         assert_eq!(Duration::Nanoseconds(u64::MAX).ticks(u64::MAX), u64::MAX);
         assert_eq!(guest("").unwrap().mem, DEFAULT_MEM);
+    }
+
+    #[test]
+    fn pages_around() {
+        let around = |value: &str| guest(&format!("around={value}")).map(|options| options.around);
+        assert_eq!(guest("").unwrap().around, AROUND);
+        assert_eq!((around("1"), around("0x40")), (Ok(1), Ok(64)));
+        assert_eq!(around("0"), Err(Problem::Zero));
+        assert_eq!(around("65"), Err(Problem::TooMany(64)));
+        assert_eq!(around("4K"), Err(Problem::NotACount));
+        assert_eq!(around("many"), Err(Problem::NotACount));
+        assert_eq!(guest("around=2 around=2"), Err(Problem::Repeated));
     }
 
     #[test]

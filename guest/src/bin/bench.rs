@@ -162,6 +162,7 @@ fn main(info: &StartInfo) -> u64 {
     );
 
     fills(&mut bench, info);
+    copies(&mut bench, info);
     u64::from(bench.failed)
 }
 
@@ -214,4 +215,18 @@ fn fills(bench: &mut Bench, info: &StartInfo) {
         (half..2 * half).map(run),
         || (),
     );
+}
+
+/// What the first write to a page costs that others see as well: data that was mapped with `map=`.
+fn copies(bench: &mut Bench, info: &StartInfo) {
+    if info.data_len < RUNS as u64 * PAGE {
+        println!("cow.copy: no data of {RUNS} pages is mapped");
+        return;
+    }
+    bench.file("cow.copy", 2, |run| {
+        let page = info.data + run as u64 * PAGE;
+        // SAFETY: the data is mapped, and this page in it is not changed by anyone else.
+        unsafe { (page as *const u8).read_volatile() };
+        ticks!("mov [rcx], rdx"; 0_u64, page, 1_u64)
+    });
 }
