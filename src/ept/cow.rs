@@ -4,6 +4,7 @@
 
 use super::entry::{Origin, Quick, decode, quick};
 use super::fill::open_slot_near;
+use super::region_map::Untouched;
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
@@ -15,9 +16,23 @@ impl<M: PhysMem> Space<'_, M> {
     /// and the region allows that. Else, or where frames are out, it changes nothing.
     #[inline(never)]
     pub(super) fn make_private(&mut self, qualification: u64, gpa: Gpa) -> Option<Fill> {
-        if qualification & PLAIN_WRITE != WRITE || !self.regions.is_writable(gpa) {
-            return None;
+        if qualification & PLAIN_WRITE != WRITE {
+            None
+        } else if self.regions.is_writable(gpa) {
+            self.make_known_private(gpa)
+        } else {
+            self.find_and_make_private(gpa)
         }
+    }
+
+    #[inline(never)]
+    fn find_and_make_private(&mut self, gpa: Gpa) -> Option<Fill> {
+        let found = self.regions.find_writable(gpa);
+        found.then(|| self.make_known_private(gpa)).flatten()
+    }
+
+    #[inline(always)]
+    fn make_known_private(&mut self, gpa: Gpa) -> Option<Fill> {
         let near = self.tree.recent_table(gpa);
         let tables = self.tree.page_tables(self.spaces.frames);
         let slot = open_slot_near(&tables, gpa, near)?;
@@ -25,13 +40,10 @@ impl<M: PhysMem> Space<'_, M> {
         match quick(entry) {
             Quick::OwnFrame => self.copy_or_take_over(gpa, table, entry),
             Quick::NotOwnFrame | Quick::Empty => {
-                match self
-                    .regions
-                    .writable()
-                    .host_bytes(gpa.align_down(PAGE_SIZE))
-                {
-                    None => self.give_zeroes(gpa, table, entry),
-                    Some((from, len)) => self.copy_host_bytes(gpa, table, entry, from, len),
+                match self.regions.writable().source(gpa.align_down(PAGE_SIZE)) {
+                    Untouched::Zeroes => self.give_zeroes(gpa, table, entry),
+                    Untouched::HostPage(from) => self.copy_host_page(gpa, table, entry, from),
+                    Untouched::Part => None,
                 }
             }
             Quick::Other => None,
@@ -103,17 +115,10 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// The page is untouched, or is the host's bytes themselves.
     #[inline(never)]
-    fn copy_host_bytes(
-        &mut self,
-        gpa: Gpa,
-        table: Hpa,
-        entry: EptEntry,
-        from: Hpa,
-        len: u64,
-    ) -> Option<Fill> {
+    fn copy_host_page(&mut self, gpa: Gpa, table: Hpa, entry: EptEntry, from: Hpa) -> Option<Fill> {
         let frames = self.spaces.frames;
         // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
-        let frame = unsafe { frames.alloc_host_copy(from, len) }.ok()?;
+        let frame = unsafe { frames.alloc_host_copy(from) }.ok()?;
         let attr = Origin::Copied.mark(self.regions.writable().written);
         let mut tables = self.tree.page_tables(frames);
         tables.put_page(gpa, table, frame.into_raw(), attr);

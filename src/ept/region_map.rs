@@ -128,14 +128,28 @@ impl Writable {
         gpa.as_u64().wrapping_sub(self.start) < self.len
     }
 
-    /// Where the host's bytes are that an untouched page holds, and how many they are: none where it holds zeroes alone.
+    /// What an untouched page holds.
     #[inline(always)]
-    pub fn host_bytes(&self, page: Gpa) -> Option<(Hpa, u64)> {
+    pub fn source(&self, page: Gpa) -> Untouched {
         let offset = page.as_u64().wrapping_sub(self.start);
-        let left = self.host_len.checked_sub(offset).filter(|left| *left > 0)?;
-        let from = Hpa::new(self.host.wrapping_add(offset));
-        Some((from, left.min(PAGE_SIZE)))
+        if offset >= self.host_len {
+            Untouched::Zeroes
+        } else if self.host_len - offset >= PAGE_SIZE {
+            Untouched::HostPage(Hpa::new(self.host.wrapping_add(offset)))
+        } else {
+            Untouched::Part
+        }
     }
+}
+
+/// What an untouched page holds.
+pub(super) enum Untouched {
+    /// Zeroes.
+    Zeroes,
+    /// Host bytes.
+    HostPage(Hpa),
+    /// Host bytes and zeroes behind them.
+    Part,
 }
 
 /// The regions of a space, in order of their addresses.
@@ -383,20 +397,21 @@ impl<'f, M: PhysMem> Regions<'f, M> {
         Some(known)
     }
 
-    /// Whether the guest may write at `gpa`, and there is memory: then [`Regions::writable`] is about that region.
+    /// Whether [`Regions::writable`] is about the region that `gpa` is in.
     #[inline(always)]
-    pub fn is_writable(&mut self, gpa: Gpa) -> bool {
-        self.writable.contains(gpa) || self.find_writable(gpa)
+    pub fn is_writable(&self, gpa: Gpa) -> bool {
+        self.writable.contains(gpa)
     }
 
+    /// Makes [`Regions::writable`] be about the region that `gpa` is in, if the guest may write there and it is memory.
     #[inline(never)]
-    fn find_writable(&mut self, gpa: Gpa) -> bool {
+    pub fn find_writable(&mut self, gpa: Gpa) -> bool {
         let found = self.find_often(gpa).and_then(Writable::of);
         self.writable = found.unwrap_or(Writable::NONE);
         found.is_some()
     }
 
-    /// What [`Regions::is_writable`] found last.
+    /// What [`Regions::find_writable`] found last.
     #[inline(always)]
     pub fn writable(&self) -> &Writable {
         &self.writable

@@ -79,8 +79,13 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// A frame whose content is unknown.
-    #[inline]
     pub fn alloc(&self) -> Result<Frame, FrameError> {
+        self.alloc_inline()
+    }
+
+    /// The same, for where a call would be felt.
+    #[inline(always)]
+    pub(super) fn alloc_inline(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
         match lists.pop(&self.mem, &self.counts) {

@@ -18,22 +18,15 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(frame)
     }
 
-    /// A new frame with `len` bytes (at most a frame's) from memory that is not managed, and zeroes behind them.
+    /// A new frame with a whole one's bytes from memory that is not managed.
     ///
     /// # Safety
     /// As for [`FrameAllocator::copy_host_into`].
     #[inline(always)]
-    pub unsafe fn alloc_host_copy(&self, from: Hpa, len: u64) -> Result<Frame, FrameError> {
-        let frame = self.alloc()?;
-        let len = len.min(PAGE_SIZE) as usize;
+    pub unsafe fn alloc_host_copy(&self, from: Hpa) -> Result<Frame, FrameError> {
+        let frame = self.alloc_inline()?;
         // SAFETY: as in `copy_host_into`; the frame is fresh.
-        unsafe {
-            let to = self.mem.ptr(frame.address());
-            self.mem.ptr(from).copy_to_nonoverlapping(to, len);
-            if len < PAGE_SIZE as usize {
-                to.add(len).write_bytes(0, PAGE_SIZE as usize - len);
-            }
-        }
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
         Ok(frame)
     }
 

@@ -135,14 +135,19 @@ impl Lists {
     }
 
     /// A free frame whose content is unknown, the zeroed ones last.
-    #[inline]
+    #[inline(always)]
     pub fn pop(&mut self, mem: &impl PhysMem, counts: &Counts) -> Option<u32> {
         self.pop_unzeroed(mem, counts)
-            .or_else(|| self.pop_zeroed(mem, counts))
+            .or_else(|| self.pop_last(mem, counts))
+    }
+
+    #[cold]
+    fn pop_last(&mut self, mem: &impl PhysMem, counts: &Counts) -> Option<u32> {
+        self.pop_zeroed(mem, counts)
     }
 
     /// A free frame that is not in the pool of zeroed ones.
-    #[inline]
+    #[inline(always)]
     pub fn pop_unzeroed(&mut self, mem: &impl PhysMem, counts: &Counts) -> Option<u32> {
         if self.returned != NONE {
             let number = self.returned;

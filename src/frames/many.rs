@@ -30,7 +30,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// A new frame with the content of one that others refer to.
     #[inline(always)]
     pub fn copy_of(&self, shared: &OneOfMany<'_>) -> Result<Frame, FrameError> {
-        let frame = self.alloc()?;
+        let frame = self.alloc_inline()?;
         // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
         // writes the old one on another CPU can only spoil bytes of its own.
         unsafe { bytes::copy(&self.mem, shared.address, frame.address()) };
