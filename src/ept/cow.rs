@@ -3,13 +3,12 @@
 //! Each way is a function of its own that does all by itself: what they have in common would have to wait in memory.
 
 use super::entry::{Origin, Quick, decode, quick};
-use super::fill::open_slot_near;
 use super::region_map::Untouched;
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{OneOfMany, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptEntry};
+use crate::paging::{Content, Decoded, Entry, EptEntry, open_slot};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the page at `gpa` this space's own and writable, if a violation with this exit qualification was for a write
@@ -35,8 +34,13 @@ impl<M: PhysMem> Space<'_, M> {
     fn make_known_private(&mut self, gpa: Gpa) -> Option<Fill> {
         let near = self.tree.recent_table(gpa);
         let tables = self.tree.page_tables(self.spaces.frames);
-        let slot = open_slot_near(&tables, gpa, near)?;
-        let (table, entry) = (slot.table, slot.entry);
+        let (table, entry) = match near {
+            Some(table) => (table, tables.entry_for(gpa, table)),
+            None => {
+                let slot = open_slot(&tables, gpa)?;
+                (slot.table, slot.entry)
+            }
+        };
         match quick(entry) {
             Quick::OwnFrame => self.copy_or_take_over(gpa, table, entry),
             Quick::NotOwnFrame | Quick::Empty => {

@@ -1,11 +1,10 @@
 //! The short way for the frequent violation: untouched RAM below tables that are there and private.
 
-use super::tables::Tables;
 use super::violation::{NOT_PLAIN, WRITE};
 use super::{Fill, Space};
-use crate::addr::{Gpa, Hpa};
+use crate::addr::Gpa;
 use crate::frames::PhysMem;
-use crate::paging::{Entry, EptEntry, OpenSlot, open_slot, open_slot_in};
+use crate::paging::{Entry, EptEntry, open_slot};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the access possible that a violation with this exit qualification was for, if that is one of the frequent
@@ -39,37 +38,30 @@ impl<M: PhysMem> Space<'_, M> {
         let frames = self.spaces.frames;
         let near = self.tree.recent_table(gpa);
         let mut tables = self.tree.page_tables(frames);
-        let slot = open_slot_near(&tables, gpa, near)?;
-        if slot.entry != EptEntry::EMPTY {
+        let (table, entry) = match near {
+            Some(table) => (table, tables.entry_for(gpa, table)),
+            None => {
+                let slot = open_slot(&tables, gpa)?;
+                (slot.table, slot.entry)
+            }
+        };
+        if entry != EptEntry::EMPTY {
             return None;
         }
         // Each way puts its frame itself: what they have in common would have to wait in memory.
         let fill = if qualification & WRITE != 0 {
             let frame = frames.alloc_zeroed().ok()?;
-            tables.put_page(gpa, slot.table, frame.into_raw(), ram.written);
+            tables.put_page(gpa, table, frame.into_raw(), ram.written);
             self.faults.filled += 1;
             Fill::Zeroed
         } else {
             let frame = frames.share_entry(self.spaces.zero).ok()?;
-            tables.put_page(gpa, slot.table, frame.into_raw(), ram.read);
+            tables.put_page(gpa, table, frame.into_raw(), ram.read);
             self.faults.zero_shared += 1;
             Fill::ZeroShared
         };
-        self.tree.set_recent(frames, gpa, Some(slot.table));
+        self.tree.set_recent(frames, gpa, Some(table));
         Some(fill)
-    }
-}
-
-/// The slot for `gpa`, if all above it are open. `near` is its lowest table where that is known.
-#[inline(always)]
-pub(super) fn open_slot_near<M: PhysMem>(
-    tables: &Tables<'_, M>,
-    gpa: Gpa,
-    near: Option<Hpa>,
-) -> Option<OpenSlot<Hpa, EptEntry>> {
-    match near {
-        Some(table) => open_slot_in(tables, gpa, table),
-        None => open_slot(tables, gpa),
     }
 }
 

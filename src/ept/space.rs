@@ -242,7 +242,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
     pub fn eptp(&self) -> Eptp {
-        Eptp::new(self.tree.root, self.spaces.capability, true)
+        self.tree.eptp
     }
 
     /// What violations came to so far.
@@ -283,6 +283,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
 #[derive(Debug)]
 pub(super) struct Tree {
     root: Hpa,
+    /// The pointer to it: the top table stays where it is.
+    eptp: Eptp,
     pub debt: Debt,
     /// How writes are noted in the leaves.
     pub marks: Marks,
@@ -305,8 +307,10 @@ impl Tree {
         frames: &FrameAllocator<M>,
         capability: &EptCapability,
     ) -> Result<Self, FrameError> {
+        let root = frames.alloc_zeroed()?.into_raw();
         Ok(Self {
-            root: frames.alloc_zeroed()?.into_raw(),
+            root,
+            eptp: Eptp::new(root, capability, true),
             debt: Debt::default(),
             marks: Marks::new(capability),
             pages: PagePolicy::Small,

@@ -89,6 +89,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     /// An entry of a table.
+    #[inline(always)]
     pub fn entry(&self, table: Hpa, index: usize) -> EptEntry {
         EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire))
     }
@@ -110,6 +111,12 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             }
             Decoded::Content(_) => {}
         }
+    }
+
+    /// The entry for the address `gpa` in its lowest table.
+    #[inline(always)]
+    pub fn entry_for(&self, gpa: Gpa, table: Hpa) -> EptEntry {
+        self.entry(table, (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES)
     }
 
     /// Puts a page into the lowest table `table`, for the address `gpa`. What stood there before is the caller's to

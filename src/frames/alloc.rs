@@ -88,6 +88,14 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub(super) fn alloc_inline(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
+        if let Some(number) = lists.pop_quick(&self.mem, &self.counts) {
+            return Ok(self.hand_out(&mut lists, number));
+        }
+        self.alloc_rare(lists)
+    }
+
+    #[cold]
+    fn alloc_rare(&self, mut lists: MutexGuard<'_, Lists>) -> Result<Frame, FrameError> {
         match lists.pop(&self.mem, &self.counts) {
             Some(number) => Ok(self.hand_out(&mut lists, number)),
             None => Err(FrameError::OutOfFrames),
