@@ -104,7 +104,7 @@ fn main() -> ExitCode {
     let command = words.next().unwrap_or_default();
     let done = match command.as_str() {
         "run" => Options::parse(words).and_then(|options| run(options, "run", guest::DEFAULT)),
-        "bench" => Options::parse(words).and_then(|options| run(options, "bench", "bench,testdev")),
+        "bench" => Options::parse(words).and_then(|options| run(options, "bench", bench::DEFAULT)),
         "iso" => Options::parse(words).and_then(make_iso),
         _ => Err(Error::asked(command, format!("no such command\n{USAGE}"))),
     };
@@ -131,7 +131,10 @@ fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
         } => "hello",
         _ => guests,
     };
-    let (image, guests) = options.build(guests)?;
+    let (image, mut guests) = options.build(guests)?;
+    if name == "bench" && options.guests.is_none() {
+        guests.push(bench::data(&image.root.join("target/bench"))?);
+    }
     let run = Run {
         name: options.name.clone().unwrap_or_else(|| name.into()),
         guests,

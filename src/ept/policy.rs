@@ -152,6 +152,7 @@ mod tests {
             .map(Region::new(gpas(0, 8 * MIB2), RegionKind::Ram))
             .unwrap();
         space.set_page_policy(PagePolicy::Auto);
+        space.set_around(1);
         test(&mut space);
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut Cpu::new(0));

@@ -5,7 +5,7 @@ use super::lists::{LARGE, Lists, Retired};
 use super::ranges::SpanSet;
 use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
 use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE, PageSize};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// The physical frames of the machine: who is free, and how many refer to each.
 ///
@@ -74,10 +74,23 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// A frame whose content is unknown.
-    #[inline]
     pub fn alloc(&self) -> Result<Frame, FrameError> {
+        self.alloc_inline()
+    }
+
+    /// The same, for where a call would be felt.
+    #[inline(always)]
+    pub(super) fn alloc_inline(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
+        if let Some(number) = lists.pop_quick(&self.mem, &self.counts) {
+            return Ok(self.hand_out(&mut lists, number));
+        }
+        self.alloc_rare(lists)
+    }
+
+    #[cold]
+    fn alloc_rare(&self, mut lists: MutexGuard<'_, Lists>) -> Result<Frame, FrameError> {
         match lists.pop(&self.mem, &self.counts) {
             Some(number) => Ok(self.hand_out(&mut lists, number)),
             None => Err(FrameError::OutOfFrames),
@@ -302,6 +315,20 @@ impl<M: PhysMem> FrameAllocator<M> {
         Some((self.counts.address(head), size))
     }
 
+    /// Frames full of zeroes for what may turn out not to be needed: those that are zeroed already, but at least `goal`. `None`
+    /// where less than an eighth of all frames is free. As long as the result lives, nobody else gets at free frames.
+    pub fn zeroed_to_spare(&self, goal: u32) -> Option<ZeroedFrames<'_, M>> {
+        let total = self.counts.total();
+        if self.lists.lock().used > total - total / 8 {
+            return None;
+        }
+        self.refill_to(goal, goal);
+        Some(ZeroedFrames {
+            frames: self,
+            lists: self.lists.lock(),
+        })
+    }
+
     /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
     #[inline(always)]
     pub fn refill_to(&self, goal: u32, most: u32) -> u64 {
@@ -375,6 +402,24 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub(crate) fn force_count(&self, frame: &Frame, count: u32) {
         let number = self.counts.number(frame.address()).unwrap();
         self.counts.force(&self.mem, number, count);
+    }
+}
+
+/// The frames that are zeroed ahead of need.
+pub struct ZeroedFrames<'a, M> {
+    frames: &'a FrameAllocator<M>,
+    lists: MutexGuard<'a, Lists>,
+}
+
+impl<M: PhysMem> Iterator for ZeroedFrames<'_, M> {
+    type Item = Frame;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Frame> {
+        self.frames.allow().ok()?;
+        let FrameAllocator { mem, counts, .. } = self.frames;
+        let number = self.lists.pop_zeroed(mem, counts)?;
+        Some(self.frames.hand_out(&mut self.lists, number))
     }
 }
 

@@ -116,6 +116,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         }
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
+        space.set_around(options.around);
         let pages = space.set_page_policy(options.pages);
         if pages != options.pages {
             let (name, wanted) = (options.name, options.pages);

@@ -72,6 +72,7 @@ impl<'a> GuestJson<'a> {
                 copied: guest.faults.copied,
                 taken_over: guest.faults.taken_over,
                 zero_shared: guest.faults.zero_shared,
+                around: guest.faults.around,
                 host_mapped: guest.faults.host_mapped,
             },
             faults: FaultsJson {
@@ -108,6 +109,7 @@ struct PagesJson {
     copied: u64,
     taken_over: u64,
     zero_shared: u64,
+    around: u64,
     host_mapped: u64,
 }
 

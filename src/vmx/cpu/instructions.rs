@@ -94,18 +94,20 @@ pub enum Invalidation {
 macro_rules! invalidate {
     ($(#[$doc:meta])* $name:ident, $mnemonic:literal) => {
         $(#[$doc])*
+        #[inline(always)]
         pub(super) unsafe fn $name(kind: Invalidation, context: u64) -> Result<(), VmFail> {
-            let (cf, zf): (u8, u8);
             let descriptor = [context, 0];
             // SAFETY: the caller's, as the documentation asks.
             unsafe {
                 asm!(
-                    concat!($mnemonic, " {kind}, [{descriptor}]"), "setc {cf}", "setz {zf}",
+                    concat!($mnemonic, " {kind}, [{descriptor}]"), "jc {invalid}", "jz {valid}",
                     kind = in(reg) kind as u64, descriptor = in(reg) &descriptor,
-                    cf = out(reg_byte) cf, zf = out(reg_byte) zf, options(nostack),
+                    invalid = label { return Err(failure(true)) },
+                    valid = label { return Err(failure(false)) },
+                    options(nostack),
                 );
             }
-            outcome(cf, zf)
+            Ok(())
         }
     };
 }
