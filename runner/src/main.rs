@@ -104,7 +104,7 @@ fn main() -> ExitCode {
     let command = words.next().unwrap_or_default();
     let done = match command.as_str() {
         "run" => Options::parse(words).and_then(|options| run(options, "run", guest::DEFAULT)),
-        "bench" => Options::parse(words).and_then(|options| run(options, "bench", "bench")),
+        "bench" => Options::parse(words).and_then(|options| run(options, "bench", "bench,testdev")),
         "iso" => Options::parse(words).and_then(make_iso),
         _ => Err(Error::asked(command, format!("no such command\n{USAGE}"))),
     };

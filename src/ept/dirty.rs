@@ -257,23 +257,19 @@ impl<M: PhysMem> Space<'_, M> {
         let Some(log) = &mut self.tree.marks.log else {
             return 0;
         };
-        log.sort(mem);
-        let (mut found, mut kept, mut near) = (0, 0, None);
-        for number in 0..log.len() {
-            let gpa = log.get(mem, number);
+        let (mut found, mut near) = (0, None);
+        log.retain_in_order(mem, |gpa| {
             // What is not mapped any more, or shared, is not marked.
             let Some(leaf) = writable_leaf(mem, root, gpa, &mut near) else {
-                continue;
+                return false;
             };
-            if !leaf.overlaps(first, last) {
-                log.set(mem, kept, gpa);
-                kept += 1;
-            } else if leaf.take_mark(clear) {
+            let outside = !leaf.overlaps(first, last);
+            if !outside && leaf.take_mark(clear) {
                 found += 1;
                 page(leaf.start, leaf.size);
             }
-        }
-        log.truncate(mem, kept);
+            outside
+        });
         found
     }
 
@@ -281,10 +277,9 @@ impl<M: PhysMem> Space<'_, M> {
     fn harvest_all(&mut self, first: u64, last: u64, page: impl FnMut(Gpa, PageSize)) -> u64 {
         let root = self.tree.root();
         let Marks { clear, log } = &mut self.tree.marks;
-        let log = log.as_mut().map(|log| {
+        if let Some(log) = log {
             log.clear();
-            log
-        });
+        }
         let mut scan = Scan {
             frames: self.spaces.frames,
             first,
@@ -292,7 +287,7 @@ impl<M: PhysMem> Space<'_, M> {
             clear: *clear,
             found: 0,
             page,
-            log,
+            log: log.as_mut(),
         };
         scan.table(root, 4, 0);
         scan.found

@@ -31,6 +31,7 @@ mod space;
 mod tables;
 mod template;
 mod violation;
+mod warm;
 mod working_set;
 
 pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
@@ -52,6 +53,8 @@ pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFiel
 
 #[cfg(test)]
 mod bad_input;
+#[cfg(test)]
+mod generations;
 #[cfg(test)]
 mod gib;
 #[cfg(test)]

@@ -25,7 +25,7 @@ impl Known {
     }
 
     /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
-    /// note writes, permission to write is what tells dirty pages.
+    /// note writes, permission to write is what tells dirty pages. Where the CPU logs them, the mark is left away.
     #[inline]
     pub fn written(&self) -> EptAttr {
         let leaf = self.leaf.with_dirty(true);

@@ -46,6 +46,6 @@ fn three_kinds_of_cpu_tell_the_same_dirty_pages() {
     let invepts = [&logs, &marks, &neither].map(|booted| booted.guest("dirty").invepts);
     assert!(invepts.iter().all(|invepts| *invepts > 5), "{invepts:?}");
     // What it costs that a log is full: KVM takes 36,600 instructions.
-    let full = logs.figure("dirty.write.most");
+    let full = logs.figure("dirty.pml.full");
     assert!((1000..36_600).contains(&full), "{full}");
 }

@@ -9,6 +9,7 @@ mod elf_file;
 mod hostile;
 mod machines;
 mod memory;
+mod mmio;
 mod pages;
 // Guests use the rest of it.
 #[allow(dead_code)]
