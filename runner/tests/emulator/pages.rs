@@ -7,7 +7,7 @@ const WRITTEN: u64 = 8192;
 
 /// A guest that writes 32 MiB in order.
 fn dense(name: &str, options: &[&str]) -> Guest {
-    let named = sample("dense").with(&format!("name={name}"));
+    let named = sample("dense").with(format!("name={name}"));
     options
         .iter()
         .fold(named, |guest, option| guest.with(*option))
