@@ -648,8 +648,8 @@ proptest! {
         let mut regs = GuestRegs::ZERO;
         // What 32-bit addresses and counts leave out.
         let high = if prefixes & 2 != 0 { u64::from(upper) << 32 } else { 0 };
-        regs.set(Gpr::Rsi, high | native.data() + from);
-        regs.set(Gpr::Rdi, high | native.data() + to);
+        regs.set(Gpr::Rsi, high | (native.data() + from));
+        regs.set(Gpr::Rdi, high | (native.data() + to));
         regs.set(Gpr::Rcx, high | count);
         regs.set(Gpr::Rax, rax);
         let rflags = 2 | if down { DF } else { 0 };
