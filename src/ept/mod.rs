@@ -63,6 +63,8 @@ mod gib;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod template_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tlb;
