@@ -104,6 +104,7 @@ fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
         frames,
         leaked,
         figures: &figures,
+        fork_runs: &[],
     };
     // The console takes everything.
     let _ = report.write_table(&mut Out);
@@ -136,6 +137,7 @@ impl Run<'_> {
             stats: RunStats::ZERO,
             faults: Faults::default(),
             tables: 0,
+            forks: None,
         };
         let options = match GuestOptions::parse(module.cmdline, index, width) {
             Ok(options) => options,

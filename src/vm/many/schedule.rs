@@ -85,14 +85,14 @@ pub trait Forks {
     fn turn(&mut self, fork: &mut Self::Fork, ticks: u64) -> Turn<Self::End>;
     /// What the run took so far, beside time.
     fn cost(&self, fork: &Self::Fork) -> Cost;
-    /// Brings it back to its template, about to begin the run that its slot says. The run before ended because of
-    /// lack of frames if `scarce`.
+    /// Brings it back to its template, about to begin the run that its slot says; yields how many pages it took. The
+    /// run before ended for lack of frames if `scarce`.
     fn reset(
         &mut self,
         template: &mut Self::Template,
         fork: &mut Self::Fork,
         scarce: bool,
-    ) -> Result<(), Self::End>;
+    ) -> Result<u64, Self::End>;
     /// Makes a template of it.
     fn freeze(&mut self, fork: Self::Fork) -> Result<Self::Template, Self::End>;
     /// Ends it.
@@ -257,9 +257,10 @@ impl<F: Forks> Crowd<'_, '_, F> {
         let reset = self.forks.reset(&mut self.template, &mut fork, scarce);
         let ticks = self.forks.now().wrapping_sub(begin);
         match reset {
-            Ok(()) => {
+            Ok(pages) => {
                 if let Some(sums) = self.tally.generation(self.depth) {
                     sums.resets.add(ticks);
+                    sums.pages_reset = sums.pages_reset.saturating_add(pages);
                 }
                 self.alive.push(fork);
             }

@@ -137,7 +137,7 @@ impl Forks for World {
             pages: fork.frames - 1,
         }
     }
-    fn reset(&mut self, _: &mut usize, fork: &mut Box<Living>, _: bool) -> Result<(), End> {
+    fn reset(&mut self, _: &mut usize, fork: &mut Box<Living>, _: bool) -> Result<u64, End> {
         self.resets += 1;
         self.time += 5;
         let mut before = fork.slot;
@@ -145,9 +145,10 @@ impl Forks for World {
         if (self.act)(before, fork.depth) == Act::Sticky {
             return Err(End::Stuck);
         }
-        self.frames += fork.frames - 1;
+        let pages = fork.frames - 1;
+        self.frames += pages;
         (fork.frames, fork.turns) = (1, 0);
-        Ok(())
+        Ok(pages)
     }
     fn freeze(&mut self, fork: Box<Living>) -> Result<usize, End> {
         self.alive -= 1;
@@ -266,6 +267,13 @@ fn a_hostile_fork_is_stopped_and_the_others_go_on() {
             assert!(ends.contains(&(fork, run, end.clone())), "{ends:?}");
         }
     }
+}
+
+#[test]
+fn pages_are_counted() {
+    let mut world = world(|slot, _| Act::Grow(slot.fork));
+    let all = play(&mut world, "forks=5 runs=3", 1000).generations()[0];
+    assert_eq!((all.cost.pages, all.pages_reset), (30, 20));
 }
 
 #[test]
