@@ -9,7 +9,7 @@ use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Faults, Spaces};
 use offshoot::frames::{FrameAllocator, FrameFigures};
 use offshoot::vm::cmdline::{GuestOptions, KernelOptions, Name};
-use offshoot::vm::figures::{Figure, FigureName, Figures};
+use offshoot::vm::figures::{Figure, FigureName, Figures, Unit};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
 use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError};
@@ -220,7 +220,12 @@ fn file_boot_figure(hand_over: u64) {
     let value = unsafe { _rdtsc() }.wrapping_sub(hand_over);
     if let (Some(guest), Some(name)) = (Name::new(OWN_NAME), FigureName::new(BOOT_FIGURE)) {
         // It is the first of all figures, so there is room.
-        let _ = FIGURES.lock().file(Figure { guest, name, value });
+        let _ = FIGURES.lock().file(Figure {
+            guest,
+            name,
+            value,
+            unit: Unit::Ticks,
+        });
     }
 }
 

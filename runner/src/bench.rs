@@ -18,14 +18,14 @@ pub struct Entry {
     pub unit: String,
 }
 
-/// The entries of an image's figures. The image counts instructions.
+/// The entries of an image's figures.
 pub fn entries(figures: &[Figure]) -> Vec<Entry> {
     figures
         .iter()
         .map(|figure| Entry {
             name: figure.name.clone(),
             value: figure.value.into(),
-            unit: "instructions".into(),
+            unit: figure.unit.clone(),
         })
         .collect()
 }
@@ -53,7 +53,31 @@ fn merged(mut old: Vec<Entry>, new: &[Entry]) -> Vec<Entry> {
     old
 }
 
-/// The entries as a table.
+/// Whether `entry` says more about `other`: it has its name and one word more, and does not count instructions too.
+fn is_detail(entry: &Entry, other: &Entry) -> bool {
+    let more = entry.name.strip_prefix(&other.name);
+    let word = more.and_then(|more| more.strip_prefix('.'));
+    entry.unit != other.unit && word.is_some_and(|word| !word.contains('.'))
+}
+
+/// What the entries that say more about `entry` say.
+fn details(entry: &Entry, all: &[Entry]) -> String {
+    let words: Vec<_> = all
+        .iter()
+        .filter(|other| is_detail(other, entry))
+        .map(|other| {
+            let word = other.name.rsplit('.').next().unwrap_or_default();
+            format!("{word} {}", other.value)
+        })
+        .collect();
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!("  ({})", words.join(", "))
+    }
+}
+
+/// The entries as a table. Those that say more about another stand beside it.
 pub fn table(entries: &[Entry]) -> String {
     let names = entries.iter().map(|entry| entry.name.len()).max();
     let values = entries
@@ -63,8 +87,14 @@ pub fn table(entries: &[Entry]) -> String {
     let (names, values) = (names.unwrap_or(0), values.unwrap_or(0));
     entries
         .iter()
-        .map(|Entry { name, value, unit }| {
-            format!("{name:names$}  {:>values$}  {unit}\n", value.to_string())
+        .filter(|entry| !entries.iter().any(|other| is_detail(entry, other)))
+        .map(|entry| {
+            let Entry { name, value, unit } = entry;
+            let value = value.to_string();
+            format!(
+                "{name:names$}  {value:>values$}  {unit}{}\n",
+                details(entry, entries)
+            )
         })
         .collect()
 }
@@ -104,6 +134,25 @@ mod tests {
         assert!(file(&path, &[entry("a", 1)]).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "{}");
         fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn what_says_more_about_a_figure_stands_beside_it() {
+        let of = |name: &str, value: u64, unit: &str| Entry {
+            unit: unit.into(),
+            ..entry(name, value)
+        };
+        let text = table(&[
+            entry("fork.16m", 2800),
+            of("fork.16m.frames", 4, "frames"),
+            of("fork.16m.vmreads", 0, "times"),
+            entry("fork.16m.first", 9),
+        ]);
+        assert_eq!(
+            text,
+            "fork.16m          2800  instructions  (frames 4, vmreads 0)\n\
+             fork.16m.first       9  instructions\n"
+        );
     }
 
     #[test]

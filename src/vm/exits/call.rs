@@ -2,7 +2,7 @@
 
 use super::super::call::{AfterCall, CallRegisters, CallSink, call};
 use super::super::devices::Devices;
-use super::super::figures::{Figure, FigureName};
+use super::super::figures::{Figure, FigureName, Unit};
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::GuestVirtual;
@@ -67,6 +67,7 @@ impl<H: Host> CallSink for Sink<'_, H> {
             guest: self.devices.name,
             name,
             value,
+            unit: Unit::Ticks,
         })
     }
 }

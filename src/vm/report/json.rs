@@ -105,6 +105,7 @@ struct FigureJson<'a> {
     guest: &'a str,
     name: &'a str,
     value: u64,
+    unit: &'a str,
 }
 
 impl<'a> FigureJson<'a> {
@@ -113,6 +114,7 @@ impl<'a> FigureJson<'a> {
             guest: figure.guest.as_str(),
             name: figure.name.as_str(),
             value: figure.value,
+            unit: figure.unit.name(),
         }
     }
 }

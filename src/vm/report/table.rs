@@ -8,6 +8,7 @@ use super::forks::write_forks;
 use super::{GuestSummary, Report};
 use crate::addr::PAGE_SIZE;
 use crate::vm::cmdline::Name;
+use crate::vm::figures::Unit;
 
 const WIDTH: usize = 100;
 pub(super) const MARGIN: &str = "    ";
@@ -61,10 +62,15 @@ impl Report<'_> {
         for figure in figures {
             writeln!(
                 out,
-                "{:<32} {:<32} {:>20}",
+                "{:<32} {:<32} {:>20} {}",
                 figure.name,
                 figure.guest,
-                Grouped(figure.value)
+                Grouped(figure.value),
+                match figure.unit {
+                    // On a processor they are not instructions.
+                    Unit::Ticks => "ticks",
+                    unit => unit.name(),
+                }
             )?;
         }
         Ok(())

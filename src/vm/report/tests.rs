@@ -1,6 +1,6 @@
 use super::*;
 use crate::vm::cmdline::GuestOptions;
-use crate::vm::figures::{Figure, FigureName};
+use crate::vm::figures::{Figure, FigureName, Unit};
 use crate::vm::loader::LoadError;
 use crate::vm::many::{Cost, Failure, ForkEnd, Generation, RunRecord, SpreadFigures};
 use crate::vmx::ExitReason;
@@ -72,7 +72,8 @@ fn the_json_has_the_agreed_form() {
     assert!(figures.file(Figure {
         guest: Name::new("busy").unwrap(),
         name,
-        value: u64::MAX
+        value: u64::MAX,
+        unit: Unit::Forks,
     }));
     let guests = [
         busy(),
@@ -102,7 +103,7 @@ fn the_json_has_the_agreed_form() {
         json["frames"],
         serde_json::json!({"total": 131_000, "used": 12, "peak": 16_500, "leaked": 0})
     );
-    let figure = serde_json::json!({"guest": "busy", "name": "exit.cpuid", "value": u64::MAX});
+    let figure = serde_json::json!({"guest": "busy", "name": "exit.cpuid", "value": u64::MAX, "unit": "forks"});
     assert_eq!(json["figures"], serde_json::json!([figure]));
 }
 
@@ -147,7 +148,8 @@ fn the_table_fits_and_says_what_went_wrong() {
     assert!(figures.file(Figure {
         guest: Name::new(&"n".repeat(32)).unwrap(),
         name,
-        value: u64::MAX
+        value: u64::MAX,
+        unit: Unit::Forks,
     }));
     let mut extreme = guest(
         &"long-name.".repeat(3),
