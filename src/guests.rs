@@ -4,6 +4,7 @@ use crate::boot::console::{self, Out};
 use crate::boot::info::{BootInfo, MAX_MODULES, Module};
 use crate::boot::layout::{self, DirectMap};
 use crate::boot::{clock, power, traps};
+use crate::forks::RUNS;
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Faults, Spaces};
@@ -12,7 +13,7 @@ use offshoot::vm::cmdline::{GuestOptions, KernelOptions, Name};
 use offshoot::vm::figures::{Figure, FigureName, Figures, Unit};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
-use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError};
+use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError, Turn};
 use offshoot::vmx::cpu::CurrentVmcs;
 use offshoot::vmx::{FieldNatural, Vmcs};
 use spin::Mutex;
@@ -104,7 +105,7 @@ fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
         frames,
         leaked,
         figures: &figures,
-        fork_runs: &[],
+        fork_runs: &RUNS.lock(),
     };
     // The console takes everything.
     let _ = report.write_table(&mut Out);
@@ -112,11 +113,11 @@ fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
 }
 
 /// What running one module takes.
-struct Run<'r> {
-    machine: &'r mut Machine<'static, DirectMap>,
-    spaces: &'r Spaces<'static, DirectMap>,
-    tsc_hz: u64,
-    audit: bool,
+pub struct Run<'r> {
+    pub machine: &'r mut Machine<'static, DirectMap>,
+    pub spaces: &'r Spaces<'static, DirectMap>,
+    pub tsc_hz: u64,
+    pub audit: bool,
     /// Make every VM entry fail.
     spoil: bool,
 }
@@ -180,11 +181,25 @@ impl Run<'_> {
         if let Some(hand_over) = first.take() {
             file_boot_figure(hand_over);
         }
-        summary.ending = Ending::Ran(guest.run(self.machine, &mut Kernel));
+        let turn = guest.run(self.machine, &mut Kernel, None);
         summary.faults = guest.space().faults();
         summary.tables = self.look_at(&guest, &options.name).tables;
         summary.stats = guest.stats.clone();
-        guest.end(self.machine);
+        (summary.ending, summary.forks) = match turn {
+            Turn::Ended(outcome) => {
+                guest.end(self.machine);
+                let ending = if options.forks.given {
+                    Ending::NeverFroze(outcome)
+                } else {
+                    Ending::Ran(outcome)
+                };
+                (ending, None)
+            }
+            // Without a slice it leaves for nothing else.
+            Turn::AsksFreeze | Turn::Halts | Turn::SliceOver => {
+                self.freeze_and_fork(guest, index, &options)
+            }
+        };
         summary
     }
 
@@ -218,19 +233,28 @@ fn bytes(module: &Module) -> &'static [u8] {
 fn file_boot_figure(hand_over: u64) {
     // SAFETY: every CPU with 64-bit mode has RDTSC.
     let value = unsafe { _rdtsc() }.wrapping_sub(hand_over);
-    if let (Some(guest), Some(name)) = (Name::new(OWN_NAME), FigureName::new(BOOT_FIGURE)) {
-        // It is the first of all figures, so there is room.
-        let _ = FIGURES.lock().file(Figure {
+    if let Some(own) = Name::new(OWN_NAME) {
+        file_figure(own, BOOT_FIGURE, value, Unit::Ticks);
+    }
+}
+
+/// Files a figure of the hypervisor's about a guest.
+pub fn file_figure(guest: Name, name: &[u8], value: u64, unit: Unit) {
+    let filed = FigureName::new(name).is_some_and(|name| {
+        FIGURES.lock().file(Figure {
             guest,
             name,
             value,
-            unit: Unit::Ticks,
-        });
+            unit,
+        })
+    });
+    if !filed {
+        log::warn!("no room for figure {}", name.escape_ascii());
     }
 }
 
 /// The kernel, as the run loop sees it.
-struct Kernel;
+pub struct Kernel;
 
 impl Host for Kernel {
     fn external_interrupt(&mut self, vector: u8) {

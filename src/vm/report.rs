@@ -12,6 +12,7 @@ use super::guest::GuestError;
 use super::many::{ForksSummary, GuestRun};
 use super::outcome::Outcome;
 use super::stats::RunStats;
+use super::template::FreezeError;
 use crate::ept::Faults;
 use crate::frames::FrameFigures;
 
@@ -35,6 +36,8 @@ pub enum Ending<'a> {
         /// Runs that did not end well, or could not be.
         bad: u64,
     },
+    /// It asked to be frozen, and could not be.
+    NotFrozen(FreezeError),
     /// It was to be forked, but ended without having frozen.
     NeverFroze(Outcome),
 }
@@ -54,6 +57,7 @@ impl Ending<'_> {
             Self::Ran(outcome) => outcome.name(),
             Self::Forked { bad: 0, .. } => "forked",
             Self::Forked { .. } => "forks failed",
+            Self::NotFrozen(_) => "not frozen",
             Self::NeverFroze(_) => "never froze",
             Self::BadOptions(_) | Self::DuplicateName | Self::NotMade(_) => "not run",
         }
@@ -82,6 +86,7 @@ impl fmt::Display for Ending<'_> {
             Self::Forked { runs, bad } => {
                 write!(f, "{bad} runs of its forks failed, {runs} took place")
             }
+            Self::NotFrozen(error) => write!(f, "could not be frozen: {error}"),
             Self::NeverFroze(outcome) => {
                 write!(f, "was to be forked but never froze: {outcome}")
             }

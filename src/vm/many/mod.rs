@@ -4,6 +4,7 @@
 //! in the hypervisor, so each fork brings the place in which it is kept: see [`Queue`].
 
 mod end;
+mod guests;
 mod queue;
 mod schedule;
 mod spread;
@@ -11,8 +12,9 @@ mod summary;
 mod tally;
 
 pub use end::ForkEnd;
+pub use guests::{Checked, GuestForks, LivingFork, Template, Wrong};
 pub use queue::{Linked, Queue};
-pub use schedule::{After, Cost, Forks, Plan, Slot, Turn, Verdict, schedule};
+pub use schedule::{After, Alive, Cost, Forks, Plan, Slot, Turn, Verdict, schedule};
 pub use spread::{Spread, SpreadFigures};
 pub use summary::{ForksSummary, GuestRun};
 pub use tally::{FIRST_FAILURES, Failure, Generation, RECORDS_MAX, RunRecord, Tally};

@@ -56,6 +56,9 @@ impl Linked for Box<Living> {
     fn below(&mut self) -> &mut Option<Self> {
         &mut self.below
     }
+    fn look_below(&self) -> Option<&Self> {
+        self.below.as_ref()
+    }
 }
 
 /// A template is its depth.
@@ -70,6 +73,7 @@ struct World {
     /// Which (depth, fork, run) had a turn, in order.
     turns: Vec<(usize, u64, u64)>,
     resets: u64,
+    checks: u64,
 }
 
 fn world(act: fn(Slot, usize) -> Act) -> World {
@@ -82,6 +86,7 @@ fn world(act: fn(Slot, usize) -> Act) -> World {
         broken: None,
         turns: Vec::new(),
         resets: 0,
+        checks: 0,
     }
 }
 
@@ -156,7 +161,8 @@ impl Forks for World {
         self.frames += fork.frames;
         Ok(fork.depth + 1)
     }
-    fn end(&mut self, fork: Box<Living>) {
+    fn end(&mut self, template: &mut usize, fork: Box<Living>) {
+        assert_eq!(*template, fork.depth);
         self.time += 2;
         self.alive -= 1;
         self.frames += fork.frames;
@@ -164,6 +170,18 @@ impl Forks for World {
     fn end_template(&mut self, _: usize) {
         assert_eq!(self.templates, self.templates.max(1));
         self.templates -= 1;
+    }
+    fn check(&mut self, alive: &Alive<'_, Self>) {
+        self.checks += 1;
+        let mut depth = alive.generations().count();
+        let mut forks = 0;
+        for generation in alive.generations() {
+            depth -= 1;
+            assert_eq!(*generation.template, depth);
+            forks += generation.forks.iter().count() as u64;
+            assert!(generation.forks.iter().all(|fork| fork.depth == depth));
+        }
+        assert_eq!(forks, self.alive);
     }
     fn now(&self) -> u64 {
         self.time
@@ -218,6 +236,9 @@ fn every_fork_has_all_its_runs() {
     assert_eq!(runs.len(), 40);
     assert!(runs.values().all(|turns| *turns == 2));
     assert_eq!(tally.records().len(), 40);
+    assert_eq!(world.resets, 30);
+    // After 0, 1, 2, 4, ... runs, and in the end.
+    assert!((6..9).contains(&world.checks), "{}", world.checks);
 }
 
 #[test]
