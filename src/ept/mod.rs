@@ -47,6 +47,8 @@ pub use template::{FreezeError, FrozenSpace};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
 
 #[cfg(test)]
+mod generations;
+#[cfg(test)]
 mod life;
 #[cfg(test)]
 mod tests;

@@ -170,8 +170,6 @@ impl<'s, M: PhysMem> Space<'s, M> {
             .regions
             .share()
             .map_err(ResetError::Frames)?;
-        // Regions that were added since may have filled entries that the template does not use.
-        let same = self.regions.is_same(&regions);
         let before = self.tree.debt.retired.frames();
         let dropped = self.tree.log.len();
         let root = self.tree.root();
@@ -188,8 +186,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 return Err(ResetError::Frames(error));
             }
         }
-        if !same {
-            for index in 0..ENTRIES {
+        // What was touched first in the fork may have filled entries that the template does not use.
+        for region in self.regions.iter() {
+            let last = region.range.last().unwrap_or(region.range.start());
+            for index in top_index(region.range.start())..=top_index(last) {
                 tables.replace_entry(root, 4, index, EptEntry::EMPTY);
             }
         }
@@ -208,6 +208,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
             ..Restored::default()
         })
     }
+}
+
+/// Which entry of the top table translates the address.
+fn top_index(gpa: Gpa) -> usize {
+    (gpa.as_u64() >> 39) as usize % ENTRIES
 }
 
 /// The frame that a leaf refers to, if it is the space's own.
