@@ -64,8 +64,10 @@ impl Run<'_> {
             &options.forks,
             self.audit,
         );
-        let template = forks.template(template);
-        schedule(&mut forks, template, plan, &mut tally);
+        match forks.template(template) {
+            Ok(template) => schedule(&mut forks, template, plan, &mut tally),
+            Err(end) => tally.none(end),
+        }
         let (checked, idle_frames) = (forks.checked, forks.idle_frames);
         let name = options.name;
         if let Some(wrong) = checked.wrong {

@@ -16,7 +16,7 @@ pub enum ForkEnd {
     TooDeep,
     /// It could not be made.
     NotMade(ForkError),
-    /// There was no frame to keep it in.
+    /// There was no frame to keep it, or the template it became, in.
     NoFrame(FrameError),
     /// It could not be brought back to its template.
     NotReset(ResetError),

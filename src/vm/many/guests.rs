@@ -114,8 +114,11 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
         }
     }
 
-    /// A template for a schedule.
-    pub fn template(&mut self, frozen: vm::Template<'s, M>) -> Template<'s, M> {
+    /// A template for a schedule, in a frame of its own, as several of them may wait for one another.
+    pub fn template(
+        &mut self,
+        frozen: vm::Template<'s, M>,
+    ) -> Result<FrameBox<'f, Template<'s, M>, M>, ForkEnd> {
         let checksum = match self.checks.then(|| frozen.space().checksum()) {
             Some(Ok(checksum)) => checksum,
             Some(Err(reason)) => {
@@ -124,7 +127,11 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
             }
             None => 0,
         };
-        Template { frozen, checksum }
+        let frames = self.machine.frames();
+        FrameBox::new(frames, Template { frozen, checksum }).map_err(|(error, template)| {
+            template.frozen.end(self.machine);
+            ForkEnd::NoFrame(error)
+        })
     }
 
     fn wrong(&mut self, wrong: Wrong) {
@@ -166,7 +173,7 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
 }
 
 impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
-    type Template = Template<'s, M>;
+    type Template = FrameBox<'f, Template<'s, M>, M>;
     type Fork = FrameBox<'f, LivingFork<'f, 's, M>, M>;
     type End = ForkEnd;
 
@@ -244,7 +251,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
 
     fn freeze(&mut self, fork: Self::Fork) -> Result<Self::Template, ForkEnd> {
         match fork.into_inner().guest.freeze(self.machine) {
-            Ok(frozen) => Ok(self.template(frozen)),
+            Ok(frozen) => self.template(frozen),
             Err((error, guest)) => {
                 guest.end(self.machine);
                 Err(ForkEnd::NotFrozen(error))
@@ -258,7 +265,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
     }
 
     fn end_template(&mut self, template: Self::Template) {
-        template.frozen.end(self.machine);
+        template.into_inner().frozen.end(self.machine);
     }
 
     fn check(&mut self, alive: &Alive<'_, Self>) {
@@ -267,7 +274,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         }
         self.checked.walks += 1;
         for generation in alive.generations() {
-            let Template { frozen, checksum } = generation.template;
+            let Template { frozen, checksum } = &**generation.template;
             match frozen.space().checksum() {
                 Ok(now) if now == *checksum => {}
                 Ok(_) => self.wrong(Wrong::TemplateChanged),

@@ -190,6 +190,14 @@ impl<E: Verdict> Tally<E> {
         let _ = self.records.try_push(record);
     }
 
+    /// Counts that there was not even a first run.
+    pub fn none(&mut self, end: E) {
+        if let Some(sums) = self.sums.first_mut() {
+            sums.templates += 1;
+        }
+        self.lost(0, Slot::default(), 1, end);
+    }
+
     /// Counts `runs` runs that could not be, the first of which is `first`.
     pub(super) fn lost(&mut self, generation: usize, first: Slot, runs: u64, end: E) {
         if let Some(sums) = self.sums.get_mut(generation) {
