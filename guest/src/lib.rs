@@ -19,6 +19,7 @@
 pub mod call;
 pub mod check;
 pub mod cpu;
+pub mod forks;
 mod print;
 pub mod space;
 pub mod trap;

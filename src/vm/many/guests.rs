@@ -137,39 +137,6 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
     fn wrong(&mut self, wrong: Wrong) {
         self.checked.wrong.get_or_insert(wrong);
     }
-
-    /// Looks whether a fork that was reset is as its template.
-    fn check_reset(
-        &mut self,
-        template: &Template<'s, M>,
-        guest: &Guest<'s, M>,
-    ) -> Result<(), ForkEnd> {
-        let mut first = None;
-        let compared = template
-            .frozen
-            .differences(guest, self.machine, |difference| {
-                // RAX holds the length of the message.
-                if difference.name != "RAX" {
-                    log::error!("after a reset {difference}");
-                    first.get_or_insert(difference);
-                }
-            });
-        if let Err(error) = compared {
-            return Err(ForkEnd::NotReset(vm::ResetError::Vcpu(error)));
-        }
-        if let Some(first) = first {
-            return Err(ForkEnd::Differs(first));
-        }
-        let number = self.checked.processors;
-        self.checked.processors += 1;
-        if number < MEMORY_CHECKS || number.is_multiple_of(MEMORY_CHECKS) {
-            self.checked.memories += 1;
-            if guest.space().checksum() != Ok(template.checksum) {
-                return Err(ForkEnd::MemoryDiffers);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
@@ -243,10 +210,38 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
             .reset(&mut fork.guest, self.machine, how, &message)
             .map_err(ForkEnd::NotReset)?;
         fork.before = cost(&fork.guest);
-        if self.checks {
-            self.check_reset(template, &fork.guest)?;
-        }
         Ok(restored.copied + restored.dropped)
+    }
+
+    fn check_reset(&mut self, template: &Self::Template, fork: &Self::Fork) -> Result<(), ForkEnd> {
+        if !self.checks {
+            return Ok(());
+        }
+        let mut first = None;
+        let compared = template
+            .frozen
+            .differences(&fork.guest, self.machine, |difference| {
+                // RAX holds the length of the message.
+                if difference.name != "RAX" {
+                    log::error!("after a reset {difference}");
+                    first.get_or_insert(difference);
+                }
+            });
+        if let Err(error) = compared {
+            return Err(ForkEnd::NotReset(vm::ResetError::Vcpu(error)));
+        }
+        if let Some(first) = first {
+            return Err(ForkEnd::Differs(first));
+        }
+        let number = self.checked.processors;
+        self.checked.processors += 1;
+        if number < MEMORY_CHECKS || number.is_multiple_of(MEMORY_CHECKS) {
+            self.checked.memories += 1;
+            if fork.guest.space().checksum() != Ok(template.checksum) {
+                return Err(ForkEnd::MemoryDiffers);
+            }
+        }
+        Ok(())
     }
 
     fn freeze(&mut self, fork: Self::Fork) -> Result<Self::Template, ForkEnd> {

@@ -101,6 +101,12 @@ pub trait Forks {
         fork: &mut Self::Fork,
         scarce: bool,
     ) -> Result<u64, Self::End>;
+    /// Looks whether a reset has done what it should.
+    fn check_reset(
+        &mut self,
+        template: &Self::Template,
+        fork: &Self::Fork,
+    ) -> Result<(), Self::End>;
     /// Makes a template of it.
     fn freeze(&mut self, fork: Self::Fork) -> Result<Self::Template, Self::End>;
     /// Ends it.
@@ -305,7 +311,11 @@ impl<F: Forks> Crowd<'_, F> {
         let begin = self.forks.now();
         let reset = self.forks.reset(&mut self.template, &mut fork, scarce);
         let ticks = self.forks.now().wrapping_sub(begin);
-        match reset {
+        let checked = reset.and_then(|pages| {
+            self.forks.check_reset(&self.template, &fork)?;
+            Ok(pages)
+        });
+        match checked {
             Ok(pages) => {
                 if let Some(sums) = self.tally.generation(self.depth) {
                     sums.resets.add(ticks);

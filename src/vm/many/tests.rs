@@ -70,6 +70,8 @@ struct World {
     templates: u64,
     /// Making a fork of this number fails for good.
     broken: Option<u64>,
+    /// The reset of this fork before this run is found wrong.
+    broken_reset: Option<(u64, u64)>,
     /// Which (depth, fork, run) had a turn, in order.
     turns: Vec<(usize, u64, u64)>,
     resets: u64,
@@ -84,6 +86,7 @@ fn world(act: fn(Slot, usize) -> Act) -> World {
         alive: 0,
         templates: 1,
         broken: None,
+        broken_reset: None,
         turns: Vec::new(),
         resets: 0,
         checks: 0,
@@ -154,6 +157,13 @@ impl Forks for World {
         self.frames += pages;
         (fork.frames, fork.turns) = (1, 0);
         Ok(pages)
+    }
+    fn check_reset(&mut self, template: &usize, fork: &Box<Living>) -> Result<(), End> {
+        assert_eq!((*template, fork.turns), (fork.depth, 0));
+        match self.broken_reset {
+            Some(fault) if fault == (fork.slot.fork, fork.slot.run) => Err(End::Stuck),
+            _ => Ok(()),
+        }
     }
     fn freeze(&mut self, fork: Box<Living>) -> Result<usize, End> {
         self.alive -= 1;
@@ -347,6 +357,16 @@ fn a_fork_that_cannot_be_reset_ends() {
         (failure.fork, failure.run, &failure.end),
         (1, 1, &End::Stuck)
     );
+}
+
+#[test]
+fn a_reset_that_is_found_wrong_is_told() {
+    let mut world = world(|_, _| Act::Exit(1, 0));
+    world.broken_reset = Some((1, 2));
+    let tally = play(&mut world, "forks=3 runs=4", 1000);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.lost), (10, 2));
+    assert_eq!(tally.failures()[0].end, End::Stuck);
 }
 
 #[test]
