@@ -28,6 +28,7 @@ mod space;
 mod tables;
 mod template;
 mod violation;
+mod warm;
 mod working_set;
 
 pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};

@@ -24,4 +24,16 @@ impl Devices {
             console: Console::new(name),
         }
     }
+
+    /// Makes them what `from`, another guest's of the same name, are.
+    #[inline]
+    pub fn restore(&mut self, from: &Self) {
+        let Self {
+            name: _,
+            ports,
+            console,
+        } = self;
+        ports.clone_from(&from.ports);
+        console.restore(&from.console);
+    }
 }
