@@ -3,15 +3,18 @@
 use crate::boot::layout::DirectMap;
 use crate::boot::power;
 use crate::guests::{Kernel, Run, file_figure};
-use arrayvec::ArrayVec;
+use arrayvec::{ArrayString, ArrayVec};
+use core::fmt::{self, Write};
 use offshoot::addr::PAGE_SIZE;
-use offshoot::vm::cmdline::GuestOptions;
+use offshoot::vm::cmdline::{GuestOptions, Measure};
 use offshoot::vm::figures::Unit;
 use offshoot::vm::many::{
-    ForkEnd, ForksSummary, GuestForks, GuestRun, Plan, RECORDS_MAX, Tally, schedule,
+    ForkEnd, ForksSummary, GuestForks, GuestRun, Measurement, Plan, RECORDS_MAX, Tally, measure,
+    schedule,
 };
 use offshoot::vm::report::Ending;
 use offshoot::vm::{Guest, Template};
+use offshoot_abi::FIGURE_NAME_MAX;
 use spin::Mutex;
 
 /// So many runs of forks are told one by one, of all guests together.
@@ -31,6 +34,9 @@ impl Run<'_> {
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
         match guest.freeze(self.machine) {
+            Ok(template) if options.forks.measure.is_some() => {
+                (self.measure(template, options), None)
+            }
             Ok(template) => {
                 let forks = self.forks(template, index, options);
                 let (runs, bad) = (forks.runs(), forks.bad());
@@ -96,6 +102,35 @@ impl Run<'_> {
         summary
     }
 
+    /// Measures what forks cost, and files it.
+    fn measure(
+        &mut self,
+        template: Template<'_, DirectMap>,
+        options: &GuestOptions,
+    ) -> Ending<'static> {
+        let what = options.forks.measure.unwrap_or(Measure::Fork);
+        let (kernel, mut figures) = (&mut Kernel, 0);
+        let file = &mut |found: Measurement<'_>| {
+            let mut name = ArrayString::<FIGURE_NAME_MAX>::new();
+            let parts = found.name.split_once('%').unwrap_or((found.name, ""));
+            let fits = if found.name.contains('%') {
+                write!(name, "{}{}{}", parts.0, Short(options.mem), parts.1)
+            } else {
+                write!(name, "{}", found.name)
+            };
+            if fits.is_ok() {
+                figures += 1;
+                file_figure(options.name, name.as_bytes(), found.value, found.unit);
+            }
+        };
+        let measured = measure(self.machine, kernel, &template, what, file);
+        template.end(self.machine);
+        match measured {
+            Ok(()) => Ending::Measured(figures),
+            Err(end) => Ending::NotMeasured(end),
+        }
+    }
+
     /// How many idle forks fit into a GiB, everything else that is there included.
     fn file_density(&self, options: &GuestOptions, forks: &ForksSummary) {
         let alive = forks.generations.first().map_or(0, |all| all.alive_most);
@@ -107,5 +142,18 @@ impl Run<'_> {
             bytes >> 20
         );
         file_figure(options.name, b"fork.per_gib", per_gib as u64, Unit::Forks);
+    }
+}
+
+/// A size of memory as in `16m`.
+struct Short(u64);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            gib if gib.trailing_zeros() >= 30 => write!(f, "{}g", gib >> 30),
+            mib if mib.trailing_zeros() >= 20 => write!(f, "{}m", mib >> 20),
+            other => write!(f, "{}k", other >> 10),
+        }
     }
 }

@@ -9,7 +9,7 @@ use core::fmt;
 use super::cmdline::{CmdlineError, Name};
 use super::figures::Figures;
 use super::guest::GuestError;
-use super::many::{ForksSummary, GuestRun};
+use super::many::{ForkEnd, ForksSummary, GuestRun};
 use super::outcome::Outcome;
 use super::stats::RunStats;
 use super::template::FreezeError;
@@ -38,6 +38,10 @@ pub enum Ending<'a> {
     },
     /// It asked to be frozen, and could not be.
     NotFrozen(FreezeError),
+    /// It froze, and so many figures about its forks were taken.
+    Measured(u64),
+    /// It froze, and its forks were not as a guest's that is made for being measured.
+    NotMeasured(ForkEnd),
     /// It was to be forked, but ended without having frozen.
     NeverFroze(Outcome),
 }
@@ -48,6 +52,7 @@ impl Ending<'_> {
         match self {
             Self::Ran(outcome) => outcome.is_success(),
             Self::Forked { bad, .. } => *bad == 0,
+            Self::Measured(_) => true,
             _ => false,
         }
     }
@@ -57,6 +62,8 @@ impl Ending<'_> {
             Self::Ran(outcome) => outcome.name(),
             Self::Forked { bad: 0, .. } => "forked",
             Self::Forked { .. } => "forks failed",
+            Self::Measured(_) => "measured",
+            Self::NotMeasured(_) => "not measured",
             Self::NotFrozen(_) => "not frozen",
             Self::NeverFroze(_) => "never froze",
             Self::BadOptions(_) | Self::DuplicateName | Self::NotMade(_) => "not run",
@@ -67,7 +74,7 @@ impl Ending<'_> {
         match self {
             Self::Ran(Outcome::Exited(status)) => Some(*status),
             // As every one of its forks.
-            Self::Forked { bad: 0, .. } => Some(0),
+            Self::Forked { bad: 0, .. } | Self::Measured(_) => Some(0),
             _ => None,
         }
     }
@@ -86,6 +93,8 @@ impl fmt::Display for Ending<'_> {
             Self::Forked { runs, bad } => {
                 write!(f, "{bad} runs of its forks failed, {runs} took place")
             }
+            Self::Measured(figures) => write!(f, "froze, and {figures} figures were taken"),
+            Self::NotMeasured(end) => write!(f, "a fork that was measured {end}"),
             Self::NotFrozen(error) => write!(f, "could not be frozen: {error}"),
             Self::NeverFroze(outcome) => {
                 write!(f, "was to be forked but never froze: {outcome}")

@@ -17,7 +17,7 @@ use crate::addr::{AddrRange, Gpa};
 use crate::ept::{self, AccessError, EditError, FrozenSpace, Reason, Reset, Restored, Space};
 use crate::frames::{Frame, FrameError, PhysMem};
 use crate::vmx::interruption::Interruption;
-use crate::vmx::{Field32, Gpr};
+use crate::vmx::{Field32, Gpr, VmcsCounts};
 
 /// Why a guest cannot be frozen. It is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,6 +301,17 @@ impl<'s, M: PhysMem> Template<'s, M> {
         let now = fork.vcpu.capture(machine)?;
         self.state.differences(&now, machine.frames, each);
         Ok(())
+    }
+
+    /// How many VMREADs and VMWRITEs a fork takes, and how many a reset. Brings the processor of `fork`, one of this
+    /// template's, back to its start.
+    pub fn count_vmcs_accesses(
+        &self,
+        fork: &mut Guest<'s, M>,
+        machine: &mut Machine<'_, M>,
+    ) -> Result<(VmcsCounts, VmcsCounts), VcpuError> {
+        let eptp = fork.space.eptp().as_u64();
+        fork.vcpu.count_fork(machine, eptp, &self.state)
     }
 
     /// Its memory.

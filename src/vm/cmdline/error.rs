@@ -44,6 +44,8 @@ pub enum Problem {
     TooDeep(usize),
     /// Not a way to reset a fork.
     NotAReset,
+    /// Nothing of forks that could be measured.
+    NotAMeasure,
     /// Not `on` or `off`.
     NotOnOrOff,
     /// Zero.
@@ -69,6 +71,7 @@ impl fmt::Display for Problem {
             Self::NotALevel => "not one of off, error, warn, info, debug, trace",
             Self::NotACount => "not a number, as in 1000",
             Self::NotAReset => "not one of warm, cold, auto",
+            Self::NotAMeasure => "not one of fork, all",
             Self::NotOnOrOff => "not on or off",
             Self::TooMany(most) => return write!(f, "more than {most}"),
             Self::TooDeep(most) => return write!(f, "more than {most} generations of forks"),

@@ -5,6 +5,8 @@
 
 mod end;
 mod guests;
+mod line;
+mod measure;
 mod queue;
 mod schedule;
 mod spread;
@@ -13,6 +15,8 @@ mod tally;
 
 pub use end::ForkEnd;
 pub use guests::{Checked, GuestForks, LivingFork, Template, Wrong};
+pub use line::Line;
+pub use measure::{Measurement, measure};
 pub use queue::{Linked, Queue};
 pub use schedule::{After, Alive, Cost, Forks, Plan, Slot, Turn, Verdict, schedule};
 pub use spread::{Spread, SpreadFigures};
