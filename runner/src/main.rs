@@ -22,6 +22,11 @@ usage: offshoot-runner run|iso|bench [OPTION VALUE]...
   --kernel FILE                    boot this kernel instead of building one
 An empty value is the default.";
 
+/// What `make bench` runs: exits and fills; forks of guests of three sizes; as many idle forks as there is memory for.
+const BENCH: &str = "bench forks_bench,name=fork-16m,mem=16M,measure=all \
+    forks_bench,name=fork-1g,mem=1G,measure=fork forks_bench,name=fork-16g,mem=16G,measure=fork \
+    frozen,mem=16M,idle";
+
 /// What the command line asks for.
 struct Options {
     guests: Option<String>,
@@ -104,7 +109,7 @@ fn main() -> ExitCode {
     let command = words.next().unwrap_or_default();
     let done = match command.as_str() {
         "run" => Options::parse(words).and_then(|options| run(options, "run", guest::DEFAULT)),
-        "bench" => Options::parse(words).and_then(|options| run(options, "bench", "bench")),
+        "bench" => Options::parse(words).and_then(|options| run(options, "bench", BENCH)),
         "iso" => Options::parse(words).and_then(make_iso),
         _ => Err(Error::asked(command, format!("no such command\n{USAGE}"))),
     };

@@ -5,6 +5,7 @@
 mod bad_input;
 mod booted;
 mod elf_file;
+mod forks;
 mod hostile;
 mod machines;
 mod samples;

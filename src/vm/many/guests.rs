@@ -21,6 +21,20 @@ pub struct LivingFork<'f, 's, M: PhysMem> {
     below: Option<FrameBox<'f, Self, M>>,
 }
 
+impl<'s, M: PhysMem> LivingFork<'_, 's, M> {
+    pub(super) fn new(guest: Guest<'s, M>, slot: Slot) -> Self {
+        Self {
+            guest,
+            slot,
+            before: Cost::ZERO,
+            below: None,
+        }
+    }
+    pub(super) fn into_guest(self) -> Guest<'s, M> {
+        self.guest
+    }
+}
+
 impl<'f, 's, M: PhysMem> Linked for FrameBox<'f, LivingFork<'f, 's, M>, M> {
     fn below(&mut self) -> &mut Option<Self> {
         &mut self.below
@@ -158,12 +172,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         } else {
             template.frozen.fork(self.machine, &message)
         };
-        let living = LivingFork {
-            guest: guest.map_err(ForkEnd::NotMade)?,
-            slot,
-            before: Cost::ZERO,
-            below: None,
-        };
+        let living = LivingFork::new(guest.map_err(ForkEnd::NotMade)?, slot);
         let fork = FrameBox::new(frames, living).map_err(|(error, living)| {
             living.guest.end(self.machine);
             ForkEnd::NoFrame(error)

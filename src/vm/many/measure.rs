@@ -4,9 +4,11 @@
 //! number of instructions, exact and repeatable. What grows with the pages is told as a line: its start and its slope.
 
 use super::end::ForkEnd;
+use super::guests::LivingFork;
 use super::line::Line;
+use super::schedule::Slot;
 use crate::ept::Reset;
-use crate::frames::{FrameAllocator, PhysMem};
+use crate::frames::{FrameAllocator, FrameBox, PhysMem};
 use crate::vm::cmdline::Measure;
 use crate::vm::figures::Unit;
 use crate::vm::run::now;
@@ -57,8 +59,10 @@ struct Point {
     private: u64,
     copied: u64,
     dropped: u64,
-    /// INVEPTs executed and frames given back, by a cold reset.
-    invepts: u64,
+    /// INVEPTs that a warm reset is followed by, and a cold one with the run after it.
+    warm_invepts: u64,
+    cold_invepts: u64,
+    /// Frames that a cold reset gives back.
     frames: u64,
 }
 
@@ -70,6 +74,7 @@ struct Lines {
     warm: Line,
     cold: Line,
     end: Line,
+    invepts: Line,
 }
 
 struct Bench<'r, 'f, 's, M: PhysMem, H> {
@@ -232,18 +237,48 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
         point.first_run.set(repeat, self.run(fork)?);
         let (_, ticks) = self.reset(fork, Reset::Warm, pages)?;
         point.warm_first.set(repeat, ticks);
-        point.warm_run.set(repeat, self.run(fork)?);
+        self.run(fork)?;
+        let before = fork.space().invalidations();
         let (restored, ticks) = self.reset(fork, Reset::Warm, pages)?;
         point.warm.set(repeat, ticks);
         point.copied = restored.copied;
-        self.run(fork)?;
+        point.warm_run.set(repeat, self.run(fork)?);
+        point.warm_invepts = fork.space().invalidations() - before;
+        let before = (private(fork), fork.space().invalidations());
         let (restored, ticks) = self.reset(fork, Reset::Cold, pages)?;
         point.cold.set(repeat, ticks);
         (point.dropped, point.frames) = (restored.dropped, restored.frames);
-        let before = (private(fork), fork.space().invalidations());
         self.run(fork)?;
         point.private = private(fork) - before.0;
-        point.invepts = fork.space().invalidations() - before.1;
+        point.cold_invepts = fork.space().invalidations() - before.1;
+        Ok(())
+    }
+
+    /// The memory of a fork that has not run, in the place where a schedule keeps it.
+    fn idle(&mut self, file: &mut impl FnMut(Measurement<'_>)) -> Result<(), ForkEnd> {
+        let frames_of = |bench: &Self| bench.frames().figures().used;
+        let before = frames_of(self);
+        let (fork, _) = self.fork(0)?;
+        let fork = LivingFork::new(fork, Slot::default());
+        let kept = FrameBox::new(self.machine.frames(), fork);
+        let taken = frames_of(self) - before;
+        let (kept, failed) = match kept {
+            Ok(kept) => (kept.into_inner(), None),
+            Err((error, fork)) => (fork, Some(ForkEnd::NoFrame(error))),
+        };
+        self.end(kept.into_guest());
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        file(bytes("fork.idle_memory", 4096 * taken));
+        for name in [
+            "fork.idle_memory.root_table",
+            "fork.idle_memory.vmcs",
+            "fork.idle_memory.entry_area",
+        ] {
+            file(frames(name, 1));
+        }
+        file(frames("fork.idle_memory.rest", taken.saturating_sub(3)));
         Ok(())
     }
 
@@ -269,6 +304,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
             lines.warm.add(point.copied, point.warm.median());
             lines.cold.add(point.dropped, point.cold.median());
             lines.end.add(point.private, point.end.median());
+            lines.invepts.add(point.private, point.cold_invepts);
             log::info!(
                 "{pages:>13} {:>5} {:>11} {:>12} {:>11} {:>12} {:>11}",
                 point.private,
@@ -296,9 +332,14 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
                 file(ticks(per_page, u64::try_from(slope).unwrap_or(0)));
             }
         }
-        // Of the resets the next run owes one INVEPT, however many pages they were.
-        file(times("reset.warm.base.invepts", last.invepts));
-        file(times("reset.cold.base.invepts", last.invepts));
+        // They are executed when the fork is entered next.
+        file(times("reset.warm.base.invepts", last.warm_invepts));
+        if let Some((start, slope)) = lines.invepts.fit() {
+            let start = u64::try_from(start).unwrap_or(0);
+            file(times("reset.cold.base.invepts", start));
+            let slope = u64::try_from(slope).unwrap_or(0);
+            file(times("fork.run.per_page.invepts", slope));
+        }
         file(bytes("reset.warm.base.bytes", area_bytes()));
         file(bytes("reset.cold.base.bytes", area_bytes()));
         let per_page = |all: u64| all.checked_div(last.copied).unwrap_or(0);
@@ -306,7 +347,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
             "reset.warm.per_page.bytes",
             per_page(4096 * last.copied),
         ));
-        file(frames("reset.cold.frames", last.frames));
+        self.idle(file)?;
         log::info!(
             "of {most} pages a cold reset gives back {} frames, tables included",
             last.frames
