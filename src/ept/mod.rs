@@ -52,6 +52,8 @@ mod generations;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod template_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tlb;

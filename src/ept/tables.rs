@@ -104,6 +104,10 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// and nothing counts as dirty.
     pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         for index in 0..ENTRIES {
+            if self.entry(from, index) == EptEntry::EMPTY {
+                self.word(to, index).store(0, Ordering::Release);
+                continue;
+            }
             let (entry, shared) = self.share_entry(from, level, to, index);
             if shared != entry && shared != EptEntry::EMPTY {
                 // The CPU may be setting accessed and dirty in the old one.
@@ -150,7 +154,10 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             return;
         }
         for index in 0..ENTRIES {
-            self.drop_entry(self.entry(table, index), level);
+            let entry = self.entry(table, index);
+            if entry != EptEntry::EMPTY {
+                self.drop_entry(entry, level);
+            }
         }
         self.retire(table);
     }

@@ -91,17 +91,6 @@ impl<M: PhysMem> FrameAllocator<M> {
         unsafe { bytes::copy(&self.mem, from, to) };
     }
 
-    /// Fills a frame with zeroes.
-    ///
-    /// # Safety
-    /// As for [`FrameAllocator::overwrite_page`].
-    #[inline(always)]
-    pub unsafe fn overwrite_page_with_zeroes(&self, to: Hpa) {
-        debug_assert!(self.count(to) == 1);
-        // SAFETY: the caller's.
-        unsafe { bytes::zero(&self.mem, to) };
-    }
-
     #[inline]
     fn check_alone(&self, at: Hpa) -> Result<(), FrameError> {
         match self.count(at) {
