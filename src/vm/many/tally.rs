@@ -9,7 +9,7 @@ use crate::vm::cmdline::GENERATIONS_MAX;
 /// So many failures are told one by one.
 pub const FIRST_FAILURES: usize = 8;
 /// So many runs are told one by one.
-pub const RECORDS_MAX: usize = 256;
+pub const RECORDS_MAX: usize = 128;
 
 /// One run of one fork.
 #[derive(Clone, Debug, PartialEq, Eq)]
