@@ -500,9 +500,7 @@ fn reset<'s>(
     tally: &mut Tally,
 ) -> Option<String> {
     let own = |template: &&Template<'_>| Some(template.number) == model.template;
-    let Some(template) = templates.iter().find(own).or(templates.first()) else {
-        return None;
-    };
+    let template = templates.iter().find(own).or(templates.first())?;
     match space.reset(&template.frozen, how) {
         Ok(restored) if model.template == Some(template.number) => {
             let warm = u64::from(!restored.cold);

@@ -188,7 +188,8 @@ fn a_cold_reset_gives_back_all_but_the_root() {
 
 #[test]
 fn what_the_log_does_not_tell_is_reset_cold() {
-    let edits: [(&str, fn(&mut Space<'_, Arena>)); 7] = [
+    type Edit = fn(&mut Space<'_, Arena>);
+    let edits: [(&str, Edit); 7] = [
         ("discard", |space| {
             space.discard(gpas(RAM, PAGE_SIZE)).unwrap()
         }),
