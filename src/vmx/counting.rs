@@ -90,7 +90,9 @@ mod tests {
         let any: Field = Field64::TscOffset.into();
         counting.write16(Field16::Vpid, 7).unwrap();
         counting.write64(Field64::TscOffset, 9).unwrap();
-        counting.write_four([any; 4], &[1, 2, 3, 4]).unwrap();
+        counting
+            .write_four::<0, 4>([any; 4], &[1, 2, 3, 4])
+            .unwrap();
         assert_eq!(counting.read64(Field64::TscOffset), Ok(4));
         assert_eq!(counting.read16(Field16::Vpid), Ok(7));
         assert_eq!(counting.read_four([any; 4]), Ok([4; 4]));
