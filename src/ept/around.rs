@@ -74,12 +74,16 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Maps what follows the page of RAM at `gpa`, which was just put behind page number `last`, and is not mapped.
     fn fill_around(&mut self, last: u64, write: bool, gpa: Gpa) {
+        if self.tree.around.most == 1 {
+            return;
+        }
         let (ram, frames) = (*self.regions.ram(), self.spaces.frames);
         let first = gpa.as_u64() / PAGE_SIZE;
         let end_of_table = (first / ENTRIES as u64 + 1) * ENTRIES as u64;
         let end = (first + self.tree.around.next_run(last))
             .min(end_of_table)
             .min(ram.end() / PAGE_SIZE);
+        self.tree.around.end = first;
         let Some(table) = self.tree.recent_table(gpa).filter(|_| first + 1 < end) else {
             return;
         };
@@ -173,3 +177,154 @@ impl Tree {
 
 /// Bytes that one lowest table translates.
 const TABLE_SPAN: u64 = 512 * PAGE_SIZE;
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{all_capabilities, finish, gpas, memory, violation};
+    use super::super::tlb::Cpu;
+    use super::super::{Access, EptCapability, Region, RegionKind, Resolution, Spaces};
+    use super::*;
+    use crate::frames::arena::Arena;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    /// Two tables and some pages.
+    const PAGES: u64 = 1030;
+
+    fn with_space(
+        frames: u64,
+        capability: EptCapability,
+        test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>),
+    ) {
+        let (frames, _) = memory(frames);
+        let spaces = Spaces::new(&frames, capability).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        let ram = Region::new(gpas(0, PAGES * PAGE_SIZE), RegionKind::Ram);
+        space.map(ram).unwrap();
+        test(&spaces, &mut space);
+        assert_eq!(spaces.audit([&space]), Ok(0));
+        finish(space, &mut Cpu::new(0));
+        spaces.end().unwrap();
+        assert_eq!(frames.figures().used, 0);
+    }
+
+    /// The guest touches pages as it would: only what is not mapped yet makes a violation. Yields how many it made.
+    fn go(space: &mut Space<'_, Arena>, access: Access, pages: impl Iterator<Item = u64>) -> u64 {
+        let mut violations = 0;
+        for page in pages {
+            let gpa = page * PAGE_SIZE;
+            if space.query(Gpa::new(gpa)).unwrap().is_none() {
+                let done = space.resolve(&violation(gpa, access)).unwrap();
+                assert!(matches!(done, Resolution::Retry(_)), "{done:?}");
+                violations += 1;
+            }
+        }
+        violations
+    }
+
+    #[test]
+    fn who_goes_through_memory_is_given_ever_more_up_to_the_limit() {
+        with_space(1500, all_capabilities(), |_, space| {
+            // 1, then 2, 4, 8 and 16 at a time; a table and the region end a run.
+            let violations = go(space, Access::WRITE, 0..PAGES);
+            assert!(violations < PAGES / 16 + 14, "{violations}");
+            let census = space.census().unwrap();
+            assert_eq!((census.filled, census.mapped()), (PAGES, PAGES));
+            let faults = space.faults();
+            assert_eq!(
+                (faults.filled, faults.around),
+                (violations, PAGES - violations)
+            );
+        });
+        with_space(1500, all_capabilities(), |_, space| {
+            assert!(!space.set_around(0) && !space.set_around(MAX_AROUND + 1));
+            assert!(space.set_around(MAX_AROUND));
+            let violations = go(space, Access::READ, 0..PAGES);
+            assert!(violations < PAGES / 64 + 14, "{violations}");
+            assert_eq!(space.census().unwrap().zero, PAGES);
+            assert_eq!(space.invalidations(), 0);
+        });
+        with_space(1500, all_capabilities(), |_, space| {
+            assert!(space.set_around(1));
+            assert_eq!(go(space, Access::WRITE, 0..PAGES), PAGES);
+        });
+    }
+
+    #[test]
+    fn who_does_not_is_given_what_is_touched() {
+        for stride in [2, 3, 7, 32] {
+            with_space(1500, all_capabilities(), |_, space| {
+                let touched = (0..PAGES).step_by(stride);
+                assert_eq!(
+                    go(space, Access::WRITE, touched.clone()),
+                    touched.count() as u64
+                );
+                assert_eq!(space.faults().around, 0);
+            });
+        }
+        // At most as much again as is asked for, in runs of any length.
+        for length in [2, 3, 5, 8, 13, 20, 33] {
+            with_space(1500, all_capabilities(), |_, space| {
+                let touched = (0..PAGES).filter(|page| page % 97 < length);
+                let asked = touched.clone().count() as u64;
+                go(space, Access::WRITE, touched);
+                let given = space.census().unwrap().filled;
+                assert!(
+                    given <= 2 * asked,
+                    "{given} for {asked} in runs of {length}"
+                );
+            });
+        }
+    }
+
+    #[test]
+    fn what_was_not_written_is_not_dirty_where_the_cpu_tells() {
+        let old = EptCapability {
+            accessed_dirty: false,
+            ..all_capabilities()
+        };
+        for (capability, dirty) in [(all_capabilities(), 2), (old, 3)] {
+            with_space(1500, capability, |_, space| {
+                assert_eq!(go(space, Access::WRITE, 0..2), 2);
+                assert_eq!(space.census().unwrap().filled, 3);
+                let told = space.harvest_dirty(gpas(0, PAGES * PAGE_SIZE), |_, _| ());
+                assert_eq!(told, Ok(dirty));
+            });
+        }
+    }
+
+    #[test]
+    fn the_last_frames_are_not_spent_on_neighbours() {
+        with_space(400, all_capabilities(), |spaces, space| {
+            let frames = spaces.frames();
+            let mut page = 0;
+            while let Ok(Resolution::Retry(_)) =
+                space.resolve(&violation(page * PAGE_SIZE, Access::WRITE))
+            {
+                page += 1;
+                while space.query(Gpa::new(page * PAGE_SIZE)).unwrap().is_some() {
+                    page += 1;
+                }
+                let figures = frames.figures();
+                if figures.free < figures.total / 8 {
+                    break;
+                }
+            }
+            let around = space.faults().around;
+            assert!(around > 0);
+            let more = go(space, Access::WRITE, page..page + 3);
+            assert_eq!((more, space.faults().around), (3, around));
+        });
+        // Whatever runs out in the middle of a run.
+        for allowance in 0..8 {
+            with_space(1500, all_capabilities(), |spaces, space| {
+                go(space, Access::WRITE, 0..8);
+                let frames = spaces.frames();
+                frames.allowance.store(allowance, SeqCst);
+                let next = (8..).find(|page| space.query(Gpa::new(page * PAGE_SIZE)) == Ok(None));
+                let _ = space.resolve(&violation(next.unwrap() * PAGE_SIZE, Access::WRITE));
+                frames.allowance.store(u64::MAX, SeqCst);
+                assert_eq!(spaces.audit([&*space]), Ok(0));
+            });
+        }
+    }
+}

@@ -132,3 +132,117 @@ impl<M: PhysMem> Space<'_, M> {
         Some(Fill::Copied)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{
+        HOST_LEN, MODULE, RAM, SHARED, add_regions, all_capabilities, gpas, host_byte, memory,
+        read, violation,
+    };
+    use super::super::tlb::Cpu;
+    use super::super::{Access, Fill, Space, Spaces};
+    use crate::addr::{Gpa, PAGE_SIZE};
+    use crate::frames::arena::Arena;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    /// A write to what may be read.
+    const WRITE: u64 = 0x18a;
+
+    fn write(space: &mut Space<'_, Arena>, gpa: u64) -> Option<Fill> {
+        space.short_way(WRITE, Gpa::new(gpa))
+    }
+    fn resolve(space: &mut Space<'_, Arena>, gpa: u64, access: Access) {
+        space.resolve(&violation(gpa, access)).unwrap();
+    }
+
+    #[test]
+    fn every_way_to_a_private_page_is_taken_and_what_it_owes_is_paid() {
+        let (frames, host) = memory(128);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        add_regions(&mut space, host);
+        assert!(space.set_around(1));
+        let mut cpu = Cpu::new(0);
+
+        // The frame of zeroes makes room, and the CPU that ran the space has to forget it.
+        resolve(&mut space, RAM, Access::READ);
+        let _ = space.enter(&mut cpu);
+        assert_eq!(write(&mut space, RAM + 5), Some(Fill::Zeroed));
+        let _ = space.enter(&mut cpu);
+        assert_eq!(cpu.invepts, 1);
+        assert_eq!(write(&mut space, RAM), None, "it is writable");
+
+        // Host bytes, mapped and not; a part of a page is left to the general way.
+        resolve(&mut space, MODULE, Access::READ);
+        let _ = space.enter(&mut cpu);
+        assert_eq!(write(&mut space, MODULE), Some(Fill::Copied));
+        let _ = space.enter(&mut cpu);
+        assert_eq!(cpu.invepts, 2);
+        assert_eq!(write(&mut space, MODULE + PAGE_SIZE), Some(Fill::Copied));
+        assert!(HOST_LEN % PAGE_SIZE != 0);
+        assert_eq!(write(&mut space, MODULE + 2 * PAGE_SIZE), None);
+        assert_eq!(
+            write(&mut space, MODULE + 3 * PAGE_SIZE),
+            Some(Fill::Zeroed)
+        );
+        let _ = space.enter(&mut cpu);
+        assert_eq!(cpu.invepts, 2, "where nothing was, nothing is owed");
+        assert_eq!(write(&mut space, SHARED), None, "not to be written");
+        for page in 0..2 {
+            let at = page * PAGE_SIZE;
+            assert_eq!(read(&space, MODULE + at, 1), [host_byte(at)]);
+        }
+
+        // A fork shares the pages: the first write copies the tables and goes the general way, the next ones do not.
+        for page in 1..4 {
+            resolve(&mut space, RAM + page * PAGE_SIZE, Access::WRITE);
+        }
+        space.write(Gpa::new(RAM + 2 * PAGE_SIZE), b"old").unwrap();
+        let mut fork = space.fork().unwrap();
+        assert_eq!(write(&mut fork, RAM), None);
+        resolve(&mut fork, RAM, Access::WRITE);
+        let _ = fork.enter(&mut cpu);
+        let second = RAM + 2 * PAGE_SIZE;
+        assert_eq!(write(&mut fork, second), Some(Fill::Copied));
+        assert_eq!(fork.retired_frames(), 0, "the other space has it still");
+        let _ = fork.enter(&mut cpu);
+        fork.write(Gpa::new(second), b"new").unwrap();
+        assert_eq!(read(&space, second, 3), b"old");
+        assert_eq!(spaces.audit([&space, &fork]), Ok(0));
+
+        // Out of frames nothing happens, whatever stands there.
+        frames.allowance.store(0, SeqCst);
+        let census = fork.census().unwrap();
+        for gpa in [RAM + PAGE_SIZE, RAM + 5 * PAGE_SIZE, MODULE] {
+            assert_eq!(write(&mut fork, gpa), None);
+        }
+        assert_eq!(fork.census().unwrap(), census);
+        frames.allowance.store(u64::MAX, SeqCst);
+
+        // The last who has a page takes it over, which takes no frame and owes nothing.
+        let mut ending = space.end();
+        while !ending.step(&mut cpu, 100) {}
+        let _ = fork.enter(&mut cpu);
+        let (used, invepts) = (frames.figures().used, cpu.invepts);
+        let first = RAM + PAGE_SIZE;
+        assert_eq!(write(&mut fork, first), Some(Fill::TakenOver));
+        let _ = fork.enter(&mut cpu);
+        assert_eq!((frames.figures().used, cpu.invepts), (used, invepts));
+
+        // What was written and then protected is still told as written once it is taken over.
+        let page = gpas(first, PAGE_SIZE);
+        fork.protect(page, false, true).unwrap();
+        assert_eq!(write(&mut fork, first), None, "protected");
+        fork.protect(page, true, true).unwrap();
+        assert_eq!(write(&mut fork, RAM), None, "tables are looked for again");
+        resolve(&mut fork, second, Access::WRITE);
+        assert_eq!(write(&mut fork, first), Some(Fill::TakenOver));
+        assert_eq!(fork.harvest_dirty(page, |_, _| ()), Ok(1));
+
+        assert_eq!(spaces.audit([&fork]), Ok(0));
+        let mut ending = fork.end();
+        while !ending.step(&mut cpu, 100) {}
+        spaces.end().unwrap();
+        assert_eq!(frames.figures().used, 0);
+    }
+}
