@@ -8,6 +8,7 @@ pub mod cr;
 mod devices;
 mod exits;
 pub mod figures;
+pub mod fuzz;
 mod guest;
 mod invalidate;
 pub mod io;
