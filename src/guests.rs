@@ -1,4 +1,4 @@
-//! The run: every boot module becomes a guest, one after the other; then the report.
+//! The run: every boot module that is not data becomes a guest, one after the other; then the report.
 
 use crate::boot::console::{self, Out};
 use crate::boot::info::{BootInfo, MAX_MODULES, Module};
@@ -6,9 +6,10 @@ use crate::boot::layout::{self, DirectMap};
 use crate::boot::{clock, power, traps};
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
-use offshoot::ept::{Census, Faults, Spaces};
+use offshoot::ept::{Census, Faults, HostBytes, Spaces};
 use offshoot::frames::{FrameAllocator, FrameFigures};
-use offshoot::vm::cmdline::{GuestOptions, KernelOptions, Name};
+use offshoot::vm::cmdline::{CmdlineError, DataOptions, GuestOptions, KernelOptions, Name};
+use offshoot::vm::data::{self, SharedData};
 use offshoot::vm::figures::{Figure, FigureName, Figures};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
@@ -55,7 +56,18 @@ pub fn run_all(
     let mut first = Some(hand_over);
     let mut summaries = SUMMARIES.lock();
     for (index, module) in boot.modules().enumerate() {
+        if let Some(options) = DataOptions::parse(module.cmdline) {
+            if let Some(refused) = refused_data(index, &module, options, boot) {
+                match refused.ending {
+                    Ending::BadOptions(error) => log::error!("{error}"),
+                    ref ending => log::error!("data {}: {ending}", refused.name),
+                }
+                let _ = summaries.try_push(refused);
+            }
+            continue;
+        }
         let mut run = Run {
+            boot,
             machine: &mut machine,
             spaces: &spaces,
             tsc_hz,
@@ -112,6 +124,7 @@ fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
 
 /// What running one module takes.
 struct Run<'r> {
+    boot: &'r BootInfo,
     machine: &'r mut Machine<'static, DirectMap>,
     spaces: &'r Spaces<'static, DirectMap>,
     tsc_hz: u64,
@@ -130,13 +143,7 @@ impl Run<'_> {
         first: &mut Option<u64>,
     ) -> GuestSummary<'static> {
         let width = u32::from(self.machine.capabilities().physical_bits);
-        let mut summary = GuestSummary {
-            name: Name::numbered(index),
-            ending: Ending::DuplicateName,
-            stats: RunStats::ZERO,
-            faults: Faults::default(),
-            tables: 0,
-        };
+        let mut summary = not_run(Name::numbered(index), Ending::DuplicateName);
         let options = match GuestOptions::parse(module.cmdline, index, width) {
             Ok(options) => options,
             Err(error) => {
@@ -149,15 +156,26 @@ impl Run<'_> {
         if earlier.iter().any(|guest| guest.name == options.name) {
             return summary;
         }
-        let made = match Image::parse(bytes(module)) {
-            Ok(image) => {
+        let data = options.map.map(|map| {
+            let modules = self.boot.modules();
+            let places = modules.map(|module| (module.cmdline, module.range));
+            data::find(&map, places).map(|range| SharedData {
+                // SAFETY: a module's memory is never given to the allocator and nobody writes to it; the direct map shows
+                // it like all memory.
+                bytes: unsafe { HostBytes::new(range) },
+                write: map.write,
+            })
+        });
+        let made = match (Image::parse(bytes(module)), data.transpose()) {
+            (Ok(image), Ok(data)) => {
                 for warning in image.warnings() {
                     log::warn!("guest {}: {warning}", options.name);
                 }
                 let budget = options.budget.ticks(self.tsc_hz);
-                Guest::create(self.machine, self.spaces, &image, &options, budget)
+                Guest::create(self.machine, self.spaces, &image, &options, data, budget)
             }
-            Err(error) => Err(GuestError::Image(error)),
+            (Err(error), _) => Err(GuestError::Image(error)),
+            (_, Err(error)) => Err(GuestError::Data(error)),
         };
         let mut guest = match made {
             Ok(guest) => guest,
@@ -199,6 +217,46 @@ impl Run<'_> {
             }
         }
         census
+    }
+}
+
+/// What the report says of data that nobody can map, if it is such.
+fn refused_data(
+    index: usize,
+    module: &Module,
+    options: Result<DataOptions, CmdlineError<'static>>,
+    boot: &BootInfo,
+) -> Option<GuestSummary<'static>> {
+    let name = match options {
+        Ok(options) => options.name,
+        Err(error) => {
+            let name = error.guest.unwrap_or(Name::numbered(index));
+            return Some(not_run(name, Ending::BadOptions(error)));
+        }
+    };
+    let same = |other: &Module| matches!(DataOptions::parse(other.cmdline), Some(Ok(other)) if other.name == name);
+    let ending = if boot.modules().take(index).any(|earlier| same(&earlier)) {
+        Ending::DuplicateName
+    } else if let Err(error) = data::check(name, module.range) {
+        Ending::NotMade(GuestError::Data(error))
+    } else {
+        log::info!(
+            "data {name}: {} bytes for guests to map",
+            module.range.len()
+        );
+        return None;
+    };
+    Some(not_run(name, ending))
+}
+
+/// The summary of a module that comes to no run.
+fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
+    GuestSummary {
+        name,
+        ending,
+        stats: RunStats::ZERO,
+        faults: Faults::default(),
+        tables: 0,
     }
 }
 

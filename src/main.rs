@@ -51,7 +51,7 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
     };
     let figures = frames.figures();
     log::info!(
-        "{} boot, {} MiB of memory in {} frames, {} guests",
+        "{} boot, {} MiB of memory in {} frames, {} modules",
         boot.protocol,
         figures.total >> 8,
         figures.total,

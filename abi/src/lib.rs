@@ -99,6 +99,11 @@ pub struct StartInfo {
     pub stack_len: u64,
     /// Guest-physical address of the root table.
     pub root: u64,
+    /// Where the data begins that was mapped with `map=`: behind the guest's memory, at a multiple of 2 MiB. 0 if there
+    /// is none. It may be read and, unless mapped with `:ro`, written; what is written there is the guest's own.
+    pub data: u64,
+    /// Bytes of that data. What follows them in their last page reads as zero.
+    pub data_len: u64,
 }
 
 impl StartInfo {

@@ -208,7 +208,7 @@ fn only_module(guests: &[Guest]) -> Result<Option<PathBuf>, Error> {
         [guest] if guest.options.is_empty() => Ok(Some(guest.path.clone())),
         _ => Err(Error::asked(
             "-kernel",
-            "QEMU passes at most one guest this way, and no options for it",
+            "QEMU passes at most one guest this way, and no options for it: neither name= and the like nor data to map",
         )),
     }
 }
@@ -399,6 +399,8 @@ mod tests {
         assert_eq!(only_module(&[]).unwrap(), None);
         assert!(only_module(std::slice::from_ref(&guest)).unwrap().is_some());
         assert!(only_module(&[guest.clone(), guest.clone()]).is_err());
-        assert!(only_module(&[guest.with("mem=1M")]).is_err());
+        assert!(only_module(&[guest.clone().with("mem=1M")]).is_err());
+        let data = Guest::new("a.bin").with("data");
+        assert!(only_module(&[guest, data]).is_err());
     }
 }

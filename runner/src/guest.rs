@@ -1,4 +1,5 @@
-//! The guests of a run: a file each, with the options that the kernel reads from the module's command line.
+//! The guests of a run and the data they share: a file each, with the options that the kernel reads from the module's
+//! command line.
 
 use crate::Error;
 use crate::image::Samples;
@@ -8,12 +9,15 @@ use std::path::{Path, PathBuf};
 /// What `make run` runs when nothing else is asked for: sample guests, with the options each needs.
 pub const DEFAULT: &str = "hello sparse,mem=1G selfcheck";
 
-/// One guest: an ELF file and its options.
+/// The option that makes a file data rather than a guest.
+pub const DATA: &str = "data";
+
+/// One guest, an ELF file, or data for guests to map, any file; and its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
     /// The file.
     pub path: PathBuf,
-    /// Its options as the kernel reads them, as in `mem=64M`.
+    /// Its options as the kernel reads them, as in `mem=64M`; `data` makes it data.
     pub options: Vec<String>,
 }
 
@@ -56,10 +60,14 @@ impl Guest {
             .filter(|option| !option.is_empty())
             .map(str::to_owned)
             .collect();
-        if let Some(option) = options.iter().find(|option| !option.contains('=')) {
+        let flag = |option: &String| option == DATA;
+        if let Some(option) = options
+            .iter()
+            .find(|option| !option.contains('=') && !flag(option))
+        {
             return Err(Error::asked(
                 word,
-                format!("`{option}` is no option: write name=, mem= or budget="),
+                format!("`{option}` is no option: write name=, mem=, budget=, map= or data"),
             ));
         }
         let guest = Self { path, options };
@@ -97,7 +105,12 @@ impl Guest {
 
     /// What the kernel gets as the module's command line: the name of the file, then the options.
     pub fn command_line(&self) -> Vec<String> {
-        let mut words = vec![self.file_name()];
+        let file = match self.file_name() {
+            // The kernel would take it for the option.
+            name if name == DATA => format!("./{name}"),
+            name => name,
+        };
+        let mut words = vec![file];
         words.extend(self.options.iter().cloned());
         words
     }
@@ -179,6 +192,17 @@ mod tests {
         let list = format!("{THIS},name=a {THIS},name=a");
         let guests = Guest::parse_list(&list, &samples()).unwrap();
         assert_eq!(guests[0].command_line(), guests[1].command_line());
+    }
+
+    #[test]
+    fn any_file_can_be_data() {
+        let guests = Guest::parse_list(&format!("{THIS},data,name=corpus"), &samples()).unwrap();
+        assert_eq!(
+            guests[0].command_line(),
+            ["guest.rs", "data", "name=corpus"]
+        );
+        let named_so = Guest::new("/x/data").with("mem=1M");
+        assert_eq!(named_so.command_line(), ["./data", "mem=1M"]);
     }
 
     #[test]

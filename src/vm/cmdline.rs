@@ -1,7 +1,8 @@
-//! Command lines: of a boot module (one guest) and of the hypervisor itself.
+//! Command lines: of a boot module (a guest, or data that guests share) and of the hypervisor itself.
 //!
 //! Words are separated by blanks; a word is `key=value`, or a bare flag. There is no quoting.
 
+mod data;
 mod error;
 mod name;
 mod value;
@@ -9,8 +10,9 @@ mod words;
 
 use log::LevelFilter;
 
+pub use data::{DATA, DataOptions, MapOption};
 pub use error::{CmdlineError, Problem};
-pub use name::{NAME_MAX, Name, duplicate};
+pub use name::{NAME_MAX, Name};
 pub use value::Duration;
 use value::{duration, memory, pool};
 use words::{Word, Words, split_path};
@@ -29,19 +31,22 @@ pub struct GuestOptions {
     pub mem: u64,
     /// `budget=`: how long the guest may run.
     pub budget: Duration,
+    /// `map=`: the data that the guest sees behind its memory.
+    pub map: Option<MapOption>,
 }
 
 impl GuestOptions {
     /// Reads the command line of boot module number `index`. A guest's memory must be addressable with
     /// `address_width` bits.
     pub fn parse(line: &str, index: usize, address_width: u32) -> Result<Self, CmdlineError<'_>> {
-        let (path, words) = split_path(line, |word| word.value.is_none());
+        let (path, words) = data::split(line);
         let mut options = Self {
             name: path
                 .and_then(Name::from_path)
                 .unwrap_or_else(|| Name::numbered(index)),
             mem: DEFAULT_MEM,
             budget: DEFAULT_BUDGET,
+            map: None,
         };
         // The name comes first, so that what follows can be blamed on the right guest.
         let mut seen = Seen::default();
@@ -71,6 +76,10 @@ impl GuestOptions {
             "budget" => {
                 seen.first_time(Key::Budget)?;
                 self.budget = duration(word.needs_value()?)?;
+            }
+            "map" => {
+                seen.first_time(Key::Map)?;
+                self.map = Some(MapOption::parse(word.needs_value()?)?);
             }
             _ => return Err(Problem::UnknownKey),
         }
@@ -155,6 +164,7 @@ enum Key {
     Name,
     Mem,
     Budget,
+    Map,
     Log,
     Selftest,
     Tick,
@@ -297,13 +307,5 @@ mod tests {
         assert_eq!(problem("audit=1"), Problem::TakesNoValue);
         assert_eq!(problem("pool=0"), Problem::Zero);
         assert_eq!(problem("mem=1G"), Problem::UnknownKey);
-    }
-
-    #[test]
-    fn duplicate_names_are_found() {
-        let names = ["a", "b", "c", "b", "a"].map(|n| Name::new(n).unwrap());
-        assert_eq!(duplicate(&names), Some((1, 3)));
-        assert_eq!(duplicate(&names[..3]), None);
-        assert_eq!(duplicate(&[]), None);
     }
 }

@@ -3,10 +3,11 @@
 use core::fmt;
 
 use super::cmdline::GuestOptions;
+use super::data::{DataError, SharedData};
 use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
-use super::loader::{GuestMemory, Image, LoadError, Plan, WriteError, load};
+use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
 use super::machine::Machine;
 use super::outcome::Outcome;
 use super::post_mortem::explain;
@@ -31,6 +32,8 @@ pub enum GuestError {
     Image(LoadError),
     /// Its space could not be made.
     Space(FrameError),
+    /// The data that it asks for cannot be mapped.
+    Data(DataError),
     /// Its memory does not fit into its space.
     Region(RegionError),
     /// The image could not be written into its memory.
@@ -44,6 +47,7 @@ impl fmt::Display for GuestError {
         match self {
             Self::Image(error) => error.fmt(f),
             Self::Space(error) => error.fmt(f),
+            Self::Data(error) => error.fmt(f),
             Self::Region(error) => error.fmt(f),
             Self::Write(error) => error.fmt(f),
             Self::Vcpu(error) => error.fmt(f),
@@ -76,19 +80,25 @@ pub struct Guest<'s, M: PhysMem> {
 }
 
 impl<'s, M: PhysMem> Guest<'s, M> {
-    /// Makes a guest of an image. `budget` is in ticks of the TSC.
+    /// Makes a guest of an image, with the `data` behind its memory that its options ask for. `budget` is in ticks of the
+    /// TSC.
     pub fn create(
         machine: &mut Machine<'_, M>,
         spaces: &'s Spaces<'_, M>,
         image: &Image<'_>,
         options: &GuestOptions,
+        data: Option<SharedData>,
         budget: u64,
     ) -> Result<Self, GuestError> {
-        let plan = Plan::new(image, options.mem, machine.limits.features.gib_pages)
-            .map_err(GuestError::Image)?;
+        let mapped = data.map(|data| MappedData {
+            len: data.bytes.range().len(),
+            write: data.write,
+        });
+        let gib_pages = machine.limits.features.gib_pages;
+        let plan = Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
-        match Self::fill(machine, &mut space, image, &plan) {
+        match Self::fill(machine, &mut space, image, &plan, data) {
             Ok(vcpu) => Ok(Self {
                 space,
                 vcpu,
@@ -108,12 +118,14 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         space: &mut Space<'s, M>,
         image: &Image<'_>,
         plan: &Plan,
+        data: Option<SharedData>,
     ) -> Result<Vcpu, GuestError> {
-        let all = AddrRange::new(Gpa::new(0), plan.memory);
-        if let Some(range) = all {
-            space
-                .add_region(Region::new(range, RegionKind::Ram))
-                .map_err(GuestError::Region)?;
+        let ram = AddrRange::new(Gpa::new(0), plan.memory);
+        let ram = ram.map(|range| Region::new(range, RegionKind::Ram));
+        let data = data.zip(plan.data_pages());
+        let data = data.map(|(data, range)| Region::new(range, data.region_kind()));
+        for region in [ram, data].into_iter().flatten() {
+            space.add_region(region).map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)

@@ -5,6 +5,7 @@ pub mod cmdline;
 pub mod console;
 pub mod cpuid;
 pub mod cr;
+pub mod data;
 mod devices;
 mod exits;
 pub mod figures;

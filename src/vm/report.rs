@@ -22,7 +22,7 @@ pub enum Ending<'a> {
     Ran(Outcome),
     /// Its command line could not be understood.
     BadOptions(CmdlineError<'a>),
-    /// An earlier module has its name.
+    /// An earlier guest, or earlier data where this is data, has its name.
     DuplicateName,
     /// It could not be made.
     NotMade(GuestError),
@@ -54,7 +54,7 @@ impl fmt::Display for Ending<'_> {
         match self {
             Self::Ran(outcome) => outcome.fmt(f),
             Self::BadOptions(error) => error.fmt(f),
-            Self::DuplicateName => f.write_str("an earlier guest has the same name"),
+            Self::DuplicateName => f.write_str("an earlier module of its kind has the same name"),
             Self::NotMade(error) => error.fmt(f),
         }
     }

@@ -10,7 +10,7 @@ use super::fields::{Field32, Field64, FieldNatural};
 use super::interruption::{Interruption, InterruptionType};
 use super::register_bits::{
     BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, CR0_PE, DEBUGCTL_BTF, PENDING_BS,
-    RFLAGS_IF, RFLAGS_TF,
+    RFLAGS_TF,
 };
 use super::vmcs::{Vmcs, VmcsError};
 
@@ -357,20 +357,6 @@ pub fn pend_single_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         FieldNatural::GuestPendingDebugExceptions,
         pending | PENDING_BS,
     )
-}
-
-/// Whether the guest can take an external interrupt now: an entry that injects one into a guest that cannot fails.
-/// Where it cannot, "interrupt-window exiting" says when it can.
-pub fn accepts_interrupt(vmcs: &impl Vmcs) -> Result<bool, VmcsError> {
-    let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
-    let blocking = vmcs.read32(Field32::GuestInterruptibilityState)?;
-    Ok(rflags & RFLAGS_IF != 0 && blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0)
-}
-
-/// Whether the guest can take an NMI now. Where it cannot, "NMI-window exiting" says when it can.
-pub fn accepts_nmi(vmcs: &impl Vmcs) -> Result<bool, VmcsError> {
-    let blocking = vmcs.read32(Field32::GuestInterruptibilityState)?;
-    Ok(blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS | BLOCKING_BY_NMI) == 0)
 }
 
 #[cfg(test)]

@@ -192,23 +192,6 @@ fn an_iret_that_is_undone_blocks_nmis_again() {
 }
 
 #[test]
-fn interrupts_and_nmis_are_taken_where_an_entry_can_inject_them() {
-    for (rflags, blocking, interrupt, nmi) in [
-        (0x202, 0, true, true),
-        (0x002, 0, false, true),
-        (0x202, 1, false, false),
-        (0x202, 2, false, false),
-        (0x202, 8, true, false),
-    ] {
-        let mut vmcs = FakeVmcs::new();
-        vmcs.set(FieldNatural::GuestRflags, rflags)
-            .set(Field32::GuestInterruptibilityState, blocking);
-        assert_eq!(accepts_interrupt(&vmcs), Ok(interrupt));
-        assert_eq!(accepts_nmi(&vmcs), Ok(nmi));
-    }
-}
-
-#[test]
 fn two_exceptions_make_a_double_fault_and_three_a_triple_fault() {
     let exception = |vector| Event::exception(vector, has_error_code(vector).then_some(0)).unwrap();
     for (first, second, expected) in [

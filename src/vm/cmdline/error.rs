@@ -36,6 +36,12 @@ pub enum Problem {
     NotADuration,
     /// Not a log level.
     NotALevel,
+    /// Not the name of data, or that with `:ro`.
+    NotAMap,
+    /// An option of guests.
+    NotForData,
+    /// Nothing gives it a name.
+    NeedsName,
     /// Zero.
     Zero,
     /// Not a multiple of 4 KiB.
@@ -57,6 +63,9 @@ impl fmt::Display for Problem {
             Self::NotASize => "not a size, as in 64M, 1G or 0x100000",
             Self::NotADuration => "not a time, as in 500ms, 2s, or ticks as in 100M",
             Self::NotALevel => "not one of off, error, warn, info, debug, trace",
+            Self::NotAMap => "not the name of a data module, as in corpus or corpus:ro",
+            Self::NotForData => "data takes no option but name=",
+            Self::NeedsName => "it needs a name, as in data name=corpus",
             Self::Zero => "must not be zero",
             Self::NotPages => "not a multiple of 4 KiB",
             Self::Overflow => "too large",

@@ -81,14 +81,3 @@ impl fmt::Debug for Name {
         fmt::Debug::fmt(self.as_str(), f)
     }
 }
-
-/// The first of `names` that stands there twice: its places.
-pub fn duplicate(names: &[Name]) -> Option<(usize, usize)> {
-    names.iter().enumerate().find_map(|(second, name)| {
-        let first = names
-            .iter()
-            .take(second)
-            .position(|earlier| earlier == name)?;
-        Some((first, second))
-    })
-}

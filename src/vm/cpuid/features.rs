@@ -78,9 +78,4 @@ impl CpuidTable {
             tsc_aux: extended[1].edx.get_bit(27) || leaf_7.ecx.get_bit(22),
         }
     }
-
-    /// Bytes of the XSAVE area, standard format, for the components in `xcr0`.
-    pub fn xsave_area_size(&self, xcr0: u64) -> u32 {
-        self.xsave.area_size(xcr0)
-    }
 }

@@ -85,7 +85,7 @@ pub enum LoadError {
     },
     /// More memory than can be mapped at addresses equal to the physical ones.
     TooMuchMemory {
-        /// Bytes of guest memory.
+        /// Bytes of guest memory, with the data behind it.
         memory: u64,
         /// The most there may be.
         most: u64,

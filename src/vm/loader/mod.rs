@@ -11,5 +11,5 @@ mod write;
 pub use error::LoadError;
 pub use image::{Image, SEGMENTS_MAX, Segment, Warning};
 pub use memory::{GuestMemory, MemoryFault};
-pub use plan::{Plan, Region, RegionKind, STACK_SIZE};
+pub use plan::{MappedData, Plan, Region, RegionKind, STACK_SIZE};
 pub use write::{Start, WriteError, load};

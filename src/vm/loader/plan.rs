@@ -1,9 +1,10 @@
 //! Where everything lies in the memory of a guest.
 //!
 //! ```text
-//! page 0     segments    heap: the largest gap      stack   start info  tables
-//! unmapped   as linked   guard pages around it      64 KiB  read-only   read-only
+//! page 0     segments    heap: the largest gap      stack   start info  tables      | data
+//! unmapped   as linked   guard pages around it      64 KiB  read-only   read-only   | at a multiple of 2 MiB
 //! ```
+//! Data lies behind the guest's memory, where the guest asks for it.
 //! GVA and GPA are the same. The block of stack, start information and tables goes into the highest gap that is wide
 //! enough, which is the top of memory unless the image is linked there.
 
@@ -30,6 +31,27 @@ pub enum RegionKind {
     Tables,
     /// The heap.
     Heap,
+    /// The data behind the guest's memory.
+    Data,
+}
+
+/// Data that a guest sees behind its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedData {
+    /// Its bytes.
+    pub len: u64,
+    /// Whether the guest may write there.
+    pub write: bool,
+}
+
+impl MappedData {
+    /// Where it lies behind `memory` bytes of guest memory. At a multiple of 2 MiB, large leaves can map most of it.
+    fn place(self, memory: u64) -> Option<AddrRange<Gpa>> {
+        let start = memory.checked_next_multiple_of(PageSize::Size2M.bytes())?;
+        let pages = self.len.checked_next_multiple_of(PAGE_SIZE)?;
+        let end = start.checked_add(pages)?;
+        AddrRange::new(Gpa::new(start), self.len).filter(|_| end <= MEMORY_MAX)
+    }
 }
 
 /// Whole pages of guest memory with one purpose and one set of permissions.
@@ -47,8 +69,8 @@ pub struct Region {
     pub execute: bool,
 }
 
-/// Segments, stack, start information, tables, heap.
-type Regions = ArrayVec<Region, { SEGMENTS_MAX + 4 }>;
+/// Segments, stack, start information, tables, heap, data.
+type Regions = ArrayVec<Region, { SEGMENTS_MAX + 5 }>;
 
 /// Where everything lies in the memory of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,49 +89,73 @@ pub struct Plan {
     pub tables: AddrRange<Gpa>,
     /// The heap; may be empty.
     pub heap: AddrRange<Gpa>,
+    /// The data behind the guest's memory, if there is any.
+    pub data: Option<AddrRange<Gpa>>,
     regions: Regions,
 }
 
 impl Plan {
-    /// Plans `memory` bytes, a multiple of 4 KiB, for `image`. With `gib_pages` the CPU has 1 GiB leaves.
-    pub fn new(image: &Image<'_>, memory: u64, gib_pages: bool) -> Result<Self, LoadError> {
-        if memory > MEMORY_MAX {
-            return Err(LoadError::TooMuchMemory {
+    /// Plans `memory` bytes, a multiple of 4 KiB, for `image`, and `data` behind them. With `gib_pages` the CPU has 1 GiB
+    /// leaves.
+    pub fn new(
+        image: &Image<'_>,
+        memory: u64,
+        data: Option<MappedData>,
+        gib_pages: bool,
+    ) -> Result<Self, LoadError> {
+        let most = MEMORY_MAX;
+        let behind = data.map_or(0, |data| data.len);
+        let too_much = LoadError::TooMuchMemory {
+            memory: memory.saturating_add(behind),
+            most,
+        };
+        if memory > most || data.is_some_and(|data| data.place(memory).is_none()) {
+            return Err(too_much);
+        }
+        let contents = Contents {
+            entry: image.entry(),
+            segments: segment_regions(image),
+            data,
+            largest_leaf: if gib_pages {
+                PageSize::Size1G
+            } else {
+                PageSize::Size2M
+            },
+        };
+        let mut segments = contents.segments.iter();
+        if let Some(outside) = segments.find(|region| end(region.range) > memory) {
+            return Err(LoadError::OutsideMemory {
+                segment: outside.range,
                 memory,
-                most: MEMORY_MAX,
+                needed: contents.memory_needed(),
             });
         }
-        let largest_leaf = if gib_pages {
-            PageSize::Size1G
-        } else {
-            PageSize::Size2M
-        };
-        let segments = segment_regions(image);
-        if let Some(outside) = segments.iter().find(|region| end(region.range) > memory) {
-            let segment = outside.range;
-            let needed = memory_needed(image, &segments, largest_leaf);
-            return Err(LoadError::OutsideMemory {
-                segment,
+        contents.plan(memory).ok_or_else(|| {
+            let needed = contents.memory_needed();
+            needed.map_or(too_much, |needed| LoadError::TooLittleMemory {
                 memory,
                 needed,
-            });
-        }
-        match try_plan(image, &segments, memory, largest_leaf) {
-            Some(plan) => Ok(plan),
-            None => Err(memory_needed(image, &segments, largest_leaf).map_or(
-                LoadError::TooMuchMemory {
-                    memory,
-                    most: MEMORY_MAX,
-                },
-                |needed| LoadError::TooLittleMemory { memory, needed },
-            )),
-        }
+            })
+        })
     }
 
     /// Every region, by address. No two share a page; page 0 and the guard pages are in none.
     pub fn regions(&self) -> &[Region] {
         &self.regions
     }
+
+    /// The pages of the data behind the guest's memory.
+    pub fn data_pages(&self) -> Option<AddrRange<Gpa>> {
+        self.data.and_then(pages)
+    }
+}
+
+/// The whole pages of `range`, which begins with one.
+fn pages(range: AddrRange<Gpa>) -> Option<AddrRange<Gpa>> {
+    AddrRange::new(
+        range.start(),
+        range.len().checked_next_multiple_of(PAGE_SIZE)?,
+    )
 }
 
 fn start(range: AddrRange<Gpa>) -> u64 {
@@ -137,58 +183,91 @@ fn segment_regions(image: &Image<'_>) -> Regions {
     image.segments().iter().enumerate().map(region).collect()
 }
 
-/// The plan, or none if there is too little memory.
-fn try_plan(image: &Image<'_>, segments: &Regions, memory: u64, leaf: PageSize) -> Option<Plan> {
-    let mut tables = 1;
-    // The tables are mapped too, so their number depends on itself. It only ever grows here, and by little.
-    loop {
-        let plan = plan_with(image, segments, memory, leaf, tables)?;
-        let needed = count_tables(&plan.regions, leaf);
-        if needed <= tables {
-            return Some(plan);
-        }
-        tables = needed;
-    }
+/// What a guest's memory is to hold.
+struct Contents {
+    entry: Gpa,
+    segments: Regions,
+    data: Option<MappedData>,
+    largest_leaf: PageSize,
 }
 
-/// The plan with `tables` pages of tables.
-fn plan_with(
-    image: &Image<'_>,
-    segments: &Regions,
-    memory: u64,
-    largest_leaf: PageSize,
-    tables: u64,
-) -> Option<Plan> {
-    let block = block_len(tables)?;
-    let gap = gaps(segments, memory)
-        .filter(|gap| gap.len() >= block)
-        .last()?;
-    let top = end(gap);
-    let tables = between(top - tables * PAGE_SIZE, top)?;
-    let start_info = between(start(tables) - PAGE_SIZE, start(tables))?;
-    let stack = between(start(start_info) - STACK_SIZE, start(start_info))?;
+impl Contents {
+    /// The plan, or none if there is too little memory.
+    fn plan(&self, memory: u64) -> Option<Plan> {
+        let mut tables = 1;
+        // The tables are mapped too, so their number depends on itself. It only ever grows here, and by little.
+        loop {
+            let plan = self.plan_with(memory, tables)?;
+            let needed = count_tables(&plan.regions, self.largest_leaf);
+            if needed <= tables {
+                return Some(plan);
+            }
+            tables = needed;
+        }
+    }
 
-    let mut regions = segments.clone();
-    add(&mut regions, stack, RegionKind::Stack, true)?;
-    add(&mut regions, start_info, RegionKind::StartInfo, false)?;
-    add(&mut regions, tables, RegionKind::Tables, false)?;
-    let widest = gaps(&regions, memory).max_by_key(|gap| gap.len());
-    let within_guards =
-        |gap| between(start(gap) + PAGE_SIZE, end(gap) - PAGE_SIZE).filter(|heap| !heap.is_empty());
-    let heap = match widest.and_then(within_guards) {
-        Some(heap) => add(&mut regions, heap, RegionKind::Heap, true)?,
-        None => between(PAGE_SIZE, PAGE_SIZE)?,
-    };
-    Some(Plan {
-        memory,
-        entry: image.entry(),
-        largest_leaf,
-        stack,
-        start_info: start_info.start(),
-        tables,
-        heap,
-        regions,
-    })
+    /// The plan with `tables` pages of tables.
+    fn plan_with(&self, memory: u64, tables: u64) -> Option<Plan> {
+        let block = block_len(tables)?;
+        let gap = gaps(&self.segments, memory)
+            .filter(|gap| gap.len() >= block)
+            .last()?;
+        let top = end(gap);
+        let tables = between(top - tables * PAGE_SIZE, top)?;
+        let start_info = between(start(tables) - PAGE_SIZE, start(tables))?;
+        let stack = between(start(start_info) - STACK_SIZE, start(start_info))?;
+
+        let mut regions = self.segments.clone();
+        add(&mut regions, stack, RegionKind::Stack, true)?;
+        add(&mut regions, start_info, RegionKind::StartInfo, false)?;
+        add(&mut regions, tables, RegionKind::Tables, false)?;
+        let widest = gaps(&regions, memory).max_by_key(|gap| gap.len());
+        let within_guards = |gap| {
+            between(start(gap) + PAGE_SIZE, end(gap) - PAGE_SIZE).filter(|heap| !heap.is_empty())
+        };
+        let heap = match widest.and_then(within_guards) {
+            Some(heap) => add(&mut regions, heap, RegionKind::Heap, true)?,
+            None => between(PAGE_SIZE, PAGE_SIZE)?,
+        };
+        // Last: it is no memory with gaps for the others.
+        let data = match self.data {
+            Some(data) => {
+                let range = data.place(memory)?;
+                add(&mut regions, pages(range)?, RegionKind::Data, data.write)?;
+                Some(range)
+            }
+            None => None,
+        };
+        Some(Plan {
+            memory,
+            entry: self.entry,
+            largest_leaf: self.largest_leaf,
+            stack,
+            start_info: start_info.start(),
+            tables,
+            heap,
+            data,
+            regions,
+        })
+    }
+
+    /// Memory that is enough: the image and, above it, everything else.
+    fn memory_needed(&self) -> Option<u64> {
+        let top = self
+            .segments
+            .last()
+            .map_or(PAGE_SIZE, |region| end(region.range));
+        let data = self
+            .data
+            .map_or(0, |data| data.len / PageSize::Size1G.bytes());
+        // Two guesses suffice in practice; tables that map the last tables add at most one for each level, data one for each
+        // level and each GiB.
+        (0..=data.saturating_add(20)).find_map(|extra| {
+            let tables = count_tables(&self.segments, self.largest_leaf) + extra;
+            let memory = top.checked_add(block_len(tables)?)?;
+            (memory <= MEMORY_MAX && self.plan(memory).is_some()).then_some(memory)
+        })
+    }
 }
 
 /// Puts a region that is not executable in its place.
@@ -215,20 +294,6 @@ fn block_len(tables: u64) -> Option<u64> {
     tables
         .checked_mul(PAGE_SIZE)?
         .checked_add(PAGE_SIZE + STACK_SIZE + PAGE_SIZE)
-}
-
-/// Memory that is enough: the image and, above it, everything else.
-fn memory_needed(image: &Image<'_>, segments: &Regions, leaf: PageSize) -> Option<u64> {
-    let top = segments
-        .last()
-        .map_or(PAGE_SIZE, |region| end(region.range));
-    // Two guesses suffice in practice; tables that map the last tables add at most one for each level.
-    (0..=16).find_map(|extra| {
-        let tables = count_tables(segments, leaf) + extra;
-        let memory = top.checked_add(block_len(tables)?)?;
-        (memory <= MEMORY_MAX && try_plan(image, segments, memory, leaf).is_some())
-            .then_some(memory)
-    })
 }
 
 /// The ranges of memory above page 0 that no region holds, by address.
@@ -302,8 +367,20 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn plan_of(file: &ElfFile, memory: u64, gib: bool) -> Result<Plan, LoadError> {
+        plan_with_data(file, memory, 0, gib)
+    }
+    fn plan_with_data(
+        file: &ElfFile,
+        memory: u64,
+        data: u64,
+        gib: bool,
+    ) -> Result<Plan, LoadError> {
         let bytes = file.bytes();
-        Plan::new(&Image::parse(&bytes).unwrap(), memory, gib)
+        let data = (data > 0).then_some(MappedData {
+            len: data,
+            write: false,
+        });
+        Plan::new(&Image::parse(&bytes).unwrap(), memory, data, gib)
     }
     fn small() -> ElfFile {
         ElfFile::new(0x200000)
@@ -323,7 +400,8 @@ mod tests {
                 region.range.start().is_aligned(PAGE_SIZE) && region.range.len() % PAGE_SIZE == 0
             );
             assert!(!region.range.is_empty());
-            assert!(end(region.range) <= plan.memory);
+            let in_memory = end(region.range) <= plan.memory;
+            assert_eq!(in_memory, region.kind != RegionKind::Data, "{region:?}");
             assert!(
                 region.range.start().as_u64() >= PAGE_SIZE,
                 "page 0 is mapped"
@@ -383,6 +461,52 @@ mod tests {
         assert_eq!(tables(64 * GIB, false), 4 + 64);
         assert_eq!(tables(64 * GIB, true), 4 + 2);
         assert_eq!(tables(1024 * GIB, true), 1 + 2 + 2 + 2);
+    }
+
+    #[test]
+    fn data_lies_behind_memory_at_a_multiple_of_2_mib() {
+        for (memory, start) in [
+            (64 * MIB, 64 * MIB),
+            (64 * MIB + PAGE_SIZE, 66 * MIB),
+            (66 * MIB - PAGE_SIZE, 66 * MIB),
+        ] {
+            let plan = plan_with_data(&small(), memory, 5 * PAGE_SIZE + 1, false).unwrap();
+            check(&plan);
+            let data = plan.data.unwrap();
+            assert_eq!(
+                (data.start().as_u64(), data.len()),
+                (start, 5 * PAGE_SIZE + 1)
+            );
+            assert_eq!(plan.data_pages().unwrap().len(), 6 * PAGE_SIZE);
+            let region = plan.regions().last().unwrap();
+            assert_eq!(region.range, plan.data_pages().unwrap());
+            assert!(region.read && !region.write && !region.execute);
+            assert!(end(plan.heap) <= memory);
+        }
+        assert_eq!(
+            plan_of(&small(), 64 * MIB, false).unwrap().data_pages(),
+            None
+        );
+    }
+
+    #[test]
+    fn data_beyond_what_can_be_mapped_is_refused() {
+        let fits = plan_with_data(&small(), MEMORY_MAX - 2 * MIB, 2 * MIB, true).unwrap();
+        check(&fits);
+        for data in [2 * MIB + 1, MEMORY_MAX, u64::MAX] {
+            let refused = plan_with_data(&small(), MEMORY_MAX - 2 * MIB, data, true);
+            assert!(matches!(refused, Err(LoadError::TooMuchMemory { .. })));
+        }
+        let low = ElfFile::new(0x1000).load(Load::new(0x1000, RX).memory(0x1000));
+        // The memory that data needs for its tables is in what is said to be needed.
+        for (data, gib) in [(8 * GIB, false), (8 * GIB + PAGE_SIZE, true), (1, true)] {
+            let error = plan_with_data(&low, 0x8000, data, gib).unwrap_err();
+            let LoadError::TooLittleMemory { needed, .. } = error else {
+                panic!("{error:?}")
+            };
+            check(&plan_with_data(&low, needed, data, gib).unwrap());
+            assert!(plan_with_data(&low, needed - PAGE_SIZE, data, gib).is_err());
+        }
     }
 
     #[test]
@@ -481,6 +605,7 @@ mod tests {
         fn random_images(
             segments in proptest::collection::vec((1u64..0x4000, 1u64..0x90_0000), 1..6),
             pages in 1u64..0x30_0000,
+            data in proptest::prop_oneof![proptest::strategy::Just(0), 1u64..0x2_0000_0000],
             gib: bool,
         ) {
             let mut at = 0;
@@ -490,7 +615,7 @@ mod tests {
                 file = Some(file.unwrap_or(ElfFile::new(at)).load(Load::new(at, RX).memory(len)));
                 at = (at + len).next_multiple_of(PAGE_SIZE);
             }
-            match plan_of(&file.unwrap(), pages * PAGE_SIZE, gib) {
+            match plan_with_data(&file.unwrap(), pages * PAGE_SIZE, data, gib) {
                 Ok(plan) => {
                     check(&plan);
                     assert_eq!(count_tables(plan.regions(), plan.largest_leaf), count_slowly(plan.regions(), plan.largest_leaf));

@@ -6,7 +6,7 @@ use offshoot_abi::{StartInfo, VERSION};
 
 use super::memory::{GuestMemory, GuestTables, MemoryFault};
 use super::{Image, Plan, Region, RegionKind};
-use crate::addr::{Gpa, Gva};
+use crate::addr::{AddrRange, Gpa, Gva};
 use crate::paging::{Amd64Attr, Content, PagingError, Write, map};
 
 /// The registers with which a loaded guest starts; every other general register is 0.
@@ -68,6 +68,8 @@ pub fn load<M: GuestMemory>(
         stack: plan.stack.start().as_u64(),
         stack_len: plan.stack.len(),
         root: plan.tables.start().as_u64(),
+        data: plan.data.map_or(0, |data| data.start().as_u64()),
+        data_len: plan.data.map_or(0, AddrRange::len),
     };
     put(memory, plan.start_info, &start_info_bytes(info))?;
     Ok(Start {
@@ -143,10 +145,12 @@ fn start_info_bytes(info: StartInfo) -> [u8; size_of::<StartInfo>()] {
         stack,
         stack_len,
         root,
+        data,
+        data_len,
     } = info;
     let versions = u64::from(size) << 32 | u64::from(version);
     let words = [
-        magic, versions, memory, heap, heap_len, stack, stack_len, root,
+        magic, versions, memory, heap, heap_len, stack, stack_len, root, data, data_len,
     ];
     let mut bytes = [0; size_of::<StartInfo>()];
     for (place, word) in bytes.chunks_exact_mut(8).zip(words) {

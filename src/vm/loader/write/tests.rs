@@ -1,8 +1,8 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use super::super::LoadError;
 use super::super::testing::{ElfFile, Load, R, RW, RWX, RX};
+use super::super::{LoadError, MappedData};
 use super::*;
 use crate::addr::PAGE_SIZE;
 
@@ -94,7 +94,7 @@ fn image() -> Vec<u8> {
 fn loaded(memory: u64, gib: bool) -> (Plan, Buffer, Start) {
     let file = image();
     let image = Image::parse(&file).unwrap();
-    let plan = Plan::new(&image, memory, gib).unwrap();
+    let plan = Plan::new(&image, memory, None, gib).unwrap();
     let mut buffer = Buffer::new(memory);
     let start = load(&image, &plan, &mut buffer).unwrap();
     (plan, buffer, start)
@@ -171,7 +171,7 @@ fn the_guest_starts_as_after_a_call() {
         StartInfo::MAGIC
     );
     let size_and_version = field(std::mem::offset_of!(StartInfo, version));
-    assert_eq!(size_and_version, 64 << 32 | u64::from(VERSION));
+    assert_eq!(size_and_version, 80 << 32 | u64::from(VERSION));
     assert_eq!(std::mem::offset_of!(StartInfo, size), 12);
     assert_eq!(field(std::mem::offset_of!(StartInfo, memory)), 64 * MIB);
     assert_eq!(
@@ -194,6 +194,32 @@ fn the_guest_starts_as_after_a_call() {
         field(std::mem::offset_of!(StartInfo, root)),
         start.cr3.as_u64()
     );
+    assert_eq!(field(std::mem::offset_of!(StartInfo, data)), 0);
+    assert_eq!(field(std::mem::offset_of!(StartInfo, data_len)), 0);
+}
+
+#[test]
+fn data_is_mapped_without_being_touched() {
+    let file = image();
+    let image = Image::parse(&file).unwrap();
+    for write in [false, true] {
+        let len = 2 * MIB + 3 * PAGE_SIZE + 17;
+        let data = MappedData { len, write };
+        let plan = Plan::new(&image, 64 * MIB, Some(data), false).unwrap();
+        // Not even a byte behind the guest's own memory may be accessed.
+        let mut memory = Buffer::new(64 * MIB);
+        let start = load(&image, &plan, &mut memory).unwrap();
+        let at = |at| walk(&memory, start.cr3.as_u64(), at);
+        let end = 66 * MIB + 4 * PAGE_SIZE;
+        for place in [64 * MIB, 66 * MIB, end - 1] {
+            assert_eq!(at(place), Some((place, write, false)));
+        }
+        assert_eq!(at(end), None);
+        let info = start.rdi.as_u64();
+        let field = |offset: usize| memory.word(info + offset as u64);
+        assert_eq!(field(std::mem::offset_of!(StartInfo, data)), 64 * MIB);
+        assert_eq!(field(std::mem::offset_of!(StartInfo, data_len)), len);
+    }
 }
 
 #[test]
@@ -220,7 +246,7 @@ fn a_sparse_guest_costs_few_pages_of_host_memory() {
 fn memory_that_fails_at_any_access_is_named() {
     let file = image();
     let image = Image::parse(&file).unwrap();
-    let plan = Plan::new(&image, 8 * MIB, false).unwrap();
+    let plan = Plan::new(&image, 8 * MIB, None, false).unwrap();
     let mut fail_at = 0;
     let needed = loop {
         let mut buffer = Buffer {
@@ -264,7 +290,7 @@ proptest::proptest! {
         }
         let bytes = file.unwrap().bytes();
         let image = Image::parse(&bytes).unwrap();
-        let plan = match Plan::new(&image, pages * PAGE_SIZE, gib) {
+        let plan = match Plan::new(&image, pages * PAGE_SIZE, None, gib) {
             Ok(plan) => plan,
             Err(LoadError::OutsideMemory { .. } | LoadError::TooLittleMemory { .. }) => return Ok(()),
             Err(other) => panic!("{other}"),
