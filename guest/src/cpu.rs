@@ -67,3 +67,27 @@ pub fn outl(port: u16, value: u32) {
     // SAFETY: as in `inb`.
     unsafe { asm!("out dx, eax", in("eax") value, in("dx") port, options(nomem, nostack)) };
 }
+
+/// Waits until all that was written can be executed, also where it was written through another linear address: IRET
+/// serializes and, unlike CPUID, does not leave the guest.
+pub fn serialize() {
+    // SAFETY: goes on behind itself with the same stack and flags.
+    unsafe {
+        asm!(
+            "mov {scratch}, rsp",
+            "push {zero}",
+            "mov {zero:e}, ss",
+            "mov [rsp], {zero}",
+            "push {scratch}",
+            "pushfq",
+            "mov {zero:e}, cs",
+            "push {zero}",
+            "lea {zero}, [rip + 2f]",
+            "push {zero}",
+            "iretq",
+            "2:",
+            scratch = out(reg) _,
+            zero = inout(reg) 0_u64 => _,
+        )
+    }
+}

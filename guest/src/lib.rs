@@ -19,7 +19,9 @@
 pub mod call;
 pub mod check;
 pub mod cpu;
+pub mod pattern;
 mod print;
+pub mod random;
 pub mod space;
 pub mod trap;
 

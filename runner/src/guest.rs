@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// What `make run` runs when nothing else is asked for: sample guests, with the options each needs.
 pub const DEFAULT: &str = "hello sparse,mem=1G selfcheck";
+/// Options that need no value.
+const FLAGS: [&str; 3] = [DATA, "prefetch", "idle"];
 
 /// The option that makes a file data rather than a guest.
 pub const DATA: &str = "data";
@@ -60,14 +62,10 @@ impl Guest {
             .filter(|option| !option.is_empty())
             .map(str::to_owned)
             .collect();
-        let flag = |option: &String| option == DATA;
-        if let Some(option) = options
-            .iter()
-            .find(|option| !option.contains('=') && !flag(option))
-        {
+        if let Some(option) = options.iter().find(|option| !is_option(option)) {
             return Err(Error::asked(
                 word,
-                format!("`{option}` is no option: write name=, mem=, budget=, map= or data"),
+                format!("`{option}` is no option: write KEY=VALUE, as in mem=64M"),
             ));
         }
         let guest = Self { path, options };
@@ -128,6 +126,10 @@ pub fn check_word(word: &str) -> Result<(), String> {
         )),
         None => Ok(()),
     }
+}
+
+fn is_option(word: &str) -> bool {
+    word.contains('=') || FLAGS.contains(&word)
 }
 
 fn is_name(option: &str) -> bool {

@@ -247,6 +247,10 @@ impl<M: PhysMem> Spaces<'_, M> {
         };
         audit.reference(self.zero().address()).map_err(at_root)?;
         for space in spaces {
+            for frame in space.tree.log.frames(self.frames()) {
+                audit.reference(frame).map_err(at_root)?;
+            }
+            audit.reference(space.regions.frame()).map_err(at_root)?;
             audit.reference(space.tree.root()).map_err(at_root)?;
             let mut walk = Walk {
                 space,

@@ -89,6 +89,10 @@ impl<M: PhysMem> Space<'_, M> {
         };
         harvest.table(self.tree.root(), 4, 0);
         let found = harvest.found;
+        if found > 0 {
+            // A reset must not take a page for clean whose mark went this way.
+            self.tree.log.lose();
+        }
         // The CPU does not mark a page again whose mark it has cached, nor does it notice that write is gone.
         self.tree.close(frames, found > 0);
         Ok(found)

@@ -1,10 +1,9 @@
-//! Changes to a space as a whole: what is mapped goes, or is shared with a fork.
+//! Changes to a range of a space: what is mapped there goes, or gets other permissions.
 
 use super::entry::Origin;
-use super::space::Tree;
-use super::{Reason, RegionError, RegionKind, Space};
+use super::{Reason, RegionError, Space};
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE};
-use crate::frames::{PhysMem, Retired};
+use crate::frames::{FrameError, PhysMem, Retired};
 use crate::paging::{Content, Emptied, Write, protect, unmap};
 use core::fmt;
 
@@ -42,8 +41,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
         if !self.regions.iter().any(|region| region.range == range) {
             return Err(EditError::Region(RegionError::NoSuchRegion(range)));
         }
+        self.regions.change().map_err(out)?;
         self.clear(range)?;
         self.regions
+            .change()
+            .map_err(out)?
             .remove(range)
             .map(drop)
             .map_err(EditError::Region)
@@ -72,6 +74,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             .regions
             .protected(range, write, execute)
             .map_err(EditError::Region)?;
+        self.regions.change().map_err(out)?;
         let frames = self.spaces.frames;
         let mut tables = self.tree.tables(frames);
         // Write is given back by the next violation, to what is not shared.
@@ -86,7 +89,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let failed = tables.failed;
         self.tree.close(frames, true);
         done.map_err(|error| EditError::Tables(error.into()))?;
-        self.regions = regions;
+        *self.regions.change().map_err(out)? = regions;
         failed.map_or(Ok(()), |error| {
             Err(EditError::Tables(Reason::Frames(error)))
         })
@@ -141,37 +144,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
             (Err(error), _) => Err(EditError::Tables(error.into())),
         }
     }
+}
 
-    /// A second space with the same regions and the same memory: nothing is copied before one of the two writes it. Takes
-    /// one frame, and the same time however large the memory is.
-    ///
-    /// This space owes an invalidation then, as writing is withdrawn from all that is shared.
-    pub fn fork(&mut self) -> Result<Space<'s, M>, EditError> {
-        let device = |region: &&super::Region| matches!(region.kind, RegionKind::PassThrough(_));
-        if let Some(region) = self.regions.iter().find(device) {
-            return Err(EditError::PassThrough(region.range));
-        }
-        let frames = self.spaces.frames;
-        let out = |error: crate::frames::FrameError| EditError::Tables(error.into());
-        let mut fork = Space {
-            spaces: self.spaces,
-            tree: Tree::new(frames).map_err(out)?,
-            regions: self.regions.clone(),
-            faults: Default::default(),
-        };
-        fork.tree.large = self.tree.large;
-        let (from, to) = (self.tree.root(), fork.tree.root());
-        let mut tables = self.tree.tables(frames);
-        tables.copy_shared(from, 4, to);
-        let failed = tables.failed;
-        if failed.is_some() {
-            fork.tree.tables(frames).drop_table(to, 4);
-            fork.tree.close(frames, true);
-        }
-        self.tree.close(frames, true);
-        match failed {
-            None => Ok(fork),
-            Some(error) => Err(EditError::Tables(Reason::Frames(error))),
-        }
-    }
+/// There was no frame for a change, or its count is the largest.
+pub(super) fn out(error: FrameError) -> EditError {
+    EditError::Tables(error.into())
 }

@@ -25,6 +25,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// CPU on which the guest ran.
     pub fn end(mut self) -> Ending<'s, M> {
         self.tree.debt.incur();
+        self.tree.log.clear(self.spaces.frames);
         Ending {
             frames: self.spaces.frames,
             eptp: self.eptp(),

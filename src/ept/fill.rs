@@ -20,7 +20,7 @@ impl<M: PhysMem> Space<'_, M> {
         }
         let frames = self.spaces.frames;
         let near = self.tree.recent_table(gpa);
-        let mut tables = self.tree.tables(frames);
+        let mut tables = self.tree.page_tables(frames);
         let found = match near {
             Some(table) => open_slot_in(&tables, gpa, table),
             None => open_slot(&tables, gpa),
@@ -49,7 +49,7 @@ impl<M: PhysMem> Space<'_, M> {
         // The slot owns the reference now.
         frame.into_raw();
         *count += 1;
-        self.tree.set_recent(gpa, Some(slot.table));
+        self.tree.set_recent(frames, gpa, Some(slot.table));
         true
     }
 }

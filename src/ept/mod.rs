@@ -8,6 +8,7 @@
 
 mod audit;
 mod capability;
+mod checksum;
 mod debt;
 mod dirty;
 mod edit;
@@ -15,15 +16,19 @@ mod end;
 mod entry;
 mod fill;
 mod large;
+mod log;
 mod memory;
 mod mtrr;
 mod provide;
 mod region;
 mod region_map;
+mod reset;
 mod resolve;
 mod space;
 mod tables;
+mod template;
 mod violation;
+mod working_set;
 
 pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
 pub use audit::{Census, Flaw};
@@ -35,8 +40,10 @@ pub use entry::Origin;
 pub use memory::AccessError;
 pub use mtrr::{MtrrRegisters, Mtrrs};
 pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
+pub use reset::{IDLE, Reset, ResetError, Restored};
 pub use resolve::{Fill, Reason, Resolution, Unresolved};
 pub use space::{Entered, Faults, Space, Spaces};
+pub use template::{FreezeError, FrozenSpace};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::paging::{Content, Cursor, Decoded, EptAttr, Write};
 
 /// What a page that is not mapped holds.
 #[derive(Clone, Copy)]
-enum Source {
+pub(super) enum Source {
     /// Zeroes.
     Zero,
     /// Host bytes, so many; zeroes behind them.
@@ -22,7 +22,7 @@ enum Source {
 }
 
 impl Source {
-    fn of(region: &Region, page: Gpa) -> Result<Self, Reason> {
+    pub fn of(region: &Region, page: Gpa) -> Result<Self, Reason> {
         let offset = region.offset(page);
         match region.kind {
             RegionKind::Ram | RegionKind::Rom => Ok(Self::Zero),
@@ -79,10 +79,18 @@ impl Tree {
         access: Access,
     ) -> Result<Fill, Reason> {
         let (near, large) = (self.recent_table(page), self.large);
-        let mut tables = self.tables(spaces.frames);
+        let mut tables = self.page_tables(spaces.frames);
         let done = provide(&mut tables, known, page, access, spaces.zero, near, large);
         let (moved, failed, lowest) = (tables.moved, tables.failed, tables.lowest);
-        self.set_recent(page, lowest);
+        self.set_recent(spaces.frames, page, lowest);
+        // A large page was given, or something went wrong half-way.
+        let untold = match done {
+            Ok((Fill::Zeroed | Fill::Copied | Fill::TakenOver, _)) => lowest.is_none(),
+            _ => failed.is_some(),
+        };
+        if access.write && untold {
+            self.log.lose();
+        }
         let replaced = matches!(done, Ok((_, true)));
         self.close(spaces.frames, replaced || moved);
         match failed {
@@ -275,9 +283,11 @@ pub(super) fn take_over<M: PhysMem>(
         return Ok((Fill::Present, false));
     }
     cursor.set_page(phys, wanted)?;
-    let (table, level) = (cursor.table(), cursor.level());
-    cursor.ops().lowest = (level == 1).then_some(table);
     let present = attr.write() == wanted.write() && attr.execute() == wanted.execute();
+    if !present {
+        let (table, level) = (cursor.table(), cursor.level());
+        cursor.ops().lowest = (level == 1).then_some(table);
+    }
     Ok((
         if present {
             Fill::Present

@@ -1,6 +1,7 @@
 //! What a guest's physical addresses are: the regions of a space.
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
+use crate::frames::FrameError;
 use crate::paging::MemoryType;
 use core::fmt;
 
@@ -245,6 +246,14 @@ pub enum RegionError {
     },
     /// There is no such region.
     NoSuchRegion(AddrRange<Gpa>),
+    /// There is no frame for the list of regions.
+    Frames(FrameError),
+}
+
+impl From<FrameError> for RegionError {
+    fn from(error: FrameError) -> Self {
+        Self::Frames(error)
+    }
 }
 
 impl fmt::Display for RegionError {
@@ -283,6 +292,7 @@ impl fmt::Display for RegionError {
                 )
             }
             Self::NoSuchRegion(range) => write!(f, "there is no region {range}"),
+            Self::Frames(error) => write!(f, "the list of regions: {error}"),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The regions of a space: which is where, and what follows for its pages.
 
 use super::{MAX_REGIONS, Origin, Region, RegionError, RegionKind};
-use crate::addr::{AddrRange, Address, Gpa};
+use crate::addr::{AddrRange, Address, Gpa, Hpa};
+use crate::frames::{FrameAllocator, FrameError, FrameRc, PhysMem};
 use crate::paging::{EptAttr, Write};
+use core::ops::Deref;
 
 /// A region, and what follows from it for every page.
 #[derive(Clone, Copy, Debug)]
@@ -75,15 +77,11 @@ impl Ram {
 }
 
 /// The regions of a space, in order of their addresses.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct RegionMap {
     regions: [Option<Known>; MAX_REGIONS],
     used: usize,
     width: u32,
-    /// Where the last look-up ended: the next is likely there.
-    last: usize,
-    /// The region there, if it is RAM.
-    ram: Ram,
 }
 
 impl RegionMap {
@@ -92,8 +90,6 @@ impl RegionMap {
             regions: [None; MAX_REGIONS],
             used: 0,
             width,
-            last: 0,
-            ram: Ram::NONE,
         }
     }
 
@@ -171,7 +167,6 @@ impl RegionMap {
         let tail = at.and_then(|at| self.regions.get_mut(at..self.used));
         match tail {
             Some(tail) => {
-                self.ram = Ram::NONE;
                 tail.rotate_left(1);
                 self.used -= 1;
                 let gone = self.regions[self.used].take();
@@ -187,18 +182,70 @@ impl RegionMap {
         self.iter().find(|region| region.range.contains(gpa))
     }
 
-    /// As [`RegionMap::find`], and the next look-up starts there.
+    /// As [`RegionMap::find`], beginning at the place `last`, which then is where it was found.
     #[inline]
-    pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
+    pub fn find_from(&self, gpa: Gpa, last: &mut usize) -> Option<&Known> {
         let holds = |known: &Known| known.region.range.contains(gpa);
-        if !matches!(self.regions.get(self.last), Some(Some(known)) if holds(known)) {
-            self.last = self
+        if !matches!(self.regions.get(*last), Some(Some(known)) if holds(known)) {
+            *last = self
                 .regions
                 .iter()
                 .take(self.used)
                 .position(|known| known.as_ref().is_some_and(holds))?;
         }
-        let known = self.regions.get(self.last)?.as_ref()?;
+        self.regions.get(*last)?.as_ref()
+    }
+}
+
+/// The regions of a space, which it may share with others, and where it looked last.
+pub(super) struct Regions<'f, M: PhysMem> {
+    map: FrameRc<'f, RegionMap, M>,
+    /// Where the last look-up ended: the next is likely there.
+    last: usize,
+    /// The region there, if it is RAM.
+    ram: Ram,
+}
+
+impl<'f, M: PhysMem> Regions<'f, M> {
+    /// No regions.
+    pub fn new(frames: &'f FrameAllocator<M>, width: u32) -> Result<Self, FrameError> {
+        FrameRc::new(frames, RegionMap::new(width)).map(Self::of)
+    }
+
+    fn of(map: FrameRc<'f, RegionMap, M>) -> Self {
+        Self {
+            map,
+            last: 0,
+            ram: Ram::NONE,
+        }
+    }
+
+    /// The same regions for another space: nothing is copied before one of the two changes them.
+    #[inline]
+    pub fn share(&self) -> Result<Self, FrameError> {
+        self.map.share().map(Self::of)
+    }
+
+    /// Whether these are the same regions because nobody has changed them since they were shared.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.map.frame() == other.map.frame()
+    }
+
+    /// The frame that they are in.
+    pub fn frame(&self) -> Hpa {
+        self.map.frame()
+    }
+
+    /// The regions, to be changed.
+    pub fn change(&mut self) -> Result<&mut RegionMap, FrameError> {
+        (self.last, self.ram) = (0, Ram::NONE);
+        self.map.make_mut()
+    }
+
+    /// The region that `gpa` is in; the next look-up starts there.
+    #[inline]
+    pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
+        let known = self.map.find_from(gpa, &mut self.last)?;
         self.ram = Ram::of(known);
         Some(known)
     }
@@ -207,6 +254,15 @@ impl RegionMap {
     #[inline(always)]
     pub fn ram(&self) -> &Ram {
         &self.ram
+    }
+}
+
+impl<M: PhysMem> Deref for Regions<'_, M> {
+    type Target = RegionMap;
+
+    #[inline(always)]
+    fn deref(&self) -> &RegionMap {
+        &self.map
     }
 }
 
@@ -304,6 +360,7 @@ mod tests {
         map.add(ram(0x3000, 0x1000)).unwrap();
         let starts: Vec<u64> = map.iter().map(|r| r.range.start().as_u64()).collect();
         assert_eq!(starts, [0x1000, 0x2000, 0x3000, (1 << 48) - 0x1000]);
+        let mut last = 0;
         for (gpa, start) in [
             (0xfff, None),
             (0x1000, Some(0x1000)),
@@ -313,7 +370,10 @@ mod tests {
             let found = |r: Option<&Region>| r.map(|r| r.range.start().as_u64());
             assert_eq!(found(map.find(Gpa::new(gpa))), start);
             assert_eq!(
-                found(map.find_often(Gpa::new(gpa)).map(|known| &known.region)),
+                found(
+                    map.find_from(Gpa::new(gpa), &mut last)
+                        .map(|known| &known.region)
+                ),
                 start
             );
             assert_eq!(found(map.find(Gpa::new(gpa))), start);
@@ -326,7 +386,10 @@ mod tests {
             Err(RegionError::NoSuchRegion(range(0x2000, 0x1000)))
         );
         assert!(map.remove(range(0x1000, 0x2000)).is_err());
-        assert!(map.find(Gpa::new(0x2000)).is_none() && map.find_often(Gpa::new(0x2000)).is_none());
+        assert!(
+            map.find(Gpa::new(0x2000)).is_none()
+                && map.find_from(Gpa::new(0x2000), &mut last).is_none()
+        );
         assert_eq!(map.iter().count(), 3);
     }
 

@@ -1,13 +1,15 @@
 //! A space, and what all spaces of a machine share.
 
 use super::debt::{Debt, Invalidate};
-use super::region_map::RegionMap;
-use super::tables::{Tables, View};
+use super::log::Log;
+use super::region_map::Regions;
+use super::tables::{DIRTY, ENTRIES, Tables, View, word};
 use super::{EptCapability, Eptp, Mtrrs, Region, RegionError, RegionKind};
 use crate::addr::{Gpa, Hpa};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::MemoryType;
 use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What all spaces share: the frames, the frame of zeroes, and what the CPU can do.
 pub struct Spaces<'f, M> {
@@ -15,6 +17,8 @@ pub struct Spaces<'f, M> {
     zero: Frame,
     capability: EptCapability,
     mtrrs: Option<Mtrrs>,
+    /// The number of the last template.
+    templates: AtomicU64,
 }
 
 impl<'f, M: PhysMem> Spaces<'f, M> {
@@ -28,6 +32,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
             zero: frames.alloc_zeroed()?,
             capability,
             mtrrs: None,
+            templates: AtomicU64::new(0),
         })
     }
 
@@ -44,9 +49,10 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
     pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
         Ok(Space {
             spaces: self.shared(),
+            regions: Regions::new(self.frames, width.min(48))?,
             tree: Tree::new(self.frames)?,
-            regions: RegionMap::new(width.min(48)),
             faults: Faults::default(),
+            lineage: Lineage::default(),
         })
     }
 
@@ -77,6 +83,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
             zero,
             capability: &self.capability,
             mtrrs: self.mtrrs.as_ref(),
+            templates: &self.templates,
         }
     }
 }
@@ -87,6 +94,14 @@ pub(super) struct Shared<'s, M> {
     pub zero: Hpa,
     pub capability: &'s EptCapability,
     pub mtrrs: Option<&'s Mtrrs>,
+    templates: &'s AtomicU64,
+}
+
+impl<M> Shared<'_, M> {
+    /// The number of a new template: no other ever has it.
+    pub fn next_template(&self) -> u64 {
+        self.templates.fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
 impl<M> Clone for Shared<'_, M> {
@@ -117,6 +132,15 @@ pub struct Faults {
     pub refused: u64,
 }
 
+/// What a space was made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lineage {
+    /// How many templates are above it.
+    pub generation: u32,
+    /// The number of the template that it is a fork of; 0: of none.
+    pub template: u64,
+}
+
 /// A guest's physical address space.
 ///
 /// It ends by [`Space::end`]; one that is merely dropped leaks its frames.
@@ -124,8 +148,9 @@ pub struct Faults {
 pub struct Space<'s, M: PhysMem> {
     pub(super) spaces: Shared<'s, M>,
     pub(super) tree: Tree,
-    pub(super) regions: RegionMap,
+    pub(super) regions: Regions<'s, M>,
     pub(super) faults: Faults,
+    pub(super) lineage: Lineage,
 }
 
 impl<'s, M: PhysMem> Space<'s, M> {
@@ -146,7 +171,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             return Err(RegionError::HostManaged(host));
         }
         self.check_memory_type(&region)?;
-        self.regions.add(region)
+        self.regions.change()?.add(region)
     }
 
     fn check_memory_type(&self, region: &Region) -> Result<(), RegionError> {
@@ -205,6 +230,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.faults
     }
 
+    /// How many templates it has above it: 0 where it is no fork of one.
+    pub fn generation(&self) -> u32 {
+        self.lineage.generation
+    }
+
     /// INVEPTs executed for this space so far.
     pub fn invalidations(&self) -> u64 {
         self.tree.debt.paid
@@ -238,6 +268,8 @@ pub(super) struct Tree {
     pub large: bool,
     /// The number of the last 2 MiB in which a page was put, and the table of its pages.
     recent: Option<(u64, Hpa)>,
+    /// The pages that became a fork's own.
+    pub log: Log,
 }
 
 impl Tree {
@@ -248,6 +280,7 @@ impl Tree {
             debt: Debt::default(),
             large: false,
             recent: None,
+            log: Log::default(),
         })
     }
 
@@ -262,10 +295,21 @@ impl Tree {
         unsafe { View::new(frames.mem(), self.root) }
     }
 
-    /// The tables, for an edit. `frames` is where they came from. What the edit means for CPUs is told by
+    /// The tables, for an edit of any kind. `frames` is where they came from. What the edit means for CPUs is told by
     /// [`Tree::close`].
     #[inline(always)]
     pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
+        self.log.lose();
+        self.page_tables(frames)
+    }
+
+    /// The same, for an edit that makes pages accessible and tells [`Tree::set_recent`] of each that becomes this space's
+    /// own.
+    #[inline(always)]
+    pub fn page_tables<'a, M: PhysMem>(
+        &'a mut self,
+        frames: &'a FrameAllocator<M>,
+    ) -> Tables<'a, M> {
         self.recent = None;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
@@ -280,10 +324,31 @@ impl Tree {
         (number == page.as_u64() >> 21).then_some(table)
     }
 
-    /// Notes where the last edit put a page.
+    /// Notes where the last edit put a page, and logs it if it is this space's own now.
     #[inline(always)]
-    pub fn set_recent(&mut self, page: Gpa, lowest: Option<Hpa>) {
+    pub fn set_recent<M: PhysMem>(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        page: Gpa,
+        lowest: Option<Hpa>,
+    ) {
         self.recent = lowest.map(|table| (page.as_u64() >> 21, table));
+        if self.log.is_on()
+            && let Some(table) = lowest
+        {
+            self.note(frames, page, table);
+        }
+    }
+
+    /// Logs a page if its leaf in `table` is dirty, as every leaf is that was made writable just now.
+    fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
+        let index = (page.as_u64() >> 12) as usize % ENTRIES;
+        // SAFETY: the table is this tree's own, as the last edit says.
+        let leaf = unsafe { word(frames.mem(), table, index) }.load(Ordering::Relaxed);
+        if leaf & DIRTY != 0 {
+            let at = Hpa::new(table.as_u64() + 8 * index as u64);
+            self.log.note(frames, at, page);
+        }
     }
 
     /// Ends an edit: `replaced` says whether a translation was removed or replaced.

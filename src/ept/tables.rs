@@ -56,23 +56,47 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         unsafe { word(self.frames.mem(), table, index) }
     }
 
-    /// Counts one more reference to whatever the entry refers to, and returns the entry as it may stand in two tables:
-    /// without write, and clean.
-    fn share(&mut self, level: u8, entry: EptEntry) -> EptEntry {
+    /// Counts one more reference to whatever an entry of a table of `level` refers to, and returns the entry as it may
+    /// stand in two tables: without write, and clean.
+    pub fn reference(&self, level: u8, entry: EptEntry) -> Result<EptEntry, FrameError> {
         let target = match decode(level, entry) {
             Decoded::Table { table, .. } => table,
             Decoded::Content(Content::Page { phys, attr }) if Origin::of(attr).is_counted() => phys,
-            Decoded::Content(_) => return entry,
+            Decoded::Content(_) => return Ok(entry),
         };
-        match self.frames.share_entry(target) {
-            Ok(reference) => {
-                reference.into_raw();
-                EptEntry::from_bits(entry.to_bits() & !(WRITE | DIRTY))
+        self.frames.share_entry(target)?.into_raw();
+        Ok(EptEntry::from_bits(entry.to_bits() & !(WRITE | DIRTY)))
+    }
+
+    /// The same; where the reference cannot be counted, [`Tables::failed`] says so and the entry is empty.
+    fn share(&mut self, level: u8, entry: EptEntry) -> EptEntry {
+        self.reference(level, entry).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            EptEntry::EMPTY
+        })
+    }
+
+    /// An entry of a table.
+    pub fn entry(&self, table: Hpa, index: usize) -> EptEntry {
+        EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire))
+    }
+
+    /// Puts an entry, which brings its reference along, into a table of `level`, and drops the reference that was there.
+    pub fn replace_entry(&mut self, table: Hpa, level: u8, index: usize, entry: EptEntry) {
+        let old = self
+            .word(table, index)
+            .swap(entry.to_bits(), Ordering::AcqRel);
+        self.drop_entry(EptEntry::from_bits(old), level);
+    }
+
+    /// Drops the reference that an entry of a table of `level` held.
+    pub fn drop_entry(&mut self, entry: EptEntry, level: u8) {
+        match decode(level, entry) {
+            Decoded::Table { table, .. } => self.drop_table(table, level - 1),
+            Decoded::Content(Content::Page { phys, attr }) => {
+                self.drop_leaf(phys, Origin::of(attr))
             }
-            Err(error) => {
-                self.failed = Some(error);
-                EptEntry::EMPTY
-            }
+            Decoded::Content(_) => {}
         }
     }
 
@@ -80,16 +104,43 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// and nothing counts as dirty.
     pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         for index in 0..ENTRIES {
-            let entry = EptEntry::from_bits(self.word(from, index).load(Ordering::Acquire));
-            let shared = self.share(level, entry);
+            let (entry, shared) = self.share_entry(from, level, to, index);
             if shared != entry && shared != EptEntry::EMPTY {
                 // The CPU may be setting accessed and dirty in the old one.
                 self.word(from, index)
                     .fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
             }
-            self.word(to, index)
-                .store(shared.to_bits(), Ordering::Release);
         }
+    }
+
+    /// Makes an entry of `to`, whatever it is, refer to what the same one of `from`, a table of `level`, refers to, without
+    /// write and clean. Yields both.
+    #[inline(always)]
+    pub fn share_entry(
+        &mut self,
+        from: Hpa,
+        level: u8,
+        to: Hpa,
+        index: usize,
+    ) -> (EptEntry, EptEntry) {
+        let entry = self.entry(from, index);
+        let shared = self.share(level, entry);
+        self.word(to, index)
+            .store(shared.to_bits(), Ordering::Release);
+        (entry, shared)
+    }
+
+    /// Withdraws write from all entries of a table, so that everything below it is read-only. Yields which entries there
+    /// are, a bit for each.
+    pub fn withdraw_write(&mut self, table: Hpa) -> [u64; ENTRIES / 64] {
+        let mut used = [0; ENTRIES / 64];
+        for (index, word) in (0..ENTRIES).map(|index| (index, self.word(table, index))) {
+            if word.load(Ordering::Acquire) != 0 {
+                word.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
+                used[index / 64] |= 1 << (index % 64);
+            }
+        }
+        used
     }
 
     /// Drops the reference to a table of `level` that an entry held. If it was the last, everything below goes too.
@@ -99,14 +150,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             return;
         }
         for index in 0..ENTRIES {
-            let entry = EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire));
-            match decode(level, entry) {
-                Decoded::Table { table, .. } => self.drop_table(table, level - 1),
-                Decoded::Content(Content::Page { phys, attr }) => {
-                    self.drop_leaf(phys, Origin::of(attr))
-                }
-                Decoded::Content(_) => {}
-            }
+            self.drop_entry(self.entry(table, index), level);
         }
         self.retire(table);
     }

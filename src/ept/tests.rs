@@ -841,7 +841,12 @@ fn the_audit_finds_what_is_wrong() {
         assert!(matches!(spaces.audit([&*space]), Err(Flaw::Miscount(_))));
         finish(fork, &mut Cpu::new(3));
         // A leaf outside its region.
-        let ram = space.regions.remove(gpas(RAM, 16 * PAGE_SIZE)).unwrap();
+        let ram = space
+            .regions
+            .change()
+            .unwrap()
+            .remove(gpas(RAM, 16 * PAGE_SIZE))
+            .unwrap();
         assert_eq!(
             space.census(),
             Err(Flaw::Region {
@@ -851,23 +856,37 @@ fn the_audit_finds_what_is_wrong() {
         );
         space
             .regions
+            .change()
+            .unwrap()
             .add(Region {
                 execute: false,
                 ..ram
             })
             .unwrap();
         assert!(space.census().is_err());
-        space.regions.remove(gpas(RAM, 16 * PAGE_SIZE)).unwrap();
         space
             .regions
+            .change()
+            .unwrap()
+            .remove(gpas(RAM, 16 * PAGE_SIZE))
+            .unwrap();
+        space
+            .regions
+            .change()
+            .unwrap()
             .add(Region {
                 memory_type: MemoryType::WriteThrough,
                 ..ram
             })
             .unwrap();
         assert!(space.census().is_err());
-        space.regions.remove(gpas(RAM, 16 * PAGE_SIZE)).unwrap();
-        space.regions.add(ram).unwrap();
+        space
+            .regions
+            .change()
+            .unwrap()
+            .remove(gpas(RAM, 16 * PAGE_SIZE))
+            .unwrap();
+        space.regions.change().unwrap().add(ram).unwrap();
     });
 }
 

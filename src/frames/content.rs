@@ -57,6 +57,47 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(())
     }
 
+    /// Fills the frame that one entry, and nobody else, refers to with `len` bytes (at most a frame's) and zeroes behind
+    /// them.
+    ///
+    /// # Safety
+    /// The frame must hold plain bytes. The source must be one that `mem` reaches as it does managed frames, another frame
+    /// than the one to be filled, and nobody may write there meanwhile.
+    #[inline]
+    pub unsafe fn overwrite(&self, to: Hpa, from: Hpa, len: u64) -> Result<(), FrameError> {
+        self.check_alone(to)?;
+        let len = len.min(PAGE_SIZE) as usize;
+        // SAFETY: the frame is managed and referred to by the one entry; the rest is what the caller vouches for.
+        unsafe {
+            let to = self.mem.ptr(to);
+            self.mem.ptr(from).copy_to_nonoverlapping(to, len);
+            if len < PAGE_SIZE as usize {
+                to.add(len).write_bytes(0, PAGE_SIZE as usize - len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the frame that one entry, and nobody else, refers to with zeroes.
+    ///
+    /// # Safety
+    /// The frame must hold plain bytes.
+    #[inline]
+    pub unsafe fn overwrite_with_zeroes(&self, to: Hpa) -> Result<(), FrameError> {
+        self.check_alone(to)?;
+        // SAFETY: the frame is managed and referred to by the one entry, whose owner calls this.
+        unsafe { bytes::zero(&self.mem, to) };
+        Ok(())
+    }
+
+    #[inline]
+    fn check_alone(&self, at: Hpa) -> Result<(), FrameError> {
+        match self.count(at) {
+            1 => Ok(()),
+            _ => Err(FrameError::NotExclusive(at)),
+        }
+    }
+
     /// Copies bytes out of memory that is not managed, from `at` up to the end of its page at most.
     ///
     /// # Safety

@@ -14,6 +14,7 @@ mod lists;
 mod memory_map;
 mod phys;
 mod ranges;
+mod shared;
 
 #[cfg(test)]
 pub(crate) mod arena;
@@ -26,3 +27,4 @@ pub use frame::{Frame, FrameError, FrameFigures};
 pub use lists::Retired;
 pub use memory_map::MemoryMap;
 pub use phys::PhysMem;
+pub use shared::{FrameBox, FrameRc};

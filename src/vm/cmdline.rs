@@ -4,6 +4,7 @@
 
 mod data;
 mod error;
+mod forks;
 mod name;
 mod value;
 mod words;
@@ -12,6 +13,11 @@ use log::LevelFilter;
 
 pub use data::{DATA, DataOptions, MapOption};
 pub use error::{CmdlineError, Problem};
+use forks::ForkKey;
+pub use forks::{
+    DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, PARALLEL_MAX,
+    ResetMode,
+};
 pub use name::{NAME_MAX, Name};
 pub use value::Duration;
 use value::{duration, memory, pool};
@@ -23,16 +29,18 @@ pub const DEFAULT_MEM: u64 = 64 << 20;
 pub const DEFAULT_BUDGET: Duration = Duration::Nanoseconds(10_000_000_000);
 
 /// What a boot module's command line says about its guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestOptions {
     /// `name=`, else after the file.
     pub name: Name,
     /// `mem=`: bytes of guest memory, a multiple of 4 KiB.
     pub mem: u64,
-    /// `budget=`: how long the guest may run.
+    /// `budget=`: how long the guest may run; each run of a fork anew.
     pub budget: Duration,
     /// `map=`: the data that the guest sees behind its memory.
     pub map: Option<MapOption>,
+    /// What is to be done once it freezes.
+    pub forks: ForkOptions,
 }
 
 impl GuestOptions {
@@ -47,6 +55,7 @@ impl GuestOptions {
             mem: DEFAULT_MEM,
             budget: DEFAULT_BUDGET,
             map: None,
+            forks: ForkOptions::new(),
         };
         // The name comes first, so that what follows can be blamed on the right guest.
         let mut seen = Seen::default();
@@ -81,7 +90,11 @@ impl GuestOptions {
                 seen.first_time(Key::Map)?;
                 self.map = Some(MapOption::parse(word.needs_value()?)?);
             }
-            _ => return Err(Problem::UnknownKey),
+            _ => {
+                let (key, done) = self.forks.take(word).ok_or(Problem::UnknownKey)?;
+                seen.first_time(Key::Forks(key))?;
+                done?;
+            }
         }
         Ok(())
     }
@@ -170,6 +183,24 @@ enum Key {
     Tick,
     Pool,
     Audit,
+    Forks(ForkKey),
+}
+
+impl Key {
+    const fn bit(self) -> u32 {
+        match self {
+            Self::Name => 1 << 0,
+            Self::Mem => 1 << 1,
+            Self::Budget => 1 << 2,
+            Self::Log => 1 << 3,
+            Self::Selftest => 1 << 4,
+            Self::Tick => 1 << 5,
+            Self::Pool => 1 << 6,
+            Self::Audit => 1 << 7,
+            Self::Map => 1 << 8,
+            Self::Forks(key) => 1 << (16 + key as u32),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -177,7 +208,7 @@ struct Seen(u32);
 
 impl Seen {
     fn first_time(&mut self, key: Key) -> Result<(), Problem> {
-        let bit = 1 << key as u32;
+        let bit = key.bit();
         let repeated = self.0 & bit != 0;
         self.0 |= bit;
         if repeated {

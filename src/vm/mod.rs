@@ -15,6 +15,7 @@ mod invalidate;
 pub mod io;
 pub mod loader;
 mod machine;
+pub mod many;
 pub mod msr;
 mod outcome;
 mod post_mortem;

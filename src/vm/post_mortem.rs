@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use super::outcome::Outcome;
-use crate::ept::Space;
+use crate::ept::{RegionKind, Space, Unresolved};
 use crate::frames::PhysMem;
 use crate::paging::Step;
 use crate::vmx::{
@@ -55,7 +55,25 @@ pub(super) fn explain<M: PhysMem>(
             writeln!(out)?;
         }
     }
+    if let Outcome::Memory(Unresolved { violation, .. }) = outcome
+        && let Some(region) = space.region_at(violation.gpa)
+    {
+        let what = what(&region.kind);
+        writeln!(out, "GPA {:#x} is {what} {}", violation.gpa, region.range)?;
+    }
     registers(regs, cr2, vmcs, out)
+}
+
+/// What a guest has in a region of this kind.
+fn what(kind: &RegionKind) -> &'static str {
+    match kind {
+        RegionKind::Ram => "in memory",
+        RegionKind::Rom => "in ROM",
+        RegionKind::CopyOnWrite(_) => "in data that is copied when written",
+        RegionKind::ReadOnly(_) => "in data that is only to be read",
+        RegionKind::Mmio => "in registers of a device",
+        RegionKind::PassThrough(_) => "of a device passed through",
+    }
 }
 
 fn registers(regs: &GuestRegs, cr2: u64, vmcs: &impl Vmcs, out: &mut impl Write) -> fmt::Result {

@@ -26,6 +26,11 @@ impl Bad {
 
 /// Boots the bad guests, each with a healthy one after it.
 fn each_is_refused(test: &str, bad: &[Bad]) -> Booted {
+    each_is_refused_beside(test, bad, Vec::new())
+}
+
+/// The same with other modules behind them.
+fn each_is_refused_beside(test: &str, bad: &[Bad], others: Vec<Guest>) -> Booted {
     let after = |name: &str| format!("after-{name}");
     let guests = bad
         .iter()
@@ -33,6 +38,7 @@ fn each_is_refused(test: &str, bad: &[Bad]) -> Booted {
             let healthy = sample("hello").with(format!("name={}", after(&bad.name)));
             [bad.guest.clone(), healthy]
         })
+        .chain(others)
         .collect();
     let booted = boot(&run(test, guests));
     for bad in bad {
@@ -178,6 +184,73 @@ fn options_that_make_no_sense() {
             option("no-option", "colour=red", &["colour", "no such option"]),
         ],
     );
+}
+
+#[test]
+fn data_that_cannot_be_mapped() {
+    let test = "bad-data";
+    let map = |name: &str, option: &str, says: &[&'static str]| {
+        let guest = sample("hello").with(format!("name={name}")).with(option);
+        Bad::new(guest, name, says)
+    };
+    let data = |file_name: &str, option: &str| {
+        file(test, file_name, b"not an ELF file")
+            .with("data")
+            .with(option)
+    };
+    let twice = sample("hello")
+        .with("name=twice")
+        .with("map=corpus")
+        .with("map=corpus");
+    // As much memory as a guest-physical address reaches: nothing is left behind it.
+    let wide = sample("hello")
+        .with("name=wide")
+        .with("mem=1T")
+        .with("map=corpus");
+    let empty = file(test, "empty", b"").with("data");
+    let booted = each_is_refused_beside(
+        test,
+        &[
+            map("nothing", "map=", &["map", "needs a value"]),
+            map(
+                "no-name",
+                "map=a:b",
+                &["map", "not the name of a data module"],
+            ),
+            map(
+                "no-data",
+                "map=nobody",
+                &["map=nobody", "no boot module is data"],
+            ),
+            map("a-guest", "map=after-nothing", &["that is a guest"]),
+            map("no-bytes", "map=empty", &["the data empty has no bytes"]),
+            Bad::new(twice, "twice", &["map", "given twice"]),
+            Bad::new(wide, "wide", &["reaches beyond", "40 bits"]),
+            Bad::new(data("a", "mem=1M"), "a", &["mem", "no option but name="]),
+            Bad::new(
+                data("b", "map=corpus"),
+                "b",
+                &["map", "no option but name="],
+            ),
+            Bad::new(data("c", "data"), "c", &["data", "given twice"]),
+            Bad::new(data("d", "name=a/b"), "d", &["name", "a name is"]),
+            Bad::new(empty, "empty", &["the data empty has no bytes"]),
+        ],
+        vec![data("corpus", "name=corpus")],
+    );
+    booted.says(&["data corpus", "15 bytes"]);
+    assert!(booted.report().guest("corpus").is_none());
+}
+
+#[test]
+fn data_alone_is_no_run() {
+    let data = || file("data-alone", "corpus", b"data").with("data");
+    let booted = boot(&run("data-alone", vec![data(), data()]));
+    booted.failed_with(&["corpus"]);
+    booted.says(&["data corpus", "same name"]);
+    let booted = boot(&run("data-only", vec![data()]));
+    booted.failed_with(&["no guests"]);
+    booted.no_frame_lost();
 }
 
 #[test]

@@ -7,5 +7,10 @@ mod booted;
 mod elf_file;
 mod hostile;
 mod machines;
+mod memory;
+// Guests use the rest of it.
+#[allow(dead_code)]
+#[path = "../../../guest/src/pattern.rs"]
+mod pattern;
 mod samples;
 mod traps;

@@ -42,6 +42,16 @@ pub enum Problem {
     NotForData,
     /// Nothing gives it a name.
     NeedsName,
+    /// Not a number of things.
+    NotACount,
+    /// More things than this.
+    TooMany(u64),
+    /// More generations of forks than this.
+    TooDeep(usize),
+    /// Not a way to reset a fork.
+    NotAReset,
+    /// Not `on` or `off`.
+    NotOnOrOff,
     /// Zero.
     Zero,
     /// Not a multiple of 4 KiB.
@@ -66,6 +76,11 @@ impl fmt::Display for Problem {
             Self::NotAMap => "not the name of a data module, as in corpus or corpus:ro",
             Self::NotForData => "data takes no option but name=",
             Self::NeedsName => "it needs a name, as in data name=corpus",
+            Self::NotACount => "not a number, as in 1000",
+            Self::NotAReset => "not one of warm, cold, auto",
+            Self::NotOnOrOff => "not on or off",
+            Self::TooMany(most) => return write!(f, "more than {most}"),
+            Self::TooDeep(most) => return write!(f, "more than {most} generations of forks"),
             Self::Zero => "must not be zero",
             Self::NotPages => "not a multiple of 4 KiB",
             Self::Overflow => "too large",

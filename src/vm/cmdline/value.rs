@@ -74,6 +74,16 @@ pub(super) fn memory(text: &str, address_width: u32) -> Result<u64, Problem> {
     }
 }
 
+/// A number of things from 1 to `most`.
+pub(super) fn count(text: &str, most: u64) -> Result<u64, Problem> {
+    match number(text).ok_or(Problem::NotACount)? {
+        (_, suffix) if !suffix.is_empty() => Err(Problem::NotACount),
+        (Ok(0), _) => Err(Problem::Zero),
+        (Ok(value), _) if value <= most => Ok(value),
+        _ => Err(Problem::TooMany(most)),
+    }
+}
+
 pub(super) fn pool(text: &str) -> Result<u64, Problem> {
     size(text, 1 << 20)
 }

@@ -1,0 +1,214 @@
+//! A value in a frame of its own: for what is too large for the stack, outlives a call, or is held by several.
+
+use super::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::addr::{Hpa, PAGE_SIZE};
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
+
+/// A value in a frame. It is dropped, and the frame given back, with the box.
+///
+/// A kernel without a heap keeps with it what there can be thousands of.
+pub struct FrameBox<'f, T, M: PhysMem> {
+    frames: &'f FrameAllocator<M>,
+    at: Hpa,
+    value: PhantomData<T>,
+}
+
+impl<'f, T, M: PhysMem> FrameBox<'f, T, M> {
+    const FITS: () =
+        assert!(size_of::<T>() as u64 <= PAGE_SIZE && align_of::<T>() as u64 <= PAGE_SIZE);
+
+    /// Moves the value into a frame. Without one, it comes back.
+    pub fn new(frames: &'f FrameAllocator<M>, value: T) -> Result<Self, (FrameError, T)> {
+        let () = Self::FITS;
+        let at = match frames.alloc() {
+            Ok(frame) => frame.into_raw(),
+            Err(error) => return Err((error, value)),
+        };
+        // SAFETY: the frame is fresh, nobody else refers to it, and the value fits.
+        unsafe { frames.mem().ptr(at).cast::<T>().write(value) };
+        Ok(Self {
+            frames,
+            at,
+            value: PhantomData,
+        })
+    }
+
+    /// Moves the value out and gives the frame back.
+    pub fn into_inner(self) -> T {
+        let this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: the value is there until the box is dropped, which does not happen any more.
+        let value = unsafe { this.pointer().read() };
+        give_back(this.frames, this.at);
+        value
+    }
+
+    /// The frame that the value is in.
+    pub fn frame(&self) -> Hpa {
+        self.at
+    }
+
+    fn pointer(&self) -> *mut T {
+        self.frames.mem().ptr(self.at).cast()
+    }
+}
+
+impl<T, M: PhysMem> Deref for FrameBox<'_, T, M> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: `new` has put the value there, and the frame is this box's alone.
+        unsafe { &*self.pointer() }
+    }
+}
+
+impl<T, M: PhysMem> DerefMut for FrameBox<'_, T, M> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as in `deref`, and the box is borrowed for writing.
+        unsafe { &mut *self.pointer() }
+    }
+}
+
+impl<T, M: PhysMem> Drop for FrameBox<'_, T, M> {
+    fn drop(&mut self) {
+        // SAFETY: the value is there and nobody uses it any more.
+        unsafe { self.pointer().drop_in_place() };
+        give_back(self.frames, self.at);
+    }
+}
+
+/// A value in a frame that several hold, by the frame's count. It changes only while one alone holds it.
+pub struct FrameRc<'f, T: Copy, M: PhysMem>(FrameBox<'f, T, M>);
+
+impl<'f, T: Copy, M: PhysMem> FrameRc<'f, T, M> {
+    /// Moves the value into a frame.
+    pub fn new(frames: &'f FrameAllocator<M>, value: T) -> Result<Self, FrameError> {
+        FrameBox::new(frames, value)
+            .map(Self)
+            .map_err(|(error, _)| error)
+    }
+
+    /// One more holder of the same value.
+    #[inline]
+    pub fn share(&self) -> Result<Self, FrameError> {
+        let at = self.0.frames.share_entry(self.0.at)?.into_raw();
+        Ok(Self(FrameBox { at, ..self.0 }))
+    }
+
+    /// The value, to be changed: a copy of it where others hold it too.
+    pub fn make_mut(&mut self) -> Result<&mut T, FrameError> {
+        let FrameBox { frames, at, .. } = self.0;
+        if frames.count(at) != 1 {
+            *self = Self::new(frames, **self)?;
+        }
+        Ok(&mut self.0)
+    }
+
+    /// The frame that the value is in: two that name the same one hold the same value.
+    pub fn frame(&self) -> Hpa {
+        self.0.at
+    }
+}
+
+impl<T: Copy, M: PhysMem> Deref for FrameRc<'_, T, M> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// Ends the one reference that a box holds.
+fn give_back<M: PhysMem>(frames: &FrameAllocator<M>, at: Hpa) {
+    let gone = frames
+        .from_entry(at)
+        .and_then(|frame: Frame| frames.release(frame));
+    debug_assert!(gone.is_ok(), "{gone:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arena::Arena;
+    use super::*;
+    use std::cell::Cell;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    struct Counted<'c>(&'c Cell<u32>, [u64; 400]);
+    impl Drop for Counted<'_> {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() + 1);
+        }
+    }
+
+    #[test]
+    fn a_box_drops_its_value_once_and_gives_the_frame_back() {
+        let frames = Arena::allocator(0x10_0000, 8);
+        let dropped = Cell::new(0);
+        let mut first = FrameBox::new(&frames, Counted(&dropped, [7; 400]))
+            .ok()
+            .unwrap();
+        let second = FrameBox::new(&frames, Counted(&dropped, [8; 400]))
+            .ok()
+            .unwrap();
+        first.1[399] = 9;
+        assert_eq!((first.1[0], first.1[399], second.1[0]), (7, 9, 8));
+        assert_ne!(first.frame(), second.frame());
+        assert_eq!(frames.figures().used, 2);
+        let value = first.into_inner();
+        assert_eq!(
+            (dropped.get(), value.1[399], frames.figures().used),
+            (0, 9, 1)
+        );
+        drop((value, second));
+        assert_eq!((dropped.get(), frames.figures().used), (2, 0));
+    }
+
+    #[test]
+    fn without_a_frame_the_value_comes_back() {
+        let frames = Arena::allocator(0x10_0000, 8);
+        frames.allowance.store(0, SeqCst);
+        let dropped = Cell::new(0);
+        let (error, value) = FrameBox::new(&frames, Counted(&dropped, [1; 400]))
+            .err()
+            .unwrap();
+        assert_eq!(
+            (error, value.1[5], dropped.get()),
+            (FrameError::OutOfFrames, 1, 0)
+        );
+        assert!(FrameRc::new(&frames, 5u64).is_err());
+    }
+
+    #[test]
+    fn what_is_held_by_several_is_copied_before_it_changes() {
+        let frames = Arena::allocator(0x10_0000, 8);
+        let mut first = FrameRc::new(&frames, [1u64; 100]).unwrap();
+        let mut second = first.share().unwrap();
+        assert_eq!((frames.figures().used, frames.count(first.frame())), (1, 2));
+        frames.allowance.store(0, SeqCst);
+        assert_eq!(second.make_mut().err(), Some(FrameError::OutOfFrames));
+        assert_eq!(first.frame(), second.frame());
+        frames.allowance.store(u64::MAX, SeqCst);
+        second.make_mut().unwrap()[3] = 2;
+        assert_eq!((first[3], second[3], frames.figures().used), (1, 2, 2));
+        // Alone, it changes in place.
+        let at = first.frame();
+        first.make_mut().unwrap()[3] = 4;
+        assert_eq!((first.frame(), first[3]), (at, 4));
+        drop((first, second));
+        assert_eq!(frames.figures().used, 0);
+    }
+
+    #[test]
+    fn holders_are_counted_up_to_the_largest_count() {
+        let frames = Arena::allocator(0x10_0000, 8);
+        let first = FrameRc::new(&frames, 1u64).unwrap();
+        let handle = frames.from_entry(first.frame()).unwrap();
+        frames.force_count(&handle, (1 << 31) - 1);
+        assert!(matches!(first.share(), Err(FrameError::CountOverflow(_))));
+        frames.force_count(&handle, 1);
+        let _ = handle.into_raw();
+    }
+}

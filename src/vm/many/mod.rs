@@ -1,0 +1,17 @@
+//! Many forks of one template on one CPU: who is alive, whose turn it is, and what it came to.
+//!
+//! The [`schedule`] knows nothing of guests: whoever makes, runs and resets forks implements [`Forks`]. There is no heap
+//! in the hypervisor, so each fork brings the place in which it is kept: see [`Queue`].
+
+mod queue;
+mod schedule;
+mod spread;
+mod tally;
+
+pub use queue::{Linked, Queue};
+pub use schedule::{After, Cost, Forks, Plan, Slot, Turn, Verdict, schedule};
+pub use spread::{Spread, SpreadFigures};
+pub use tally::{FIRST_FAILURES, Failure, Generation, RECORDS_MAX, RunRecord, Tally};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,411 @@
+//! The schedule with forks that only pretend to run.
+
+use super::*;
+use crate::vm::cmdline::{ForkOptions, GENERATIONS_MAX, GuestOptions};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// How a pretended run goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    /// It takes so many turns, then ends with this status.
+    Exit(u32, u8),
+    /// It never ends.
+    Loop,
+    /// It takes so many more frames, of which it may not get all.
+    Grow(u64),
+    /// It freezes; its forks then do the same.
+    Freeze,
+    /// It cannot be reset after it.
+    Sticky,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum End {
+    Status(u8),
+    OutOfBudget,
+    OutOfFrames,
+    TooDeep,
+    Stuck,
+    NoVmcs,
+}
+
+impl Verdict for End {
+    fn is_success(&self) -> bool {
+        *self == Self::Status(0)
+    }
+    fn is_out_of_frames(&self) -> bool {
+        *self == Self::OutOfFrames
+    }
+    fn out_of_budget() -> Self {
+        Self::OutOfBudget
+    }
+    fn too_deep() -> Self {
+        Self::TooDeep
+    }
+}
+
+struct Living {
+    slot: Slot,
+    depth: usize,
+    turns: u32,
+    frames: u64,
+    below: Option<Box<Living>>,
+}
+impl Linked for Box<Living> {
+    fn below(&mut self) -> &mut Option<Self> {
+        &mut self.below
+    }
+}
+
+/// A template is its depth.
+struct World {
+    act: fn(Slot, usize) -> Act,
+    frames: u64,
+    time: u64,
+    alive: u64,
+    templates: u64,
+    /// Making a fork of this number fails for good.
+    broken: Option<u64>,
+    /// Which (depth, fork, run) had a turn, in order.
+    turns: Vec<(usize, u64, u64)>,
+    resets: u64,
+}
+
+fn world(act: fn(Slot, usize) -> Act) -> World {
+    World {
+        act,
+        frames: 1000,
+        time: 0,
+        alive: 0,
+        templates: 1,
+        broken: None,
+        turns: Vec::new(),
+        resets: 0,
+    }
+}
+
+const TURN: u64 = 10;
+
+impl Forks for World {
+    type Template = usize;
+    type Fork = Box<Living>;
+    type End = End;
+
+    fn fork(&mut self, template: &mut usize, slot: Slot) -> Result<Box<Living>, End> {
+        self.time += 3;
+        if self.broken.is_some_and(|broken| slot.fork >= broken) {
+            return Err(End::NoVmcs);
+        }
+        self.frames = self.frames.checked_sub(1).ok_or(End::OutOfFrames)?;
+        self.alive += 1;
+        Ok(Box::new(Living {
+            slot,
+            depth: *template,
+            turns: 0,
+            frames: 1,
+            below: None,
+        }))
+    }
+    fn slot<'f>(&self, fork: &'f mut Box<Living>) -> &'f mut Slot {
+        &mut fork.slot
+    }
+    fn turn(&mut self, fork: &mut Box<Living>, ticks: u64) -> Turn<End> {
+        self.turns.push((fork.depth, fork.slot.fork, fork.slot.run));
+        fork.turns += 1;
+        let ticks = ticks.min(TURN);
+        self.time += ticks;
+        let after = match (self.act)(fork.slot, fork.depth) {
+            Act::Exit(turns, status) if fork.turns >= turns => After::Ended(End::Status(status)),
+            Act::Sticky => After::Ended(End::Status(0)),
+            Act::Exit(..) | Act::Loop => After::Going,
+            Act::Freeze => After::Frozen,
+            Act::Grow(frames) => After::Ended(match self.frames.checked_sub(frames) {
+                Some(left) => {
+                    self.frames = left;
+                    fork.frames += frames;
+                    End::Status(0)
+                }
+                None => End::OutOfFrames,
+            }),
+        };
+        Turn { ticks, after }
+    }
+    fn cost(&self, fork: &Box<Living>) -> Cost {
+        Cost {
+            exits: fork.turns.into(),
+            pages: fork.frames - 1,
+        }
+    }
+    fn reset(&mut self, _: &mut usize, fork: &mut Box<Living>, _: bool) -> Result<(), End> {
+        self.resets += 1;
+        self.time += 5;
+        let mut before = fork.slot;
+        before.run -= 1;
+        if (self.act)(before, fork.depth) == Act::Sticky {
+            return Err(End::Stuck);
+        }
+        self.frames += fork.frames - 1;
+        (fork.frames, fork.turns) = (1, 0);
+        Ok(())
+    }
+    fn freeze(&mut self, fork: Box<Living>) -> Result<usize, End> {
+        self.alive -= 1;
+        self.templates += 1;
+        self.frames += fork.frames;
+        Ok(fork.depth + 1)
+    }
+    fn end(&mut self, fork: Box<Living>) {
+        self.time += 2;
+        self.alive -= 1;
+        self.frames += fork.frames;
+    }
+    fn end_template(&mut self, _: usize) {
+        assert_eq!(self.templates, self.templates.max(1));
+        self.templates -= 1;
+    }
+    fn now(&self) -> u64 {
+        self.time
+    }
+}
+
+fn options(line: &str) -> ForkOptions {
+    GuestOptions::parse(&format!("a.elf {line}"), 0, 36)
+        .unwrap()
+        .forks
+}
+
+/// Runs all, and looks whether everything was given back.
+fn play(world: &mut World, line: &str, budget: u64) -> Box<Tally<End>> {
+    let options = options(line);
+    let plan = Plan {
+        options: &options,
+        budget,
+        slice: TURN,
+    };
+    let mut tally = Box::new(Tally::new());
+    let before = world.frames;
+    schedule(world, 0, plan, &mut tally);
+    assert_eq!(
+        (world.alive, world.templates, world.frames),
+        (0, 0, before),
+        "not all was given back"
+    );
+    tally
+}
+
+#[test]
+fn every_fork_has_all_its_runs() {
+    let mut world = world(|_, _| Act::Exit(2, 0));
+    let tally = play(&mut world, "forks=10 parallel=3 runs=4", 1000);
+    assert!(tally.is_success() && tally.failures().is_empty());
+    let all = tally.generations();
+    assert_eq!(all.len(), 1);
+    let all = all[0];
+    assert_eq!((all.templates, all.ok, all.failed), (1, 40, 0));
+    assert_eq!(all.alive_most, 3);
+    assert_eq!((all.runs.count, all.runs.median), (40, 20));
+    assert_eq!((all.forks.count, all.forks.max), (10, 3));
+    assert_eq!((all.resets.count, all.resets.max), (30, 5));
+    assert_eq!((all.ends.count, all.ends.max), (10, 2));
+    assert_eq!(all.cost.exits, 80);
+    assert_eq!(tally.ticks, world.time);
+    let mut runs = BTreeMap::new();
+    for turn in &world.turns {
+        *runs.entry(*turn).or_insert(0) += 1;
+    }
+    assert_eq!(runs.len(), 40);
+    assert!(runs.values().all(|turns| *turns == 2));
+    assert_eq!(tally.records().len(), 40);
+}
+
+#[test]
+fn turns_go_round() {
+    let mut world = world(|_, _| Act::Exit(5, 0));
+    play(&mut world, "forks=4 parallel=4", 1000);
+    let order: Vec<_> = world.turns.iter().map(|turn| turn.1).collect();
+    assert_eq!(order, [0, 1, 2, 3].repeat(5));
+}
+
+#[test]
+fn short_forks_do_not_keep_a_long_one_waiting() {
+    let mut world = world(|slot, _| Act::Exit(if slot.fork == 0 { 50 } else { 1 }, 0));
+    play(&mut world, "forks=101 parallel=3", 10_000);
+    let turns_of_first: Vec<_> = (0..world.turns.len())
+        .filter(|turn| world.turns[*turn].1 == 0)
+        .collect();
+    assert_eq!(turns_of_first.len(), 50);
+    assert!(turns_of_first.windows(2).all(|pair| pair[1] - pair[0] <= 3));
+}
+
+#[test]
+fn a_hostile_fork_is_stopped_and_the_others_go_on() {
+    let mut world = world(|slot, _| match slot.fork {
+        2 => Act::Loop,
+        5 => Act::Exit(1, 7),
+        7 => Act::Grow(5000),
+        _ => Act::Exit(1, 0),
+    });
+    let tally = play(&mut world, "forks=10 parallel=4 runs=2", 55);
+    assert!(!tally.is_success());
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.failed, all.lost), (14, 6, 0));
+    // The last turn is cut to what the budget leaves.
+    assert_eq!(all.runs.max, 55);
+    let ends: Vec<_> = tally
+        .failures()
+        .iter()
+        .map(|failure| (failure.fork, failure.run, failure.end.clone()))
+        .collect();
+    for (fork, end) in [
+        (2, End::OutOfBudget),
+        (5, End::Status(7)),
+        (7, End::OutOfFrames),
+    ] {
+        for run in 0..2 {
+            assert!(ends.contains(&(fork, run, end.clone())), "{ends:?}");
+        }
+    }
+}
+
+#[test]
+fn a_budget_holds_for_each_run_anew() {
+    let mut world = world(|_, _| Act::Exit(5, 0));
+    assert!(play(&mut world, "forks=2 runs=3", 51).is_success());
+    let tally = play(&mut self::world(|_, _| Act::Exit(5, 0)), "forks=2", 39);
+    assert_eq!(tally.generations()[0].failed, 2);
+}
+
+#[test]
+fn where_frames_are_few_forks_wait() {
+    let mut world = world(|_, _| Act::Exit(3, 0));
+    world.frames = 5;
+    let tally = play(&mut world, "forks=20 parallel=16", 1000);
+    assert!(tally.is_success());
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.alive_most), (20, 5));
+}
+
+#[test]
+fn forks_that_cannot_be_made_are_told_once() {
+    let mut none = world(|_, _| Act::Exit(1, 0));
+    none.frames = 0;
+    let tally = play(&mut none, "forks=20 runs=3", 1000);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.lost, tally.failures().len()), (0, 60, 1));
+    assert!(!tally.is_success());
+
+    let mut broken = world(|_, _| Act::Exit(1, 0));
+    broken.broken = Some(15);
+    let tally = play(&mut broken, "forks=20 runs=3", 1000);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.lost), (45, 15));
+    let failure = &tally.failures()[0];
+    assert_eq!((failure.fork, &failure.end), (15, &End::NoVmcs));
+}
+
+#[test]
+fn a_fork_that_cannot_be_reset_ends() {
+    let mut world = world(|slot, _| match slot.fork {
+        1 => Act::Sticky,
+        _ => Act::Exit(1, 0),
+    });
+    let tally = play(&mut world, "forks=3 runs=4", 1000);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.lost), (9, 3));
+    let failure = &tally.failures()[0];
+    assert_eq!(
+        (failure.fork, failure.run, &failure.end),
+        (1, 1, &End::Stuck)
+    );
+}
+
+#[test]
+fn a_fork_that_freezes_is_a_template_before_the_others_go_on() {
+    let mut world = world(|_, depth| match depth {
+        0 => Act::Freeze,
+        _ => Act::Exit(2, 0),
+    });
+    let tally = play(&mut world, "forks=3:4 parallel=2 runs=2", 1000);
+    assert!(tally.is_success());
+    let all = tally.generations();
+    assert_eq!((all[0].templates, all[0].frozen, all[0].ok), (1, 6, 0));
+    assert_eq!((all[1].templates, all[1].ok), (6, 6 * 4 * 2));
+    // Depth first: between two turns of depth 0 all of depth 1 is done.
+    let depths: Vec<_> = world.turns.iter().map(|turn| turn.0).collect();
+    let one: Vec<_> = [0].into_iter().chain([1; 16]).collect();
+    assert_eq!(depths, one.repeat(6));
+}
+
+#[test]
+fn generations_are_bounded() {
+    let mut world = world(|_, _| Act::Freeze);
+    let tally = play(&mut world, "forks=2", 1000);
+    let all = tally.generations();
+    assert_eq!(all.len(), GENERATIONS_MAX);
+    assert_eq!((all[0].frozen, all[7].frozen, all[7].failed), (2, 0, 2));
+    assert!(
+        tally
+            .failures()
+            .iter()
+            .all(|failure| failure.end == End::TooDeep)
+    );
+}
+
+#[test]
+fn idle_forks_never_run() {
+    let mut world = world(|_, _| Act::Loop);
+    let tally = play(&mut world, "idle", 1000);
+    let all = tally.generations()[0];
+    assert_eq!((all.alive_most, all.ends.count), (1000, 1000));
+    assert!(world.turns.is_empty() && tally.is_success());
+    let mut some = self::world(|_, _| Act::Loop);
+    let tally = play(&mut some, "idle forks=7 parallel=2", 1000);
+    assert_eq!(tally.generations()[0].alive_most, 7);
+    let mut none = self::world(|_, _| Act::Loop);
+    none.frames = 0;
+    assert!(!play(&mut none, "idle", 1000).is_success());
+}
+
+#[test]
+fn what_is_told_is_bounded() {
+    let mut world = world(|_, _| Act::Exit(1, 1));
+    let mut tally = play(&mut world, "forks=1000 parallel=10", 1000);
+    assert_eq!(tally.generations()[0].failed, 1000);
+    assert_eq!(tally.failures().len(), FIRST_FAILURES);
+    assert_eq!(tally.records().len(), RECORDS_MAX);
+    tally.clear();
+    assert!(tally.is_success() && tally.generations().is_empty() && tally.records().is_empty());
+}
+
+/// What a run does follows from its number.
+fn any_act(slot: Slot, depth: usize) -> Act {
+    match (slot.fork * 31 + slot.run * 7 + depth as u64 * 13) % 11 {
+        0 if depth < 2 => Act::Freeze,
+        1 => Act::Loop,
+        2 => Act::Grow(slot.fork),
+        3 => Act::Exit(3, 1),
+        4 => Act::Sticky,
+        turns => Act::Exit(turns as u32, 0),
+    }
+}
+
+proptest! {
+    /// Whatever forks do and however few frames there are, each run is counted once and all is given back.
+    #[test]
+    fn every_run_is_counted_once(forks in 1u64..20, parallel in 1u64..9, runs in 1u64..5, frames in 0u64..24) {
+        let mut world = world(any_act);
+        world.frames = frames;
+        let line = format!("forks={forks}:3 parallel={parallel} runs={runs}");
+        let tally = play(&mut world, &line, 45);
+        let all = tally.generations();
+        let runs_of = |depth: usize| all.get(depth).map_or(0, |all| all.ok + all.failed + all.frozen + all.lost);
+        prop_assert_eq!(runs_of(0), forks * runs);
+        if let Some(second) = all.get(1) {
+            prop_assert_eq!(second.templates, all[0].frozen);
+            prop_assert_eq!(runs_of(1), second.templates * 3 * runs);
+        }
+        prop_assert!(all.iter().all(|all| all.alive_most <= parallel && all.runs.max <= 45));
+        prop_assert_eq!(tally.is_success(), tally.failures().is_empty());
+    }
+}
