@@ -24,6 +24,11 @@ pub enum Call {
     /// Files a figure for the run's report: the name is the RSI bytes at GVA RDI (at most
     /// [`FIGURE_NAME_MAX`], `[a-z0-9._]`), its value is RDX.
     Figure = 3,
+    /// Asks that the guest be frozen here and go on as forks of what it is now. RDI is the GVA of a buffer for a message
+    /// to each fork, RSI its length: 0 for none, at most [`MESSAGE_MAX`], and it must lie in one page that the guest may
+    /// write. It returns in every fork, with the length of the message that was put into the buffer, or once with an
+    /// [`Error`] where the host does not freeze the guest.
+    Freeze = 4,
 }
 
 impl Call {
@@ -34,6 +39,7 @@ impl Call {
             1 => Some(Self::Exit),
             2 => Some(Self::Print),
             3 => Some(Self::Figure),
+            4 => Some(Self::Freeze),
             _ => None,
         }
     }
@@ -53,6 +59,8 @@ pub enum Error {
     NotPermitted = -1,
     /// A table of the hypervisor is full (ENOSPC).
     NoSpace = -28,
+    /// The host did not do it, and may another time (EAGAIN).
+    NotNow = -11,
 }
 
 /// The most bytes one [`Call::Print`] takes.
@@ -60,12 +68,18 @@ pub const PRINT_MAX: usize = 1024;
 /// The longest name of a [`Call::Figure`].
 pub const FIGURE_NAME_MAX: usize = 32;
 
+/// The longest message to a fork ([`Call::Freeze`]).
+pub const MESSAGE_MAX: usize = 4096;
+
 /// The first CPUID leaf of the hypervisor range: EAX is the highest leaf of the range, EBX, ECX and EDX spell
 /// [`CPUID_VENDOR`].
 pub const CPUID_BASE: u32 = 0x4000_0000;
 /// The leaf that gives the version of this interface in EAX, and in EBX what guests may do on this machine:
 /// [`CPUID_MAY_LEAVE_PAGING`].
 pub const CPUID_VERSION: u32 = 0x4000_0001;
+/// The leaf that tells forks apart: EAX is the generation (0 of a guest that is no fork, 1 of a fork, 2 of a fork of what
+/// such a fork became, and so on), EBX the low half of the fork's number.
+pub const CPUID_FORK: u32 = 0x4000_0002;
 /// EBX of leaf [`CPUID_VERSION`]: a guest may switch paging and protection off, and so change to 32-bit and real
 /// mode. Where it may not, the attempt ends it.
 pub const CPUID_MAY_LEAVE_PAGING: u32 = 1 << 0;

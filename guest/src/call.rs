@@ -6,10 +6,21 @@ use offshoot_abi::{Call, Error};
 /// Calls the hypervisor with a bare number and arguments, as an [`abi::Call`](offshoot_abi::Call) or as something
 /// that it does not know, and returns what it left in RAX.
 ///
-/// Safe whatever the arguments: the hypervisor checks them, and no call writes to the guest's memory.
+/// # Panics
+/// With the number of [`Call::Freeze`] and a length: that call writes to memory. See [`freeze`].
 pub fn raw(number: u64, arguments: [u64; 3]) -> i64 {
+    assert!(number != Call::Freeze as u64 || arguments[1] == 0);
+    // SAFETY: no other call writes to the guest's memory.
+    unsafe { raw_unchecked(number, arguments) }
+}
+
+/// As [`raw`], of every number.
+///
+/// # Safety
+/// Of [`Call::Freeze`], the arguments must describe memory that may be written.
+pub unsafe fn raw_unchecked(number: u64, arguments: [u64; 3]) -> i64 {
     let result: i64;
-    // SAFETY: every register but RAX is kept, and no call writes to memory.
+    // SAFETY: every register but RAX is kept, and what is written to memory is the caller's.
     unsafe {
         asm!(
             "vmcall",
@@ -48,4 +59,28 @@ pub fn figure(name: &str, value: u64) -> Result<(), Error> {
         -14 => Err(Error::BadAddress),
         _ => Err(Error::Invalid),
     }
+}
+
+/// Asks the host to freeze this guest and goes on in every fork of it, with the message to that fork: as much of it as
+/// `buffer` has room for, which must lie in one page.
+///
+/// An error comes where the host does not freeze this guest.
+pub fn freeze(buffer: &mut [u8]) -> Result<&[u8], Error> {
+    let arguments = [buffer.as_mut_ptr() as u64, buffer.len() as u64, 0];
+    // SAFETY: the buffer is borrowed for writing.
+    let result = unsafe { raw_unchecked(Call::Freeze as u64, arguments) };
+    match result {
+        -38 => Err(Error::NoSuchCall),
+        -28 => Err(Error::NoSpace),
+        -22 => Err(Error::Invalid),
+        -14 => Err(Error::BadAddress),
+        -1 => Err(Error::NotPermitted),
+        len => buffer.get(..len as usize).ok_or(Error::NotNow),
+    }
+}
+
+/// Which fork this is: the generation, which is 0 where this guest is no fork, and the low half of the fork's number.
+pub fn fork_number() -> (u32, u32) {
+    let answer = crate::cpu::cpuid(offshoot_abi::CPUID_FORK, 0);
+    (answer.eax, answer.ebx)
 }

@@ -22,15 +22,19 @@ mod post_mortem;
 pub mod report;
 mod run;
 mod stats;
+mod template;
 mod vcpu;
+mod vcpu_state;
 pub mod virtual_memory;
 pub mod xcr0;
 
 pub use guest::{Guest, GuestError};
 pub use machine::{Machine, StartError};
-pub use outcome::Outcome;
+pub use outcome::{Outcome, Turn};
 pub use stats::RunStats;
+pub use template::{ForkError, ForkId, FreezeError, ResetError, Template};
 pub use vcpu::VcpuError;
+pub use vcpu_state::Difference;
 
 /// What the run loop asks of the kernel around it.
 pub trait Host {

@@ -8,6 +8,19 @@ use crate::ept::{AccessError, Reason, Unresolved};
 use crate::vmx::exit::{EntryFailure, ExitReason};
 use crate::vmx::{VmFail, VmcsError};
 
+/// Why a guest has left the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It has ended, and does not run again unless it is reset.
+    Ended(Outcome),
+    /// It asks to be frozen. Where it is run again as it is, it learns that it was not.
+    AsksFreeze,
+    /// It halts, having nothing to do.
+    Halts,
+    /// Its time slice is over.
+    SliceOver,
+}
+
 /// How a guest's run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -7,9 +7,11 @@ use super::cpuid::Live;
 use super::devices::Devices;
 use super::invalidate::OnlyCpu;
 use super::machine::Machine;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Turn};
 use super::stats::RunStats;
+use super::template::ForkId;
 use super::vcpu::Vcpu;
+use crate::addr::{AddrRange, Gpa};
 use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
@@ -29,7 +31,7 @@ const EPT_VIOLATION: u64 = ExitReason::EptViolation as u64;
 pub(super) enum Next {
     /// The guest goes on where it is.
     Resume,
-    /// The guest is done: [`Running::outcome`] says how.
+    /// The guest leaves the CPU: [`Running::turn`] says why.
     Stop,
 }
 
@@ -43,12 +45,18 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub area: &'r mut EntryArea,
     pub devices: &'r mut Devices,
     pub stats: &'r mut RunStats,
-    /// How many ticks the guest may take in all.
+    /// Which fork it is.
+    pub fork: ForkId,
+    /// How many more ticks the guest may take.
     pub budget: u64,
-    /// When, by the TSC, they are used up.
+    /// How many of them at most in this turn; then, and where it halts, others have theirs.
+    pub slice: Option<u64>,
+    /// When, by the TSC, the turn is over.
     pub deadline: u64,
-    /// How the guest ended, once it has.
-    pub outcome: Outcome,
+    /// What became of the turn.
+    pub turn: Turn,
+    /// Where a guest that asks to be frozen wants a message.
+    pub message: Option<AddrRange<Gpa>>,
     /// Whether the preemption timer goes on over an exit.
     pub timer_is_saved: bool,
 }
@@ -56,18 +64,22 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Runs the guest until it stops.
     #[inline(never)]
-    pub fn run(&mut self) -> Outcome {
+    pub fn run(&mut self) -> Turn {
         let begin = now();
-        let left = self.budget.saturating_sub(self.stats.ticks());
+        let left = self.slice.unwrap_or(u64::MAX).min(self.budget);
         self.deadline = begin.saturating_add(left);
         let mut in_guest = 0;
         let wound = self.wind_timer(left);
         if let Err(error) = wound.and_then(|()| self.turns(&mut in_guest)) {
-            self.outcome = Outcome::Vmcs(error);
+            self.turn = Turn::Ended(Outcome::Vmcs(error));
         }
         self.stats.guest_ticks += in_guest;
-        self.stats.host_ticks += now().wrapping_sub(begin).saturating_sub(in_guest);
-        self.outcome
+        let all = now().wrapping_sub(begin);
+        self.stats.host_ticks += all.saturating_sub(in_guest);
+        if matches!(self.turn, Turn::SliceOver) && all >= self.budget {
+            self.turn = Turn::Ended(Outcome::OutOfBudget);
+        }
+        self.turn
     }
 
     /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
@@ -117,7 +129,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 return Ok(());
             }
             if left >= self.deadline {
-                self.outcome = Outcome::OutOfBudget;
                 return Ok(());
             }
         }
@@ -143,7 +154,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     #[inline(always)]
     pub fn settle(&mut self, handled: Result<Next, VmcsError>) -> Next {
         handled.unwrap_or_else(|error| {
-            self.outcome = Outcome::Vmcs(error);
+            self.turn = Turn::Ended(Outcome::Vmcs(error));
             Next::Stop
         })
     }
@@ -165,7 +176,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// The guest is done.
     #[cold]
     pub fn stop(&mut self, outcome: Outcome) -> Result<Next, VmcsError> {
-        self.outcome = outcome;
+        self.turn = Turn::Ended(outcome);
         Ok(Next::Stop)
     }
 
@@ -186,7 +197,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
         let xcr0 = self.vcpu.resident.xcr0;
         let rcx = self.area.regs.get(Gpr::Rcx);
-        let answer = self.machine.cpuid.answer(rax, rcx, || Live { cr4, xcr0 });
+        let answer = self.machine.cpuid.answer(rax, rcx, || Live {
+            cr4,
+            xcr0,
+            generation: self.space.generation(),
+            fork: self.fork.number as u32,
+        });
         set_cpuid(&mut self.area.regs, &answer);
         Ok(())
     }

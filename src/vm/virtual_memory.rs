@@ -17,6 +17,8 @@ pub trait VirtualMemory {
     fn read(&mut self, from: Gva, into: &mut [u8]) -> Result<(), Self::Fault>;
     /// Copies bytes in; nothing is written unless all can be, as far as the guest's tables say.
     fn write(&mut self, to: Gva, bytes: &[u8]) -> Result<(), Self::Fault>;
+    /// Where the byte at `at` is, which is to be written.
+    fn locate(&mut self, at: Gva) -> Result<Gpa, Self::Fault>;
 }
 
 /// How the guest translates addresses.
@@ -189,6 +191,10 @@ impl<M: GuestMemory> VirtualMemory for GuestVirtual<'_, M> {
                 .write(address, bytes.get(range).unwrap_or_default());
             result.map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))
         })
+    }
+
+    fn locate(&mut self, at: Gva) -> Result<Gpa, Self::Fault> {
+        self.translate(at, true)
     }
 }
 
