@@ -196,6 +196,16 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Has INT3 exit.
+    pub(super) fn exit_on_breakpoints<M: PhysMem>(
+        &self,
+        machine: &mut Machine<'_, M>,
+    ) -> Result<(), VcpuError> {
+        let mut vmcs = self.make_current(machine)?;
+        let bitmap = EXITING_EXCEPTIONS | 1 << 3;
+        Ok(vmcs.write32(Field32::ExceptionBitmap, bitmap)?)
+    }
+
     /// Takes this processor's state, as it is while the guest does not run.
     pub(super) fn capture<M: PhysMem>(
         &self,

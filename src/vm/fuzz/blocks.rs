@@ -22,6 +22,8 @@ pub struct Blocks<'i, 'f, M: PhysMem> {
     codes: Codes<'i>,
     /// Of every byte of code: whether a block begins there that was not reached yet.
     waiting: Bits<'f, M>,
+    /// Whether a block begins there that was reached since [`Blocks::settle`].
+    fresh: Bits<'f, M>,
     known: u32,
     reached: u32,
 }
@@ -53,9 +55,11 @@ impl<'i, 'f, M: PhysMem> Blocks<'i, 'f, M> {
         } = scan;
         leaders.intersect(&starts);
         let known = leaders.ones().count() as u32;
+        drop(starts);
         Ok(Self {
             codes,
             waiting: leaders,
+            fresh: Bits::new(frames, len)?,
             known,
             reached: 0,
         })
@@ -76,29 +80,44 @@ impl<'i, 'f, M: PhysMem> Blocks<'i, 'f, M> {
         self.waiting.ones().filter_map(|index| self.place(index))
     }
 
-    /// There is no telling whether the block at `at` is reached: it counts as not there.
-    pub fn forget(&mut self, at: Gva) {
-        if self.take(at).is_some() {
-            self.known -= 1;
+    /// Keeps the blocks for which `keep` says so; the others count as not there. Ends at the first error.
+    pub fn retain<E>(&mut self, mut keep: impl FnMut(Gva, u8) -> Result<bool, E>) -> Result<(), E> {
+        let mut index = 0;
+        while let Some((at, byte)) = self.place(index) {
+            if self.waiting.get(index) && !keep(at, byte)? {
+                self.waiting.set(index, false);
+                self.known -= 1;
+            }
+            index += 1;
         }
+        Ok(())
     }
 
     /// The block at `at` is reached. Yields the byte that belongs there if it was not before; else, this is no place where
     /// a breakpoint waits.
     pub fn reach(&mut self, at: Gva) -> Option<u8> {
-        let byte = self.take(at)?;
+        let index = self.take(at)?;
+        self.fresh.set(index, true);
         self.reached += 1;
-        Some(byte)
+        self.place(index).map(|(_, byte)| byte)
     }
 
-    /// Stops waiting for the block at `at`, if it was waited for.
-    fn take(&mut self, at: Gva) -> Option<u8> {
-        let index = index_of(&self.codes, at.as_u64())?;
-        if !self.waiting.get(index) {
-            return None;
+    /// Tells `each` of every block that was reached since this was called last, as [`Blocks::waiting`] does; ends at the
+    /// first error.
+    pub fn settle<E>(&mut self, mut each: impl FnMut(Gva, u8) -> Result<(), E>) -> Result<(), E> {
+        for (at, byte) in self.fresh.ones().filter_map(|index| self.place(index)) {
+            each(at, byte)?;
         }
+        self.fresh.clear();
+        Ok(())
+    }
+
+    /// Stops waiting for the block at `at`, if it was waited for, and yields its number.
+    fn take(&mut self, at: Gva) -> Option<usize> {
+        let index = index_of(&self.codes, at.as_u64())?;
+        let waiting = self.waiting.get(index);
         self.waiting.set(index, false);
-        self.place(index).map(|(_, byte)| byte)
+        waiting.then_some(index)
     }
 
     fn place(&self, index: usize) -> Option<(Gva, u8)> {
@@ -336,10 +355,21 @@ mod tests {
             assert_eq!(blocks.reach(Gva::new(at)), None, "{at:#x}");
         }
         assert_eq!(blocks.reach(Gva::new(0x3000)), Some(0xc3));
-        blocks.forget(Gva::new(0x1000));
-        blocks.forget(Gva::new(0x1000));
+        let keep = |at: Gva, _| Ok::<_, ()>(at != Gva::new(0x1000));
+        blocks.retain(keep).unwrap();
+        blocks.retain(keep).unwrap();
         assert_eq!((blocks.known(), blocks.reached()), (3, 2));
         assert!(blocks.waiting().eq([(Gva::new(0x1005), 0xc3)]));
+        assert_eq!(blocks.settle(|_, _| Err(())), Err(()));
+        let mut settled = Vec::new();
+        for _ in 0..2 {
+            let each = |at: Gva, byte| {
+                settled.push((at.as_u64(), byte));
+                Ok::<_, ()>(())
+            };
+            blocks.settle(each).unwrap();
+        }
+        assert_eq!(settled, [(0x1002, 0x50), (0x3000, 0xc3)], "each once");
         drop(blocks);
         assert_eq!(frames.figures().used, 0);
     }

@@ -13,7 +13,9 @@ mod crash;
 mod dictionary;
 mod mutate;
 mod page;
+mod snapshot;
 mod stats;
+mod watch;
 
 pub use blocks::{Blocks, INT3};
 pub use campaign::{Campaign, Execution, Limits, Step, Target};
@@ -22,4 +24,5 @@ pub use corpus::{CORPUS_MAX, Corpus, INPUT_MAX};
 pub use crash::{CRASHES_MAX, Crash, Crashes, Found, HexDump};
 pub use dictionary::{Dictionary, TOKENS_MAX, Token};
 pub use mutate::{Draft, Mutator};
+pub use snapshot::{Example, Snapshot, SnapshotError, run_to_freeze};
 pub use stats::Stats;

@@ -109,6 +109,11 @@ impl<'f, M: PhysMem> Bits<'f, M> {
         }
     }
 
+    /// Clears all bits.
+    pub fn clear(&mut self) {
+        self.pages.iter_mut().for_each(|page| page.fill(0));
+    }
+
     /// The bits that are 1.
     pub fn ones(&self) -> impl Iterator<Item = usize> + '_ {
         let bytes = self.pages.iter().flat_map(|page| page.iter()).enumerate();
@@ -145,6 +150,8 @@ mod tests {
         other.set(8, true);
         bits.intersect(&other);
         assert!(bits.ones().eq([7]));
+        other.clear();
+        assert_eq!(other.ones().count(), 0);
         assert_eq!(frames.figures().used, 4);
         drop((bits, other));
         assert_eq!(frames.figures().used, 0);
