@@ -6,7 +6,7 @@
 use offshoot_abi::{Call, Error, FIGURE_NAME_MAX, MESSAGE_MAX, PRINT_MAX};
 
 use super::figures::FigureName;
-use super::virtual_memory::VirtualMemory;
+use super::virtual_memory::{Locate, VirtualMemory};
 use crate::addr::{AddrRange, Address, Gpa, Gva, PAGE_SIZE};
 
 /// The registers of a call.
@@ -42,7 +42,7 @@ pub enum AfterCall {
 }
 
 /// Carries out a call.
-pub fn call<M: VirtualMemory>(
+pub fn call<M: VirtualMemory + Locate>(
     registers: CallRegisters,
     cpl: u8,
     memory: &mut M,
@@ -99,17 +99,14 @@ fn figure<M: VirtualMemory>(
 }
 
 /// The room for a message: in one page, so that it is one range of the guest's memory.
-fn message_buffer<M: VirtualMemory>(
-    registers: CallRegisters,
-    memory: &mut M,
-) -> Result<AddrRange<Gpa>, Error> {
+fn message_buffer(registers: CallRegisters, memory: &impl Locate) -> Result<AddrRange<Gpa>, Error> {
     let (at, len) = (Gva::new(registers.rdi), registers.rsi);
     if len > MESSAGE_MAX as u64 || len > PAGE_SIZE - at.page_offset() {
         return Err(Error::Invalid);
     }
     let at = match len {
         0 => Gpa::new(0),
-        _ => memory.locate(at).map_err(|_| Error::BadAddress)?,
+        _ => memory.locate(at).ok_or(Error::BadAddress)?,
     };
     AddrRange::new(at, len).ok_or(Error::BadAddress)
 }
@@ -135,9 +132,11 @@ mod tests {
         fn write(&mut self, _: Gva, _: &[u8]) -> Result<(), ()> {
             panic!("no call writes")
         }
-        fn locate(&mut self, at: Gva) -> Result<Gpa, ()> {
-            let gpa = Gpa::new(at.as_u64() + 0x70_0000);
-            (at.as_u64() >= 0x1000).then_some(gpa).ok_or(())
+    }
+    impl Locate for Memory {
+        fn locate(&self, at: Gva) -> Option<Gpa> {
+            let gpa = Gpa::new(at.as_u64().checked_add(0x70_0000)?);
+            (at.as_u64() >= 0x1000).then_some(gpa)
         }
     }
 

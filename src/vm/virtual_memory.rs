@@ -17,8 +17,12 @@ pub trait VirtualMemory {
     fn read(&mut self, from: Gva, into: &mut [u8]) -> Result<(), Self::Fault>;
     /// Copies bytes in; nothing is written unless all can be, as far as the guest's tables say.
     fn write(&mut self, to: Gva, bytes: &[u8]) -> Result<(), Self::Fault>;
-    /// Where the byte at `at` is, which is to be written.
-    fn locate(&mut self, at: Gva) -> Result<Gpa, Self::Fault>;
+}
+
+/// Finding out where memory is that is to be written later, when the guest's tables may not be at hand.
+pub trait Locate {
+    /// Where the byte at `at` is, if it may be written.
+    fn locate(&self, at: Gva) -> Option<Gpa>;
 }
 
 /// How the guest translates addresses.
@@ -192,9 +196,11 @@ impl<M: GuestMemory> VirtualMemory for GuestVirtual<'_, M> {
             result.map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))
         })
     }
+}
 
-    fn locate(&mut self, at: Gva) -> Result<Gpa, Self::Fault> {
-        self.translate(at, true)
+impl<M: GuestMemory> Locate for GuestVirtual<'_, M> {
+    fn locate(&self, at: Gva) -> Option<Gpa> {
+        self.translate(at, true).ok()
     }
 }
 

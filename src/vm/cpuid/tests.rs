@@ -153,7 +153,7 @@ fn the_hypervisor_shows_itself() {
     let table = table();
     assert!(ask(&table, 1, 0).ecx.get_bit(HYPERVISOR_BIT));
     let vendor = ask(&table, 0x4000_0000, 0);
-    assert_eq!(vendor.eax, 0x4000_0001);
+    assert_eq!(vendor.eax, 0x4000_0002);
     let name = [vendor.ebx, vendor.ecx, vendor.edx]
         .map(u32::to_le_bytes)
         .concat();
@@ -167,7 +167,8 @@ fn the_hypervisor_shows_itself() {
         ask(&restricted, 0x4000_0001, 0),
         regs(abi::VERSION, 0, 0, 0)
     );
-    assert_eq!(ask(&table, 0x4000_0002, 0), ZERO);
+    assert_eq!(ask(&table, 0x4000_0002, 0), regs(3, 0x8765_4321, 0, 0));
+    assert_eq!(ask(&table, 0x4000_0003, 0), ZERO);
 }
 
 #[test]
