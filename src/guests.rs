@@ -4,6 +4,7 @@ use crate::boot::console::{self, Out};
 use crate::boot::info::{BootInfo, MAX_MODULES, Module};
 use crate::boot::layout::{self, DirectMap};
 use crate::boot::{clock, power, traps};
+use crate::fuzz::Job;
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Faults, HostBytes, Space, Spaces};
@@ -198,6 +199,9 @@ impl Run<'_> {
         if let Some(hand_over) = first.take() {
             file_boot_figure(hand_over);
         }
+        if options.fuzz.executions != 0 {
+            return self.fuzz(guest, module, &options, summary);
+        }
         let template = match self.run_or_freeze(guest, &options.name) {
             Ran::Ended(outcome, ended) => {
                 guest = ended;
@@ -221,6 +225,49 @@ impl Run<'_> {
             template.end(self.machine);
         }
         summary
+    }
+
+    /// Freezes a guest and runs inputs on forks of it.
+    #[inline(never)]
+    fn fuzz<'g>(
+        &mut self,
+        guest: Guest<'g, DirectMap>,
+        module: &Module,
+        options: &GuestOptions,
+        mut summary: GuestSummary<'static>,
+    ) -> GuestSummary<'static> {
+        let name = options.name;
+        let job = Job {
+            options,
+            file: bytes(module),
+            input: options.fuzz.inputs.and_then(|wanted| self.data(&wanted)),
+            tsc_hz: self.tsc_hz,
+        };
+        if options.fuzz.inputs.is_some() && job.input.is_none() {
+            log::warn!("guest {name}: no boot module is data of the name that inputs= gives");
+        }
+        let (audit, spaces) = (self.audit, self.spaces);
+        let fuzzed = job.run(guest, self.machine, &mut Kernel, |alive| {
+            if audit {
+                match spaces.audit(alive) {
+                    Ok(others) => log::info!("guest {name}: audited, {others} frames of the host"),
+                    Err(flaw) => power::end(Err(format_args!("audit after guest {name}: {flaw}"))),
+                }
+            }
+        });
+        summary.ending = fuzzed.ending;
+        summary.stats = fuzzed.stats;
+        summary.faults = fuzzed.faults;
+        summary
+    }
+
+    /// The bytes of the data with this name.
+    fn data(&self, name: &Name) -> Option<&'static [u8]> {
+        let named = |module: &Module| {
+            let data = DataOptions::parse(module.cmdline).and_then(Result::ok);
+            data.is_some_and(|data| data.name == *name)
+        };
+        self.boot.modules().find(named).map(|module| bytes(&module))
     }
 
     /// Runs a guest to its end. One that asks to be frozen is, and goes on as its own first fork.

@@ -3,6 +3,7 @@
 #![no_main]
 
 mod boot;
+mod fuzz;
 mod guests;
 
 use boot::console::{self, say};

@@ -7,6 +7,7 @@ use core::fmt;
 
 use super::cmdline::{CmdlineError, Name};
 use super::figures::Figures;
+use super::fuzz::SnapshotError;
 use super::guest::GuestError;
 use super::outcome::Outcome;
 use super::stats::RunStats;
@@ -26,17 +27,39 @@ pub enum Ending<'a> {
     DuplicateName,
     /// It could not be made.
     NotMade(GuestError),
+    /// It was fuzzed.
+    Fuzzed {
+        /// Inputs that were run.
+        executions: u64,
+        /// Different crashes that were found.
+        crashes: u32,
+        /// Whether a crash was what was hoped for.
+        expect_crash: bool,
+    },
+    /// It could not be fuzzed, or not to the end.
+    NotFuzzed(SnapshotError),
 }
 
 impl Ending<'_> {
     /// Whether the guest ended well.
     pub const fn is_success(&self) -> bool {
-        matches!(self, Self::Ran(outcome) if outcome.is_success())
+        match self {
+            Self::Ran(outcome) => outcome.is_success(),
+            Self::Fuzzed {
+                crashes,
+                expect_crash,
+                ..
+            } => (*crashes != 0) == *expect_crash,
+            _ => false,
+        }
     }
     /// A word or two for tables and tools.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Ran(outcome) => outcome.name(),
+            Self::Fuzzed { crashes: 0, .. } => "fuzzed, no crash",
+            Self::Fuzzed { .. } => "fuzzed, crashed",
+            Self::NotFuzzed(_) => "not fuzzed",
             Self::BadOptions(_) | Self::DuplicateName | Self::NotMade(_) => "not run",
         }
     }
@@ -44,6 +67,7 @@ impl Ending<'_> {
     pub const fn status(&self) -> Option<u64> {
         match self {
             Self::Ran(Outcome::Exited(status)) => Some(*status),
+            Self::Fuzzed { .. } if self.is_success() => Some(0),
             _ => None,
         }
     }
@@ -56,6 +80,24 @@ impl fmt::Display for Ending<'_> {
             Self::BadOptions(error) => error.fmt(f),
             Self::DuplicateName => f.write_str("an earlier module of its kind has the same name"),
             Self::NotMade(error) => error.fmt(f),
+            Self::Fuzzed {
+                executions,
+                crashes,
+                expect_crash,
+            } => {
+                match crashes {
+                    0 => f.write_str("no crash found")?,
+                    1 => f.write_str("1 crash found")?,
+                    many => write!(f, "{many} different crashes found")?,
+                }
+                write!(f, " in {executions} executions")?;
+                match (self.is_success(), expect_crash) {
+                    (true, true) => f.write_str(", as expected"),
+                    (false, true) => f.write_str(", though one was expected"),
+                    _ => Ok(()),
+                }
+            }
+            Self::NotFuzzed(error) => write!(f, "fuzzing: {error}"),
         }
     }
 }

@@ -52,6 +52,8 @@ pub enum Problem {
     NotAReset,
     /// Not `on` or `off`.
     NotOnOrOff,
+    /// Not an ending that can be expected.
+    NotExpectable,
     /// Zero.
     Zero,
     /// Not a multiple of 4 KiB.
@@ -79,6 +81,7 @@ impl fmt::Display for Problem {
             Self::NotACount => "not a number, as in 1000",
             Self::NotAReset => "not one of warm, cold, auto",
             Self::NotOnOrOff => "not on or off",
+            Self::NotExpectable => "not crash",
             Self::TooMany(most) => return write!(f, "more than {most}"),
             Self::TooDeep(most) => return write!(f, "more than {most} generations of forks"),
             Self::Zero => "must not be zero",

@@ -6,15 +6,15 @@ use super::page::{PAGE, Page};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
 
 /// The most inputs that are kept.
-pub const CORPUS_MAX: usize = 256;
+pub const CORPUS_MAX: usize = 128;
 /// The longest input.
 pub const INPUT_MAX: usize = PAGE;
 
 struct Entry<'f, M: PhysMem> {
     page: Page<'f, M>,
-    len: usize,
+    len: u32,
     /// How often it was chosen.
-    chosen: u64,
+    chosen: u32,
 }
 
 /// The inputs that are kept, a frame for each.
@@ -69,7 +69,7 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
     pub fn choose(&mut self, index: usize) -> &[u8] {
         match self.entries.get_mut(index) {
             Some(entry) => {
-                entry.chosen += 1;
+                entry.chosen = entry.chosen.saturating_add(1);
                 entry.bytes()
             }
             None => &[],
@@ -86,13 +86,13 @@ impl<M: PhysMem> Entry<'_, M> {
     fn put(&mut self, input: &[u8]) {
         if let Some(bytes) = self.page.get_mut(..input.len()) {
             bytes.copy_from_slice(input);
-            self.len = input.len();
+            self.len = input.len() as u32;
             self.chosen = 0;
         }
     }
 
     fn bytes(&self) -> &[u8] {
-        self.page.get(..self.len).unwrap_or_default()
+        self.page.get(..self.len as usize).unwrap_or_default()
     }
 }
 

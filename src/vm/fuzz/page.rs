@@ -15,19 +15,19 @@ pub(super) struct Page<'f, M: PhysMem> {
     frames: &'f FrameAllocator<M>,
     /// `None` only while it is dropped.
     frame: Option<Frame>,
-    bytes: *mut [u8; PAGE],
 }
 
 impl<'f, M: PhysMem> Page<'f, M> {
     /// A page of zeroes.
     pub fn new(frames: &'f FrameAllocator<M>) -> Result<Self, FrameError> {
-        let frame = frames.alloc_zeroed()?;
-        let bytes = frames.mem().ptr(frame.address()).cast();
-        Ok(Self {
-            frames,
-            frame: Some(frame),
-            bytes,
-        })
+        let frame = Some(frames.alloc_zeroed()?);
+        Ok(Self { frames, frame })
+    }
+
+    /// Where its bytes are.
+    fn bytes(&self) -> *mut [u8; PAGE] {
+        let bytes = |frame: &Frame| self.frames.mem().ptr(frame.address()).cast();
+        self.frame.as_ref().map_or(core::ptr::null_mut(), bytes)
     }
 }
 
@@ -35,16 +35,16 @@ impl<M: PhysMem> Deref for Page<'_, M> {
     type Target = [u8; PAGE];
 
     fn deref(&self) -> &Self::Target {
-        // SAFETY: the frame was allocated here and its handle is neither lent nor given away, so nobody else reaches it;
-        // the pointer is valid for all of it by the contract of `PhysMem`.
-        unsafe { &*self.bytes }
+        // SAFETY: the frame was allocated here and its handle is neither lent nor given away, so nobody else reaches it; the
+        // handle is there until the page is dropped; the pointer is valid for all of it by the contract of `PhysMem`.
+        unsafe { &*self.bytes() }
     }
 }
 
 impl<M: PhysMem> DerefMut for Page<'_, M> {
     fn deref_mut(&mut self) -> &mut Self::Target {
         // SAFETY: as above, and `self` is borrowed alone.
-        unsafe { &mut *self.bytes }
+        unsafe { &mut *self.bytes() }
     }
 }
 

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::super::Host;
 use super::super::guest::Guest;
+use super::super::loader::LoadError;
 use super::super::machine::Machine;
 use super::super::outcome::{Outcome, Turn};
 use super::super::run::now;
@@ -13,6 +14,7 @@ use super::super::vcpu::VcpuError;
 use super::blocks::{Blocks, INT3};
 use super::campaign::{Execution, Target};
 use super::corpus::INPUT_MAX;
+use super::page::Page;
 use super::watch::Watch;
 use crate::addr::{Gpa, Gva};
 use crate::ept::{AccessError, Faults, Reset, Space};
@@ -21,6 +23,8 @@ use crate::frames::{FrameError, PhysMem};
 /// Why a guest cannot be fuzzed, or not any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotError {
+    /// Its image cannot be read.
+    Image(LoadError),
     /// It has ended before it asked to be frozen.
     Ended(Outcome),
     /// It has not asked for a message when it asked to be frozen.
@@ -44,6 +48,7 @@ pub enum SnapshotError {
 impl fmt::Display for SnapshotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Image(error) => error.fmt(f),
             Self::Ended(outcome) => write!(f, "it never asked to be frozen: {outcome}"),
             Self::NoBuffer => f.write_str("it asked to be frozen without a buffer for inputs"),
             Self::Memory(error) => write!(f, "breakpoints in its code: {error}"),
@@ -82,24 +87,24 @@ pub struct Snapshot<'a, 'f, 's, 'i, M: PhysMem, H> {
 }
 
 /// A first input: what the guest has left in its buffer, without zeroes at the end.
-pub struct Example {
-    bytes: [u8; INPUT_MAX],
+pub struct Example<'f, M: PhysMem> {
+    page: Page<'f, M>,
     len: usize,
 }
 
-impl Example {
+impl<M: PhysMem> Example<'_, M> {
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+        self.page.get(..self.len).unwrap_or_default()
     }
 }
 
 /// Runs `guest` until it asks to be frozen. Yields the room for inputs and what is in it.
-pub fn run_to_freeze<M: PhysMem>(
+pub fn run_to_freeze<'f, M: PhysMem>(
     guest: &mut Guest<'_, M>,
-    machine: &mut Machine<'_, M>,
+    machine: &mut Machine<'f, M>,
     host: &mut impl Host,
-) -> Result<(usize, Example), SnapshotError> {
+) -> Result<(usize, Example<'f, M>), SnapshotError> {
     loop {
         match guest.run(machine, host, None) {
             Turn::AsksFreeze => break,
@@ -110,18 +115,13 @@ pub fn run_to_freeze<M: PhysMem>(
     let buffer = guest.asked.filter(|buffer| !buffer.is_empty());
     let buffer = buffer.ok_or(SnapshotError::NoBuffer)?;
     let room = buffer.len().min(INPUT_MAX as u64) as usize;
-    let mut example = Example {
-        bytes: [0; INPUT_MAX],
-        len: room,
-    };
-    let bytes = example.bytes.get_mut(..room).unwrap_or_default();
+    let mut page = Page::new(machine.frames)?;
+    let bytes = page.get_mut(..room).unwrap_or_default();
     let read = guest.space().read(buffer.start(), bytes);
     read.map_err(SnapshotError::Memory)?;
-    example.len = bytes
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |at| at + 1);
-    Ok((room, example))
+    let last = bytes.iter().rposition(|byte| *byte != 0);
+    let len = last.map_or(0, |at| at + 1);
+    Ok((room, Example { page, len }))
 }
 
 impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
@@ -139,11 +139,18 @@ impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
             guest.end(machine);
             return Err(SnapshotError::Memory(error));
         }
+        let watch = match Watch::new(host, blocks, machine.frames) {
+            Ok(watch) => watch,
+            Err(error) => {
+                guest.end(machine);
+                return Err(SnapshotError::Frames(error));
+            }
+        };
         let (stats, faults) = (guest.stats.clone(), guest.space().faults());
         match guest.freeze(machine) {
             Ok(template) => Ok(Self {
                 machine,
-                watch: Watch::new(host, blocks),
+                watch,
                 template: Some(template),
                 fork: None,
                 stats,
