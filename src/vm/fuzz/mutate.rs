@@ -125,8 +125,9 @@ impl Mutator {
 
     /// Changes `draft` in a few places at random, perhaps with parts of `other`, another input.
     pub fn mutate(&mut self, draft: &mut Draft<'_>, other: &[u8]) {
-        // 1, 2, 4 ... changes, each as likely.
-        let changes = 1 << self.below(CHANGES_MAX.ilog2() as usize + 1);
+        // 1, 2, 4 ... changes, rather few: what has to stay as it is soon does not after many.
+        let most = CHANGES_MAX.ilog2() as usize + 1;
+        let changes = 1 << self.below(most).min(self.below(most));
         for _ in 0..changes {
             self.change(draft, other);
         }
@@ -160,6 +161,7 @@ impl Mutator {
                 draft.buffer.copy_within(from..from + count, at);
             }
             11 => {
+                let at = self.below(draft.len() + 1);
                 let byte = self.random.rand_u32() as u8;
                 let count = self.block(BLOCK_MAX);
                 draft.open(at, count).fill(byte);
@@ -174,6 +176,7 @@ impl Mutator {
                 draft.insert(at, token.as_ref().map_or(&[], |token| token.bytes()));
             }
             14 => {
+                let at = self.below(draft.len() + 1);
                 let from = self.below(other.len());
                 let count = self.block(other.len() - from);
                 draft.insert(at, other.get(from..from + count).unwrap_or_default());

@@ -7,7 +7,8 @@ use offshoot_guest::{StartInfo, println};
 /// The longest file.
 const FILE_MAX: usize = 1024;
 /// A small file that is in order, for the fuzzer to begin with: 4 by 2 pixels of 8 bits.
-const EXAMPLE: &[u8] = b"OFIM\x01HEAD\x06\0\0\0\x04\0\x02\0\x08\0ENDC\0\0\0\0";
+const EXAMPLE: &[u8] =
+    b"OFIM\x01HEAD\x06\0\0\0\x04\0\x02\0\x08\0NOTE\x08\0\0\0name=dotDATA\x08\0\0\0pixels!!ENDC\0\0\0\0";
 
 /// A buffer that lies in one page.
 #[repr(C, align(4096))]

@@ -10,6 +10,15 @@
 //! ENDC    nothing
 //! ```
 
+const fn tag(name: &[u8; 4]) -> u32 {
+    u32::from_le_bytes(*name)
+}
+const HEAD: u32 = tag(b"HEAD");
+const PALT: u32 = tag(b"PALT");
+const NOTE: u32 = tag(b"NOTE");
+const DATA: u32 = tag(b"DATA");
+const ENDC: u32 = tag(b"ENDC");
+
 const PALETTE: u8 = 1;
 const RUNS: u8 = 2;
 const FLAGS: u8 = PALETTE | RUNS;
@@ -86,28 +95,27 @@ pub fn read<const CHECKED: bool>(file: &[u8], into: *mut u8) -> Result<Summary, 
     let mut summary = Summary::default();
     let mut head = None;
     loop {
-        let tag = file.u32()?.to_le_bytes();
+        let tag = file.u32()?;
         let len = file.u32()? as usize;
         let mut payload = Bytes(file.take(len)?);
-        match (&tag, &head) {
-            (b"HEAD", None) => head = Some(read_head(&mut payload)?),
-            (b"PALT", Some(head)) => summary.colours = read_palette(head, &payload)?,
-            (b"NOTE", _) => summary.notes += read_note(&payload)?,
-            (b"DATA", Some(head)) if head.flags & PALETTE != 0 && summary.colours == 0 => {
+        match (tag, &head) {
+            (HEAD, None) => head = Some(read_head(&mut payload)?),
+            (PALT, Some(head)) => summary.colours = read_palette(head, &payload)?,
+            (NOTE, _) => summary.notes += read_note(&payload)?,
+            (DATA, Some(head)) if head.flags & PALETTE != 0 && summary.colours == 0 => {
                 return Err(Refused::Palette);
             }
-            (b"DATA", Some(head)) => {
+            (DATA, Some(head)) => {
                 // The buffer ends where memory ends, so a small image lies at the end of it.
                 let start = into.wrapping_add(PIXELS_MAX - head.pixels);
-                let end = if head.flags & RUNS != 0 {
+                summary.pixels += if head.flags & RUNS != 0 {
                     read_runs::<CHECKED>(head, version, &mut payload, start)?
                 } else {
                     read_rows(head, &mut payload, start)?
                 };
-                summary.pixels += end;
             }
-            (b"ENDC", Some(_)) if len == 0 => return Ok(summary),
-            (b"HEAD" | b"PALT" | b"DATA" | b"ENDC", _) => return Err(Refused::Order),
+            (ENDC, Some(_)) if len == 0 => return Ok(summary),
+            (HEAD | PALT | DATA | ENDC, _) => return Err(Refused::Order),
             _ => return Err(Refused::Tag),
         }
     }
@@ -201,8 +209,8 @@ fn read_runs<const CHECKED: bool>(
             0x80 => {
                 let count = usize::from(payload.u16()?);
                 let value = payload.u8()?;
-                // The planted bug: a run as long as the image is let through wherever it begins.
-                let most = if CHECKED { left } else { head.pixels };
+                // The planted bug: a run is let through that some image has room for, but this one may not.
+                let most = if CHECKED { left } else { PIXELS_MAX };
                 if count > most {
                     return Err(Refused::Pixels);
                 }
