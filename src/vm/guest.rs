@@ -348,7 +348,8 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         Ok(turn)
     }
 
-    /// Has INT3 exit to [`Host::breakpoint`], for as long as the guest lives.
+    /// Has INT3 exit to [`Host::breakpoint`], for as long as the guest lives; and where it has no interrupt-descriptor
+    /// table now, has it end at its first exception.
     pub fn exit_on_breakpoints(&mut self, machine: &mut Machine<'_, M>) -> Result<(), VcpuError> {
         self.vcpu.exit_on_breakpoints(machine)
     }

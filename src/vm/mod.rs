@@ -23,6 +23,7 @@ pub mod report;
 mod run;
 mod stats;
 mod template;
+mod unhandled;
 mod vcpu;
 mod vcpu_state;
 pub mod virtual_memory;
@@ -33,6 +34,7 @@ pub use machine::{Machine, StartError};
 pub use outcome::{Outcome, Turn};
 pub use stats::RunStats;
 pub use template::{ForkError, ForkId, FreezeError, PatchError, ResetError, Template};
+pub use unhandled::Unhandled;
 pub use vcpu::VcpuError;
 pub use vcpu_state::Difference;
 

@@ -3,6 +3,7 @@
 use super::super::Host;
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running, now};
+use super::super::unhandled::{PAGE_FAULT, Unhandled};
 use crate::addr::{Gpa, Gva};
 use crate::frames::PhysMem;
 use crate::vmx::event::{Combined, ReinjectError, pend_single_step};
@@ -57,9 +58,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 self.host.machine_check();
                 return self.deliver_again();
             }
-            _ => {
-                return self.stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi));
-            }
+            vector => return self.unhandled(vector, interruption.has_error_code),
         };
         let interrupted = match Event::interrupted(&self.vmcs) {
             Ok(interrupted) => interrupted,
@@ -71,6 +70,24 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Combined::DoubleFault => self.raise(Event::DOUBLE_FAULT),
             Combined::TripleFault => self.stop(Outcome::TripleFault),
         }
+    }
+
+    /// An exception that exits because the guest has no interrupt-descriptor table.
+    #[cold]
+    fn unhandled(&mut self, vector: u8, has_code: bool) -> Result<Next, VmcsError> {
+        let code = match has_code {
+            true => Some(self.vmcs.read32(Field32::ExitInterruptionErrorCode)?),
+            false => None,
+        };
+        let address = match vector {
+            PAGE_FAULT => Some(self.vmcs.read_natural(FieldNatural::ExitQualification)?),
+            _ => None,
+        };
+        self.stop(Outcome::Exception(Unhandled {
+            vector,
+            code,
+            address: address.map(Gva::new),
+        }))
     }
 
     /// Puts back the byte in place of which the host has put a breakpoint, so that the guest goes on with the instruction

@@ -70,7 +70,8 @@ impl Stats {
             write!(
                 f,
                 "{executions} executions, {rate}/s, {reached} of {known} blocks, \
-                 {corpus} inputs kept, {crashes} crashes"
+                 {corpus} inputs kept, {crashes} crash{}",
+                if crashes == 1 { "" } else { "es" }
             )
         })
     }
@@ -148,7 +149,7 @@ mod tests {
         assert_eq!(stats.per_second(3_000_000_000), 1_500_000);
         assert_eq!(
             stats.line(100_000_000).to_string(),
-            "2000 executions, 50000/s, 120 of 300 blocks, 17 inputs kept, 1 crashes"
+            "2000 executions, 50000/s, 120 of 300 blocks, 17 inputs kept, 1 crash"
         );
         assert_eq!(
             stats.costs().to_string(),
