@@ -10,7 +10,7 @@ use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Faults, HostBytes, Space, Spaces};
 use offshoot::frames::{FrameAllocator, FrameFigures};
 use offshoot::vm::cmdline::{CmdlineError, DataOptions, GuestOptions, KernelOptions, Name};
-use offshoot::vm::data::{self, SharedData};
+use offshoot::vm::data::{self, DataError, SharedData};
 use offshoot::vm::figures::{Figure, FigureName, Figures};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
@@ -237,15 +237,20 @@ impl Run<'_> {
         mut summary: GuestSummary<'static>,
     ) -> GuestSummary<'static> {
         let name = options.name;
+        let input = match options.fuzz.inputs.map(|wanted| self.data(wanted)) {
+            Some(Err(error)) => {
+                summary.ending = Ending::NotMade(GuestError::Data(error));
+                guest.end(self.machine);
+                return summary;
+            }
+            found => found.and_then(Result::ok),
+        };
         let job = Job {
             options,
             file: bytes(module),
-            input: options.fuzz.inputs.and_then(|wanted| self.data(&wanted)),
+            input,
             tsc_hz: self.tsc_hz,
         };
-        if options.fuzz.inputs.is_some() && job.input.is_none() {
-            log::warn!("guest {name}: no boot module is data of the name that inputs= gives");
-        }
         let (audit, spaces) = (self.audit, self.spaces);
         let fuzzed = job.run(guest, self.machine, &mut Kernel, |alive| {
             if audit {
@@ -262,12 +267,13 @@ impl Run<'_> {
     }
 
     /// The bytes of the data with this name.
-    fn data(&self, name: &Name) -> Option<&'static [u8]> {
+    fn data(&self, name: Name) -> Result<&'static [u8], DataError> {
         let named = |module: &Module| {
             let data = DataOptions::parse(module.cmdline).and_then(Result::ok);
-            data.is_some_and(|data| data.name == *name)
+            data.is_some_and(|data| data.name == name)
         };
-        self.boot.modules().find(named).map(|module| bytes(&module))
+        let module = self.boot.modules().find(named);
+        Ok(bytes(&module.ok_or(DataError::NoSuchData(name))?))
     }
 
     /// Runs a guest to its end. One that asks to be frozen is, and goes on as its own first fork.

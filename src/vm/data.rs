@@ -49,7 +49,7 @@ impl fmt::Display for DataError {
         match self {
             Self::NoSuchData(name) => write!(
                 f,
-                "map={name}: no boot module is data of that name, as in corpus.bin data name={name}"
+                "{name}: no boot module is data of that name, as in corpus.bin data name={name}"
             ),
             Self::IsGuest(name) => write!(f, "map={name}: that is a guest, not data"),
             Self::Empty(name) => write!(f, "the data {name} has no bytes"),

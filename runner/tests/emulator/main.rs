@@ -5,6 +5,7 @@
 mod bad_input;
 mod booted;
 mod elf_file;
+mod fuzz;
 mod hostile;
 mod machines;
 mod memory;
