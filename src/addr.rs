@@ -170,6 +170,17 @@ impl<A: Address> AddrRange<A> {
             None => true,
         }
     }
+    /// What the two share, if that is anything.
+    pub fn intersection(self, other: Self) -> Option<Self> {
+        let start = self.start.max(other.start);
+        let last = self.last()?.min(other.last()?);
+        let len = last.as_u64().checked_sub(start.as_u64())?;
+        Some(Self {
+            start,
+            // All 2^64 bytes cannot be said, and are in no range.
+            len: len.checked_add(1)?,
+        })
+    }
     /// Whether the two share a byte.
     pub fn overlaps(self, other: Self) -> bool {
         match (self.last(), other.last()) {

@@ -218,7 +218,8 @@ impl Run<'_> {
         let frozen = template
             .as_ref()
             .map(|template| template.space().as_space());
-        summary.tables = self.look_at(&guest, frozen, &options.name).tables;
+        summary.memory = self.look_at(&guest, frozen, &options.name);
+        summary.invalidations = guest.space().invalidations();
         summary.stats = guest.stats.clone();
         guest.end(self.machine);
         if let Some(template) = template {
@@ -273,7 +274,7 @@ impl Run<'_> {
             data.is_some_and(|data| data.name == name)
         };
         let module = self.boot.modules().find(named);
-        Ok(bytes(&module.ok_or(DataError::NoSuchData(name))?))
+        Ok(bytes(&module.ok_or(DataError::NoSuchInput(name))?))
     }
 
     /// Runs a guest to its end. One that asks to be frozen is, and goes on as its own first fork.
@@ -357,7 +358,8 @@ fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
         ending,
         stats: RunStats::ZERO,
         faults: Faults::default(),
-        tables: 0,
+        memory: Census::default(),
+        invalidations: 0,
     }
 }
 

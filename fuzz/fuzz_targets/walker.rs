@@ -143,7 +143,7 @@ fn check<F: Format>(input: &[u8]) {
         0 => unmap(&mut arena, start, len, Emptied::Retire, |_| {}),
         1 => unmap(&mut arena, start, len, Emptied::Keep, |_| {}),
         2 => modify(&mut arena, start, len, |leaf| leaf.unmap()),
-        3 => merge(&mut arena, start, len, PageSize::Size4K),
+        3 => merge(&mut arena, start, len, PageSize::Size4K).map(drop),
         4 => split(&mut arena, start, PageSize::Size4K),
         _ => Cursor::new(&mut arena, start, PageSize::Size4K)
             .and_then(|mut cursor| cursor.set(Content::Unmapped)),

@@ -7,9 +7,10 @@ use offshoot_abi::{Call, Error};
 /// that it does not know, and returns what it left in RAX.
 ///
 /// # Panics
-/// With the number of [`Call::Freeze`] and a length: that call writes to memory. See [`freeze`].
+/// With the number of a call that writes to memory and a length. See [`freeze`] and [`harvest_dirty`].
 pub fn raw(number: u64, arguments: [u64; 3]) -> i64 {
-    assert!(number != Call::Freeze as u64 || arguments[1] == 0);
+    let writes = [Call::Freeze as u64, Call::HarvestDirty as u64].contains(&number);
+    assert!(!writes || arguments[1] == 0);
     // SAFETY: no other call writes to the guest's memory.
     unsafe { raw_unchecked(number, arguments) }
 }
@@ -17,7 +18,7 @@ pub fn raw(number: u64, arguments: [u64; 3]) -> i64 {
 /// As [`raw`], of every number.
 ///
 /// # Safety
-/// Of [`Call::Freeze`], the arguments must describe memory that may be written.
+/// Of a call that writes to memory, the arguments must describe memory that may be written.
 pub unsafe fn raw_unchecked(number: u64, arguments: [u64; 3]) -> i64 {
     let result: i64;
     // SAFETY: every register but RAX is kept, and what is written to memory is the caller's.
@@ -58,6 +59,23 @@ pub fn figure(name: &str, value: u64) -> Result<(), Error> {
         -28 => Err(Error::NoSpace),
         -14 => Err(Error::BadAddress),
         _ => Err(Error::Invalid),
+    }
+}
+
+/// Sets in `bitmap` the bits of those of the `pages` pages from guest-physical address `first` on that were written since
+/// they were last told, and clears the others; yields how many. See [`Call::HarvestDirty`].
+pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, Error> {
+    if pages.div_ceil(8) > bitmap.len() as u64 {
+        return Err(Error::Invalid);
+    }
+    let arguments = [bitmap.as_mut_ptr() as u64, pages, first];
+    // SAFETY: the bitmap is borrowed for writing, and large enough.
+    let result = unsafe { raw_unchecked(Call::HarvestDirty as u64, arguments) };
+    match result {
+        -38 => Err(Error::NoSuchCall),
+        -14 => Err(Error::BadAddress),
+        -1 => Err(Error::NotPermitted),
+        result => u64::try_from(result).map_err(|_| Error::Invalid),
     }
 }
 

@@ -31,14 +31,37 @@ pub struct Guest {
     pub status: Option<u64>,
     /// Exits by reason.
     pub exits: BTreeMap<String, u64>,
-    /// Pages by how they came about.
+    /// EPT violations by what they mapped.
     pub pages: BTreeMap<String, u64>,
+    /// EPT violations that mapped nothing, by kind.
+    #[serde(default)]
+    pub faults: BTreeMap<String, u64>,
+    /// What was mapped in the end, in pages of 4 KiB, and `own_bytes` of host memory.
+    #[serde(default)]
+    pub memory: BTreeMap<String, u64>,
     /// Tables of its address space.
     pub tables: u64,
+    /// INVEPTs executed for its address space.
+    #[serde(default)]
+    pub invepts: u64,
+    /// What was told of its dirty pages.
+    #[serde(default)]
+    pub dirty: Dirty,
     /// Instructions spent in the host for it, where the TSC counts them.
     pub host_instructions: u64,
     /// Instructions of its own.
     pub guest_instructions: u64,
+}
+
+/// What was told of a guest's dirty pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Dirty {
+    /// How often somebody asked.
+    pub harvests: u64,
+    /// Pages that were told.
+    pub pages: u64,
+    /// A checksum of which, and in which order.
+    pub digest: u64,
 }
 
 /// The host's frames.

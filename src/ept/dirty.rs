@@ -1,54 +1,212 @@
 //! Which pages a guest has written.
 //!
-//! A leaf counts as dirty that carries the dirty mark, below tables that all grant write. Whoever gives write also sets
-//! the mark. Where the CPU marks pages itself, harvesting takes the mark away and leaves write; else it takes write too,
-//! and the next write comes back as a violation. Tables that are shared with another space are not granted write, so they
-//! are skipped without a look, and copies of them carry no marks: a fork starts out clean.
+//! A leaf counts as dirty that carries the dirty mark, below tables that all grant write. Harvesting takes the mark away.
+//! There are three ways to come by the marks, which say the same:
+//!
+//! - The CPU sets them and keeps a log ([`Space::log_dirty`]): a page that is made writable is not marked by that, the
+//!   CPU marks it at the first write, and the log says which leaves to look at. The work of a harvest is in proportion to
+//!   the pages that were written.
+//! - The CPU sets them, and the leaves are looked at one by one. Whoever gives write also sets the mark, which saves
+//!   the CPU the trouble.
+//! - The CPU does not know of them. Whoever gives write sets the mark; harvesting takes write too, and the next write
+//!   comes back as a violation.
+//!
+//! The log only says where to look; the marks decide. So it may have too much, and where it may lack something
+//! the leaves are looked at one by one, all of them: then the log is complete again.
+//!
+//! Tables that are shared with another space are not granted write, so they are skipped without a look; copies of them
+//! carry no marks, and those that become a space's own again lose theirs: a fork starts out clean, and so does the space
+//! that was forked.
+//!
+//! A CPU that sets marks takes its walks of the guest's own page tables for writes (SDM "Accessed and Dirty Flags for EPT",
+//! 30.3.5), so it marks pages that hold them whenever it uses them.
 
+use super::dirty_log::DirtyLog;
 use super::entry::decode;
 use super::tables::{DIRTY, ENTRIES, WRITE, word};
-use super::{EditError, Space};
-use crate::addr::{AddrRange, Gpa, Hpa, PageSize};
-use crate::frames::PhysMem;
-use crate::paging::{Content, Decoded, Entry, EptEntry, Rights};
-use core::sync::atomic::Ordering;
+use super::{EditError, EptCapability, Space};
+use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::frames::{FrameAllocator, PhysMem};
+use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry, Rights, Write};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-struct Harvest<'a, M, P> {
+/// How writes are noted in the leaves of one tree.
+#[derive(Debug)]
+pub(super) struct Marks {
+    /// What a leaf loses whose page is to count as clean.
+    pub clear: u64,
+    /// The pages whose leaves may be marked, where somebody keeps account of them.
+    log: Option<DirtyLog>,
+}
+
+impl Marks {
+    /// Nothing is marked, and nobody keeps a log.
+    pub const fn new(capability: &EptCapability) -> Self {
+        Self {
+            clear: if capability.accessed_dirty {
+                DIRTY
+            } else {
+                DIRTY | WRITE
+            },
+            log: None,
+        }
+    }
+
+    /// The leaf that a page which is to be written gets for one with the mark: the CPU logs only what was not marked.
+    #[inline(always)]
+    pub fn given(&mut self, leaf: EptAttr) -> EptAttr {
+        if self.log.is_none() || !leaf.dirty() {
+            return leaf;
+        }
+        if leaf.write() != Write::Allowed {
+            // Only the host can write it, and is about to.
+            self.unlogged();
+            return leaf;
+        }
+        leaf.with_dirty(false)
+    }
+
+    /// Notes that leaves may be marked which the log does not have.
+    #[cold]
+    pub fn unlogged(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.mark_incomplete();
+        }
+    }
+
+    /// Notes that no leaf is marked any more.
+    pub fn forget(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.clear();
+        }
+    }
+
+    /// The frames of the log.
+    pub fn frames<'a, M: PhysMem>(&'a self, mem: &'a M) -> impl Iterator<Item = Hpa> + 'a {
+        self.log.iter().flat_map(|log| log.frames(mem))
+    }
+
+    /// Gives the frames of the log back.
+    pub fn release<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) {
+        if let Some(log) = self.log.take() {
+            log.release(frames);
+        }
+    }
+}
+
+/// A leaf that may be written.
+struct Leaf<'a> {
+    word: &'a AtomicU64,
+    start: Gpa,
+    size: PageSize,
+}
+
+impl Leaf<'_> {
+    fn overlaps(&self, first: u64, last: u64) -> bool {
+        let start = self.start.as_u64();
+        start <= last && first <= start + (self.size.bytes() - 1)
+    }
+    fn is_marked(&self) -> bool {
+        self.word.load(Ordering::Acquire) & DIRTY != 0
+    }
+    /// Takes the mark away, with `clear`; yields whether there was one.
+    fn take_mark(&self, clear: u64) -> bool {
+        let cleared = |bits: u64| (bits & DIRTY != 0).then_some(bits & !clear);
+        self.word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, cleared)
+            .is_ok()
+    }
+}
+
+const fn size_at(level: u8) -> PageSize {
+    match level {
+        1 => PageSize::Size4K,
+        2 => PageSize::Size2M,
+        _ => PageSize::Size1G,
+    }
+}
+
+/// The leaf that translates `gpa`, where all tables above grant write. `near` is the number of the last 2 MiB asked for and
+/// their table.
+fn writable_leaf<'a, M: PhysMem>(
     mem: &'a M,
+    root: Hpa,
+    gpa: Gpa,
+    near: &mut Option<(u64, Hpa)>,
+) -> Option<Leaf<'a>> {
+    let (mut table, mut level) = match *near {
+        Some((number, table)) if number == gpa.as_u64() >> 21 => (table, 1),
+        _ => (root, 4),
+    };
+    loop {
+        let index = gpa.as_u64() >> (12 + 9 * u32::from(level - 1)) & (ENTRIES as u64 - 1);
+        // SAFETY: a table of a space that the caller has borrowed; only the CPU changes entries meanwhile.
+        let word = unsafe { word(mem, table, index as usize) };
+        match decode(level, EptEntry::from_bits(word.load(Ordering::Acquire))) {
+            Decoded::Table {
+                table: next,
+                rights,
+            } if rights.contains(Rights::WRITE) => {
+                (table, level) = (next, level - 1);
+                if level == 1 {
+                    *near = Some((gpa.as_u64() >> 21, table));
+                }
+            }
+            Decoded::Content(Content::Page { .. }) => {
+                let size = size_at(level);
+                let start = gpa.align_down(size.bytes());
+                return Some(Leaf { word, start, size });
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// A look at all leaves.
+struct Scan<'a, 'l, M, P> {
+    frames: &'a FrameAllocator<M>,
+    /// Which leaves are told.
     first: u64,
     last: u64,
     clear: u64,
     found: u64,
     page: P,
+    /// Who is told of the others that are marked.
+    log: Option<&'l mut DirtyLog>,
 }
 
-impl<M: PhysMem, P: FnMut(Gpa, PageSize)> Harvest<'_, M, P> {
+impl<M: PhysMem, P: FnMut(Gpa, PageSize)> Scan<'_, '_, M, P> {
     /// Looks at what a table of `level`, whose first entry translates `start`, says of the range.
     fn table(&mut self, table: Hpa, level: u8, start: u64) {
         let shift = 12 + 9 * u32::from(level - 1);
-        let from = self.first.saturating_sub(start) >> shift;
-        let to = self.last.saturating_sub(start) >> shift;
-        for index in from..=to.min(ENTRIES as u64 - 1) {
+        let everything = 0..=ENTRIES as u64 - 1;
+        let indices = match self.log {
+            Some(_) => everything,
+            None => {
+                let to = self.last.saturating_sub(start) >> shift;
+                self.first.saturating_sub(start) >> shift..=to.min(*everything.end())
+            }
+        };
+        for index in indices {
             let at = start + (index << shift);
             // SAFETY: a table of the space, which is borrowed for writing; only the CPU changes entries meanwhile.
-            let word = unsafe { word(self.mem, table, index as usize) };
+            let word = unsafe { word(self.frames.mem(), table, index as usize) };
             match decode(level, EptEntry::from_bits(word.load(Ordering::Acquire))) {
                 Decoded::Table { table, rights } if rights.contains(Rights::WRITE) => {
                     self.table(table, level - 1, at)
                 }
                 Decoded::Content(Content::Page { .. }) => {
-                    let size = match level {
-                        1 => PageSize::Size4K,
-                        2 => PageSize::Size2M,
-                        _ => PageSize::Size1G,
-                    };
-                    let cleared = |bits: u64| (bits & DIRTY != 0).then_some(bits & !self.clear);
-                    if word
-                        .fetch_update(Ordering::AcqRel, Ordering::Acquire, cleared)
-                        .is_ok()
+                    let (start, size) = (Gpa::new(at), size_at(level));
+                    let leaf = Leaf { word, start, size };
+                    if leaf.overlaps(self.first, self.last) {
+                        if leaf.take_mark(self.clear) {
+                            self.found += 1;
+                            (self.page)(start, size);
+                        }
+                    } else if let Some(log) = &mut self.log
+                        && leaf.is_marked()
                     {
-                        self.found += 1;
-                        (self.page)(Gpa::new(at), size);
+                        log.push(self.frames, start);
                     }
                 }
                 _ => {}
@@ -59,11 +217,10 @@ impl<M: PhysMem, P: FnMut(Gpa, PageSize)> Harvest<'_, M, P> {
 
 impl<M: PhysMem> Space<'_, M> {
     /// Tells `page` of each page in the range that was written since it was last told, since the space was forked, or ever;
-    /// in order, and yields how many. The range must be in memory regions. The work is in proportion to the pages that
-    /// this space alone holds.
+    /// in order, each once, and yields how many. The range must be in memory regions. The work is in proportion to the
+    /// pages that were written where there is a log ([`Space::log_dirty`]), else to those that this space alone holds.
     ///
-    /// A page may be told that was made writable and then not written, or that was written before a fork which has ended
-    /// since.
+    /// A page may be told that was made writable and then not written.
     pub fn harvest_dirty(
         &mut self,
         range: AddrRange<Gpa>,
@@ -73,28 +230,224 @@ impl<M: PhysMem> Space<'_, M> {
         let Some(last) = range.last() else {
             return Ok(0);
         };
-        let clear = if self.eptp().accessed_dirty() {
-            DIRTY
-        } else {
-            DIRTY | WRITE
+        let (first, last) = (range.start().as_u64(), last.as_u64());
+        let found = match &self.tree.marks.log {
+            Some(log) if log.is_complete() => self.harvest_logged(first, last, page),
+            _ => self.harvest_all(first, last, page),
         };
-        let frames = self.spaces.frames;
-        let mut harvest = Harvest {
-            mem: frames.mem(),
-            first: range.start().as_u64(),
-            last: last.as_u64(),
-            clear,
-            found: 0,
-            page,
-        };
-        harvest.table(self.tree.root(), 4, 0);
-        let found = harvest.found;
         if found > 0 {
             // A reset must not take a page for clean whose mark went this way.
             self.tree.log.lose();
         }
         // The CPU does not mark a page again whose mark it has cached, nor does it notice that write is gone.
-        self.tree.close(frames, found > 0);
+        self.tree.close(self.spaces.frames, found > 0);
         Ok(found)
+    }
+
+    /// Looks at the leaves that the log has.
+    fn harvest_logged(
+        &mut self,
+        first: u64,
+        last: u64,
+        mut page: impl FnMut(Gpa, PageSize),
+    ) -> u64 {
+        let mem = self.spaces.frames.mem();
+        let root = self.tree.root();
+        let clear = self.tree.marks.clear;
+        let Some(log) = &mut self.tree.marks.log else {
+            return 0;
+        };
+        let (mut found, mut near) = (0, None);
+        log.retain_in_order(mem, |gpa| {
+            // What is not mapped any more, or shared, is not marked.
+            let Some(leaf) = writable_leaf(mem, root, gpa, &mut near) else {
+                return false;
+            };
+            let outside = !leaf.overlaps(first, last);
+            if !outside && leaf.take_mark(clear) {
+                found += 1;
+                page(leaf.start, leaf.size);
+            }
+            outside
+        });
+        found
+    }
+
+    /// Looks at all leaves in the range, or at all there are where the log is to be complete again.
+    fn harvest_all(&mut self, first: u64, last: u64, page: impl FnMut(Gpa, PageSize)) -> u64 {
+        let root = self.tree.root();
+        let Marks { clear, log } = &mut self.tree.marks;
+        if let Some(log) = log {
+            log.clear();
+        }
+        let mut scan = Scan {
+            frames: self.spaces.frames,
+            first,
+            last,
+            clear: *clear,
+            found: 0,
+            page,
+            log: log.as_mut(),
+        };
+        scan.table(root, 4, 0);
+        scan.found
+    }
+
+    /// Has dirty pages told by a log: from now on whoever runs the space calls [`Space::note_logged`] for each page that the
+    /// CPU has noted, before the next harvest. It is for CPUs that mark pages and note which (SDM "Page-Modification
+    /// Logging", 30.3.6); yields whether this one marks them. Nothing changes where there is a log.
+    pub fn log_dirty(&mut self) -> bool {
+        if !self.eptp().accessed_dirty() {
+            return false;
+        }
+        if self.tree.marks.log.is_none() {
+            self.regions.set_marked(false);
+            self.tree.marks.log = Some(DirtyLog::new());
+            self.tree.marks.unlogged();
+        }
+        true
+    }
+
+    /// Whether [`Space::log_dirty`] was called.
+    pub fn logs_dirty(&self) -> bool {
+        self.tree.marks.log.is_some()
+    }
+
+    /// Takes what the CPU has noted: that it has marked the page at `gpa`. It is a claim, which the tables are asked
+    /// about when dirty pages are harvested.
+    #[inline]
+    pub fn note_logged(&mut self, gpa: Gpa) {
+        if let Some(log) = &mut self.tree.marks.log {
+            log.push(self.spaces.frames, gpa.align_down(PAGE_SIZE));
+        }
+    }
+
+    /// Marks the page that the host has been given to write, where giving it has not.
+    #[inline]
+    pub(super) fn note_host_write(&mut self, gpa: Gpa) {
+        if !self.logs_dirty() {
+            return;
+        }
+        let frames = self.spaces.frames;
+        let leaf = writable_leaf(frames.mem(), self.tree.root(), gpa, &mut None);
+        if leaf.is_some_and(|leaf| leaf.word.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0) {
+            self.note_logged(gpa);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{RAM, add_regions, all_capabilities, finish, gpas, memory, read};
+    use super::super::tlb::Cpu;
+    use super::super::{Access, Reset, Spaces};
+    use super::*;
+    use crate::frames::arena::Arena;
+
+    fn told(space: &mut Space<'_, Arena>, first: u64, pages: u64) -> Vec<u64> {
+        let mut told = vec![];
+        let range = gpas(RAM + first * PAGE_SIZE, pages * PAGE_SIZE);
+        let page = |gpa: Gpa, _| told.push((gpa.as_u64() - RAM) / PAGE_SIZE);
+        let found = space.harvest_dirty(range, page);
+        assert_eq!(found, Ok(told.len() as u64));
+        told
+    }
+
+    /// The guest writes the page.
+    fn write(cpu: &mut Cpu, space: &mut Space<'_, Arena>, page: u64) {
+        let gpa = RAM + page * PAGE_SIZE;
+        let frame = cpu.run(space, gpa, gpa, Access::WRITE).unwrap();
+        // SAFETY: the page that the guest was given to write, in the arena.
+        unsafe { space.spaces.frames.mem().ptr(frame).write(7) };
+        cpu.unload(space);
+    }
+
+    #[test]
+    fn a_fork_whose_writes_are_logged_is_reset_as_any_other() {
+        let (frames, host) = memory(64);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut first = spaces.create(36).unwrap();
+        add_regions(&mut first, host);
+        first.write(Gpa::new(RAM), b"old").unwrap();
+        assert!(first.log_dirty());
+        let template = first
+            .freeze()
+            .unwrap_or_else(|(error, _)| panic!("{error}"));
+        let mut cpu = Cpu::new(0);
+        for how in [Reset::Warm, Reset::Cold, Reset::Warm] {
+            let mut fork = template.fork().unwrap();
+            assert!(!fork.logs_dirty() && fork.log_dirty());
+            for round in 0..3 {
+                write(&mut cpu, &mut fork, 0);
+                write(&mut cpu, &mut fork, 5);
+                fork.write(Gpa::new(RAM + 2 * PAGE_SIZE), b"host").unwrap();
+                if round == 2 {
+                    // Its marks are gone, and a reset knows that.
+                    assert_eq!(told(&mut fork, 0, 16), [0, 2, 5]);
+                    write(&mut cpu, &mut fork, 5);
+                    assert_eq!(told(&mut fork, 0, 16), [5]);
+                }
+                fork.reset(&template, how).unwrap();
+                assert_eq!(read(&fork, RAM, 3), b"old");
+                for page in [2, 5] {
+                    assert_eq!(
+                        read(&fork, RAM + page * PAGE_SIZE, 4),
+                        [0; 4],
+                        "{how:?} {round}"
+                    );
+                }
+                assert!(spaces.audit([template.as_space(), &fork]).is_ok());
+            }
+            // A reset leaves nothing to tell, and what is written then is told.
+            assert!(told(&mut fork, 0, 16).is_empty());
+            write(&mut cpu, &mut fork, 3);
+            assert_eq!(told(&mut fork, 0, 16), [3]);
+            finish(fork, &mut cpu);
+        }
+        let mut ending = template.end();
+        while !ending.step(&mut cpu, 100) {}
+        spaces.end().unwrap();
+        assert_eq!(frames.figures().used, 0);
+    }
+
+    #[test]
+    fn what_is_told_in_parts_is_told_once_and_the_rest_is_kept() {
+        let (frames, host) = memory(64);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        add_regions(&mut space, host);
+        let mut cpu = Cpu::new(0);
+        write(&mut cpu, &mut space, 1);
+        write(&mut cpu, &mut space, 9);
+        assert!(space.log_dirty());
+        // What was written before there was a log: the first harvest finds it, the next ones know of the rest.
+        assert_eq!(told(&mut space, 0, 4), [1]);
+        write(&mut cpu, &mut space, 12);
+        write(&mut cpu, &mut space, 3);
+        assert_eq!(told(&mut space, 12, 4), [12]);
+        assert_eq!(told(&mut space, 0, 16), [3, 9]);
+        assert!(told(&mut space, 0, 16).is_empty());
+        // Where the log has no frame, nothing is lost.
+        for page in [8, 2, 12] {
+            write(&mut cpu, &mut space, page);
+        }
+        space.tree.marks.unlogged();
+        assert_eq!(told(&mut space, 8, 8), [8, 12]);
+        write(&mut cpu, &mut space, 8);
+        assert_eq!(told(&mut space, 0, 16), [2, 8]);
+        finish(space, &mut cpu);
+    }
+
+    #[test]
+    fn only_a_cpu_that_marks_pages_logs_them() {
+        let (frames, _) = memory(16);
+        let old = EptCapability {
+            accessed_dirty: false,
+            ..all_capabilities()
+        };
+        let spaces = Spaces::new(&frames, old).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        assert!(!space.log_dirty() && !space.logs_dirty());
+        finish(space, &mut Cpu::new(0));
     }
 }

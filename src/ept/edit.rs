@@ -36,19 +36,15 @@ impl fmt::Display for EditError {
 impl core::error::Error for EditError {}
 
 impl<'s, M: PhysMem> Space<'s, M> {
-    /// Removes the region with exactly this range, and all that is mapped there.
-    pub fn remove_region(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
-        if !self.regions.iter().any(|region| region.range == range) {
-            return Err(EditError::Region(RegionError::NoSuchRegion(range)));
-        }
+    /// Takes a range of whole pages, all of which must be in regions, from the space, and all that is mapped there. Regions
+    /// that are partly in it are cut, except those of device models.
+    pub fn unmap(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
+        whole_pages(range)?;
+        let regions = self.regions.without(range).map_err(EditError::Region)?;
         self.regions.change().map_err(out)?;
         self.clear(range)?;
-        self.regions
-            .change()
-            .map_err(out)?
-            .remove(range)
-            .map(drop)
-            .map_err(EditError::Region)
+        *self.regions.change().map_err(out)? = regions;
+        Ok(())
     }
 
     /// Forgets what the guest wrote in a range of whole pages in memory regions: it holds again what it held before the
@@ -59,7 +55,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
     }
 
     /// Allows or forbids the guest to write, where the memory there can be written at all, and to execute in a range of whole
-    /// pages in memory regions. Regions that are partly in the range are cut.
+    /// pages in memory regions. Regions that are partly in the range are cut, large pages are split, and both are whole
+    /// again when nothing tells their parts apart.
     pub fn protect(
         &mut self,
         range: AddrRange<Gpa>,
@@ -67,9 +64,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         execute: bool,
     ) -> Result<(), EditError> {
         self.check_memory(range)?;
-        if !range.start().is_aligned(PAGE_SIZE) || !range.len().is_multiple_of(PAGE_SIZE) {
-            return Err(EditError::Region(RegionError::Unaligned(range)));
-        }
+        whole_pages(range)?;
         let regions = self
             .regions
             .protected(range, write, execute)
@@ -90,25 +85,18 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.close(frames, true);
         done.map_err(|error| EditError::Tables(error.into()))?;
         *self.regions.change().map_err(out)? = regions;
-        failed.map_or(Ok(()), |error| {
-            Err(EditError::Tables(Reason::Frames(error)))
-        })
+        match failed {
+            Some(error) => Err(EditError::Tables(Reason::Frames(error))),
+            None => self.merge_again(range),
+        }
     }
 
     /// Whether the range is all memory.
     pub(super) fn check_memory(&self, range: AddrRange<Gpa>) -> Result<(), EditError> {
-        let mut at = Some(range.start());
-        while let (Some(gpa), Some(last)) = (at, range.last()) {
-            let region = self
-                .regions
-                .find(gpa)
-                .filter(|region| region.kind.is_memory());
-            let end = region
-                .and_then(|region| region.range.last())
-                .ok_or(EditError::NotMemory(range))?;
-            at = (end < last).then(|| Gpa::new(end.as_u64() + 1));
-        }
-        Ok(())
+        let hole = self
+            .regions
+            .first_hole(range, |region| region.kind.is_memory());
+        hole.map_or(Ok(()), |_| Err(EditError::NotMemory(range)))
     }
 
     /// Unmaps a range.
@@ -149,4 +137,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
 /// There was no frame for a change, or its count is the largest.
 pub(super) fn out(error: FrameError) -> EditError {
     EditError::Tables(error.into())
+}
+
+/// Whether the range is made of whole pages.
+pub(super) fn whole_pages(range: AddrRange<Gpa>) -> Result<(), EditError> {
+    if range.start().is_aligned(PAGE_SIZE) && range.len().is_multiple_of(PAGE_SIZE) {
+        Ok(())
+    } else {
+        Err(EditError::Region(RegionError::Unaligned(range)))
+    }
 }

@@ -25,6 +25,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// CPU on which the guest ran.
     pub fn end(mut self) -> Ending<'s, M> {
         self.tree.debt.incur();
+        self.tree.marks.release(self.spaces.frames);
         self.tree.log.clear(self.spaces.frames);
         Ending {
             frames: self.spaces.frames,

@@ -1,66 +1,81 @@
-//! Pages of 2 MiB: given at a first write, split when a part is to be copied.
+//! Large pages: given at a first write, split when a part is to be copied.
 
 use super::entry::Origin;
+use super::policy::PagePolicy;
 use super::provide::{put, take_over};
 use super::region_map::Known;
 use super::tables::Tables;
 use super::{Fill, Reason, RegionKind};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PageSize};
 use crate::frames::{FrameError, PhysMem};
-use crate::paging::{Content, ContentOf, Cursor, Ept, split};
+use crate::paging::{Content, ContentOf, Cursor, Ept, PagingError, split};
 
-const SIZE: PageSize = PageSize::Size2M;
-
-/// Writing to `page`, for which no table of small pages is there and `content` stands higher up. `None`: it is to be
-/// handled as a small page. The second result says whether a translation was replaced.
+/// Writing to `page`, for which no table of small pages is there and `content` stands higher up, in a slot for pages of
+/// `size`. `None`: it is to be handled as a small page. The second result says whether a translation was replaced.
 #[cold]
 pub(super) fn large_page<M: PhysMem>(
     tables: &mut Tables<'_, M>,
     known: &Known,
     page: Gpa,
     content: ContentOf<Ept>,
-    wanted: bool,
+    size: Option<PageSize>,
+    policy: PagePolicy,
 ) -> Result<Option<(Fill, bool)>, Reason> {
-    match content {
-        Content::Page { .. } => write_to_mapped(tables, known, page).map(Some),
-        _ if wanted => fill(tables, known, page),
-        _ => Ok(None),
+    match (content, size) {
+        (Content::Page { .. }, Some(size)) => write_to_mapped(tables, known, page, size).map(Some),
+        _ if policy == PagePolicy::Small => Ok(None),
+        _ => fill(tables, known, page, policy),
     }
 }
 
-/// Maps a zeroed page of 2 MiB, where the region covers it and there is one.
+/// Maps a zeroed page of the largest size that the policy wants, the region covers, and there is.
 fn fill<M: PhysMem>(
     tables: &mut Tables<'_, M>,
     known: &Known,
     page: Gpa,
+    policy: PagePolicy,
 ) -> Result<Option<(Fill, bool)>, Reason> {
     let region = &known.region;
-    let covered = AddrRange::new(page.align_down(SIZE.bytes()), SIZE.bytes());
-    let covered = covered.is_some_and(|range| region.range.contains_range(range));
-    if !covered || !matches!(region.kind, RegionKind::Ram) {
+    if !matches!(region.kind, RegionKind::Ram) {
         return Ok(None);
     }
     let frames = tables.frames;
-    let mut cursor = Cursor::new(tables, page, SIZE)?;
-    let block = match frames.alloc_large_zeroed(SIZE) {
-        Ok(block) => block,
-        // Then it is small pages.
-        Err(FrameError::OutOfFrames) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    put(&mut cursor, block, Origin::Filled, known.written())?;
-    Ok(Some((Fill::Zeroed, false)))
+    for size in [PageSize::Size1G, PageSize::Size2M] {
+        let covered = AddrRange::new(page.align_down(size.bytes()), size.bytes());
+        if !covered.is_some_and(|range| region.range.contains_range(range)) {
+            continue;
+        }
+        let mut cursor = match Cursor::new(&mut *tables, page, size) {
+            Ok(cursor) => cursor,
+            // Smaller pages are there.
+            Err(PagingError::AlreadyMapped { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if !policy.wants(size, &mut cursor) {
+            continue;
+        }
+        match frames.alloc_large_zeroed(size) {
+            Ok(block) => {
+                put(&mut cursor, block, Origin::Filled, known.written())?;
+                return Ok(Some((Fill::Zeroed, false)));
+            }
+            Err(FrameError::OutOfFrames) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
 }
 
-/// Makes a page writable that is part of a large one: all of it where nobody else refers to it, else a copy of that page
-/// alone.
+/// Makes a page writable that is part of a large one, of `size`: all of it where nobody else refers to it, else a copy
+/// of that page alone.
 fn write_to_mapped<M: PhysMem>(
     tables: &mut Tables<'_, M>,
     known: &Known,
     page: Gpa,
+    size: PageSize,
 ) -> Result<(Fill, bool), Reason> {
     let frames = tables.frames;
-    let mut cursor = Cursor::new(&mut *tables, page, SIZE)?;
+    let mut cursor = Cursor::new(&mut *tables, page, size)?;
     let Content::Page { phys, attr } = cursor.content() else {
         return Ok((Fill::Present, false));
     };
@@ -124,8 +139,9 @@ mod tests {
         let mut space = spaces.create(40).unwrap();
         // Starts and ends in the middle of a large page.
         let ram = Region::new(gpas(MIB2 + 0x10_0000, 3 * MIB2), RegionKind::Ram);
-        space.add_region(ram).unwrap();
-        assert!(space.set_large_pages(true));
+        space.map(ram).unwrap();
+        let policy = space.set_page_policy(PagePolicy::Large2M);
+        assert_eq!(policy, PagePolicy::Large2M);
         test(&spaces, &mut space);
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut Cpu::new(0));
@@ -171,7 +187,15 @@ mod tests {
         };
         let spaces = Spaces::new(&frames, none).unwrap();
         let mut space = spaces.create(40).unwrap();
-        assert!(!space.set_large_pages(true) && space.set_large_pages(false));
+        assert_eq!(
+            space.set_page_policy(PagePolicy::Large1G),
+            PagePolicy::Small
+        );
+        space
+            .map(Region::new(gpas(0, 2 * MIB2), RegionKind::Ram))
+            .unwrap();
+        touch(&mut space, MIB2, Access::WRITE);
+        assert_eq!(space.census().unwrap().large, 0);
         finish(space, &mut Cpu::new(0));
     }
 

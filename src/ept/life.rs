@@ -5,7 +5,7 @@ use super::tests::{
 };
 use super::tlb::Cpu;
 use super::*;
-use crate::addr::{Gpa, Hpa, PAGE_SIZE};
+use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::PhysMem;
 use crate::frames::arena::Arena;
 use proptest::prelude::*;
@@ -105,7 +105,6 @@ struct Model {
     /// Pages that were written since the last harvest, and pages that somebody tried to write.
     dirty: BTreeSet<u64>,
     tried: BTreeSet<u64>,
-    forked: bool,
     /// Pages that may not be written.
     protected: BTreeSet<u64>,
 }
@@ -118,15 +117,35 @@ fn model_byte(model: &Model, gpa: u64) -> u8 {
         .unwrap_or_else(|| fresh_byte(gpa))
 }
 
-/// What a life came to: a difference from the model, or how many INVEPTs each CPU executed.
+/// What CPUs can do, and whether dirty pages are told by their logs.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    capability: EptCapability,
+    log: bool,
+}
+
+/// What a life came to: a difference from the model, or how it went.
 #[derive(Debug)]
 enum Outcome {
     Wrong(String),
-    Fine([u64; 2]),
+    Fine(Life),
+}
+
+/// How a life went.
+#[derive(Debug, Default)]
+struct Life {
+    /// How many INVEPTs each CPU executed.
+    invepts: [u64; 2],
+    /// How often the log of a CPU was full.
+    full: u64,
+    /// What each harvest told.
+    harvests: Vec<Vec<(Gpa, PageSize)>>,
 }
 
 /// Lives through the steps, on two CPUs of which one may leave out one INVEPT.
-fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -> Outcome {
+fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
+    let capability = kind.capability;
+    let mut harvests = vec![];
     let (frames, host) = memory(if capability.pages_2m {
         400 + 5 * 512
     } else {
@@ -136,10 +155,16 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
     let mut first = spaces.create(36).unwrap();
     add_regions(&mut first, host);
     first
-        .add_region(Region::new(gpas(BIG, 2 << 21), RegionKind::Ram))
+        .map(Region::new(gpas(BIG, 2 << 21), RegionKind::Ram))
         .unwrap();
-    assert_eq!(first.set_large_pages(true), capability.pages_2m);
+    let policy = first.set_page_policy(PagePolicy::Large2M);
+    assert_eq!(policy == PagePolicy::Large2M, capability.pages_2m);
+    assert_eq!(kind.log && first.log_dirty(), kind.log);
+    let scarce = |step: &Step| matches!(step, Step::Scarce { .. });
+    let plenty = !steps.iter().any(scarce);
     let mut alive: Vec<(Space<'_, Arena>, Model)> = vec![(first, Model::default())];
+    // Which space each CPU ran last.
+    let mut loaded: [Option<Eptp>; 2] = [None; 2];
     let mut cpus = [Cpu::new(0), Cpu::new(1)];
     if let Some((cpu, nth)) = skip {
         cpus[cpu].skip = Some(nth);
@@ -155,6 +180,12 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                 alias,
                 write,
             } => {
+                let eptp = alive[space % count].0.eptp();
+                if let Some(before) = loaded[cpu].replace(eptp).filter(|before| *before != eptp)
+                    && let Some((space, _)) = alive.iter_mut().find(|(s, _)| s.eptp() == before)
+                {
+                    cpus[cpu].unload(space);
+                }
                 let (space, model) = &mut alive[space % count];
                 let gpa = page_address(page) + 0x18;
                 let gva = if alias { gpa + (1 << 40) } else { gpa };
@@ -235,7 +266,7 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                 match space.fork() {
                     Ok(fork) => {
                         model.dirty.clear();
-                        model.forked = true;
+                        model.tried.clear();
                         let model = model.clone();
                         alive.push((fork, model));
                     }
@@ -256,11 +287,21 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
             }
             Step::Harvest { space } => {
                 let (space, model) = &mut alive[space % count];
+                for (cpu, loaded) in cpus.iter_mut().zip(loaded) {
+                    if loaded == Some(space.eptp()) {
+                        cpu.unload(space);
+                    }
+                }
+                if kind.log {
+                    space.log_dirty();
+                }
                 let mut found = BTreeSet::new();
+                let mut told = vec![];
                 for (start, pages) in [(RAM, 16), (HIGH, 4), (MODULE, 4), (BIG, 1024)] {
                     let range = gpas(start, pages * PAGE_SIZE);
                     let harvested = space.harvest_dirty(range, |gpa, size| {
                         let pages = size.bytes() / PAGE_SIZE;
+                        told.push((gpa, size));
                         found.extend((0..pages).map(|page| gpa.as_u64() + page * PAGE_SIZE));
                     });
                     if let Err(error) = harvested {
@@ -268,16 +309,18 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
                     }
                 }
                 // Of a large page more is told than was written.
-                let exact = capability.pages_2m || found.is_subset(&model.tried);
-                if !(model.dirty.is_subset(&found) && exact) {
+                let exact = match (capability.pages_2m, plenty) {
+                    (true, _) => true,
+                    (_, true) => found == model.dirty,
+                    _ => found.is_subset(&model.tried),
+                };
+                if !(model.dirty.is_subset(&found) && exact && told.is_sorted()) {
                     let dirty = &model.dirty;
                     return wrong(format!("dirty pages {found:x?} instead of {dirty:x?}"));
                 }
+                harvests.push(told);
                 model.dirty.clear();
-                // What was written before a fork may be told again to whoever holds it alone later.
-                if !model.forked {
-                    model.tried.clear();
-                }
+                model.tried.clear();
             }
             Step::End { space } if count > 1 => {
                 let mut ending = alive.swap_remove(space % count).0.end();
@@ -308,7 +351,11 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
             }
         }
     }
-    let counts = [cpus[0].invepts, cpus[1].invepts];
+    let life = Life {
+        invepts: [cpus[0].invepts, cpus[1].invepts],
+        full: cpus[0].full + cpus[1].full,
+        harvests,
+    };
     for (space, _) in alive {
         let mut ending = space.end();
         let [a, b] = &mut cpus;
@@ -316,26 +363,38 @@ fn live(steps: &[Step], capability: EptCapability, skip: Option<(usize, u64)>) -
     }
     spaces.end().unwrap();
     match frames.figures().used {
-        0 => Outcome::Fine(counts),
+        0 => Outcome::Fine(life),
         used => wrong(format!("{used} frames are lost")),
     }
 }
 
-/// CPUs that mark pages dirty or not, with large pages or without.
-fn capabilities() -> [EptCapability; 3] {
+/// CPUs that log dirty pages, mark them, or neither, with small pages; and that log and mark them with large ones.
+fn kinds() -> [Kind; 5] {
     let all = all_capabilities();
     let small = EptCapability {
         pages_2m: false,
         ..all
     };
+    let old = EptCapability {
+        accessed_dirty: false,
+        ..small
+    };
     [
-        small,
-        EptCapability {
-            accessed_dirty: false,
-            ..small
-        },
-        all,
+        (small, true),
+        (small, false),
+        (old, false),
+        (all, true),
+        (all, false),
     ]
+    .map(|(capability, log)| Kind { capability, log })
+}
+
+/// A life that must go well.
+fn fine(steps: &[Step], kind: Kind) -> Result<Life, TestCaseError> {
+    match live(steps, kind, None) {
+        Outcome::Fine(life) => Ok(life),
+        Outcome::Wrong(what) => Err(TestCaseError::fail(format!("{kind:?}: {what}"))),
+    }
 }
 
 proptest! {
@@ -344,10 +403,55 @@ proptest! {
     /// What a guest reads is what was last written, in any order of everything; nothing stale is ever used, counts are
     /// right after each step, what was written is told as dirty, and all frames come back.
     #[test]
-    fn memory_is_what_was_last_written(steps in prop::collection::vec(step(), 1..60), cpu in 0usize..3) {
-        let outcome = live(&steps, capabilities()[cpu], None);
-        prop_assert!(matches!(outcome, Outcome::Fine(_)), "{:?}", outcome);
+    fn memory_is_what_was_last_written(steps in prop::collection::vec(step(), 1..60), cpu in 0usize..5) {
+        fine(&steps, kinds()[cpu])?;
     }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// The log, the marks and write protection tell the same pages in the same order, whatever happens in between; and so
+    /// do the log and the marks where pages are large.
+    #[test]
+    fn the_three_ways_to_tell_dirty_pages_agree(steps in prop::collection::vec(step(), 1..80)) {
+        let steps: Vec<_> = steps
+            .into_iter()
+            .filter(|step| !matches!(step, Step::Scarce { .. }))
+            .collect();
+        let [logged, marked, protected, large_logged, large_marked] =
+            kinds().map(|kind| fine(&steps, kind).map(|life| life.harvests));
+        let logged = logged?;
+        prop_assert_eq!(&logged, &marked?);
+        prop_assert_eq!(&logged, &protected?);
+        prop_assert_eq!(large_logged?, large_marked?);
+    }
+}
+
+/// The log of a CPU fills, pages are written again after they were told, and a fork ends: the same is told without a log.
+#[test]
+fn a_full_log_loses_nothing() {
+    let write = |space, page| Step::Guest {
+        space,
+        cpu: 0,
+        page,
+        alias: false,
+        write: Some(1),
+    };
+    let mut steps: Vec<_> = (0..12).rev().map(|page| write(0, page)).collect();
+    steps.push(Step::Harvest { space: 0 });
+    steps.extend((0..12).map(|page| write(0, page * 5)));
+    steps.push(Step::Fork { space: 0 });
+    steps.extend([write(0, 3), write(1, 4), Step::End { space: 1 }]);
+    // Its tables are its own again, and what was written before the fork is not told.
+    steps.extend([write(0, 0), write(0, 8), Step::Harvest { space: 0 }]);
+    let [logged, marked, protected, ..] = kinds().map(|kind| fine(&steps, kind).unwrap());
+    assert!(logged.full >= 7 && marked.full == 0, "{logged:?}");
+    assert_eq!(logged.harvests[0].len(), 12);
+    assert_eq!(logged.harvests[1].len(), 3);
+    assert_eq!(logged.harvests, marked.harvests);
+    assert_eq!(logged.harvests, protected.harvests);
 }
 
 /// Every INVEPT is needed: with any single one left out, a CPU ends up with a translation that is stale.
@@ -413,15 +517,12 @@ fn no_single_invept_can_be_left_out() {
     steps.extend(guest(0, 1, Some(9)));
     steps.push(Step::Harvest { space: 0 });
     steps.extend(guest(0, 1, None));
-    for capability in capabilities() {
-        let counts = match live(&steps, capability, None) {
-            Outcome::Fine(counts) => counts,
-            Outcome::Wrong(what) => panic!("{what}"),
-        };
+    for kind in kinds() {
+        let counts = fine(&steps, kind).unwrap().invepts;
         assert!(counts[0] >= 8 && counts[1] >= 1, "{counts:?}");
         for (cpu, count) in counts.into_iter().enumerate() {
             for nth in 0..count {
-                match live(&steps, capability, Some((cpu, nth))) {
+                match live(&steps, kind, Some((cpu, nth))) {
                     Outcome::Wrong(what) => {
                         assert!(
                             ["stale", "read", "dirty"]

@@ -78,6 +78,7 @@ impl<M: PhysMem> Space<'_, M> {
                 None => Err(Reason::NoRegion),
             };
             made.map_err(|reason| AccessError { gpa: at, reason })?;
+            self.note_host_write(at);
         }
         let mut rest = from;
         for (at, len) in pages(gpa, from.len()) {

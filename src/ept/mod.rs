@@ -11,6 +11,7 @@ mod capability;
 mod checksum;
 mod debt;
 mod dirty;
+mod dirty_log;
 mod edit;
 mod end;
 mod entry;
@@ -18,7 +19,9 @@ mod fill;
 mod large;
 mod log;
 mod memory;
+mod merge;
 mod mtrr;
+mod policy;
 mod provide;
 mod region;
 mod region_map;
@@ -28,6 +31,7 @@ mod space;
 mod tables;
 mod template;
 mod violation;
+mod warm;
 mod working_set;
 
 pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
@@ -39,6 +43,7 @@ pub use end::Ending;
 pub use entry::Origin;
 pub use memory::AccessError;
 pub use mtrr::{MtrrRegisters, Mtrrs};
+pub use policy::PagePolicy;
 pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
 pub use reset::{IDLE, Reset, ResetError, Restored};
 pub use resolve::{Fill, Reason, Resolution, Unresolved};
@@ -46,6 +51,12 @@ pub use space::{Entered, Faults, Space, Spaces};
 pub use template::{FreezeError, FrozenSpace};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
 
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod generations;
+#[cfg(test)]
+mod gib;
 #[cfg(test)]
 mod life;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::entry::Origin;
 use super::large::large_page;
+use super::policy::PagePolicy;
 use super::region_map::Known;
 use super::space::{Shared, Tree};
 use super::tables::{ENTRIES, Tables};
@@ -78,9 +79,9 @@ impl Tree {
         page: Gpa,
         access: Access,
     ) -> Result<Fill, Reason> {
-        let (near, large) = (self.recent_table(page), self.large);
+        let (near, pages) = (self.recent_table(page), self.pages);
         let mut tables = self.page_tables(spaces.frames);
-        let done = provide(&mut tables, known, page, access, spaces.zero, near, large);
+        let done = provide(&mut tables, known, page, access, spaces.zero, near, pages);
         let (moved, failed, lowest) = (tables.moved, tables.failed, tables.lowest);
         self.set_recent(spaces.frames, page, lowest);
         // A large page was given, or something went wrong half-way.
@@ -109,7 +110,7 @@ fn provide<M: PhysMem>(
     access: Access,
     zero: Hpa,
     near: Option<Hpa>,
-    large: bool,
+    pages: PagePolicy,
 ) -> Result<(Fill, bool), Reason> {
     let frames = tables.frames;
     let region = &known.region;
@@ -118,8 +119,8 @@ fn provide<M: PhysMem>(
         None => Cursor::new(&mut *tables, page, PageSize::Size4K)?,
     };
     if cursor.level() > 1 && access.write {
-        let content = cursor.content();
-        if let Some(done) = large_page(tables, known, page, content, large)? {
+        let (content, size) = (cursor.content(), cursor.size());
+        if let Some(done) = large_page(tables, known, page, content, size, pages)? {
             return Ok(done);
         }
         cursor = Cursor::new(tables, page, PageSize::Size4K)?;
@@ -133,6 +134,12 @@ fn provide<M: PhysMem>(
             if attr.read() && (!access.fetch || attr.execute()) {
                 return Ok((Fill::Present, false));
             }
+            // Tables that have to be copied first take rights from the leaf.
+            cursor.prepare()?;
+            let attr = match cursor.content() {
+                Content::Page { attr, .. } => attr,
+                _ => attr,
+            };
             let attr = attr
                 .with_execute(region.execute)
                 .with_user_execute(region.execute);
@@ -278,7 +285,13 @@ pub(super) fn take_over<M: PhysMem>(
     attr: EptAttr,
     wanted: EptAttr,
 ) -> Result<(Fill, bool), Reason> {
-    let wanted = Origin::of(attr).mark(wanted);
+    // Getting the tables ready may have taken marks away.
+    let attr = match cursor.content() {
+        Content::Page { attr, .. } => attr,
+        _ => attr,
+    };
+    let wanted = Origin::of(attr).mark(cursor.ops().marks.given(wanted));
+    let wanted = wanted.with_dirty(wanted.dirty() || attr.dirty());
     if wanted == attr {
         return Ok((Fill::Present, false));
     }
@@ -306,6 +319,7 @@ pub(super) fn put<M: PhysMem>(
     origin: Origin,
     attr: EptAttr,
 ) -> Result<(), Reason> {
+    let attr = cursor.ops().marks.given(attr);
     match cursor.set_page(frame.address(), origin.mark(attr)) {
         Ok(()) => {
             frame.into_raw();

@@ -2,7 +2,7 @@
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::FrameError;
-use crate::paging::MemoryType;
+use crate::paging::{Ept, Format, MemoryType};
 use core::fmt;
 
 /// How many regions a space has at most.
@@ -128,25 +128,17 @@ impl Region {
     pub const fn with_execute(self, execute: bool) -> Self {
         Self { execute, ..self }
     }
-    /// The same with another memory type.
-    pub const fn with_memory_type(self, memory_type: MemoryType) -> Self {
-        Self {
-            memory_type,
-            ..self
-        }
-    }
 
     /// Whether the guest may write here.
     pub const fn is_writable(&self) -> bool {
         self.write && self.kind.is_writable()
     }
 
-    /// The part of a memory region that lies in `range`.
+    /// The part of the region that lies in `range`. The registers of a device model are not divided: `None` of a part of
+    /// them.
     pub(super) fn part(&self, range: AddrRange<Gpa>) -> Option<Self> {
-        let last = self.range.last()?.min(range.last()?);
-        let start = self.range.start().max(range.start());
-        let len = last.as_u64().checked_sub(start.as_u64())? + 1;
-        let offset = self.offset(start);
+        let range = self.range.intersection(range)?;
+        let (offset, len) = (self.offset(range.start()), range.len());
         let bytes = |HostBytes(host): HostBytes| {
             let left = host.len().saturating_sub(offset).min(len);
             let start = if left == 0 {
@@ -159,14 +151,55 @@ impl Region {
         let kind = match self.kind {
             RegionKind::CopyOnWrite(host) => RegionKind::CopyOnWrite(bytes(host)?),
             RegionKind::ReadOnly(host) => RegionKind::ReadOnly(bytes(host)?),
-            RegionKind::Ram | RegionKind::Rom => self.kind,
-            RegionKind::Mmio | RegionKind::PassThrough(_) => return None,
+            RegionKind::PassThrough(DeviceRange(host)) => {
+                let start = host.start().checked_add(offset)?;
+                RegionKind::PassThrough(DeviceRange(AddrRange::new(start, len)?))
+            }
+            RegionKind::Mmio if range != self.range => return None,
+            RegionKind::Ram | RegionKind::Rom | RegionKind::Mmio => self.kind,
         };
         Some(Self {
-            range: AddrRange::new(start, len)?,
+            range,
             kind,
             ..*self
         })
+    }
+
+    /// This region and the one behind it as one, if there is no difference between a page of the one and of the other.
+    pub(super) fn joined(&self, next: &Self) -> Option<Self> {
+        let behind = |a: AddrRange<Hpa>, b: AddrRange<Hpa>| {
+            // The first holds bytes to its end, unless nothing but zeroes follows.
+            let whole = a.len() == self.range.len();
+            let follows = a.start().checked_add(a.len()) == Some(b.start());
+            let len = a.len().checked_add(b.len())?;
+            (b.is_empty() || whole && follows).then(|| AddrRange::new(a.start(), len))?
+        };
+        let kind = match (self.kind, next.kind) {
+            (RegionKind::Ram, RegionKind::Ram) | (RegionKind::Rom, RegionKind::Rom) => self.kind,
+            (RegionKind::CopyOnWrite(a), RegionKind::CopyOnWrite(b)) => {
+                RegionKind::CopyOnWrite(HostBytes(behind(a.0, b.0)?))
+            }
+            (RegionKind::ReadOnly(a), RegionKind::ReadOnly(b)) => {
+                RegionKind::ReadOnly(HostBytes(behind(a.0, b.0)?))
+            }
+            (RegionKind::PassThrough(a), RegionKind::PassThrough(b)) => {
+                RegionKind::PassThrough(DeviceRange(behind(a.0, b.0)?))
+            }
+            _ => return None,
+        };
+        let (start, len) = (self.range.start(), self.range.len());
+        let adjacent = start.checked_add(len) == Some(next.range.start());
+        let joined = Self {
+            range: AddrRange::new(start, len.checked_add(next.range.len())?)?,
+            kind,
+            ..*self
+        };
+        let same = Self {
+            range: next.range,
+            kind: next.kind,
+            ..*self
+        };
+        (adjacent && same == *next).then_some(joined)
     }
 
     /// Bytes from the start of the region to `gpa`, which must be in it.
@@ -187,9 +220,16 @@ impl Region {
         if last.as_u64() >> width != 0 {
             return Err(RegionError::TooWide { range, width });
         }
+        // An entry cannot refer to what is beyond.
+        let reachable = |host: AddrRange<Hpa>| {
+            let last = host.last().unwrap_or(host.start());
+            last.as_u64() >> Ept::PHYS_BITS == 0
+        };
         match self.kind {
             RegionKind::CopyOnWrite(HostBytes(host)) | RegionKind::ReadOnly(HostBytes(host)) => {
-                let fits = host.start().is_aligned(PAGE_SIZE) && host.len() <= range.len();
+                let fits = reachable(host)
+                    && host.start().is_aligned(PAGE_SIZE)
+                    && host.len() <= range.len();
                 if fits {
                     Ok(())
                 } else {
@@ -197,7 +237,9 @@ impl Region {
                 }
             }
             RegionKind::PassThrough(DeviceRange(host)) => {
-                let fits = pages(host.start().as_u64(), host.len()) && host.len() == range.len();
+                let fits = reachable(host)
+                    && pages(host.start().as_u64(), host.len())
+                    && host.len() == range.len();
                 if fits {
                     Ok(())
                 } else {
@@ -232,7 +274,7 @@ pub enum RegionError {
     },
     /// There are [`MAX_REGIONS`] already.
     TooMany,
-    /// The host's bytes do not start at a page, or do not fit the region.
+    /// The host's bytes do not start at a page, do not fit the region, or have addresses of more than 52 bits.
     HostRange(AddrRange<Hpa>),
     /// The host's bytes lie in memory whose frames the allocator hands out.
     HostManaged(AddrRange<Hpa>),
@@ -244,8 +286,10 @@ pub enum RegionError {
         /// The type asked for.
         memory_type: MemoryType,
     },
-    /// There is no such region.
+    /// It is not, or not all, in regions.
     NoSuchRegion(AddrRange<Gpa>),
+    /// It has a part of the registers of a device model, which are not divided.
+    Indivisible(AddrRange<Gpa>),
     /// There is no frame for the list of regions.
     Frames(FrameError),
 }
@@ -276,7 +320,7 @@ impl fmt::Display for RegionError {
             Self::HostRange(range) => {
                 write!(
                     f,
-                    "the host range {range} does not start at a page or does not fit the region"
+                    "the host range {range} does not start at a page, does not fit the region or cannot be reached"
                 )
             }
             Self::HostManaged(range) => {
@@ -291,7 +335,10 @@ impl fmt::Display for RegionError {
                     "the region {range} cannot have memory type {memory_type:?}"
                 )
             }
-            Self::NoSuchRegion(range) => write!(f, "there is no region {range}"),
+            Self::NoSuchRegion(range) => write!(f, "{range} is not all in regions"),
+            Self::Indivisible(range) => {
+                write!(f, "{range} has a part of a device model's registers only")
+            }
             Self::Frames(error) => write!(f, "the list of regions: {error}"),
         }
     }

@@ -25,7 +25,7 @@ impl Known {
     }
 
     /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
-    /// note writes, permission to write is what tells dirty pages.
+    /// note writes, permission to write is what tells dirty pages. Where the CPU logs them, the mark is left away.
     #[inline]
     pub fn written(&self) -> EptAttr {
         let leaf = self.leaf.with_dirty(true);
@@ -57,7 +57,7 @@ impl Ram {
         written: EptAttr::READ,
     };
 
-    fn of(known: &Known) -> Self {
+    fn of(known: &Known, marked: bool) -> Self {
         if !matches!(known.region.kind, RegionKind::Ram) || !known.region.write {
             return Self::NONE;
         }
@@ -65,7 +65,7 @@ impl Ram {
             start: known.region.range.start().as_u64(),
             len: known.region.range.len(),
             read: Origin::Zero.mark(known.leaf),
-            written: Origin::Filled.mark(known.written()),
+            written: Origin::Filled.mark(known.written().with_dirty(marked)),
         }
     }
 
@@ -116,64 +116,105 @@ impl RegionMap {
                 other: other.range,
             });
         }
+        let mut new = Self::new(self.width);
         let at = self
             .iter()
             .take_while(|r| r.range.start() < range.start())
             .count();
-        match self.regions.get_mut(at..=self.used) {
-            Some(tail) => {
-                tail.rotate_right(1);
-                self.regions[at] = Some(Known::new(region));
-                self.used += 1;
-                Ok(())
-            }
-            None => Err(RegionError::TooMany),
+        let (before, behind) = (self.iter().take(at), self.iter().skip(at));
+        for region in before.chain([&region]).chain(behind) {
+            new.push(*region)?;
         }
+        *self = new;
+        Ok(())
     }
 
-    /// The same regions with other permissions in `range`, which is in memory regions; those that are partly in it are cut.
-    pub fn protected(
+    /// Puts a region behind all others; it becomes one with the last if they differ in nothing.
+    fn push(&mut self, region: Region) -> Result<(), RegionError> {
+        let last = self.used.checked_sub(1);
+        if let Some(Some(last)) = last.and_then(|last| self.regions.get_mut(last))
+            && let Some(joined) = last.region.joined(&region)
+        {
+            last.region = joined;
+            return Ok(());
+        }
+        let place = self.regions.get_mut(self.used);
+        *place.ok_or(RegionError::TooMany)? = Some(Known::new(region));
+        self.used += 1;
+        Ok(())
+    }
+
+    /// The same regions with what `change` makes of those in `range`, cut where they are partly in it.
+    fn changed(
         &self,
         range: AddrRange<Gpa>,
-        write: bool,
-        execute: bool,
+        change: impl Fn(Region) -> Option<Region>,
     ) -> Result<Self, RegionError> {
         let mut new = Self::new(self.width);
         let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
         let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
         let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
         for region in self.iter() {
-            if !region.range.overlaps(range) {
-                new.add(*region)?;
-                continue;
+            for (place, changes) in [(before, false), (Some(range), true), (after, false)] {
+                let Some(place) = place.filter(|place| place.overlaps(region.range)) else {
+                    continue;
+                };
+                let part = region
+                    .part(place)
+                    .ok_or(RegionError::Indivisible(region.range))?;
+                let part = if changes { change(part) } else { Some(part) };
+                part.map_or(Ok(()), |part| new.push(part))?;
             }
-            for outside in [before, after].into_iter().flatten() {
-                region.part(outside).map_or(Ok(()), |part| new.add(part))?;
-            }
-            region.part(range).map_or(Ok(()), |part| {
-                new.add(Region {
-                    write,
-                    execute,
-                    ..part
-                })
-            })?;
         }
         Ok(new)
     }
 
-    /// Removes the region with exactly this range.
-    pub fn remove(&mut self, range: AddrRange<Gpa>) -> Result<Region, RegionError> {
-        let at = self.iter().position(|r| r.range == range);
-        let tail = at.and_then(|at| self.regions.get_mut(at..self.used));
-        match tail {
-            Some(tail) => {
-                tail.rotate_left(1);
-                self.used -= 1;
-                let gone = self.regions[self.used].take();
-                gone.map(|known| known.region)
-                    .ok_or(RegionError::NoSuchRegion(range))
+    /// The same regions with other permissions in `range`, which is in memory regions; those that are partly in it are cut,
+    /// and those that come to be the same are one.
+    pub fn protected(
+        &self,
+        range: AddrRange<Gpa>,
+        write: bool,
+        execute: bool,
+    ) -> Result<Self, RegionError> {
+        self.changed(range, |part| {
+            Some(Region {
+                write,
+                execute,
+                ..part
+            })
+        })
+    }
+
+    /// The same regions without `range`, all of which must be in regions; those that are partly in it are cut.
+    pub fn without(&self, range: AddrRange<Gpa>) -> Result<Self, RegionError> {
+        if range.is_empty() {
+            return Err(RegionError::Empty(range.start()));
+        }
+        if self.first_hole(range, |_| true).is_some() {
+            return Err(RegionError::NoSuchRegion(range));
+        }
+        self.changed(range, |_| None)
+    }
+
+    /// The first address of the range that is not in a region which `counts`.
+    pub fn first_hole(
+        &self,
+        range: AddrRange<Gpa>,
+        counts: impl Fn(&Region) -> bool,
+    ) -> Option<Gpa> {
+        let (mut at, last) = (range.start(), range.last()?);
+        loop {
+            let region = self.find(at).filter(|region| counts(region));
+            let end = match region.and_then(|region| region.range.last()) {
+                Some(end) => end,
+                None => return Some(at),
+            };
+            if end >= last {
+                return None;
             }
-            None => Err(RegionError::NoSuchRegion(range)),
+            // Regions end below 2^48, so this does not wrap.
+            at = Gpa::new(end.as_u64() + 1);
         }
     }
 
@@ -204,6 +245,8 @@ pub(super) struct Regions<'f, M: PhysMem> {
     last: usize,
     /// The region there, if it is RAM.
     ram: Ram,
+    /// Whether a page of it that is made writable counts as written.
+    marked: bool,
 }
 
 impl<'f, M: PhysMem> Regions<'f, M> {
@@ -217,7 +260,14 @@ impl<'f, M: PhysMem> Regions<'f, M> {
             map,
             last: 0,
             ram: Ram::NONE,
+            marked: true,
         }
+    }
+
+    /// Says whether a page that is made writable counts as written. It does at first.
+    pub fn set_marked(&mut self, marked: bool) {
+        self.marked = marked;
+        self.ram = Ram::NONE;
     }
 
     /// The same regions for another space: nothing is copied before one of the two changes them.
@@ -246,7 +296,7 @@ impl<'f, M: PhysMem> Regions<'f, M> {
     #[inline]
     pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
         let known = self.map.find_from(gpa, &mut self.last)?;
-        self.ram = Ram::of(known);
+        self.ram = Ram::of(known, self.marked);
         Some(known)
     }
 
@@ -292,7 +342,7 @@ mod tests {
         let mut map = RegionMap::new(36);
         map.add(ram(0x10_0000, 0x10_0000)).unwrap();
         let refused = |map: &mut RegionMap, region: Region| {
-            let before = map.clone();
+            let before = *map;
             let error = map.add(region).unwrap_err();
             assert!(before.iter().eq(map.iter()));
             error
@@ -354,10 +404,10 @@ mod tests {
     #[test]
     fn neighbours_fit_and_the_last_page_too() {
         let mut map = RegionMap::new(48);
-        map.add(ram(0x2000, 0x1000)).unwrap();
+        map.add(ram(0x2000, 0x1000).with_tag(2)).unwrap();
         map.add(ram((1 << 48) - 0x1000, 0x1000)).unwrap();
-        map.add(ram(0x1000, 0x1000)).unwrap();
-        map.add(ram(0x3000, 0x1000)).unwrap();
+        map.add(ram(0x1000, 0x1000).with_tag(1)).unwrap();
+        map.add(ram(0x3000, 0x1000).with_tag(3)).unwrap();
         let starts: Vec<u64> = map.iter().map(|r| r.range.start().as_u64()).collect();
         assert_eq!(starts, [0x1000, 0x2000, 0x3000, (1 << 48) - 0x1000]);
         let mut last = 0;
@@ -380,12 +430,13 @@ mod tests {
         }
         assert!(map.find(Gpa::new((1 << 48) - 1)).is_some());
         assert!(map.find(Gpa::new(u64::MAX)).is_none());
-        map.remove(range(0x2000, 0x1000)).unwrap();
+        let without = map.without(range(0x2000, 0x1000)).unwrap();
+        let map = &mut { without };
         assert_eq!(
-            map.remove(range(0x2000, 0x1000)),
-            Err(RegionError::NoSuchRegion(range(0x2000, 0x1000)))
+            map.without(range(0x2000, 0x1000)).err(),
+            Some(RegionError::NoSuchRegion(range(0x2000, 0x1000)))
         );
-        assert!(map.remove(range(0x1000, 0x2000)).is_err());
+        assert!(map.without(range(0x1000, 0x2000)).is_err());
         assert!(
             map.find(Gpa::new(0x2000)).is_none()
                 && map.find_from(Gpa::new(0x2000), &mut last).is_none()
@@ -399,9 +450,139 @@ mod tests {
         for i in 0..MAX_REGIONS as u64 {
             map.add(ram(i * 0x2000, 0x1000)).unwrap();
         }
-        assert_eq!(map.add(ram(0x1000, 0x1000)), Err(RegionError::TooMany));
-        map.remove(range(0, 0x1000)).unwrap();
+        let one_more = ram(0x1000, 0x1000).with_tag(1);
+        assert_eq!(map.add(one_more), Err(RegionError::TooMany));
+        assert!(
+            map.protected(range(0, 0x1000), false, true).is_ok(),
+            "the same number"
+        );
+        // It fills the hole between two others, which become one with it.
         map.add(ram(0x1000, 0x1000)).unwrap();
+        assert_eq!(map.iter().count(), MAX_REGIONS - 1);
+        let map = map.without(range(0x1000, 0x1000)).unwrap();
+        let mut map = map.without(range(0, 0x1000)).unwrap();
+        map.add(one_more).unwrap();
         assert_eq!(map.iter().count(), MAX_REGIONS);
+    }
+
+    /// What the map says of each page: everything but where the region begins.
+    fn pages(map: &RegionMap) -> Vec<Region> {
+        let whole = map.iter().flat_map(|region| {
+            let pages = region.range.len() / 0x1000;
+            (0..pages).map(move |page| {
+                let start = region.range.start().as_u64() + page * 0x1000;
+                let part = region.part(range(start, 0x1000)).unwrap();
+                // Where no bytes are does not matter.
+                let kind = match part.kind {
+                    RegionKind::CopyOnWrite(b) if b.range().is_empty() => {
+                        RegionKind::CopyOnWrite(bytes(0, 0))
+                    }
+                    RegionKind::ReadOnly(b) if b.range().is_empty() => {
+                        RegionKind::ReadOnly(bytes(0, 0))
+                    }
+                    kind => kind,
+                };
+                Region { kind, ..part }
+            })
+        });
+        whole.collect()
+    }
+
+    #[test]
+    fn cut_regions_say_the_same_and_become_whole_again() {
+        let module = |start, bytes: u64| {
+            Region::new(
+                range(start, 0x8000),
+                RegionKind::CopyOnWrite(self::bytes(0x1_0000, bytes)),
+            )
+        };
+        let through = Region::new(
+            range(0x40_0000, 0x8000),
+            RegionKind::PassThrough(device(0xfee0_0000, 0x8000)),
+        );
+        let shared = RegionKind::ReadOnly(bytes(0x1_0000, 0x2000));
+        for region in [
+            ram(0x40_0000, 0x8000),
+            Region::new(range(0x40_0000, 0x8000), RegionKind::Rom),
+            module(0x40_0000, 0x8000),
+            module(0x40_0000, 0x3234),
+            module(0x40_0000, 0x3000),
+            module(0x40_0000, 0),
+            Region::new(range(0x40_0000, 0x8000), shared),
+            through,
+        ] {
+            let mut map = RegionMap::new(48);
+            map.add(ram(0, 0x1000)).unwrap();
+            map.add(region).unwrap();
+            let before: Vec<_> = map.iter().copied().collect();
+            let all = pages(&map);
+            for first in 0..8 {
+                for count in 1..=8 - first {
+                    let part = range(0x40_0000 + first * 0x1000, count * 0x1000);
+                    let cut = map.protected(part, false, false).unwrap();
+                    let ranges = |regions: &[Region]| -> Vec<_> {
+                        regions.iter().map(|region| region.range).collect()
+                    };
+                    let cut_regions: Vec<_> = cut.iter().copied().collect();
+                    assert_eq!(ranges(&cut_regions), ranges(&pages_joined(&cut)));
+                    assert_eq!(pages(&cut).len(), all.len());
+                    let again = cut.protected(part, true, region.execute).unwrap();
+                    assert!(again.iter().eq(&before), "{region:?} {part}");
+                    // The same with a hole in it.
+                    let mut hole = map.without(part).unwrap();
+                    assert!(pages(&hole).iter().all(|page| all.contains(page)));
+                    assert_eq!(pages(&hole).len() as u64, all.len() as u64 - count);
+                    hole.add(region.part(part).unwrap()).unwrap();
+                    assert!(hole.iter().eq(&before), "{region:?} {part}");
+                }
+            }
+        }
+    }
+
+    /// The regions of pages put together one by one.
+    fn pages_joined(map: &RegionMap) -> Vec<Region> {
+        let mut new = RegionMap::new(48);
+        for page in pages(map) {
+            new.add(page).unwrap();
+        }
+        new.iter().copied().collect()
+    }
+
+    #[test]
+    fn what_differs_or_cannot_be_divided_stays_apart() {
+        let mut map = RegionMap::new(48);
+        let at = |page: u64, kind| Region::new(range(page * 0x1000, 0x1000), kind);
+        let through = |start| RegionKind::PassThrough(device(start, 0x1000));
+        let all = [
+            at(0, RegionKind::Ram),
+            at(1, RegionKind::Ram).with_tag(1),
+            at(2, RegionKind::Ram).with_tag(1).with_execute(false),
+            at(3, RegionKind::Rom).with_tag(1).with_execute(false),
+            at(4, RegionKind::Mmio),
+            at(5, RegionKind::Mmio),
+            // The other way round in host memory.
+            at(6, through(0xfee0_1000)),
+            at(7, through(0xfee0_0000)),
+            // Not all of its page.
+            at(8, RegionKind::ReadOnly(bytes(0x1_0000, 0xfff))),
+            at(9, RegionKind::ReadOnly(bytes(0x1_1000, 0x1000))),
+            at(10, RegionKind::CopyOnWrite(bytes(0x1_2000, 0x1000))),
+            // A hole.
+            at(12, RegionKind::CopyOnWrite(bytes(0x1_3000, 0x1000))),
+        ];
+        for region in all.iter().rev() {
+            map.add(*region).unwrap();
+        }
+        assert!(map.iter().eq(&all));
+        let mut map = RegionMap::new(48);
+        let registers = Region::new(range(0x2000, 0x3000), RegionKind::Mmio);
+        map.add(registers).unwrap();
+        for part in [range(0x2000, 0x1000), range(0x4000, 0x1000)] {
+            let indivisible = RegionError::Indivisible(registers.range);
+            assert_eq!(map.without(part).err(), Some(indivisible));
+        }
+        assert_eq!(map.without(registers.range).unwrap().iter().count(), 0);
+        let empty = RegionError::Empty(Gpa::new(0x2000));
+        assert_eq!(map.without(range(0x2000, 0)).err(), Some(empty));
     }
 }

@@ -1,11 +1,12 @@
 //! A space, and what all spaces of a machine share.
 
 use super::debt::{Debt, Invalidate};
+use super::dirty::Marks;
 use super::log::Log;
 use super::region_map::Regions;
-use super::tables::{DIRTY, ENTRIES, Tables, View, word};
-use super::{EptCapability, Eptp, Mtrrs, Region, RegionError, RegionKind};
-use crate::addr::{Gpa, Hpa};
+use super::tables::{DIRTY, ENTRIES, Tables, View, WRITE, word};
+use super::{DeviceRange, EptCapability, Eptp, Mtrrs, PagePolicy, Region, RegionError, RegionKind};
+use crate::addr::{AddrRange, Gpa, Hpa};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::MemoryType;
 use core::marker::PhantomData;
@@ -50,7 +51,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
         Ok(Space {
             spaces: self.shared(),
             regions: Regions::new(self.frames, width.min(48))?,
-            tree: Tree::new(self.frames)?,
+            tree: Tree::new(self.frames, &self.capability)?,
             faults: Faults::default(),
             lineage: Lineage::default(),
         })
@@ -168,24 +169,41 @@ pub struct Space<'s, M: PhysMem> {
 }
 
 impl<'s, M: PhysMem> Space<'s, M> {
-    /// Adds a region. It must not overlap another, and host memory behind it must not be memory whose frames are handed
-    /// out: a guest could else come by the frames of the host or of another guest.
-    pub fn add_region(&mut self, region: Region) -> Result<(), RegionError> {
+    /// Gives a range of addresses to a region. It must not overlap another, and host memory behind it must not be memory whose
+    /// frames are handed out: a guest could else come by the frames of the host or of another guest. Nothing is put into
+    /// the tables before the first touch. Neighbours that differ in nothing are one region from then on.
+    pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
         let host = match region.kind {
             RegionKind::PassThrough(device) => Some(device.range()),
             ref kind => kind.host_bytes(),
         };
         if let Some(host) = host
-            && self
-                .spaces
-                .frames
-                .ranges()
-                .any(|managed| managed.overlaps(host))
+            && self.spaces.frames.overlaps(host)
         {
             return Err(RegionError::HostManaged(host));
         }
         self.check_memory_type(&region)?;
         self.regions.change()?.add(region)
+    }
+
+    /// As [`Space::map`], with another memory type than goes with the kind of the region.
+    pub fn map_with_type(
+        &mut self,
+        region: Region,
+        memory_type: MemoryType,
+    ) -> Result<(), RegionError> {
+        self.map(Region {
+            memory_type,
+            ..region
+        })
+    }
+
+    /// Gives the guest a device at the addresses that it has in the host, uncacheable.
+    pub fn identity_map_range(&mut self, device: DeviceRange) -> Result<(), RegionError> {
+        let host = device.range();
+        let range = AddrRange::new(Gpa::new(host.start().as_u64()), host.len());
+        let range = range.ok_or(RegionError::HostRange(host))?;
+        self.map(Region::new(range, RegionKind::PassThrough(device)))
     }
 
     fn check_memory_type(&self, region: &Region) -> Result<(), RegionError> {
@@ -227,11 +245,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.regions.width()
     }
 
-    /// Has a first write be given a page of 2 MiB where RAM covers all of it, nothing is mapped there yet, and such a
-    /// block of frames is free. Yields whether this CPU can do that.
-    pub fn set_large_pages(&mut self, on: bool) -> bool {
-        self.tree.large = on && self.spaces.capability.pages_2m;
-        self.tree.large == on
+    /// Chooses of what size the pages are that a first write is given. Yields what comes of that on this CPU.
+    pub fn set_page_policy(&mut self, policy: PagePolicy) -> PagePolicy {
+        self.tree.pages = policy.on(self.spaces.capability);
+        self.tree.pages
     }
 
     /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
@@ -278,8 +295,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
 pub(super) struct Tree {
     root: Hpa,
     pub debt: Debt,
-    /// Whether the first write may be given a page of 2 MiB.
-    pub large: bool,
+    /// How writes are noted in the leaves.
+    pub marks: Marks,
+    /// Of what size the pages are that a first write is given.
+    pub pages: PagePolicy,
     /// The number of the last 2 MiB in which a page was put, and the table of its pages.
     recent: Option<(u64, Hpa)>,
     /// The pages that became a fork's own.
@@ -288,11 +307,15 @@ pub(super) struct Tree {
 
 impl Tree {
     /// A tree that maps nothing.
-    pub fn new<M: PhysMem>(frames: &FrameAllocator<M>) -> Result<Self, FrameError> {
+    pub fn new<M: PhysMem>(
+        frames: &FrameAllocator<M>,
+        capability: &EptCapability,
+    ) -> Result<Self, FrameError> {
         Ok(Self {
             root: frames.alloc_zeroed()?.into_raw(),
             debt: Debt::default(),
-            large: false,
+            marks: Marks::new(capability),
+            pages: PagePolicy::Small,
             recent: None,
             log: Log::default(),
         })
@@ -327,7 +350,7 @@ impl Tree {
         self.recent = None;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
-        unsafe { Tables::new(frames, self.root, &mut self.debt.retired) }
+        unsafe { Tables::new(frames, self.root, &mut self.debt.retired, &mut self.marks) }
     }
 
     /// The lowest table for `page`, if a page was put into it by the last edit: there was no other since, so that it and all
@@ -354,12 +377,12 @@ impl Tree {
         }
     }
 
-    /// Logs a page if its leaf in `table` is dirty, as every leaf is that was made writable just now.
+    /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it.
     fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
         let index = (page.as_u64() >> 12) as usize % ENTRIES;
         // SAFETY: the table is this tree's own, as the last edit says.
         let leaf = unsafe { word(frames.mem(), table, index) }.load(Ordering::Relaxed);
-        if leaf & DIRTY != 0 {
+        if leaf & (WRITE | DIRTY) != 0 {
             let at = Hpa::new(table.as_u64() + 8 * index as u64);
             self.log.note(frames, at, page);
         }

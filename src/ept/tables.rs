@@ -4,10 +4,14 @@
 //! every entry that refers to it, and from every entry in it when it is copied: no path that grants write on every level
 //! ends at anything shared, and the CPU reports the first write below a shared table.
 
+use super::dirty::Marks;
 use super::entry::{Origin, decode};
-use crate::addr::{Hpa, PAGE_SIZE};
+use crate::addr::{Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
-use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, MayMoveTable, TableOps, TableReadOps};
+use crate::paging::{
+    Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, MayMoveTable, TableOps, TableReadOps,
+    Write,
+};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a table.
@@ -23,6 +27,8 @@ pub(super) struct Tables<'a, M> {
     root: Hpa,
     /// Where tables go that no entry refers to any more.
     pub retired: &'a mut Retired,
+    /// How writes are noted.
+    pub marks: &'a mut Marks,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
     /// The lowest table that an entry was put into last; it and all above it are this tree's own.
@@ -37,11 +43,18 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// # Safety
     /// `root` must be a table of the EPT format in a frame of `frames` that the caller holds, and so must be everything that
     /// its entries refer to as tables; each such entry must hold a counted reference.
-    pub unsafe fn new(frames: &'a FrameAllocator<M>, root: Hpa, retired: &'a mut Retired) -> Self {
+    #[inline(always)]
+    pub unsafe fn new(
+        frames: &'a FrameAllocator<M>,
+        root: Hpa,
+        retired: &'a mut Retired,
+        marks: &'a mut Marks,
+    ) -> Self {
         Self {
             frames,
             root,
             retired,
+            marks,
             moved: false,
             lowest: None,
             failed: None,
@@ -162,6 +175,35 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
+    /// Makes a block of `size` of what a leaf refers to, which nobody else refers to, and breaks that up.
+    fn break_up(&mut self, phys: Hpa, size: PageSize) -> Result<(), FrameError> {
+        // It can be what is left of a larger block that was shared.
+        self.frames.trim(phys, size, self.retired)?;
+        let block = self.frames.from_entry(phys)?;
+        let first = self.frames.break_up(block).map_err(|(error, _)| error)?;
+        // The smaller leaves own the references to the parts.
+        first.into_raw();
+        Ok(())
+    }
+
+    /// Makes one block of what smaller leaves refer to, if they alone do.
+    fn put_together(&mut self, phys: Hpa, size: PageSize) -> bool {
+        let Ok(first) = self.frames.from_entry(phys) else {
+            return false;
+        };
+        // Either way the reference stays with the leaf.
+        match self.frames.put_together(first, size) {
+            Ok(block) => {
+                block.into_raw();
+                true
+            }
+            Err((_, first)) => {
+                first.into_raw();
+                false
+            }
+        }
+    }
+
     fn retire(&mut self, address: Hpa) {
         let gone = self.frames.retire_entry(address, self.retired);
         debug_assert!(gone.is_ok(), "{gone:?}");
@@ -278,25 +320,75 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     fn drop_shared(&mut self, table: Hpa, level: u8) {
         self.drop_table(table, level);
     }
+    fn reopen_table(&mut self, table: Hpa, level: u8) {
+        // What was written before is of a time when others had the table too. The tables below stay closed until they are
+        // needed, so that what they hold is looked at then.
+        for index in 0..ENTRIES {
+            let word = self.word(table, index);
+            let bits = word.load(Ordering::Relaxed);
+            let away = match decode(level, EptEntry::from_bits(bits)) {
+                Decoded::Table { .. } => WRITE,
+                Decoded::Content(_) if bits & DIRTY != 0 => self.marks.clear,
+                Decoded::Content(_) => 0,
+            };
+            if bits & away != 0 {
+                word.fetch_and(!away, Ordering::AcqRel);
+            }
+        }
+    }
     fn split_leaf(&mut self, entry: EptEntry, level: u8) {
         let Decoded::Content(Content::Page { phys, attr }) = decode(level, entry) else {
             return;
         };
+        if attr.dirty() {
+            self.marks.unlogged();
+        }
         if !Origin::of(attr).is_counted() {
             return;
         }
-        // A block that is ours alone becomes frames of their own, so that each can be given back and taken over. Of one
+        // A block that is ours alone becomes blocks of their own, so that each can be given back and taken over. Of one
         // that others refer to, each of the smaller leaves holds a reference to the whole.
-        let done = if self.frames.count(phys) == 1 {
-            let whole = self.frames.from_entry(phys);
-            let parts =
-                whole.and_then(|block| self.frames.break_up(block).map_err(|(error, _)| error));
-            parts.map(|first| first.into_raw()).map(drop)
-        } else {
-            self.frames.share_many(phys, ENTRIES as u32 - 1)
+        let done = match (self.frames.count(phys), Ept::leaf_size(level)) {
+            (1, Some(size)) => self.break_up(phys, size),
+            _ => self.frames.share_many(phys, ENTRIES as u32 - 1),
         };
         if let Err(error) = done {
             self.failed = Some(error);
+        }
+    }
+    fn merge_attr(&self, attr: EptAttr, other: EptAttr) -> Option<EptAttr> {
+        // Write is given back by the next violation, and what was written stays marked.
+        let (attr, other) = if attr.write() == other.write() {
+            (attr, other)
+        } else {
+            (
+                attr.with_write(Write::Denied),
+                other.with_write(Write::Denied),
+            )
+        };
+        let both = Ept::merge_status(attr, other);
+        (Ept::merge_status(other, attr) == both).then_some(both)
+    }
+    fn merge_leaves(&mut self, table: Hpa, level: u8) -> bool {
+        let first = EptEntry::from_bits(self.word(table, 0).load(Ordering::Acquire));
+        let Decoded::Content(Content::Page { phys, attr }) = decode(level, first) else {
+            return false;
+        };
+        let Some(size) = Ept::leaf_size(level + 1) else {
+            return false;
+        };
+        if !Origin::of(attr).is_counted() {
+            return true;
+        }
+        match self.frames.block(phys) {
+            // All refer to one block; one reference is left.
+            Some((_, block)) if block >= size => (1..ENTRIES).all(|_| {
+                let gone = self.frames.release_unless_last(phys);
+                debug_assert_eq!(gone, Ok(true));
+                gone.is_ok()
+            }),
+            Some(_) => self.put_together(phys, size),
+            None => false,
         }
     }
     fn set_root(&mut self, _from: Hpa, to: Hpa) {

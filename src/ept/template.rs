@@ -76,6 +76,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         };
         let frames = self.spaces.frames;
         self.tree.log.clear(frames);
+        self.tree.marks.release(frames);
         let root = self.tree.root();
         let used = self.tree.tables(frames).withdraw_write(root);
         self.tree.close(frames, true);
@@ -104,6 +105,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let (root, frames) = (self.tree.root(), self.spaces.frames);
         let used = self.tree.tables(frames).withdraw_write(root);
         self.tree.close(frames, true);
+        self.tree.marks.forget();
         share(root, &used, fork)
     }
 
@@ -120,8 +122,8 @@ fn empty_fork<'s, M: PhysMem>(
     lineage: Lineage,
 ) -> Result<Space<'s, M>, EditError> {
     let regions = from.regions.share().map_err(out)?;
-    let mut tree = Tree::new(from.spaces.frames).map_err(out)?;
-    tree.large = from.tree.large;
+    let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
+    tree.pages = from.tree.pages;
     Ok(Space {
         spaces: from.spaces,
         tree,

@@ -64,7 +64,7 @@ pub(super) fn add_regions(space: &mut Space<'_, Arena>, host: HostBytes) {
         Region::new(gpas(ROM, 2 * PAGE_SIZE), RegionKind::Rom).with_tag(5),
         Region::new(gpas(MMIO, PAGE_SIZE), RegionKind::Mmio).with_tag(6),
     ] {
-        space.add_region(region).unwrap();
+        space.map(region).unwrap();
     }
 }
 
@@ -73,9 +73,7 @@ fn add_device(space: &mut Space<'_, Arena>) {
     let device =
         unsafe { DeviceRange::new(AddrRange::new(Hpa::new(DEVICE_HOST), PAGE_SIZE).unwrap()) };
     space
-        .add_region(
-            Region::new(gpas(DEVICE, PAGE_SIZE), RegionKind::PassThrough(device)).with_tag(7),
-        )
+        .map(Region::new(gpas(DEVICE, PAGE_SIZE), RegionKind::PassThrough(device)).with_tag(7))
         .unwrap();
 }
 
@@ -261,7 +259,7 @@ fn host_bytes_next_to_a_touched_page_are_mapped_too() {
         // Its pages lie on both sides of a multiple of 16 pages.
         let base = 0x5000_0000 - 2 * PAGE_SIZE;
         space
-            .add_region(Region::new(
+            .map(Region::new(
                 gpas(base, 5 * PAGE_SIZE),
                 RegionKind::CopyOnWrite(bytes),
             ))
@@ -315,7 +313,7 @@ fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
             (HIGH, Access::FETCH, Reason::Denied { tag: 2 }),
             (SHARED, both, Reason::Denied { tag: 4 }),
             (ROM, Access::WRITE, Reason::Denied { tag: 5 }),
-            (MMIO, Access::FETCH, Reason::Denied { tag: 6 }),
+            (MMIO, Access::FETCH, Reason::NotMemory { tag: 6 }),
         ] {
             assert_eq!(refused(space, gpa, access), reason, "{gpa:#x} {access}");
         }
@@ -334,7 +332,7 @@ fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
         });
         assert_eq!(
             space.resolve(&walk).unwrap_err().reason,
-            Reason::Denied { tag: 6 }
+            Reason::NotMemory { tag: 6 }
         );
         let verification = Violation::decode(&ViolationFields {
             qualification: 0x8181,
@@ -402,7 +400,7 @@ fn a_device_is_mapped_as_it_is() {
             space.discard(gpas(DEVICE, PAGE_SIZE)),
             Err(EditError::NotMemory(_))
         ));
-        space.remove_region(gpas(DEVICE, PAGE_SIZE)).unwrap();
+        space.unmap(gpas(DEVICE, PAGE_SIZE)).unwrap();
         assert_eq!(space.query(Gpa::new(DEVICE)), Ok(None));
         assert_eq!(refused(space, DEVICE, Access::READ), Reason::NoRegion);
     });
@@ -421,10 +419,7 @@ fn managed_memory_cannot_be_given_away_as_host_memory() {
             RegionKind::PassThrough(device),
         ] {
             let region = Region::new(gpas(0x1_0000_0000, PAGE_SIZE), kind);
-            assert_eq!(
-                space.add_region(region),
-                Err(RegionError::HostManaged(page))
-            );
+            assert_eq!(space.map(region), Err(RegionError::HostManaged(page)));
         }
     });
 }
@@ -452,7 +447,7 @@ fn memory_types_that_cannot_be_are_refused() {
         }
         let mut space = spaces.create(36).unwrap();
         let range = gpas(0, PAGE_SIZE);
-        let done = space.add_region(Region::new(range, kind).with_memory_type(memory_type));
+        let done = space.map_with_type(Region::new(range, kind), memory_type);
         finish(space, &mut Cpu::new(0));
         spaces.end().unwrap();
         assert!(done.is_ok() || done == Err(RegionError::MemoryType { range, memory_type }));
@@ -618,9 +613,7 @@ fn discarded_memory_is_as_before_the_first_touch() {
             (spaces.frames().figures().used, space.retired_frames()),
             (used, 0)
         );
-        assert!(space.remove_region(gpas(0, PAGE_SIZE)).is_err());
-        space.remove_region(gpas(0, 16 * PAGE_SIZE)).unwrap();
-        assert!(space.remove_region(gpas(0, 16 * PAGE_SIZE)).is_err());
+        space.unmap(gpas(0, 16 * PAGE_SIZE)).unwrap();
     });
 }
 
@@ -841,12 +834,10 @@ fn the_audit_finds_what_is_wrong() {
         assert!(matches!(spaces.audit([&*space]), Err(Flaw::Miscount(_))));
         finish(fork, &mut Cpu::new(3));
         // A leaf outside its region.
-        let ram = space
-            .regions
-            .change()
-            .unwrap()
-            .remove(gpas(RAM, 16 * PAGE_SIZE))
-            .unwrap();
+        let ram = *space.region_at(Gpa::new(RAM)).unwrap();
+        let others = space.regions.without(ram.range).unwrap();
+        let whole = *space.regions;
+        *space.regions.change().unwrap() = others;
         assert_eq!(
             space.census(),
             Err(Flaw::Region {
@@ -864,12 +855,7 @@ fn the_audit_finds_what_is_wrong() {
             })
             .unwrap();
         assert!(space.census().is_err());
-        space
-            .regions
-            .change()
-            .unwrap()
-            .remove(gpas(RAM, 16 * PAGE_SIZE))
-            .unwrap();
+        *space.regions.change().unwrap() = others;
         space
             .regions
             .change()
@@ -880,13 +866,7 @@ fn the_audit_finds_what_is_wrong() {
             })
             .unwrap();
         assert!(space.census().is_err());
-        space
-            .regions
-            .change()
-            .unwrap()
-            .remove(gpas(RAM, 16 * PAGE_SIZE))
-            .unwrap();
-        space.regions.change().unwrap().add(ram).unwrap();
+        *space.regions.change().unwrap() = whole;
     });
 }
 

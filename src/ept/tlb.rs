@@ -8,6 +8,9 @@ use crate::frames::arena::Arena;
 use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, Rights};
 use std::collections::HashMap;
 
+/// Pages that the log of a CPU has room for: few, so that it is often full.
+const LOG_SIZE: usize = 3;
+
 /// A cached translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cached {
@@ -24,6 +27,11 @@ pub(super) struct Cpu {
     physical: HashMap<(Hpa, u64), Cached>,
     combined: HashMap<(Hpa, u64), (u64, Cached)>,
     tables: HashMap<(Hpa, u64), Cached>,
+    /// Whether it logs the pages that it marks, and those that it has logged for the guest that it ran last.
+    logs: bool,
+    log: Vec<Gpa>,
+    /// Times that the log was full before a page could be marked.
+    pub full: u64,
     /// INVEPTs asked for so far.
     pub invepts: u64,
     /// The one that is left out.
@@ -129,6 +137,9 @@ impl Cpu {
             physical: HashMap::new(),
             combined: HashMap::new(),
             tables: HashMap::new(),
+            logs: false,
+            log: Vec::new(),
+            full: 0,
             invepts: 0,
             skip: None,
         }
@@ -209,6 +220,10 @@ impl Cpu {
         match found {
             Some(mut found) if found.rights.contains(wanted(access)) => {
                 if access.write && eptp.accessed_dirty() && !found.dirty {
+                    if self.logs {
+                        assert!(self.log.len() < LOG_SIZE);
+                        self.log.push(Gpa::new(gpa & !0xfff));
+                    }
                     mark(mem, root, gpa);
                     found.dirty = true;
                 }
@@ -242,6 +257,13 @@ impl Cpu {
         }
     }
 
+    /// Hands what it has logged for the space to it.
+    pub fn unload(&mut self, space: &mut Space<'_, Arena>) {
+        for gpa in self.log.drain(..) {
+            space.note_logged(gpa);
+        }
+    }
+
     /// Runs one access of the guest to its end: enters, exits with violations, resolves them. Yields the frame, or the
     /// violation that could not be resolved.
     pub fn run(
@@ -252,7 +274,13 @@ impl Cpu {
         access: Access,
     ) -> Result<Hpa, super::Unresolved> {
         // One violation for the page and one for each time that a table was moved is plenty.
+        self.logs = space.logs_dirty();
         for _ in 0..4 {
+            // The CPU exits before it marks a page that it cannot log.
+            if self.log.len() == LOG_SIZE {
+                self.full += 1;
+                self.unload(space);
+            }
             let mem = space.spaces.frames.mem();
             let eptp = space.enter(self).eptp();
             match self.access(eptp, mem, gva, gpa, access) {

@@ -4,7 +4,7 @@ use super::counts::{Counts, RECORD};
 use super::lists::{LARGE, Lists, Retired};
 use super::ranges::SpanSet;
 use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
-use crate::addr::{AddrRange, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE, PageSize};
 use spin::Mutex;
 
 /// The physical frames of the machine: who is free, and how many refer to each.
@@ -21,6 +21,9 @@ pub struct FrameAllocator<M> {
     /// How many allocations still succeed: tests make memory run out at any point.
     #[cfg(test)]
     pub(crate) allowance: core::sync::atomic::AtomicU64,
+    /// Blocks that are given out were never in use: tests of 1 GiB need not zero them.
+    #[cfg(test)]
+    pub(crate) fresh_is_zero: core::sync::atomic::AtomicBool,
 }
 
 impl<M: PhysMem> FrameAllocator<M> {
@@ -52,12 +55,22 @@ impl<M: PhysMem> FrameAllocator<M> {
             lists,
             #[cfg(test)]
             allowance: u64::MAX.into(),
+            #[cfg(test)]
+            fresh_is_zero: false.into(),
         })
     }
 
     /// The memory that this allocator manages parts of.
     pub fn mem(&self) -> &M {
         &self.mem
+    }
+
+    /// Whether any of `range` is memory that is handed out, or holds the counts.
+    pub fn overlaps(&self, range: AddrRange<Hpa>) -> bool {
+        let counts = self.counts.records();
+        self.ranges()
+            .chain(counts)
+            .any(|managed| managed.overlaps(range))
     }
 
     /// The managed ranges, the largest first.
@@ -121,6 +134,13 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// As [`FrameAllocator::alloc_large`], full of zeroes.
     pub fn alloc_large_zeroed(&self, size: PageSize) -> Result<Frame, FrameError> {
         let frame = self.alloc_large(size)?;
+        #[cfg(test)]
+        if self
+            .fresh_is_zero
+            .load(core::sync::atomic::Ordering::SeqCst)
+        {
+            return Ok(frame);
+        }
         for offset in (0..size.bytes()).step_by(PAGE_SIZE as usize) {
             // SAFETY: the block is managed, and nobody but the handle just made refers to it.
             unsafe { bytes::zero(&self.mem, Hpa::new(frame.address().as_u64() + offset)) };
@@ -128,22 +148,54 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(frame)
     }
 
-    /// Turns a large block into 4 KiB frames. The reference to the block becomes one reference to each frame, which the
-    /// caller owns: 512 or more, of which the one returned is the first and the others are got by
+    /// Turns a large block into blocks of the next smaller size, 512 of them. The reference to the block becomes one
+    /// reference to each part, which the caller owns: the one returned is the first, and the others are got by
     /// [`FrameAllocator::from_entry`].
     pub fn break_up(&self, block: Frame) -> Result<Frame, (FrameError, Frame)> {
-        match self
-            .counts
-            .number(block.address())
-            .and_then(|number| self.counts.break_up(&self.mem, number))
-        {
+        let parts = |number| {
+            let part = match self.counts.block(&self.mem, number) {
+                Some((_, order)) if order > LARGE[0] => LARGE[0],
+                _ => 0,
+            };
+            self.counts.break_up(&self.mem, number, part)
+        };
+        match self.counts.number(block.address()).and_then(parts) {
             Ok(()) => Ok(block),
             Err(error) => Err((error, block)),
         }
     }
 
+    /// Of a block to which there is one reference left, and that for the `size` bytes at `address` alone, keeps these
+    /// as a block of their own; the rest goes to `retired`. A block that is no larger stays as it is.
+    pub fn trim(
+        &self,
+        address: Hpa,
+        size: PageSize,
+        retired: &mut Retired,
+    ) -> Result<(), FrameError> {
+        let (number, wanted) = (self.counts.number(address)?, order(size)?);
+        let free = FrameError::NotAllocated(address);
+        if !address.is_aligned(size.bytes()) {
+            return Err(FrameError::NotManaged(address));
+        }
+        loop {
+            let (head, whole) = self.counts.block(&self.mem, number).ok_or(free)?;
+            if whole <= wanted {
+                return Ok(());
+            }
+            let part = if whole > LARGE[0] { LARGE[0] } else { 0 };
+            self.counts.break_up(&self.mem, head, part)?;
+            for first in (head..head + (1 << whole)).step_by(1 << part) {
+                let kept = (first..first + (1 << part)).contains(&number);
+                if !kept && let Some((first, part)) = self.counts.give(&self.mem, first)? {
+                    retired.push(&self.mem, &self.counts, first, part);
+                }
+            }
+        }
+    }
+
     /// The inverse of [`FrameAllocator::break_up`]: the caller gives up its references to all the frames of the
-    /// aligned block that `first` starts, each of which must be the only one.
+    /// aligned block that `first` starts, in frames or smaller blocks, each of which must be the only one.
     pub fn put_together(&self, first: Frame, size: PageSize) -> Result<Frame, (FrameError, Frame)> {
         let whole = |number| self.counts.put_together(&self.mem, number, order(size)?);
         match self.counts.number(first.address()).and_then(whole) {

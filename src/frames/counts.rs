@@ -150,6 +150,11 @@ impl Counts {
         self.managed().iter().filter_map(range)
     }
 
+    /// Where the records are.
+    pub fn records(&self) -> Option<AddrRange<Hpa>> {
+        AddrRange::new(self.records, self.record_frames * PAGE_SIZE)
+    }
+
     fn managed(&self) -> &[Managed] {
         self.spans.get(..self.used).unwrap_or(&[])
     }
@@ -354,19 +359,20 @@ impl Counts {
         head.count.store(1, Relaxed);
     }
 
-    /// Turns a block with one reference into frames with one reference each.
-    pub fn break_up(&self, mem: &impl PhysMem, number: u32) -> Result<(), FrameError> {
+    /// Turns a block with one reference into blocks of `1 << part` frames with one reference each.
+    pub fn break_up(&self, mem: &impl PhysMem, number: u32, part: u32) -> Result<(), FrameError> {
         let shared = FrameError::NotExclusive(self.address(number));
         match self.block(mem, number) {
             Some((head, order)) if head == number && self.count(mem, head) == 1 => {
-                (number..number + (1 << order)).for_each(|frame| self.start(mem, frame, 0));
+                let parts = (number..number + (1 << order)).step_by(1 << part.min(order));
+                parts.for_each(|first| self.start(mem, first, part.min(order)));
                 Ok(())
             }
             _ => Err(shared),
         }
     }
 
-    /// Turns `1 << order` frames with one reference each into one block with one reference.
+    /// Turns `1 << order` frames, in blocks with one reference each, into one block with one reference.
     pub fn put_together(
         &self,
         mem: &impl PhysMem,
@@ -380,9 +386,18 @@ impl Counts {
         let first = self.address(number).as_u64();
         let contiguous = last == Some(first + ((1 << order) - 1) * PAGE_SIZE)
             && first.is_multiple_of(PAGE_SIZE << order);
-        let single =
-            |frame| self.block(mem, frame) == Some((frame, 0)) && self.count(mem, frame) == 1;
-        if !contiguous || !(number..number + (1 << order)).all(single) {
+        let mut next = number;
+        while contiguous && next < number + (1 << order) {
+            match self.block(mem, next) {
+                Some((head, part))
+                    if head == next && part <= order && self.count(mem, head) == 1 =>
+                {
+                    next += 1 << part;
+                }
+                _ => break,
+            }
+        }
+        if !contiguous || next != number + (1 << order) {
             return Err(FrameError::NotExclusive(self.address(number)));
         }
         self.start(mem, number, order);

@@ -295,6 +295,97 @@ fn a_block_breaks_up_and_goes_together_again() {
 }
 
 #[test]
+fn a_gib_breaks_up_by_sizes_and_goes_together_from_any_parts() {
+    const GIB: u64 = 1 << 30;
+    let frames = Arena::allocator(GIB - 4 * MIB2, GIB / PAGE_SIZE + 2048);
+    let block = frames.alloc_large(PageSize::Size1G).unwrap();
+    let at = |offset: u64| Hpa::new(GIB + offset);
+    assert_eq!(block.address(), at(0));
+    let first = frames.break_up(block).unwrap();
+    for offset in [0, MIB2, GIB - MIB2] {
+        let inside = at(offset + 5 * PAGE_SIZE);
+        assert_eq!(
+            frames.block(inside),
+            Some((at(offset), PageSize::Size2M)),
+            "{offset:#x}"
+        );
+        assert_eq!(frames.count(inside), 1);
+    }
+    // One of the parts in frames.
+    let part = frames.from_entry(at(MIB2)).unwrap();
+    let _ = frames.break_up(part).unwrap().into_raw();
+    assert_eq!(frames.count(at(MIB2 + PAGE_SIZE)), 1);
+    let extra = frames.share_entry(at(2 * MIB2)).unwrap();
+    let (_, first) = frames.put_together(first, PageSize::Size1G).unwrap_err();
+    frames.release(extra).unwrap();
+    let block = frames.put_together(first, PageSize::Size1G).unwrap();
+    assert_eq!(
+        frames.block(at(GIB - PAGE_SIZE)),
+        Some((at(0), PageSize::Size1G))
+    );
+    frames.release(block).unwrap();
+    assert_eq!(frames.figures().used, 0);
+}
+
+#[test]
+fn what_is_left_of_a_shared_block_is_trimmed() {
+    const GIB: u64 = 1 << 30;
+    let frames = Arena::allocator(GIB - 4 * MIB2, GIB / PAGE_SIZE + 2048);
+    let at = |offset: u64| Hpa::new(GIB + offset);
+    let page = at(3 * MIB2 + 7 * PAGE_SIZE);
+    for (size, kept) in [(PageSize::Size2M, 512), (PageSize::Size4K, 1)] {
+        let start = page.align_down(size.bytes());
+        let block = frames.alloc_large(PageSize::Size1G).unwrap();
+        let mut retired = Retired::new();
+        let second = frames.share(&block).unwrap();
+        let shared = FrameError::NotExclusive(at(0));
+        assert_eq!(frames.trim(start, size, &mut retired), Err(shared));
+        frames.release(second).unwrap();
+        let off = Hpa::new(start.as_u64() + PAGE_SIZE / 2);
+        assert!(frames.trim(off, size, &mut retired).is_err());
+        frames.trim(start, size, &mut retired).unwrap();
+        // It is a block already: nothing happens.
+        frames.trim(start, size, &mut retired).unwrap();
+        assert_eq!(retired.frames(), GIB / PAGE_SIZE - kept);
+        assert_eq!(frames.figures().used, GIB / PAGE_SIZE);
+        frames.free_retired(&mut retired);
+        assert_eq!(frames.figures().used, kept);
+        assert_eq!(
+            (frames.block(page), frames.count(page)),
+            (Some((start, size)), 1)
+        );
+        let rest = block.into_raw();
+        assert_eq!(frames.count(rest), 0);
+        frames.release(frames.from_entry(start).unwrap()).unwrap();
+        assert_eq!(frames.figures().used, 0);
+        // The other parts came back as blocks; put them together for the next round.
+        if size == PageSize::Size2M {
+            let parts: Vec<_> = (0..512)
+                .map(|_| frames.alloc_large(PageSize::Size2M).unwrap().into_raw())
+                .collect();
+            assert!(parts.contains(&at(0)));
+            let first = frames.from_entry(at(0)).unwrap();
+            let whole = frames.put_together(first, PageSize::Size1G).unwrap();
+            frames.release(whole).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_memory_of_the_counts_is_not_free_for_others() {
+    let frames = Arena::allocator(MIB2, 64);
+    assert!(frames.overlaps(range(0, 4 * MIB2)));
+    let counts = (0..64)
+        .map(|i| range(MIB2 + i * PAGE_SIZE, PAGE_SIZE))
+        .filter(|page| !frames.ranges().any(|managed| managed.overlaps(*page)));
+    let counts: Vec<_> = counts.collect();
+    assert_eq!(counts.len() as u64, frames.figures().counts);
+    assert!(counts.iter().all(|page| frames.overlaps(*page)));
+    assert!(!frames.overlaps(range(0, MIB2)));
+    assert!(!frames.overlaps(range(MIB2 + 64 * PAGE_SIZE, PAGE_SIZE)));
+}
+
+#[test]
 fn it_can_stand_in_a_static() {
     static FRAMES: spin::Once<FrameAllocator<Arena>> = spin::Once::new();
     let frames = FRAMES.call_once(|| Arena::allocator(0x10_0000, 64));

@@ -90,10 +90,31 @@ pub trait TableOps: TableReadOps {
     fn move_table(&mut self, from: MoveOf<Self>, level: u8, to: TableOf<Self>);
     /// Takes note that one reference fewer stands on a table of `level` that must not be written: it was unlinked.
     fn drop_shared(&mut self, table: MoveOf<Self>, level: u8);
+    /// Takes note that a table of `level`, which other trees referred to too and which is this one's alone now, is about
+    /// to be opened for writing where it is.
+    fn reopen_table(&mut self, table: TableOf<Self>, level: u8) {
+        let _ = (table, level);
+    }
     /// Takes note that `entry`, a leaf of `level` in a table that may be written, is about to be replaced by a table of
     /// leaves that refer to its parts: where references are counted there will be more of them.
     fn split_leaf(&mut self, entry: EntryOf<Self>, level: u8) {
         let _ = (entry, level);
+    }
+    /// What two leaves with these attributes may be merged to, if they may be: only accessed and dirty differ, or what else
+    /// the tables can do without.
+    fn merge_attr(
+        &self,
+        attr: <FormatOf<Self> as Format>::Attr,
+        other: <FormatOf<Self> as Format>::Attr,
+    ) -> Option<<FormatOf<Self> as Format>::Attr> {
+        let both = FormatOf::<Self>::merge_status(attr, other);
+        (FormatOf::<Self>::merge_status(other, attr) == both).then_some(both)
+    }
+    /// Asks whether the leaves of `table`, of `level`, which may be written, may be replaced by one leaf: they say the
+    /// same of pages that lie one behind the other. Where references are counted there will be fewer of them.
+    fn merge_leaves(&mut self, table: TableOf<Self>, level: u8) -> bool {
+        let _ = (table, level);
+        true
     }
     /// Makes `to` the root. `from` is what [`TableOps::must_move`] said of the old one.
     fn set_root(&mut self, from: MoveOf<Self>, to: TableOf<Self>);

@@ -259,6 +259,9 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                 }
             }
             if level < O::Format::LEVELS {
+                if must_move.is_none() {
+                    self.ops.reopen_table(table, level);
+                }
                 let index = O::Format::index(self.va, level + 1);
                 let above = self.path[slot(level + 1)];
                 let entry = O::Format::table_entry(table);

@@ -117,7 +117,12 @@ impl<'o, O: TableOps> Edit<'o, O> {
                 self.ops.move_table(from, level - 1, copy);
                 (copy, true)
             }
-            None => (child, false),
+            None => {
+                if !rights.contains(Rights::WRITE) {
+                    self.ops.reopen_table(child, level - 1);
+                }
+                (child, false)
+            }
         };
         if moved || !rights.contains(Rights::WRITE) {
             self.write(table, level, va, O::Format::table_entry(private))?;

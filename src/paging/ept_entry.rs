@@ -35,6 +35,11 @@ impl EptEntry {
     pub const fn write_protected(self) -> Self {
         Self(self.0 & !WRITE)
     }
+    /// What a page's or a table's entry of the lowest levels refers to.
+    #[inline(always)]
+    pub const fn frame(self) -> Hpa {
+        Hpa::new(self.0 & ADDRESS)
+    }
     /// Whether the entry grants writing.
     pub const fn grants_write(self) -> bool {
         self.0 & WRITE != 0

@@ -2,14 +2,15 @@
 
 use super::access::{FormatOf, TableOf, TableOps, VirtOf};
 use super::error::{Error, Fault};
-use super::format::{Content, ContentOf, Decoded, Format, FormatExt};
+use super::format::{Content, ContentOf, Decoded, Format, FormatExt, Rights};
 use super::plan::{is_whole, level_of};
 use super::query::{bad, decode_at};
 use crate::addr::{Address, PageSize};
 
 /// Replaces each table in `len` bytes from `start` on, all of whose leaves say the same of pages that lie one behind the
-/// other, by a leaf no larger than `largest`; it is accessed or dirty where one of them was. Shared tables stay.
-/// Nothing is allocated.
+/// other, by a leaf no larger than `largest`; it is accessed or dirty where one of them was, and grants no more than the
+/// entry that referred to the table. Shared tables stay, and those that the access to the tables wants to keep. Yields
+/// how many tables are gone. Nothing is allocated.
 ///
 /// CPUs may go on using the smaller leaves until they are invalidated. No CPU may run on the tables meanwhile where
 /// accessed and dirty matter: what it sets in the old leaves is lost.
@@ -18,10 +19,10 @@ pub fn merge<O: TableOps>(
     start: VirtOf<O>,
     len: u64,
     largest: PageSize,
-) -> Result<(), Error<O::Format>> {
+) -> Result<u64, Error<O::Format>> {
     let largest = level_of::<O::Format>(largest)?;
     let Some((va, last)) = FormatOf::<O>::pages(start, len)? else {
-        return Ok(());
+        return Ok(0);
     };
     let root = ops.root();
     merge_below(ops, root, O::Format::LEVELS, va, last, largest)
@@ -35,29 +36,37 @@ fn merge_below<O: TableOps>(
     mut va: u64,
     last: u64,
     largest: u8,
-) -> Result<(), Error<O::Format>> {
+) -> Result<u64, Error<O::Format>> {
     if ops.must_move(table, level).is_some() {
-        return Ok(());
+        return Ok(0);
     }
+    let mut gone = 0;
     loop {
         let end = last.min(va | O::Format::span_mask(level));
-        if let Decoded::Table { table: child, .. } = decode_at(ops, table, level, va)? {
+        if let Decoded::Table {
+            table: child,
+            rights,
+        } = decode_at(ops, table, level, va)?
+        {
             if level > 2 {
-                merge_below(ops, child, level - 1, va, end, largest)?;
+                gone += merge_below(ops, child, level - 1, va, end, largest)?;
             }
             if level <= largest
                 && is_whole::<O::Format>(level, va, end)
                 && ops.must_move(child, level - 1).is_none()
                 && let Some(content) = merged(ops, child, level, va)?
+                && let Some(content) = restricted::<O::Format>(content, rights)
+                && ops.merge_leaves(child, level - 1)
             {
                 let entry = O::Format::encode(level, content);
                 ops.write_entry(table, O::Format::index(va, level), entry)
                     .ok_or_else(|| bad::<O::Format>(va, level, Fault::NotMemory))?;
                 ops.retire_table(child, level - 1);
+                gone += 1;
             }
         }
         if end == last {
-            return Ok(());
+            return Ok(gone);
         }
         va = end + 1;
     }
@@ -78,7 +87,7 @@ fn merged<O: TableOps>(
         };
         whole = match whole {
             None => Some(next),
-            Some(whole) => joined::<O::Format>(whole, next, index * step),
+            Some(whole) => joined(ops, whole, next, index * step),
         };
         if matches!(whole, None | Some(Content::Unmapped)) {
             return Ok(None);
@@ -91,25 +100,41 @@ fn merged<O: TableOps>(
     Ok(whole.filter(|_| aligned))
 }
 
+/// The content with what `rights` do not contain taken away, if anything is left.
+fn restricted<F: Format>(content: ContentOf<F>, rights: Rights) -> Option<ContentOf<F>> {
+    Some(match content {
+        Content::Page { phys, attr } => Content::Page {
+            phys,
+            attr: F::restrict(attr, rights)?,
+        },
+        Content::ZeroOnDemand { attr } => Content::ZeroOnDemand {
+            attr: F::restrict(attr, rights)?,
+        },
+        Content::Unmapped => return None,
+    })
+}
+
 fn is_start<F: Format>(level: u8, phys: F::Phys) -> bool {
     phys.is_aligned(F::span_mask(level) + 1)
 }
 
 /// `first` and what stands `offset` bytes behind it as one.
-fn joined<F: Format>(first: ContentOf<F>, next: ContentOf<F>, offset: u64) -> Option<ContentOf<F>> {
-    let same = |a: F::Attr, b: F::Attr| {
-        let both = F::merge_status(a, b);
-        (F::merge_status(b, a) == both).then_some(both)
-    };
+fn joined<O: TableOps>(
+    ops: &O,
+    first: ContentOf<O::Format>,
+    next: ContentOf<O::Format>,
+    offset: u64,
+) -> Option<ContentOf<O::Format>> {
     match (first, next) {
         (Content::Page { phys, attr }, Content::Page { phys: p, attr: a })
             if phys.checked_add(offset) == Some(p) =>
         {
-            same(attr, a).map(|attr| Content::Page { phys, attr })
+            ops.merge_attr(attr, a)
+                .map(|attr| Content::Page { phys, attr })
         }
-        (Content::ZeroOnDemand { attr }, Content::ZeroOnDemand { attr: a }) => {
-            same(attr, a).map(|attr| Content::ZeroOnDemand { attr })
-        }
+        (Content::ZeroOnDemand { attr }, Content::ZeroOnDemand { attr: a }) => ops
+            .merge_attr(attr, a)
+            .map(|attr| Content::ZeroOnDemand { attr }),
         _ => None,
     }
 }

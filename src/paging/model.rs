@@ -482,7 +482,7 @@ where
         }
         Op::Merge { at } => {
             let (va, len) = at.range::<O::Format>();
-            merge(ops, O::Format::virt(va), len, sizes[sizes.len() - 1])
+            merge(ops, O::Format::virt(va), len, sizes[sizes.len() - 1]).map(drop)
         }
         Op::Fork | Op::Switch(_) | Op::Drop => Ok(()),
     }

@@ -418,6 +418,35 @@ fn a_table_that_denies_is_respected_and_reported() {
     assert_eq!(map(&mut tree, Gva::new(0x5000), 0x1000, read, K4), Ok(()));
 }
 
+#[test]
+fn a_merged_leaf_grants_no_more_than_its_table_did() {
+    let mut tree = amd64();
+    map(&mut tree, Gva::new(0), M2.bytes(), page(0), K4).unwrap();
+    let Ok(Decoded::Table { table, .. }) = GuestAmd64::decode(4, tree.peek(tree.root, 0)) else {
+        panic!();
+    };
+    let Ok(Decoded::Table { table, .. }) = GuestAmd64::decode(3, tree.peek(table, 0)) else {
+        panic!();
+    };
+    let Ok(Decoded::Table { table: lowest, .. }) = GuestAmd64::decode(2, tree.peek(table, 0))
+    else {
+        panic!();
+    };
+    let read_only = GuestAmd64::restricted_table(lowest, Rights::READ);
+    tree.poke(table, 0, read_only.to_bits());
+    let before = query(&tree, Gva::new(0x1000)).unwrap().unwrap();
+    assert_eq!(merge(&mut tree, Gva::new(0), M2.bytes(), M2), Ok(1));
+    let after = query(&tree, Gva::new(0x1000)).unwrap().unwrap();
+    assert_eq!((before.size, after.size), (K4, M2));
+    let attr = |mapping: MappingOf<GuestAmd64>| match mapping.content {
+        Content::Page { attr, .. } => (attr.write(), attr.execute(), attr.user()),
+        _ => panic!(),
+    };
+    assert_eq!(attr(after), attr(before));
+    assert_eq!(attr(after).0, Write::Denied);
+    assert_eq!(merge(&mut tree, Gva::new(0), M2.bytes(), M2), Ok(0));
+}
+
 /// A CPU that uses a page between our reading the entry and our replacing it.
 struct Racing {
     tree: Fixed<GuestAmd64>,

@@ -3,7 +3,7 @@
 //! Arguments are claims: a pointer is followed through the guest's own tables, and what it points to is copied once,
 //! then checked and used. A call that is refused does nothing.
 
-use offshoot_abi::{Call, Error, FIGURE_NAME_MAX, MESSAGE_MAX, PRINT_MAX};
+use offshoot_abi::{Call, Error, FIGURE_NAME_MAX, HARVEST_MAX, MESSAGE_MAX, PRINT_MAX};
 
 use super::figures::FigureName;
 use super::virtual_memory::{Locate, VirtualMemory};
@@ -30,6 +30,17 @@ pub trait CallSink {
     fn figure(&mut self, name: FigureName, value: u64) -> bool;
 }
 
+/// A request for the dirty pages of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HarvestRequest {
+    /// Where the guest wants the bitmap.
+    pub bitmap: Gva,
+    /// The first page.
+    pub first: Gpa,
+    /// How many, at most [`HARVEST_MAX`].
+    pub pages: u64,
+}
+
 /// What comes after a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterCall {
@@ -39,6 +50,8 @@ pub enum AfterCall {
     Exit(u64),
     /// The guest asks to be frozen, with room for a message here.
     Freeze(AddrRange<Gpa>),
+    /// The guest goes on when it was told its dirty pages.
+    HarvestDirty(HarvestRequest),
 }
 
 /// Carries out a call.
@@ -59,6 +72,14 @@ pub fn call<M: VirtualMemory + Locate>(
             Ok(buffer) => return AfterCall::Freeze(buffer),
             Err(error) => Err(error),
         },
+        Some(Call::HarvestDirty) if registers.rsi > HARVEST_MAX => Err(Error::Invalid),
+        Some(Call::HarvestDirty) => {
+            return AfterCall::HarvestDirty(HarvestRequest {
+                bitmap: Gva::new(registers.rdi),
+                first: Gpa::new(registers.rdx),
+                pages: registers.rsi,
+            });
+        }
     };
     AfterCall::Return(result.unwrap_or_else(|error| error as i64 as u64))
 }
@@ -196,6 +217,20 @@ mod tests {
     }
 
     #[test]
+    fn a_request_for_dirty_pages_is_bounded() {
+        let request = HarvestRequest {
+            bitmap: Gva::new(0x1234),
+            first: Gpa::new(0x5000),
+            pages: HARVEST_MAX,
+        };
+        let (after, _) = kernel(b"", [5, 0x1234, HARVEST_MAX, 0x5000]);
+        assert_eq!(after, AfterCall::HarvestDirty(request));
+        for pages in [HARVEST_MAX + 1, 1 << 32, u64::MAX] {
+            assert_eq!(kernel(b"", [5, 0, pages, 0]).0, error(Error::Invalid));
+        }
+    }
+
+    #[test]
     fn a_freeze_is_asked_for_with_room_in_one_page_or_none() {
         let freeze = |at: u64, len: u64| kernel(b"", [4, at, len, 0]).0;
         let buffer = |at, len| AfterCall::Freeze(AddrRange::new(Gpa::new(at), len).unwrap());
@@ -216,7 +251,7 @@ mod tests {
 
     #[test]
     fn unknown_numbers_are_refused() {
-        for number in [5, 6, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
+        for number in [6, 7, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
             assert_eq!(
                 kernel(b"", [number, 0, 0, 0]).0,
                 error(Error::NoSuchCall),

@@ -10,6 +10,7 @@ mod name;
 mod value;
 mod words;
 
+use crate::ept::PagePolicy;
 use log::LevelFilter;
 
 pub use data::{DATA, DataOptions, MapOption};
@@ -23,7 +24,7 @@ use fuzz::FuzzKey;
 pub use fuzz::{DEFAULT_HANG, EXECUTIONS_MAX, FuzzOptions};
 pub use name::{NAME_MAX, Name};
 pub use value::Duration;
-use value::{duration, memory, pool};
+use value::{duration, memory, page_policy, pool};
 use words::{Word, Words, split_path};
 
 /// Guest memory where the command line does not say.
@@ -40,6 +41,10 @@ pub struct GuestOptions {
     pub mem: u64,
     /// `budget=`: how long the guest may run; each run of a fork anew.
     pub budget: Duration,
+    /// `pages=4k|2m|1g|auto`: of what size the pages are that a first write is given.
+    pub pages: PagePolicy,
+    /// `testdev`: a device with registers in memory, behind the guest's memory.
+    pub testdev: bool,
     /// `map=`: the data that the guest sees behind its memory.
     pub map: Option<MapOption>,
     /// What is to be done once it freezes.
@@ -59,6 +64,8 @@ impl GuestOptions {
                 .unwrap_or_else(|| Name::numbered(index)),
             mem: DEFAULT_MEM,
             budget: DEFAULT_BUDGET,
+            pages: PagePolicy::default(),
+            testdev: false,
             map: None,
             forks: ForkOptions::new(),
             fuzz: FuzzOptions::NONE,
@@ -91,6 +98,15 @@ impl GuestOptions {
             "budget" => {
                 seen.first_time(Key::Budget)?;
                 self.budget = duration(word.needs_value()?)?;
+            }
+            "pages" => {
+                seen.first_time(Key::Pages)?;
+                self.pages = page_policy(word.needs_value()?)?;
+            }
+            "testdev" => {
+                seen.first_time(Key::Testdev)?;
+                word.takes_no_value()?;
+                self.testdev = true;
             }
             "map" => {
                 seen.first_time(Key::Map)?;
@@ -172,9 +188,7 @@ impl<'a> KernelOptions<'a> {
             }
             "audit" => {
                 seen.first_time(Key::Audit)?;
-                if word.value.is_some() {
-                    return Err(Problem::TakesNoValue);
-                }
+                word.takes_no_value()?;
                 self.audit = true;
             }
             _ => return Err(Problem::UnknownKey),
@@ -190,11 +204,13 @@ enum Key {
     Mem,
     Budget,
     Map,
+    Pages,
     Log,
     Selftest,
     Tick,
     Pool,
     Audit,
+    Testdev,
     Forks(ForkKey),
     Fuzz(FuzzKey),
 }
@@ -211,6 +227,8 @@ impl Key {
             Self::Pool => 1 << 6,
             Self::Audit => 1 << 7,
             Self::Map => 1 << 8,
+            Self::Pages => 1 << 9,
+            Self::Testdev => 1 << 10,
             Self::Forks(key) => 1 << (16 + key as u32),
             Self::Fuzz(key) => 1 << (24 + key as u32),
         }
@@ -305,6 +323,33 @@ mod tests {
     }
 
     #[test]
+    fn page_sizes() {
+        for (value, policy) in [
+            ("4k", PagePolicy::Small),
+            ("4K", PagePolicy::Small),
+            ("2m", PagePolicy::Large2M),
+            ("2M", PagePolicy::Large2M),
+            ("1g", PagePolicy::Large1G),
+            ("1G", PagePolicy::Large1G),
+            ("auto", PagePolicy::Auto),
+        ] {
+            assert_eq!(guest(&format!("pages={value}")).unwrap().pages, policy);
+        }
+        assert_eq!(guest("").unwrap().pages, PagePolicy::Small);
+        for bad in ["3m", "2", "2mb", "AUTO", "4096", "1g,2m"] {
+            assert_eq!(guest(&format!("pages={bad}")), Err(Problem::NotAPageSize));
+        }
+        assert_eq!(guest("hello pages"), Err(Problem::NeedsValue));
+        assert_eq!(guest("pages="), Err(Problem::NeedsValue));
+        assert_eq!(guest("pages=2m pages=2m"), Err(Problem::Repeated));
+        let error = GuestOptions::parse("pages=huge name=web", 0, 40).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "guest web: pages=huge: not one of 4k, 2m, 1g, auto"
+        );
+    }
+
+    #[test]
     fn bad_words() {
         assert_eq!(guest("hello mem"), Err(Problem::NeedsValue));
         assert_eq!(guest("memory=1G"), Err(Problem::UnknownKey));
@@ -320,6 +365,17 @@ mod tests {
         assert_eq!(guest("budget=0"), Err(Problem::Zero));
         assert_eq!(guest("budget=5min"), Err(Problem::NotADuration));
         assert_eq!(guest("budget=99999999999s"), Err(Problem::Overflow));
+    }
+
+    #[test]
+    fn the_test_device_is_a_flag() {
+        assert!(!guest("hello.elf").unwrap().testdev);
+        let both = guest("hello.elf testdev mem=1M").unwrap();
+        assert_eq!((both.testdev, both.mem), (true, 1 << 20));
+        assert_eq!(guest("a.elf testdev=1"), Err(Problem::TakesNoValue));
+        assert_eq!(guest("a.elf testdev="), Err(Problem::TakesNoValue));
+        assert_eq!(guest("a.elf testdev testdev"), Err(Problem::Repeated));
+        assert_eq!(guest("a.elf Testdev"), Err(Problem::UnknownKey));
     }
 
     #[test]

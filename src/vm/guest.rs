@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::cmdline::GuestOptions;
 use super::data::{DataError, SharedData};
-use super::devices::Devices;
+use super::devices::{Devices, test_device_regions};
 use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
 use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
@@ -109,9 +109,18 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             write: data.write,
         });
         let gib_pages = machine.limits.features.gib_pages;
-        let plan = Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
+        let mut plan =
+            Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
+        if options.testdev {
+            plan = plan.with_test_device();
+        }
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
+        let pages = space.set_page_policy(options.pages);
+        if pages != options.pages {
+            let (name, wanted) = (options.name, options.pages);
+            log::warn!("guest {name}: this CPU cannot do pages={wanted}: pages={pages} instead");
+        }
         match Self::fill(machine, &mut space, image, &plan, data) {
             Ok(vcpu) => Ok(Self {
                 space,
@@ -144,8 +153,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let ram = ram.map(|range| Region::new(range, RegionKind::Ram));
         let data = data.zip(plan.data_pages());
         let data = data.map(|(data, range)| Region::new(range, data.region_kind()));
-        for region in [ram, data].into_iter().flatten() {
-            space.add_region(region).map_err(GuestError::Region)?;
+        let device = plan.test_device.map_or([None; 2], test_device_regions);
+        for region in [ram, data].into_iter().chain(device).flatten() {
+            space.map(region).map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
@@ -288,10 +298,12 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.asked = None;
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
-        if self.vcpu.vpid != 0 {
-            // An earlier guest may have had the same number.
+        if self.vcpu.vpid_is_stale {
+            // An earlier guest may have had the same number. Once is enough: what a change of the EPT tables makes stale is
+            // dropped by INVEPT under every VPID (SDM "Operations that Invalidate Cached Mappings", 30.4.3.1).
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
             unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
+            self.vcpu.vpid_is_stale = false;
         }
         let features = machine.resident;
         let host_resident = machine.host_resident;
@@ -358,6 +370,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     pub fn rip(&self, machine: &mut Machine<'_, M>) -> Result<Gva, VcpuError> {
         let vmcs = self.vcpu.make_current(machine)?;
         Ok(Gva::new(vmcs.read_natural(FieldNatural::GuestRip)?))
+    }
+
+    /// Its memory for a harvest of dirty pages, and where that is counted.
+    pub(super) fn dirty_parts(&mut self) -> (&mut Space<'s, M>, &mut RunStats) {
+        (&mut self.space, &mut self.stats)
     }
 
     /// Its memory.

@@ -1,7 +1,7 @@
 //! Paying for invalidation on the processor that runs guests.
 
-use crate::ept::{CpuId, Eptp, Invalidate};
-use crate::vmx::cpu::{Invalidation, Vmx};
+use crate::ept::{CpuId, Entered, Eptp, Invalidate};
+use crate::vmx::cpu::{Invalidation, RightToEnter, Vmx};
 
 /// The processor in VMX operation, the only one so far.
 pub(super) struct OnlyCpu<'v>(pub &'v mut Vmx);
@@ -17,5 +17,13 @@ unsafe impl Invalidate for OnlyCpu<'_> {
         if single.is_err() && self.0.invept(Invalidation::AllContexts, 0).is_err() {
             log::error!("INVEPT failed");
         }
+    }
+}
+
+// SAFETY: [`crate::ept::Space::enter`] is the only way to come by one, and pays all that is owed; as long as it is there the
+// space cannot be changed.
+unsafe impl RightToEnter for Entered<'_> {
+    fn ept_pointer(&self) -> u64 {
+        self.eptp().as_u64()
     }
 }

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::cpuid::{CpuidTable, Enabled, Features};
 use super::cr::Limits;
+use super::dirty::Pml;
 use super::msr;
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::ept::EptCapability;
@@ -51,6 +52,8 @@ impl core::error::Error for StartError {}
 pub(super) struct Bitmaps {
     pub msr: Frame,
     pub io: [Frame; 2],
+    /// Where the CPU can log the pages that it marks dirty.
+    pub pml: Option<Pml>,
 }
 
 /// A CPU in VMX operation.
@@ -89,7 +92,8 @@ impl<'f, M: PhysMem> Machine<'f, M> {
 
         let vmxon = region(frames, &capabilities).map_err(StartError::Frames)?;
         let features = cpuid.features();
-        let bitmaps = match bitmaps(frames, &features) {
+        let logs = controls.has(Secondary::EnablePml);
+        let bitmaps = match bitmaps(frames, &features, logs) {
             Ok(bitmaps) => bitmaps,
             Err(error) => {
                 give_back(frames, vmxon);
@@ -197,6 +201,7 @@ fn region<M: PhysMem>(
 fn bitmaps<M: PhysMem>(
     frames: &FrameAllocator<M>,
     features: &Features,
+    logs: bool,
 ) -> Result<Bitmaps, FrameError> {
     let filled = |fill: &dyn Fn(&mut [u8; PAGE_SIZE as usize])| {
         let mut bytes = [0; PAGE_SIZE as usize];
@@ -215,19 +220,32 @@ fn bitmaps<M: PhysMem>(
                 Err(error)
             }
         });
-    match io {
-        Ok(io) => Ok(Bitmaps { msr, io }),
+    let mut all = match io {
+        Ok(io) => Bitmaps { msr, io, pml: None },
         Err(error) => {
             give_back(frames, msr);
-            Err(error)
+            return Err(error);
+        }
+    };
+    if logs {
+        match frames.alloc_zeroed() {
+            Ok(frame) => all.pml = Some(Pml(frame)),
+            Err(error) => {
+                all.give_back(frames);
+                return Err(error);
+            }
         }
     }
+    Ok(all)
 }
 
 impl Bitmaps {
     fn give_back<M: PhysMem>(self, frames: &FrameAllocator<M>) {
         give_back(frames, self.msr);
         for frame in self.io {
+            give_back(frames, frame);
+        }
+        if let Some(Pml(frame)) = self.pml {
             give_back(frames, frame);
         }
     }

@@ -16,8 +16,8 @@ use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::{
-    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
-    undo_step,
+    Event, Exit, ExitReason, Field32, Field64, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError,
+    advance_rip, undo_step,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;
@@ -69,8 +69,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let left = self.slice.unwrap_or(u64::MAX).min(self.budget);
         self.deadline = begin.saturating_add(left);
         let mut in_guest = 0;
-        let wound = self.wind_timer(left);
-        if let Err(error) = wound.and_then(|()| self.turns(&mut in_guest)) {
+        let ready = self.get_ready(left);
+        let done = ready.and_then(|()| self.turns(&mut in_guest));
+        if let Err(error) = done.and_then(|()| self.drain_pml()) {
             self.turn = Turn::Ended(Outcome::Vmcs(error));
         }
         self.stats.guest_ticks += in_guest;
@@ -82,6 +83,18 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.turn
     }
 
+    /// Puts into the VMCS what is of this run.
+    fn get_ready(&mut self, left: u64) -> Result<(), VmcsError> {
+        self.wind_timer(left)?;
+        // It stays there for the whole run, so a right to enter this space is one to enter this VMCS.
+        let eptp = self.space.eptp().as_u64();
+        self.vmcs.write64(Field64::EptPointer, eptp)?;
+        match &self.machine.bitmaps.pml {
+            Some(pml) if self.space.logs_dirty() => pml.load(&mut self.vmcs),
+            _ => Ok(()),
+        }
+    }
+
     /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
     /// `in_guest`.
     fn turns(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
@@ -89,12 +102,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
             }
-            // What it returns says that no invalidation is owed; the EPT pointer is in the VMCS since the start.
-            let _ = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
+            let right = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
             let start = now();
-            // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
+            // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host state in it is this CPU's, `area` is the
             // guest's own, and `Guest::run` has put the rest of its state into the CPU.
-            let reason = unsafe { self.vmcs.enter(self.area) };
+            let reason = unsafe { self.vmcs.enter(right, self.area) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             // The frequent ones are handled here, without a look into the table of reasons.

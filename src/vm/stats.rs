@@ -1,5 +1,6 @@
 //! What a guest's run cost.
 
+use super::Harvests;
 use crate::vmx::ExitReason;
 
 /// Exits by reason, and where the time went.
@@ -10,6 +11,8 @@ pub struct RunStats {
     pub host_ticks: u64,
     /// TSC ticks from each entry to the next exit, both included.
     pub guest_ticks: u64,
+    /// What was told of its dirty pages.
+    pub harvests: Harvests,
 }
 
 impl RunStats {
@@ -18,6 +21,7 @@ impl RunStats {
         exits: [0; ExitReason::COUNT],
         host_ticks: 0,
         guest_ticks: 0,
+        harvests: Harvests::NONE,
     };
 
     /// Counts an exit.

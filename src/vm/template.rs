@@ -272,7 +272,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
             guest.end_with(error);
             return Err(ResetError::Vcpu(error));
         }
-        guest.devices.clone_from(&self.devices);
+        guest.devices.restore(&self.devices);
         (guest.used, guest.ended, guest.asked) = (0, None, None);
         match self.give_message(guest, machine, message) {
             Ok(()) => Ok(restored),

@@ -65,6 +65,8 @@ pub struct Vcpu {
     /// What stays in the CPU while the guest runs; here while it does not.
     pub(super) resident: Resident,
     pub(super) vpid: u16,
+    /// Whether what the CPU has cached under the VPID may be of an earlier guest.
+    pub(super) vpid_is_stale: bool,
     /// CR8, which has no effect: no interrupt of ours has a priority.
     pub(super) cr8: u8,
 }
@@ -131,6 +133,7 @@ impl Vcpu {
             area,
             resident: Resident::RESET,
             vpid,
+            vpid_is_stale: vpid != 0,
             cr8: 0,
         })
     }
@@ -147,6 +150,8 @@ impl Vcpu {
         let mut vmcs = self.make_current(machine)?;
         let mut controls = machine.controls;
         controls.set(Entry::Ia32eModeGuest, true);
+        // Until somebody asks for dirty pages.
+        controls.set(Secondary::EnablePml, false);
         controls.write(&mut vmcs)?;
         machine.host.write(&mut vmcs)?;
         let bitmaps = &machine.bitmaps;

@@ -115,7 +115,7 @@ impl<'m, M: GuestMemory> GuestVirtual<'m, M> {
     }
 
     /// Where the bytes from `at` to the end of its page are.
-    fn translate(&self, at: Gva, write: bool) -> Result<Gpa, VirtualFault<M::Error>> {
+    pub(super) fn translate(&self, at: Gva, write: bool) -> Result<Gpa, VirtualFault<M::Error>> {
         let root = match self.translation {
             Translation::Off => return Ok(Gpa::new(at.as_u64())),
             Translation::Legacy => return Err(VirtualFault::LegacyPaging),

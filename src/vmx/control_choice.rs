@@ -60,6 +60,11 @@ static WANTED: &[(Control, Need)] = &[
         Secondary::EnableVpid.control(),
         Need::NiceIf(|capabilities| capabilities.ept_vpid.can_flush_vpid()),
     ),
+    // The CPU logs only where it marks.
+    (
+        Secondary::EnablePml.control(),
+        Need::NiceIf(|capabilities| capabilities.ept_vpid.accessed_dirty()),
+    ),
     (Secondary::UnrestrictedGuest.control(), Need::Nice),
     // Each of these instructions is #UD in the guest unless its control is 1.
     (Secondary::EnableRdtscp.control(), Need::Nice),
@@ -322,7 +327,7 @@ mod tests {
     fn every_nice_to_have_can_be_done_without() {
         for (control, need) in WANTED {
             if matches!(need, Need::Nice | Need::NiceIf(_)) {
-                let mut profile = haswell();
+                let mut profile = tigerlake();
                 profile.withhold(*control);
                 let capabilities = discover(&profile);
                 let chosen = choose_controls(&capabilities).unwrap();
@@ -351,6 +356,18 @@ mod tests {
         assert_eq!(error.ept.iter().flatten().count(), 3);
         assert!(error.to_string().contains("INVEPT"));
         assert!(error.missing.is_empty());
+    }
+
+    #[test]
+    fn a_log_of_marks_that_the_cpu_does_not_set_is_not_used() {
+        let mut profile = tigerlake();
+        let log = |profile: &Profile| {
+            let chosen = choose_controls(&discover(profile)).unwrap();
+            chosen.has(Secondary::EnablePml)
+        };
+        assert!(log(&profile) && !log(&haswell()));
+        profile.clear_msr_bit(0x48c, 21);
+        assert!(!log(&profile));
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod exit;
 pub mod fields;
 pub mod instruction_error;
 pub mod interruption;
+pub mod pml;
 pub mod qualification;
 pub mod register_bits;
 mod regs;
@@ -29,7 +30,7 @@ pub mod state;
 pub mod state_fields;
 pub mod vmcs;
 
-pub use advance::{advance_rip, undo_step};
+pub use advance::{advance_rip, advance_rip_by, repeat, undo_step};
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;

@@ -86,6 +86,17 @@ pub const STATE_FIELDS: [Field; 60] = {
     ]
 };
 
+/// Four of the fields.
+const fn four(number: usize) -> [Field; 4] {
+    let at = 4 * number;
+    [
+        STATE_FIELDS[at],
+        STATE_FIELDS[at + 1],
+        STATE_FIELDS[at + 2],
+        STATE_FIELDS[at + 3],
+    ]
+}
+
 /// The values of [`STATE_FIELDS`], in that order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateFields([u64; STATE_FIELDS.len()]);
@@ -103,12 +114,17 @@ impl StateFields {
     /// Writes them to a VMCS.
     #[inline]
     pub fn write(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        let (fields, _) = STATE_FIELDS.as_chunks::<4>();
-        let (values, _) = self.0.as_chunks::<4>();
-        const { assert!(STATE_FIELDS.len().is_multiple_of(4)) };
-        for (fields, values) in fields.iter().zip(values) {
-            vmcs.write_four(*fields, *values)?;
+        let values = self.0.as_chunks::<4>().0;
+        // Each four fields by name: what is known to the compiler need not be looked up.
+        macro_rules! each_four {
+            ($($number:literal)*) => {
+                const { assert!(STATE_FIELDS.len() == 4 * [$($number),*].len()) }
+                $(if let Some(values) = values.get($number) {
+                    vmcs.write_four(const { four($number) }, values)?;
+                })*
+            };
         }
+        each_four!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
         Ok(())
     }
 

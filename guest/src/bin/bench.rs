@@ -10,7 +10,7 @@
 
 use core::arch::asm;
 use offshoot_guest::abi::Call;
-use offshoot_guest::{StartInfo, figure, println, probe, trap};
+use offshoot_guest::{StartInfo, figure, println, probe, space, trap};
 
 offshoot_guest::entry!(main);
 
@@ -168,5 +168,22 @@ fn main(info: &StartInfo) -> u64 {
         2,
         |run| ticks!("mov rdx, [rcx]"; 0_u64, page(2, run), 0_u64),
     );
+    // Last, because it takes tables that map the device.
+    match info.test_device {
+        0 => println!("exit.mmio: there is no test device; give the option testdev"),
+        device => {
+            space::enter(info);
+            bench.file(
+                "exit.mmio.read",
+                1,
+                |_| ticks!("mov edx, [rcx]"; 0_u64, device, 0_u64),
+            );
+            bench.file(
+                "exit.mmio.write",
+                1,
+                |_| ticks!("mov [rcx], edx"; 0_u64, device, 1_u64),
+            );
+        }
+    }
     u64::from(bench.failed)
 }

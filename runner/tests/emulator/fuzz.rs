@@ -75,6 +75,9 @@ fn what_cannot_be_fuzzed_is_named() {
         .push(sample("parser").with("fuzz=10").with("inputs=nothing"));
     let booted = boot(&run);
     booted.says(&["hello", "never asked to be frozen"]);
-    booted.says(&["parser", "nothing: no boot module is data of that name"]);
+    booted.says(&[
+        "parser",
+        "inputs=nothing: no boot module is data of that name",
+    ]);
     booted.no_frame_lost();
 }

@@ -54,6 +54,8 @@ pub enum Problem {
     NotOnOrOff,
     /// Not an ending that can be expected.
     NotExpectable,
+    /// Not a size of pages.
+    NotAPageSize,
     /// Zero.
     Zero,
     /// Not a multiple of 4 KiB.
@@ -84,6 +86,7 @@ impl fmt::Display for Problem {
             Self::NotExpectable => "not crash",
             Self::TooMany(most) => return write!(f, "more than {most}"),
             Self::TooDeep(most) => return write!(f, "more than {most} generations of forks"),
+            Self::NotAPageSize => "not one of 4k, 2m, 1g, auto",
             Self::Zero => "must not be zero",
             Self::NotPages => "not a multiple of 4 KiB",
             Self::Overflow => "too large",

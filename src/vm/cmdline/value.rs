@@ -2,6 +2,7 @@
 
 use super::Problem;
 use crate::addr::PAGE_SIZE;
+use crate::ept::PagePolicy;
 
 /// A length of time as a user gives it: by the clock, or in ticks of the time-stamp counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,4 +107,15 @@ pub(super) fn duration(text: &str) -> Result<Duration, Problem> {
         0 => Err(Problem::Zero),
         length => Ok(kind(length)),
     }
+}
+
+/// Of what size pages are.
+pub(super) fn page_policy(text: &str) -> Result<PagePolicy, Problem> {
+    Ok(match text {
+        "4k" | "4K" => PagePolicy::Small,
+        "2m" | "2M" => PagePolicy::Large2M,
+        "1g" | "1G" => PagePolicy::Large1G,
+        "auto" => PagePolicy::Auto,
+        _ => return Err(Problem::NotAPageSize),
+    })
 }

@@ -1,17 +1,17 @@
 //! VMCALL.
 
-use super::super::call::{AfterCall, CallRegisters, CallSink, call};
+use super::super::call::{AfterCall, CallRegisters, CallSink, HarvestRequest, call};
 use super::super::devices::Devices;
 use super::super::figures::{Figure, FigureName};
 use super::super::outcome::{Outcome, Turn};
 use super::super::run::{Next, Running};
-use super::super::virtual_memory::GuestVirtual;
+use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
 use super::super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa};
-use crate::ept::Region;
+use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
 use crate::vmx::{Gpr, VmcsError};
-use offshoot_abi::{Call, Error};
+use offshoot_abi::{Call, Error, HARVEST_MAX};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// The call that does nothing is what round trips are measured with, so it stays out of the way of the others.
@@ -44,6 +44,13 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         match call(registers, cpl, &mut memory, &mut sink) {
             AfterCall::Return(rax) => self.area.regs.set(Gpr::Rax, rax),
             AfterCall::Exit(status) => return self.stop(Outcome::Exited(status)),
+            AfterCall::HarvestDirty(request) => {
+                let rax = match self.harvest_dirty(request)? {
+                    Ok(found) => found,
+                    Err(error) => error as i64 as u64,
+                };
+                self.area.regs.set(Gpr::Rax, rax);
+            }
             AfterCall::Freeze(buffer) => return self.asks_freeze(buffer),
         }
         self.advance()
@@ -67,6 +74,29 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         } else {
             next
         })
+    }
+
+    /// Tells the guest its dirty pages. The bitmap is written before too: so it can be, and it is dirty for sure.
+    fn harvest_dirty(&mut self, request: HarvestRequest) -> Result<Result<u64, Error>, VmcsError> {
+        let mut bytes = [0; HARVEST_MAX as usize / 8];
+        let Some(bitmap) = bytes.get_mut(..request.pages.div_ceil(8) as usize) else {
+            return Ok(Err(Error::Invalid));
+        };
+        let (translation, privilege) = self.view()?;
+        let write = |space: &mut Space<'_, M>, bitmap: &[u8]| {
+            GuestVirtual::new(space, translation, privilege)
+                .write(request.bitmap, bitmap)
+                .map_err(|_| Error::BadAddress)
+        };
+        if let Err(error) = write(self.space, bitmap) {
+            return Ok(Err(error));
+        }
+        let told = self.harvest_bitmap(request.first, request.pages, bitmap)?;
+        if told.is_none() {
+            return Ok(Err(Error::Invalid));
+        }
+        let found = bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        Ok(write(self.space, bitmap).map(|()| found))
     }
 }
 

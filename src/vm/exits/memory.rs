@@ -1,12 +1,14 @@
 //! EPT violations: the guest touched memory that is not there yet, or not writable, or not its own.
 
 use super::super::Host;
+use super::super::devices::MmioDevices;
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use crate::addr::{Gpa, Gva};
-use crate::ept::{Resolution, Violation, ViolationFields};
+use crate::ept::{Reason, Resolution, Unresolved, Violation, ViolationFields};
 use crate::frames::PhysMem;
 use crate::vmx::event::restore_nmi_blocking;
+use crate::vmx::pml::pml_full_unblocked_nmis;
 use crate::vmx::register_bits::PENDING_BS;
 use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError, undo_step};
 
@@ -30,6 +32,15 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         Ok(self.any_violation())
     }
 
+    /// The CPU has no room to log a page that it is about to mark dirty.
+    pub(super) fn log_full(&mut self) -> Result<Next, VmcsError> {
+        let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
+        self.drain_pml()?;
+        undo_step(&mut self.vmcs)?;
+        restore_nmi_blocking(&mut self.vmcs, pml_full_unblocked_nmis(qualification))?;
+        self.deliver_again()
+    }
+
     /// Every kind of violation.
     #[inline(never)]
     fn any_violation(&mut self) -> Next {
@@ -50,9 +61,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         });
         match self.space.resolve(&violation) {
             Ok(Resolution::Retry(_)) => {}
-            Ok(Resolution::Mmio { .. }) => {
-                return self.stop(Outcome::Unsupported("access to a device in memory"));
-            }
+            Ok(Resolution::Mmio { .. }) => return self.mmio(&violation),
+            Err(unresolved) if is_told(&unresolved) => return self.mmio(&violation),
             Err(unresolved) => return self.stop(Outcome::Memory(unresolved)),
         }
         undo_step(&mut self.vmcs)?;
@@ -62,4 +72,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         restore_nmi_blocking(&mut self.vmcs, violation.nmi_unblocked_by_iret)?;
         Ok(Next::Resume)
     }
+}
+
+/// Whether a device is told of what the region does not allow.
+fn is_told(unresolved: &Unresolved) -> bool {
+    let Reason::Denied { tag } = unresolved.reason else {
+        return false;
+    };
+    unresolved.violation.access.write && MmioDevices::takes_denied_writes(tag)
 }

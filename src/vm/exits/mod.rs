@@ -5,6 +5,7 @@ mod cr;
 mod events;
 mod io;
 mod memory;
+mod mmio;
 
 use super::msr::{self, Gp};
 use super::outcome::{Outcome, Turn};
@@ -41,6 +42,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 let gpa = self.vmcs.read64(Field64::GuestPhysicalAddress)?;
                 self.stop(Outcome::EptMisconfiguration(Gpa::new(gpa)))
             }
+            ExitReason::PmlFull => self.log_full(),
             ExitReason::TaskSwitch => self.stop(Outcome::Unsupported("hardware task switch")),
             // The caches are coherent, and other guests' are not this one's to flush.
             ExitReason::Invd | ExitReason::Wbinvd => self.advance(),

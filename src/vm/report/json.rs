@@ -49,7 +49,12 @@ struct GuestJson<'a> {
     status: Option<i64>,
     exits: Exits<'a>,
     pages: PagesJson,
+    faults: FaultsJson,
+    memory: MemoryJson,
     tables: u64,
+    /// INVEPTs executed for its space.
+    invepts: u64,
+    dirty: DirtyJson,
     host_instructions: u64,
     guest_instructions: u64,
 }
@@ -69,13 +74,34 @@ impl<'a> GuestJson<'a> {
                 zero_shared: guest.faults.zero_shared,
                 host_mapped: guest.faults.host_mapped,
             },
-            tables: guest.tables,
+            faults: FaultsJson {
+                mmio: guest.faults.mmio,
+                spurious: guest.faults.spurious,
+                refused: guest.faults.refused,
+            },
+            memory: MemoryJson {
+                zero: guest.memory.zero,
+                filled: guest.memory.filled,
+                copied: guest.memory.copied,
+                host: guest.memory.host,
+                shared: guest.memory.shared,
+                large: guest.memory.large,
+                own_bytes: guest.memory.private_bytes(),
+            },
+            tables: guest.memory.tables,
+            invepts: guest.invalidations,
+            dirty: DirtyJson {
+                harvests: guest.stats.harvests.count,
+                pages: guest.stats.harvests.pages,
+                digest: guest.stats.harvests.digest,
+            },
             host_instructions: guest.stats.host_ticks,
             guest_instructions: guest.stats.guest_ticks,
         }
     }
 }
 
+/// Violations by what they mapped.
 #[derive(Serialize)]
 struct PagesJson {
     filled: u64,
@@ -83,6 +109,34 @@ struct PagesJson {
     taken_over: u64,
     zero_shared: u64,
     host_mapped: u64,
+}
+
+/// What was told of its dirty pages.
+#[derive(Serialize)]
+struct DirtyJson {
+    harvests: u64,
+    pages: u64,
+    digest: u64,
+}
+
+/// Violations that mapped nothing.
+#[derive(Serialize)]
+struct FaultsJson {
+    mmio: u64,
+    spurious: u64,
+    refused: u64,
+}
+
+/// What was mapped in the end, in pages of 4 KiB, and the host memory that nobody else had a part in.
+#[derive(Serialize)]
+struct MemoryJson {
+    zero: u64,
+    filled: u64,
+    copied: u64,
+    host: u64,
+    shared: u64,
+    large: u64,
+    own_bytes: u64,
 }
 
 #[derive(Serialize)]

@@ -214,9 +214,9 @@ macro_rules! width {
 fn write_each(
     vmcs: &mut CurrentVmcs,
     fields: [Field; 4],
-    values: [u64; 4],
+    values: &[u64; 4],
 ) -> Result<(), VmcsError> {
-    for (field, value) in fields.into_iter().zip(values) {
+    for (field, value) in fields.into_iter().zip(*values) {
         vmcs.write(field.encoding(), value, || field)?;
     }
     Ok(())
@@ -230,7 +230,7 @@ impl Vmcs for CurrentVmcs {
 
     /// Four VMWRITEs with nothing but a jump behind each.
     #[inline(always)]
-    fn write_four(&mut self, fields: [Field; 4], values: [u64; 4]) -> Result<(), VmcsError> {
+    fn write_four(&mut self, fields: [Field; 4], values: &[u64; 4]) -> Result<(), VmcsError> {
         let [a, b, c, d] = fields;
         // SAFETY: as in `write`; the four words at `from` are those of `values`.
         unsafe {

@@ -18,7 +18,7 @@ pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 
 use super::instruction_error::VmFail;
 use super::vmcs::Vmcs;
-use super::{Field32, VmcsError};
+use super::{Field32, Field64, VmcsError};
 use crate::addr::Hpa;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
@@ -107,16 +107,80 @@ fn clear_vmxe() {
     unsafe { Cr4::update(|cr4| cr4.remove(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS)) };
 }
 
+/// That a guest may be run on this CPU: nothing that the CPU has cached of its EPT tables is stale.
+///
+/// # Safety
+/// This must hold for the EPT pointer that it tells, for as long as the value lives.
+pub unsafe trait RightToEnter {
+    /// The EPT pointer with which the guest may be run.
+    fn ept_pointer(&self) -> u64;
+}
+
 impl CurrentVmcs {
     /// Enters the guest and returns at its next exit, with the exit-reason field; [`CurrentVmcs::entry_failure`] knows
     /// what any larger number means. An entry that failed on the guest's state is an exit with bit 31 of its reason set.
     ///
+    /// It takes a right to enter, which says that no invalidation is owed. There is one way to come by one for a space,
+    /// [`Space::enter`](crate::ept::Space::enter), which pays:
+    ///
+    /// ```
+    /// # use offshoot::{ept::{Invalidate, Space}, frames::PhysMem, vmx::cpu::{CurrentVmcs, EntryArea}};
+    /// fn run<M: PhysMem>(
+    ///     space: &mut Space<'_, M>,
+    ///     cpu: &mut impl Invalidate,
+    ///     vmcs: &mut CurrentVmcs,
+    ///     area: &mut EntryArea,
+    /// ) -> u64 {
+    ///     let right = space.enter(cpu);
+    ///     unsafe { vmcs.enter(right, area) }
+    /// }
+    /// ```
+    ///
+    /// Without it there is no entry:
+    ///
+    /// ```compile_fail,E0061
+    /// # use offshoot::vmx::cpu::{CurrentVmcs, EntryArea};
+    /// fn run(vmcs: &mut CurrentVmcs, area: &mut EntryArea) -> u64 {
+    ///     unsafe { vmcs.enter(area) }
+    /// }
+    /// ```
+    ///
+    /// Nor where the space was changed since, as it may owe something again:
+    ///
+    /// ```compile_fail,E0499
+    /// # use offshoot::{addr::{AddrRange, Gpa}, ept::{Invalidate, Space}, frames::PhysMem, vmx::cpu::{CurrentVmcs, EntryArea}};
+    /// fn run<M: PhysMem>(
+    ///     space: &mut Space<'_, M>,
+    ///     range: AddrRange<Gpa>,
+    ///     cpu: &mut impl Invalidate,
+    ///     vmcs: &mut CurrentVmcs,
+    ///     area: &mut EntryArea,
+    /// ) -> u64 {
+    ///     let right = space.enter(cpu);
+    ///     let _ = space.discard(range);
+    ///     unsafe { vmcs.enter(right, area) }
+    /// }
+    /// ```
+    ///
+    /// And a right is used up by one entry:
+    ///
+    /// ```compile_fail,E0382
+    /// # use offshoot::{ept::Entered, vmx::cpu::{CurrentVmcs, EntryArea}};
+    /// fn run(right: Entered<'_>, vmcs: &mut CurrentVmcs, area: &mut EntryArea) -> u64 {
+    ///     unsafe {
+    ///         vmcs.enter(right, area);
+    ///         vmcs.enter(right, area)
+    ///     }
+    /// }
+    /// ```
+    ///
     /// # Safety
-    /// The VMCS must be complete, with what [`read_host_state`] reads on this CPU as its host state;
+    /// The VMCS must be complete, its EPT pointer that of `right`, with what [`read_host_state`] reads on this CPU as its host state;
     /// `area` must be its own, and [`restore_vector`] and [`Resident::write`] must have put the rest of the guest's
     /// state into the CPU.
     #[inline(always)]
-    pub unsafe fn enter(&mut self, area: &mut EntryArea) -> u64 {
+    pub unsafe fn enter(&mut self, right: impl RightToEnter, area: &mut EntryArea) -> u64 {
+        debug_assert_eq!(self.read64(Field64::EptPointer), Ok(right.ept_pointer()));
         // SAFETY: the caller's.
         unsafe { entry::enter(area) }
     }

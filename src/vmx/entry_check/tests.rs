@@ -226,10 +226,11 @@ fn pml_needs_its_page() {
     let state = GuestState::long_mode(START, &capabilities);
     let m = Mutations::new(CheckGroup::Controls, capabilities, state);
     const SECONDARY: Field32 = Field32::SecondaryProcessorBasedControls;
-    let on = (SECONDARY.into(), m.flipped(SECONDARY, 1 << 17));
+    let off = (SECONDARY.into(), m.flipped(SECONDARY, 1 << 17));
     let page = |address| (Field::from(Field64::PmlAddress), address);
-    m.passes(&[on, page(0x2_0000)]);
-    m.breaks_with(&[on, page(0x2_0008)], Field64::PmlAddress, "bits 11:0");
+    m.passes(&[page(0x2_0000)]);
+    m.passes(&[off, page(0x2_0008)]);
+    m.breaks_with(&[page(0x2_0008)], Field64::PmlAddress, "bits 11:0");
 }
 
 #[test]
