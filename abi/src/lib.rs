@@ -24,6 +24,11 @@ pub enum Call {
     /// Files a figure for the run's report: the name is the RSI bytes at GVA RDI (at most
     /// [`FIGURE_NAME_MAX`], `[a-z0-9._]`), its value is RDX.
     Figure = 3,
+    /// Asks that the guest be frozen here and go on as forks of what it is now. RDI is the GVA of a buffer for a message
+    /// to each fork, RSI its length: 0 for none, at most [`MESSAGE_MAX`], and it must lie in one page that the guest may
+    /// write. It returns in every fork, with the length of the message that was put into the buffer, or once with an
+    /// [`Error`] where the host does not freeze the guest.
+    Freeze = 4,
     /// Asks which pages were written since they were last told, by the guest or by the hypervisor for it, or ever. RDX is
     /// the guest-physical address of a page, RSI a number of pages from there on, at most [`HARVEST_MAX`], all of them
     /// memory of the guest. RDI is the GVA of a bitmap of as many bits, rounded up to bytes: bit `n % 8` of byte `n / 8` is
@@ -42,6 +47,7 @@ impl Call {
             1 => Some(Self::Exit),
             2 => Some(Self::Print),
             3 => Some(Self::Figure),
+            4 => Some(Self::Freeze),
             5 => Some(Self::HarvestDirty),
             _ => None,
         }
@@ -62,6 +68,8 @@ pub enum Error {
     NotPermitted = -1,
     /// A table of the hypervisor is full (ENOSPC).
     NoSpace = -28,
+    /// The host did not do it, and may another time (EAGAIN).
+    NotNow = -11,
 }
 
 /// The most bytes one [`Call::Print`] takes.
@@ -71,12 +79,18 @@ pub const FIGURE_NAME_MAX: usize = 32;
 /// The most pages that one [`Call::HarvestDirty`] tells of: 32 MiB.
 pub const HARVEST_MAX: u64 = 8192;
 
+/// The longest message to a fork ([`Call::Freeze`]).
+pub const MESSAGE_MAX: usize = 4096;
+
 /// The first CPUID leaf of the hypervisor range: EAX is the highest leaf of the range, EBX, ECX and EDX spell
 /// [`CPUID_VENDOR`].
 pub const CPUID_BASE: u32 = 0x4000_0000;
 /// The leaf that gives the version of this interface in EAX, and in EBX what guests may do on this machine:
 /// [`CPUID_MAY_LEAVE_PAGING`].
 pub const CPUID_VERSION: u32 = 0x4000_0001;
+/// The leaf that tells forks apart: EAX is the generation (0 of a guest that is no fork, 1 of a fork, 2 of a fork of what
+/// such a fork became, and so on), EBX the low half of the fork's number.
+pub const CPUID_FORK: u32 = 0x4000_0002;
 /// EBX of leaf [`CPUID_VERSION`]: a guest may switch paging and protection off, and so change to 32-bit and real
 /// mode. Where it may not, the attempt ends it.
 pub const CPUID_MAY_LEAVE_PAGING: u32 = 1 << 0;
@@ -115,9 +129,47 @@ pub struct StartInfo {
     pub data: u64,
     /// Bytes of that data. What follows them in their last page reads as zero.
     pub data_len: u64,
+    /// Guest-physical address of the [`test_device`], 0 if there is none. It is not mapped.
+    pub test_device: u64,
 }
 
 impl StartInfo {
     /// "Offshoot" as bytes.
     pub const MAGIC: u64 = u64::from_le_bytes(*b"Offshoot");
+}
+
+/// The device of a guest with the option `testdev`: device memory that remembers what is written to it, with counters.
+/// For tests of what accesses device memory.
+///
+/// It begins at the guest-physical address [`StartInfo::test_device`], behind memory and data, and is not mapped by the
+/// tables that a guest starts with. Two pages of device memory hold [`test_device::MEMORY`] bytes over and over again, and the
+/// registers at [`test_device::REGISTERS`]. One page of ROM follows, of zeroes: what is written there is counted.
+pub mod test_device {
+    /// Pages of device memory.
+    pub const PAGES: u64 = 2;
+    /// Bytes that are remembered. Offset `x` is the same as offset `x % MEMORY`.
+    pub const MEMORY: u64 = 128;
+    /// Offset of the registers, 8 bytes each. They can be read in any width; a write to any of them resets all.
+    /// Accesses to them are not counted.
+    pub const REGISTERS: u64 = 0x800;
+    /// Register 0: [`MAGIC`].
+    pub const ID: u64 = REGISTERS;
+    /// Register 1: how many reads there were.
+    pub const READS: u64 = REGISTERS + 8;
+    /// Register 2: how many writes there were.
+    pub const WRITES: u64 = REGISTERS + 16;
+    /// Register 3: offset of the last access.
+    pub const LAST_OFFSET: u64 = REGISTERS + 24;
+    /// Register 4: what the last access read or wrote.
+    pub const LAST_VALUE: u64 = REGISTERS + 32;
+    /// Register 5: widths of the last eight accesses in bytes, the last in the low byte; bit 7 of each: a write.
+    pub const WIDTHS: u64 = REGISTERS + 40;
+    /// Register 6: how many writes to the ROM there were.
+    pub const ROM_WRITES: u64 = REGISTERS + 48;
+    /// The first offset after the registers.
+    pub const REGISTERS_END: u64 = REGISTERS + 56;
+    /// Offset of the ROM.
+    pub const ROM: u64 = PAGES * 4096;
+    /// What [`ID`] reads: "testdev" as bytes.
+    pub const MAGIC: u64 = u64::from_le_bytes(*b"testdev\0");
 }

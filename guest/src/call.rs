@@ -7,16 +7,19 @@ use offshoot_abi::{Call, Error};
 /// that it does not know, and returns what it left in RAX.
 ///
 /// # Panics
-/// With the number of a call that writes to memory and a length. See [`harvest_dirty`].
+/// With the number of a call that writes to memory and a length. See [`freeze`] and [`harvest_dirty`].
 pub fn raw(number: u64, arguments: [u64; 3]) -> i64 {
-    assert!(number != Call::HarvestDirty as u64 || arguments[1] == 0);
+    let writes = [Call::Freeze as u64, Call::HarvestDirty as u64].contains(&number);
+    assert!(!writes || arguments[1] == 0);
     // SAFETY: no other call writes to the guest's memory.
     unsafe { raw_unchecked(number, arguments) }
 }
 
+/// As [`raw`], of every number.
+///
 /// # Safety
-/// Of a call that writes to memory, the arguments must describe memory that this may write.
-unsafe fn raw_unchecked(number: u64, arguments: [u64; 3]) -> i64 {
+/// Of a call that writes to memory, the arguments must describe memory that may be written.
+pub unsafe fn raw_unchecked(number: u64, arguments: [u64; 3]) -> i64 {
     let result: i64;
     // SAFETY: every register but RAX is kept, and what is written to memory is the caller's.
     unsafe {
@@ -74,4 +77,28 @@ pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, E
         -1 => Err(Error::NotPermitted),
         result => u64::try_from(result).map_err(|_| Error::Invalid),
     }
+}
+
+/// Asks the host to freeze this guest and goes on in every fork of it, with the message to that fork: as much of it as
+/// `buffer` has room for, which must lie in one page.
+///
+/// An error comes where the host does not freeze this guest.
+pub fn freeze(buffer: &mut [u8]) -> Result<&[u8], Error> {
+    let arguments = [buffer.as_mut_ptr() as u64, buffer.len() as u64, 0];
+    // SAFETY: the buffer is borrowed for writing.
+    let result = unsafe { raw_unchecked(Call::Freeze as u64, arguments) };
+    match result {
+        -38 => Err(Error::NoSuchCall),
+        -28 => Err(Error::NoSpace),
+        -22 => Err(Error::Invalid),
+        -14 => Err(Error::BadAddress),
+        -1 => Err(Error::NotPermitted),
+        len => buffer.get(..len as usize).ok_or(Error::NotNow),
+    }
+}
+
+/// Which fork this is: the generation, which is 0 where this guest is no fork, and the low half of the fork's number.
+pub fn fork_number() -> (u32, u32) {
+    let answer = crate::cpu::cpuid(offshoot_abi::CPUID_FORK, 0);
+    (answer.eax, answer.ebx)
 }

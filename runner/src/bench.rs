@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 /// What `make bench` runs when nothing else is asked for, beside [`data`].
-pub const DEFAULT: &str = "bench,map=bench-data";
+pub const DEFAULT: &str = "bench,testdev,map=bench-data";
 const DATA_NAME: &str = "bench-data";
 /// A page for each time that the copying of one is measured, and some more.
 const DATA_LEN: usize = 1024 * 4096;

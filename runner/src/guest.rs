@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// What `make run` runs when nothing else is asked for: sample guests, with the options each needs.
 pub const DEFAULT: &str = "hello sparse,mem=1G selfcheck";
 /// Options that need no value.
-const FLAGS: [&str; 3] = [DATA, "prefetch", "idle"];
+const FLAGS: [&str; 4] = [DATA, "prefetch", "idle", "testdev"];
 
 /// The option that makes a file data rather than a guest.
 pub const DATA: &str = "data";

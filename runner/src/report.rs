@@ -31,8 +31,14 @@ pub struct Guest {
     pub status: Option<u64>,
     /// Exits by reason.
     pub exits: BTreeMap<String, u64>,
-    /// Pages by how they came about.
+    /// EPT violations by what they mapped.
     pub pages: BTreeMap<String, u64>,
+    /// EPT violations that mapped nothing, by kind.
+    #[serde(default)]
+    pub faults: BTreeMap<String, u64>,
+    /// What was mapped in the end, in pages of 4 KiB, and `own_bytes` of host memory.
+    #[serde(default)]
+    pub memory: BTreeMap<String, u64>,
     /// Tables of its address space.
     pub tables: u64,
     /// INVEPTs executed for its address space.

@@ -3,7 +3,7 @@
 use super::entry::{Origin, decode};
 use super::tables::{ENTRIES, word};
 use super::{RegionKind, Space, Spaces};
-use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
+use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{Audit, FrameError, Miscount, PhysMem};
 use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry, Rights, Write};
 use core::fmt;
@@ -28,6 +28,13 @@ pub enum Flaw {
         /// The shared frame.
         frame: Hpa,
     },
+    /// A large leaf leads to more than the block of frames that it refers to.
+    NotInBlock {
+        /// The first address that the leaf translates.
+        gpa: Gpa,
+        /// The frame that it leads to.
+        frame: Hpa,
+    },
     /// A leaf does not agree with the regions.
     Region {
         /// The first address that the leaf translates.
@@ -48,6 +55,12 @@ impl fmt::Display for Flaw {
                 write!(
                     f,
                     "the entry for GPA {gpa:#x} grants write to frame {frame:#x}, which is shared"
+                )
+            }
+            Self::NotInBlock { gpa, frame } => {
+                write!(
+                    f,
+                    "GPA {gpa:#x} leads to frame {frame:#x} and beyond its block of frames"
                 )
             }
             Self::Region { gpa, frame } => {
@@ -73,6 +86,8 @@ pub struct Census {
     pub copied: u64,
     /// Mapped to host bytes or devices.
     pub host: u64,
+    /// Of the filled and the copied, those whose frames, or the tables on the way to them, others refer to as well.
+    pub shared: u64,
     /// Of all these, mapped by large leaves.
     pub large: u64,
     /// Tables, the root included.
@@ -136,13 +151,14 @@ impl<M: PhysMem> Walk<'_, '_, M> {
                 }
                 Decoded::Content(Content::Page { phys, attr }) => {
                     let pages = 1 << (9 * u32::from(level - 1));
-                    if Origin::of(attr).is_counted() {
+                    let origin = Origin::of(attr);
+                    if origin.is_counted() {
                         note(audit, phys, gpa)?;
-                        self.census.private += if private && frames.count(phys) == 1 {
-                            pages
-                        } else {
-                            0
-                        };
+                        if private && frames.count(phys) == 1 {
+                            self.census.private += pages;
+                        } else if origin != Origin::Zero {
+                            self.census.shared += pages;
+                        }
                     }
                     self.leaf(gpa, phys, attr, pages)?;
                 }
@@ -183,7 +199,16 @@ impl<M: PhysMem> Walk<'_, '_, M> {
         if !allowed || !right {
             return Err(wrong);
         }
-        if writable && origin.is_counted() && space.spaces.frames.count(phys) != 1 {
+        let frames = space.spaces.frames;
+        let in_block = |(head, size): (Hpa, PageSize)| {
+            AddrRange::new(head, size.bytes())
+                .zip(AddrRange::new(phys, leaf.len()))
+                .is_some_and(|(block, leaf)| block.contains_range(leaf))
+        };
+        if origin.is_counted() && !frames.block(phys).is_some_and(in_block) {
+            return Err(Flaw::NotInBlock { gpa, frame: phys });
+        }
+        if writable && origin.is_counted() && frames.count(phys) != 1 {
             return Err(Flaw::SharedWritable { gpa, frame: phys });
         }
         let counter = match origin {

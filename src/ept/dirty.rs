@@ -27,7 +27,7 @@ use super::tables::{DIRTY, ENTRIES, WRITE, word};
 use super::{EditError, EptCapability, Space};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptEntry, Rights};
+use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry, Rights, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// How writes are noted in the leaves of one tree.
@@ -50,6 +50,20 @@ impl Marks {
             },
             log: None,
         }
+    }
+
+    /// The leaf that a page which is to be written gets for one with the mark: the CPU logs only what was not marked.
+    #[inline(always)]
+    pub fn given(&mut self, leaf: EptAttr) -> EptAttr {
+        if self.log.is_none() || !leaf.dirty() {
+            return leaf;
+        }
+        if leaf.write() != Write::Allowed {
+            // Only the host can write it, and is about to.
+            self.unlogged();
+            return leaf;
+        }
+        leaf.with_dirty(false)
     }
 
     /// Notes that leaves may be marked which the log does not have.
@@ -243,23 +257,19 @@ impl<M: PhysMem> Space<'_, M> {
         let Some(log) = &mut self.tree.marks.log else {
             return 0;
         };
-        log.sort(mem);
-        let (mut found, mut kept, mut near) = (0, 0, None);
-        for number in 0..log.len() {
-            let gpa = log.get(mem, number);
+        let (mut found, mut near) = (0, None);
+        log.retain_in_order(mem, |gpa| {
             // What is not mapped any more, or shared, is not marked.
             let Some(leaf) = writable_leaf(mem, root, gpa, &mut near) else {
-                continue;
+                return false;
             };
-            if !leaf.overlaps(first, last) {
-                log.set(mem, kept, gpa);
-                kept += 1;
-            } else if leaf.take_mark(clear) {
+            let outside = !leaf.overlaps(first, last);
+            if !outside && leaf.take_mark(clear) {
                 found += 1;
                 page(leaf.start, leaf.size);
             }
-        }
-        log.truncate(mem, kept);
+            outside
+        });
         found
     }
 
@@ -267,10 +277,9 @@ impl<M: PhysMem> Space<'_, M> {
     fn harvest_all(&mut self, first: u64, last: u64, page: impl FnMut(Gpa, PageSize)) -> u64 {
         let root = self.tree.root();
         let Marks { clear, log } = &mut self.tree.marks;
-        let log = log.as_mut().map(|log| {
+        if let Some(log) = log {
             log.clear();
-            log
-        });
+        }
         let mut scan = Scan {
             frames: self.spaces.frames,
             first,
@@ -278,7 +287,7 @@ impl<M: PhysMem> Space<'_, M> {
             clear: *clear,
             found: 0,
             page,
-            log,
+            log: log.as_mut(),
         };
         scan.table(root, 4, 0);
         scan.found
@@ -286,17 +295,13 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Has dirty pages told by a log: from now on whoever runs the space calls [`Space::note_logged`] for each page that the
     /// CPU has noted, before the next harvest. It is for CPUs that mark pages and note which (SDM "Page-Modification
-    /// Logging", 30.3.6); yields whether this one marks them, and there is a frame for the regions where they are
-    /// shared. Nothing changes where there is a log.
+    /// Logging", 30.3.6); yields whether this one marks them. Nothing changes where there is a log.
     pub fn log_dirty(&mut self) -> bool {
         if !self.eptp().accessed_dirty() {
             return false;
         }
         if self.tree.marks.log.is_none() {
-            let Ok(regions) = self.regions.change() else {
-                return false;
-            };
-            regions.leave_marking_to_the_cpu();
+            self.regions.set_marked(false);
             self.tree.marks.log = Some(DirtyLog::new());
             self.tree.marks.unlogged();
         }
@@ -320,7 +325,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// Marks the page that the host has been given to write, where giving it has not.
     #[inline]
     pub(super) fn note_host_write(&mut self, gpa: Gpa) {
-        if self.regions.marks() {
+        if !self.logs_dirty() {
             return;
         }
         let frames = self.spaces.frames;
@@ -328,5 +333,121 @@ impl<M: PhysMem> Space<'_, M> {
         if leaf.is_some_and(|leaf| leaf.word.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0) {
             self.note_logged(gpa);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{RAM, add_regions, all_capabilities, finish, gpas, memory, read};
+    use super::super::tlb::Cpu;
+    use super::super::{Access, Reset, Spaces};
+    use super::*;
+    use crate::frames::arena::Arena;
+
+    fn told(space: &mut Space<'_, Arena>, first: u64, pages: u64) -> Vec<u64> {
+        let mut told = vec![];
+        let range = gpas(RAM + first * PAGE_SIZE, pages * PAGE_SIZE);
+        let page = |gpa: Gpa, _| told.push((gpa.as_u64() - RAM) / PAGE_SIZE);
+        let found = space.harvest_dirty(range, page);
+        assert_eq!(found, Ok(told.len() as u64));
+        told
+    }
+
+    /// The guest writes the page.
+    fn write(cpu: &mut Cpu, space: &mut Space<'_, Arena>, page: u64) {
+        let gpa = RAM + page * PAGE_SIZE;
+        let frame = cpu.run(space, gpa, gpa, Access::WRITE).unwrap();
+        // SAFETY: the page that the guest was given to write, in the arena.
+        unsafe { space.spaces.frames.mem().ptr(frame).write(7) };
+        cpu.unload(space);
+    }
+
+    #[test]
+    fn a_fork_whose_writes_are_logged_is_reset_as_any_other() {
+        let (frames, host) = memory(64);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut first = spaces.create(36).unwrap();
+        add_regions(&mut first, host);
+        first.write(Gpa::new(RAM), b"old").unwrap();
+        assert!(first.log_dirty());
+        let template = first
+            .freeze()
+            .unwrap_or_else(|(error, _)| panic!("{error}"));
+        let mut cpu = Cpu::new(0);
+        for how in [Reset::Warm, Reset::Cold, Reset::Warm] {
+            let mut fork = template.fork().unwrap();
+            assert!(!fork.logs_dirty() && fork.log_dirty());
+            for round in 0..3 {
+                write(&mut cpu, &mut fork, 0);
+                write(&mut cpu, &mut fork, 5);
+                fork.write(Gpa::new(RAM + 2 * PAGE_SIZE), b"host").unwrap();
+                if round == 2 {
+                    // Its marks are gone, and a reset knows that.
+                    assert_eq!(told(&mut fork, 0, 16), [0, 2, 5]);
+                    write(&mut cpu, &mut fork, 5);
+                    assert_eq!(told(&mut fork, 0, 16), [5]);
+                }
+                fork.reset(&template, how).unwrap();
+                assert_eq!(read(&fork, RAM, 3), b"old");
+                for page in [2, 5] {
+                    assert_eq!(
+                        read(&fork, RAM + page * PAGE_SIZE, 4),
+                        [0; 4],
+                        "{how:?} {round}"
+                    );
+                }
+                assert!(spaces.audit([template.as_space(), &fork]).is_ok());
+            }
+            // A reset leaves nothing to tell, and what is written then is told.
+            assert!(told(&mut fork, 0, 16).is_empty());
+            write(&mut cpu, &mut fork, 3);
+            assert_eq!(told(&mut fork, 0, 16), [3]);
+            finish(fork, &mut cpu);
+        }
+        let mut ending = template.end();
+        while !ending.step(&mut cpu, 100) {}
+        spaces.end().unwrap();
+        assert_eq!(frames.figures().used, 0);
+    }
+
+    #[test]
+    fn what_is_told_in_parts_is_told_once_and_the_rest_is_kept() {
+        let (frames, host) = memory(64);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        add_regions(&mut space, host);
+        let mut cpu = Cpu::new(0);
+        write(&mut cpu, &mut space, 1);
+        write(&mut cpu, &mut space, 9);
+        assert!(space.log_dirty());
+        // What was written before there was a log: the first harvest finds it, the next ones know of the rest.
+        assert_eq!(told(&mut space, 0, 4), [1]);
+        write(&mut cpu, &mut space, 12);
+        write(&mut cpu, &mut space, 3);
+        assert_eq!(told(&mut space, 12, 4), [12]);
+        assert_eq!(told(&mut space, 0, 16), [3, 9]);
+        assert!(told(&mut space, 0, 16).is_empty());
+        // Where the log has no frame, nothing is lost.
+        for page in [8, 2, 12] {
+            write(&mut cpu, &mut space, page);
+        }
+        space.tree.marks.unlogged();
+        assert_eq!(told(&mut space, 8, 8), [8, 12]);
+        write(&mut cpu, &mut space, 8);
+        assert_eq!(told(&mut space, 0, 16), [2, 8]);
+        finish(space, &mut cpu);
+    }
+
+    #[test]
+    fn only_a_cpu_that_marks_pages_logs_them() {
+        let (frames, _) = memory(16);
+        let old = EptCapability {
+            accessed_dirty: false,
+            ..all_capabilities()
+        };
+        let spaces = Spaces::new(&frames, old).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        assert!(!space.log_dirty() && !space.logs_dirty());
+        finish(space, &mut Cpu::new(0));
     }
 }

@@ -57,7 +57,7 @@ impl DirtyLog {
     /// Whether the last frame begun is full, or there is none.
     #[inline(always)]
     const fn is_full(&self) -> bool {
-        self.next.as_u64() % PAGE_SIZE == 0
+        self.next.as_u64().is_multiple_of(PAGE_SIZE)
     }
 
     /// Begins another frame.
@@ -136,7 +136,7 @@ impl DirtyLog {
 
     /// The page with this number, below [`DirtyLog::len`].
     #[inline]
-    pub fn get<M: PhysMem>(&self, mem: &M, number: usize) -> Gpa {
+    fn get<M: PhysMem>(&self, mem: &M, number: usize) -> Gpa {
         let page = self.frame(mem, number / PER_FRAME).map_or(0, |frame| {
             // SAFETY: a frame of this list.
             unsafe { word(mem, frame, number % PER_FRAME) }.load(Ordering::Relaxed)
@@ -146,7 +146,7 @@ impl DirtyLog {
 
     /// Replaces the page with this number, below [`DirtyLog::len`].
     #[inline]
-    pub fn set<M: PhysMem>(&mut self, mem: &M, number: usize, page: Gpa) {
+    fn set<M: PhysMem>(&mut self, mem: &M, number: usize, page: Gpa) {
         if let Some(frame) = self.frame(mem, number / PER_FRAME) {
             // SAFETY: a frame of this list.
             unsafe { word(mem, frame, number % PER_FRAME) }.store(page.as_u64(), Ordering::Relaxed);
@@ -160,7 +160,7 @@ impl DirtyLog {
     }
 
     /// Forgets all pages but the first `left`. The frames stay, for the next pages.
-    pub fn truncate<M: PhysMem>(&mut self, mem: &M, left: usize) {
+    fn truncate<M: PhysMem>(&mut self, mem: &M, left: usize) {
         if left < self.len() {
             self.begun = left.div_ceil(PER_FRAME);
             let within = (left % PER_FRAME) as u64 * 8;
@@ -179,45 +179,53 @@ impl DirtyLog {
         self.complete = true;
     }
 
-    /// Puts the pages into the order of their addresses, where they are. Takes one look at each where they are in order
-    /// already, as those of a guest that goes through its memory are.
-    pub fn sort<M: PhysMem>(&mut self, mem: &M) {
-        let len = self.len();
-        let sorted = (1..len).all(|number| self.get(mem, number - 1) <= self.get(mem, number));
-        if sorted {
-            return;
+    /// Shows each page to `keep`, in the order of their addresses; those for which it says `false` go. Each frame is sorted
+    /// where it is, and of all frames the least page that was not shown yet is the next: that takes a number of steps in
+    /// proportion to the logarithm of how many frames there are.
+    pub fn retain_in_order<M: PhysMem>(&mut self, mem: &M, mut keep: impl FnMut(Gpa) -> bool) {
+        let mut runs = Runs {
+            next: [0; PER_FRAME],
+            heap: [0; PER_FRAME],
+            live: 0,
+        };
+        let mut kept = [0_u16; PER_FRAME];
+        for number in 0..self.begun {
+            self.pages_of(mem, number).sort_unstable();
         }
-        // A heap, whose greatest is at its front: first made, then taken away from at its end.
-        for front in (0..len / 2).rev() {
-            self.sift(mem, front, len);
+        for number in (0..self.begun).rev() {
+            runs.add(number, |run, at| self.get(mem, run * PER_FRAME + at));
         }
-        for end in (1..len).rev() {
-            let (greatest, last) = (self.get(mem, 0), self.get(mem, end));
-            self.set(mem, end, greatest);
-            self.set(mem, 0, last);
-            self.sift(mem, 0, end);
+        while let Some((run, at)) = runs.least() {
+            let page = self.get(mem, run * PER_FRAME + at);
+            if keep(page)
+                && let Some(kept) = kept.get_mut(run)
+            {
+                // Never ahead of what is shown.
+                self.set(mem, run * PER_FRAME + usize::from(*kept), page);
+                *kept += 1;
+            }
+            let len = (self.len() - run * PER_FRAME).min(PER_FRAME);
+            runs.advance(len, |run, at| self.get(mem, run * PER_FRAME + at));
         }
+        let mut left = 0;
+        for (run, kept) in kept.iter().enumerate().take(self.begun) {
+            for at in 0..usize::from(*kept) {
+                let page = self.get(mem, run * PER_FRAME + at);
+                self.set(mem, left, page);
+                left += 1;
+            }
+        }
+        self.truncate(mem, left);
     }
 
-    /// Lets the page at `at` sink in the heap of the first `end` pages, until none below it is greater.
-    fn sift<M: PhysMem>(&mut self, mem: &M, mut at: usize, end: usize) {
-        let page = self.get(mem, at);
-        while 2 * at + 1 < end {
-            let mut child = 2 * at + 1;
-            let mut greatest = self.get(mem, child);
-            if child + 1 < end {
-                let right = self.get(mem, child + 1);
-                if right > greatest {
-                    (child, greatest) = (child + 1, right);
-                }
-            }
-            if greatest <= page {
-                break;
-            }
-            self.set(mem, at, greatest);
-            at = child;
-        }
-        self.set(mem, at, page);
+    /// The pages in the frame with this number.
+    fn pages_of<M: PhysMem>(&mut self, mem: &M, number: usize) -> &mut [u64] {
+        let Some(frame) = self.frame(mem, number) else {
+            return &mut [];
+        };
+        let len = (self.len() - number * PER_FRAME).min(PER_FRAME);
+        // SAFETY: a frame of this list, which is borrowed for as long, and so many pages have been noted in it.
+        unsafe { core::slice::from_raw_parts_mut(mem.ptr(frame).cast(), len) }
     }
 
     /// The frames that the list holds: of each the one reference.
@@ -234,6 +242,71 @@ impl DirtyLog {
                 .and_then(|frame| frames.release(frame));
             debug_assert!(gone.is_ok(), "{gone:?}");
         }
+    }
+}
+
+/// Sorted runs of pages that are gone through together: a heap of their numbers, the one with the least page in front.
+struct Runs {
+    /// The place in each run that is next.
+    next: [u16; PER_FRAME],
+    heap: [u16; PER_FRAME],
+    /// Runs in the heap.
+    live: usize,
+}
+
+impl Runs {
+    /// The run with the least page, and where in it that is.
+    #[inline]
+    fn least(&self) -> Option<(usize, usize)> {
+        let run = usize::from(*self.heap.get(..self.live)?.first()?);
+        Some((run, usize::from(*self.next.get(run)?)))
+    }
+
+    /// Adds a run. `page` tells the page at a place of a run.
+    fn add(&mut self, run: usize, page: impl Fn(usize, usize) -> Gpa) {
+        let mut at = self.live;
+        if let Some(place) = self.heap.get_mut(at) {
+            *place = run as u16;
+            self.live += 1;
+        }
+        while at > 0 && self.key(at, &page) < self.key((at - 1) / 2, &page) {
+            self.heap.swap(at, (at - 1) / 2);
+            at = (at - 1) / 2;
+        }
+    }
+
+    /// Goes on in the run with the least page, which has `len`.
+    #[inline]
+    fn advance(&mut self, len: usize, page: impl Fn(usize, usize) -> Gpa) {
+        let Some((run, at)) = self.least() else {
+            return;
+        };
+        if at + 1 < len {
+            if let Some(next) = self.next.get_mut(run) {
+                *next += 1;
+            }
+        } else {
+            self.live -= 1;
+            self.heap.swap(0, self.live);
+        }
+        let mut at = 0;
+        loop {
+            let children = 2 * at + 1..(2 * at + 3).min(self.live);
+            let Some(least) = children.min_by_key(|child| self.key(*child, &page)) else {
+                return;
+            };
+            if self.key(at, &page) <= self.key(least, &page) {
+                return;
+            }
+            self.heap.swap(at, least);
+            at = least;
+        }
+    }
+
+    /// The next page of the run at this place of the heap.
+    fn key(&self, place: usize, page: impl Fn(usize, usize) -> Gpa) -> Gpa {
+        let run = self.heap.get(place).map_or(0, |run| usize::from(*run));
+        page(run, self.next.get(run).map_or(0, |next| usize::from(*next)))
     }
 }
 
@@ -269,8 +342,17 @@ mod tests {
         }
         assert!(log.is_complete());
         assert!(log.iter(frames.mem()).eq(all.iter().copied()));
-        log.sort(frames.mem());
-        assert!(log.iter(frames.mem()).eq(pages(0..1500)));
+        let mut shown = vec![];
+        log.retain_in_order(frames.mem(), |page| {
+            shown.push(page);
+            true
+        });
+        assert_eq!(shown, pages(0..1500));
+        assert_eq!(log.len(), 1500);
+        log.clear();
+        for page in pages(0..1500) {
+            log.push(&frames, page);
+        }
         // Cut, it goes on where it was cut, in the frames that it has.
         for left in [1300, 1024, 1023, 512, 511, 1, 0] {
             log.truncate(frames.mem(), left);
@@ -329,16 +411,33 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn sorting_is_sorting(numbers in prop::collection::vec(0u64..700, 0..1200)) {
+        fn pages_are_shown_in_order_and_kept_or_not(
+            numbers in prop::collection::vec(0u64..700, 0..2600),
+            modulus in 1u64..9,
+        ) {
             let (frames, _) = memory(16);
             let mut log = DirtyLog::new();
             for page in pages(numbers.iter().copied()) {
                 log.push(&frames, page);
             }
-            log.sort(frames.mem());
             let mut numbers = numbers;
-            numbers.sort_unstable();
-            prop_assert!(log.iter(frames.mem()).eq(pages(numbers)));
+            // What was kept comes with what is noted later.
+            for _ in 0..2 {
+                let mut shown = vec![];
+                log.retain_in_order(frames.mem(), |page| {
+                    shown.push(page);
+                    (page.as_u64() / PAGE_SIZE).is_multiple_of(modulus)
+                });
+                numbers.sort_unstable();
+                prop_assert_eq!(shown, pages(numbers.iter().copied()));
+                numbers.retain(|number| number % modulus == 0);
+                prop_assert_eq!(log.len(), numbers.len());
+                for number in [9, 2, 700] {
+                    log.push(&frames, Gpa::new(number * PAGE_SIZE));
+                    numbers.push(number);
+                }
+            }
+            log.release(&frames);
         }
     }
 }

@@ -126,13 +126,14 @@ impl Log {
             unsafe { (&raw mut (*chunk(frames, self.chunk)).before).write(before) };
         }
         // SAFETY: the frame is this log's, which is borrowed for writing, and the place is inside.
-        unsafe { record_at(frames, self.chunk, self.last).write(record) };
+        unsafe { records_of(frames, self.chunk).add(self.last).write(record) };
         self.last += 1;
         self.len += 1;
         Ok(())
     }
 
     /// Shows each record to `keep`, the latest first, which may change it. Those for which it says `false` go.
+    #[inline(always)]
     pub fn retain<M: PhysMem>(
         &mut self,
         frames: &FrameAllocator<M>,
@@ -140,24 +141,39 @@ impl Log {
     ) {
         let (mut at, mut records) = (self.chunk, self.last);
         while at != 0 {
-            // SAFETY: a frame of this log: only those behind it, whose records have been shown, may be gone.
-            let before = unsafe { (*chunk(frames, at)).before };
-            for index in (0..records).rev() {
-                // SAFETY: as in `push`; all records below the number of the frame's have been written.
-                let place = unsafe { &mut *record_at(frames, at, index) };
-                if keep(place) {
-                    continue;
-                }
-                // What is last now has been shown already, or is this one.
-                // SAFETY: likewise; there is a record, so the last frame has one.
-                unsafe { *place = *record_at(frames, self.chunk, self.last - 1) };
-                self.last -= 1;
-                self.len -= 1;
-                if self.last == 0 {
-                    self.drop_chunk(frames);
+            let first = records_of(frames, at);
+            // SAFETY: a frame of this log: only those behind it, whose records have been shown, may be gone. All records
+            // below the number of the frame's have been written.
+            let (before, mut place) = unsafe { ((*chunk(frames, at)).before, first.add(records)) };
+            while place != first {
+                // SAFETY: not the first, so the one before it is in the frame too.
+                place = unsafe { place.sub(1) };
+                // SAFETY: the log is borrowed for writing.
+                if !keep(unsafe { &mut *place }) {
+                    // SAFETY: likewise.
+                    unsafe { self.replace_by_last(frames, place) };
                 }
             }
             (at, records) = (before, RECORDS);
+        }
+    }
+
+    /// Has the last record take the place of another that was shown to `keep`.
+    ///
+    /// # Safety
+    /// `place` must be one of this log's records, and all behind it have been shown.
+    #[cold]
+    unsafe fn replace_by_last<M: PhysMem>(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        place: *mut Record,
+    ) {
+        // SAFETY: there is a record, so the last frame has one; it is this one or another that was shown.
+        unsafe { place.write(*records_of(frames, self.chunk).add(self.last - 1)) };
+        self.last -= 1;
+        self.len -= 1;
+        if self.last == 0 {
+            self.drop_chunk(frames);
         }
     }
 
@@ -190,7 +206,7 @@ impl Log {
             }
             left -= 1;
             // SAFETY: as in `retain`.
-            Some(unsafe { *record_at(frames, at, left) })
+            Some(unsafe { *records_of(frames, at).add(left) })
         })
     }
 
@@ -225,17 +241,14 @@ fn chunk<M: PhysMem>(frames: &FrameAllocator<M>, at: u64) -> *mut Chunk {
     frames.mem().ptr(Hpa::new(at)).cast()
 }
 
-/// Where a record is.
-///
-/// # Safety
-/// `at` must be a frame of a log and `index` below [`RECORDS`].
-unsafe fn record_at<M: PhysMem>(frames: &FrameAllocator<M>, at: u64, index: usize) -> *mut Record {
-    // SAFETY: the place is inside the frame.
-    unsafe {
-        (&raw mut (*chunk(frames, at)).records)
-            .cast::<Record>()
-            .add(index)
-    }
+/// The first record of the frame of a log at `at`.
+fn records_of<M: PhysMem>(frames: &FrameAllocator<M>, at: u64) -> *mut Record {
+    let chunk = chunk(frames, at);
+    // The field's offset is inside the frame.
+    chunk
+        .cast::<u8>()
+        .wrapping_add(core::mem::offset_of!(Chunk, records))
+        .cast()
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod space;
 mod tables;
 mod template;
 mod violation;
+mod warm;
 mod working_set;
 
 pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
@@ -56,7 +57,13 @@ pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFiel
 #[cfg(test)]
 mod bad_input;
 #[cfg(test)]
+mod generations;
+#[cfg(test)]
+mod gib;
+#[cfg(test)]
 mod life;
+#[cfg(test)]
+mod template_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

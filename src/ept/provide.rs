@@ -271,7 +271,7 @@ pub(super) fn take_over<M: PhysMem>(
         Content::Page { attr, .. } => attr,
         _ => attr,
     };
-    let wanted = Origin::of(attr).mark(wanted);
+    let wanted = Origin::of(attr).mark(cursor.ops().marks.given(wanted));
     let wanted = wanted.with_dirty(wanted.dirty() || attr.dirty());
     if wanted == attr {
         return Ok((Fill::Present, false));
@@ -300,6 +300,7 @@ pub(super) fn put<M: PhysMem>(
     origin: Origin,
     attr: EptAttr,
 ) -> Result<(), Reason> {
+    let attr = cursor.ops().marks.given(attr);
     match cursor.set_page(frame.address(), origin.mark(attr)) {
         Ok(()) => {
             frame.into_raw();

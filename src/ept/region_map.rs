@@ -12,30 +12,23 @@ pub(super) struct Known {
     pub region: Region,
     /// A leaf in the region, without write.
     pub leaf: EptAttr,
-    /// Whether a page that is made writable counts as written.
-    marked: bool,
 }
 
 impl Known {
-    fn new(region: Region, marked: bool) -> Self {
+    fn new(region: Region) -> Self {
         let leaf = EptAttr::READ
             .with_execute(region.execute)
             .with_user_execute(region.execute)
             .with_memory_type(region.memory_type)
             .with_accessed(true);
-        Self {
-            region,
-            leaf,
-            marked,
-        }
+        Self { region, leaf }
     }
 
-    /// The leaf for a page that is to be written. It counts as dirty from the start: on CPUs that do not note writes,
-    /// permission to write is what tells dirty pages, and others are spared to note it. But not where the CPU keeps a log:
-    /// it notes only what was not dirty.
+    /// The leaf for a page that is written. One that may be written counts as dirty from the start: on CPUs that do not
+    /// note writes, permission to write is what tells dirty pages. Where the CPU logs them, the mark is left away.
     #[inline]
     pub fn written(&self) -> EptAttr {
-        let leaf = self.leaf.with_dirty(self.marked);
+        let leaf = self.leaf.with_dirty(true);
         if self.region.is_writable() {
             leaf.with_write(Write::Allowed)
         } else {
@@ -64,7 +57,7 @@ impl Ram {
         written: EptAttr::READ,
     };
 
-    fn of(known: &Known) -> Self {
+    fn of(known: &Known, marked: bool) -> Self {
         if !matches!(known.region.kind, RegionKind::Ram) || !known.region.write {
             return Self::NONE;
         }
@@ -72,7 +65,7 @@ impl Ram {
             start: known.region.range.start().as_u64(),
             len: known.region.range.len(),
             read: Origin::Zero.mark(known.leaf),
-            written: Origin::Filled.mark(known.written()),
+            written: Origin::Filled.mark(known.written().with_dirty(marked)),
         }
     }
 
@@ -110,14 +103,14 @@ impl Writable {
         host_len: 0,
     };
 
-    fn of(known: &Known) -> Option<Self> {
+    fn of(known: &Known, marked: bool) -> Option<Self> {
         let region = &known.region;
         let memory = region.is_writable() && region.kind.is_memory();
         let host = region.kind.host_bytes();
         memory.then(|| Self {
             start: region.range.start().as_u64(),
             len: region.range.len(),
-            written: known.written(),
+            written: known.written().with_dirty(marked),
             host: host.map_or(0, |host| host.start().as_u64()),
             host_len: host.map_or(0, |host| host.len()),
         })
@@ -158,8 +151,6 @@ pub(super) struct RegionMap {
     regions: [Option<Known>; MAX_REGIONS],
     used: usize,
     width: u32,
-    /// Whether a page that is made writable counts as written.
-    marked: bool,
 }
 
 impl RegionMap {
@@ -168,21 +159,6 @@ impl RegionMap {
             regions: [None; MAX_REGIONS],
             used: 0,
             width,
-            marked: true,
-        }
-    }
-
-    /// Whether a page that is made writable counts as written.
-    #[inline]
-    pub const fn marks(&self) -> bool {
-        self.marked
-    }
-
-    /// From now on a page that is made writable counts as written only when it is.
-    pub fn leave_marking_to_the_cpu(&mut self) {
-        self.marked = false;
-        for known in self.regions.iter_mut().flatten() {
-            known.marked = false;
         }
     }
 
@@ -209,10 +185,7 @@ impl RegionMap {
                 other: other.range,
             });
         }
-        let mut new = Self {
-            marked: self.marked,
-            ..Self::new(self.width)
-        };
+        let mut new = Self::new(self.width);
         let at = self
             .iter()
             .take_while(|r| r.range.start() < range.start())
@@ -235,7 +208,7 @@ impl RegionMap {
             return Ok(());
         }
         let place = self.regions.get_mut(self.used);
-        *place.ok_or(RegionError::TooMany)? = Some(Known::new(region, self.marked));
+        *place.ok_or(RegionError::TooMany)? = Some(Known::new(region));
         self.used += 1;
         Ok(())
     }
@@ -246,10 +219,7 @@ impl RegionMap {
         range: AddrRange<Gpa>,
         change: impl Fn(Region) -> Option<Region>,
     ) -> Result<Self, RegionError> {
-        let mut new = Self {
-            marked: self.marked,
-            ..Self::new(self.width)
-        };
+        let mut new = Self::new(self.width);
         let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
         let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
         let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
@@ -344,6 +314,8 @@ pub(super) struct Regions<'f, M: PhysMem> {
     last: usize,
     /// The last region of RAM that a look-up ended in.
     ram: Ram,
+    /// Whether a page of it that is made writable counts as written.
+    marked: bool,
     /// The region of the last write that took a page or a copy of one.
     writable: Writable,
 }
@@ -359,8 +331,16 @@ impl<'f, M: PhysMem> Regions<'f, M> {
             map,
             last: 0,
             ram: Ram::NONE,
+            marked: true,
             writable: Writable::NONE,
         }
+    }
+
+    /// Says whether a page that is made writable counts as written. It does at first.
+    pub fn set_marked(&mut self, marked: bool) {
+        self.marked = marked;
+        self.writable = Writable::NONE;
+        self.ram = Ram::NONE;
     }
 
     /// The same regions for another space: nothing is copied before one of the two changes them.
@@ -392,7 +372,7 @@ impl<'f, M: PhysMem> Regions<'f, M> {
         let known = self.map.find_from(gpa, &mut self.last)?;
         // A look at another kind of region between does not take the short way away from RAM.
         if matches!(known.region.kind, RegionKind::Ram) && !self.ram.contains(gpa) {
-            self.ram = Ram::of(known);
+            self.ram = Ram::of(known, self.marked);
         }
         Some(known)
     }
@@ -406,7 +386,10 @@ impl<'f, M: PhysMem> Regions<'f, M> {
     /// Makes [`Regions::writable`] be about the region that `gpa` is in, if the guest may write there and it is memory.
     #[inline(never)]
     pub fn find_writable(&mut self, gpa: Gpa) -> bool {
-        let found = self.find_often(gpa).and_then(Writable::of);
+        let marked = self.marked;
+        let found = self
+            .find_often(gpa)
+            .and_then(|known| Writable::of(known, marked));
         self.writable = found.unwrap_or(Writable::NONE);
         found.is_some()
     }

@@ -6,16 +6,12 @@
 //!
 //! The cold way drops all that the fork alone holds.
 
-use super::entry::{Origin, decode};
-use super::log::Record;
-use super::provide::Source;
-use super::tables::{DIRTY, ENTRIES, word};
+use super::tables::ENTRIES;
 use super::{FrozenSpace, Space};
-use crate::addr::{Gpa, Hpa, PAGE_SIZE};
+use crate::addr::{Gpa, PAGE_SIZE};
 use crate::frames::{FrameError, PhysMem};
-use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, Write, query};
+use crate::paging::{Entry, EptEntry};
 use core::fmt;
-use core::sync::atomic::Ordering;
 
 /// How a fork is brought back to its template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,16 +76,6 @@ impl Restored {
     }
 }
 
-/// What a template holds where a fork has a page of its own, in one word: the address of a page of bytes, or one of these.
-mod source {
-    /// Nobody has looked yet.
-    pub const UNKNOWN: u64 = 0;
-    /// Zeroes.
-    pub const ZERO: u64 = 1;
-    /// The last bytes of a host range, which do not fill the page.
-    pub const PART: u64 = 2;
-}
-
 impl<'s, M: PhysMem> Space<'s, M> {
     /// Brings the space back to what `template`, of which it is a fork, holds. A warm reset that cannot be is a cold one.
     pub fn reset(
@@ -110,59 +96,6 @@ impl<'s, M: PhysMem> Space<'s, M> {
         }
     }
 
-    /// `None`: the log is not what it should be.
-    fn reset_warm(&mut self, template: &FrozenSpace<'s, M>, idle: u64) -> Option<Restored> {
-        let marks = self.eptp().accessed_dirty();
-        let frames = self.spaces.frames;
-        let mut restored = Restored::default();
-        let (mut stale, mut sound) = (false, true);
-        let (log, retired) = (&mut self.tree.log, &mut self.tree.debt.retired);
-        let before = retired.frames();
-        log.retain(frames, |record| {
-            // SAFETY: the leaf of a page that became this space's own, in a table that is its own since: no edit has
-            // moved it, or the log would be lost.
-            let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
-            let bits = leaf.load(Ordering::Relaxed);
-            let Some(frame) = own_frame(bits) else {
-                sound = false;
-                return true;
-            };
-            if marks && bits & DIRTY == 0 {
-                let age = record.idle() + 1;
-                *record = record.with_idle(age);
-                if age < idle {
-                    return true;
-                }
-                // Where the template's frame cannot be shared, the page stays.
-                let Ok(entry) = template.shared_leaf(record.page()) else {
-                    return true;
-                };
-                leaf.store(entry.to_bits(), Ordering::Release);
-                let gone = frames.retire_entry(frame, retired);
-                debug_assert!(gone.is_ok(), "{gone:?}");
-                (stale, restored.dropped) = (true, restored.dropped + 1);
-                return false;
-            }
-            if record.source == source::UNKNOWN {
-                record.source = template.source_of(record.page());
-            }
-            match template.copy_back(record, frame) {
-                Ok(()) => restored.copied += 1,
-                Err(_) => sound = false,
-            }
-            if marks {
-                leaf.fetch_and(!DIRTY, Ordering::AcqRel);
-                stale = true;
-                *record = record.with_idle(0);
-            }
-            true
-        });
-        restored.kept = log.len();
-        restored.frames = retired.frames() - before;
-        self.tree.close(frames, stale);
-        sound.then_some(restored)
-    }
-
     fn reset_cold(&mut self, template: &FrozenSpace<'s, M>) -> Result<Restored, ResetError> {
         let frames = self.spaces.frames;
         let regions = template
@@ -170,8 +103,6 @@ impl<'s, M: PhysMem> Space<'s, M> {
             .regions
             .share()
             .map_err(ResetError::Frames)?;
-        // Regions that were added since may have filled entries that the template does not use.
-        let same = self.regions.is_same(&regions);
         let before = self.tree.debt.retired.frames();
         let dropped = self.tree.log.len();
         let root = self.tree.root();
@@ -188,8 +119,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 return Err(ResetError::Frames(error));
             }
         }
-        if !same {
-            for index in 0..ENTRIES {
+        // What was touched first in the fork may have filled entries that the template does not use.
+        for region in self.regions.iter() {
+            let last = region.range.last().unwrap_or(region.range.start());
+            for index in top_index(region.range.start())..=top_index(last) {
                 tables.replace_entry(root, 4, index, EptEntry::EMPTY);
             }
         }
@@ -199,6 +132,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         }
         self.tree.log.clear(frames);
         self.regions = regions;
+        self.regions.set_marked(!self.logs_dirty());
         let freed = self.tree.debt.retired.frames() - before;
         self.tree.close(frames, true);
         Ok(Restored {
@@ -210,79 +144,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     }
 }
 
-/// The frame that a leaf refers to, if it is the space's own.
-#[inline(always)]
-fn own_frame(bits: u64) -> Option<Hpa> {
-    match decode(1, EptEntry::from_bits(bits)) {
-        Decoded::Content(Content::Page { phys, attr }) => match Origin::of(attr) {
-            Origin::Filled | Origin::Copied => Some(phys),
-            Origin::Zero | Origin::Host => None,
-        },
-        _ => None,
-    }
-}
-
-impl<M: PhysMem> FrozenSpace<'_, M> {
-    /// What it holds at `page`, as [`source`] says.
-    fn source_of(&self, page: Gpa) -> u64 {
-        let space = self.as_space();
-        let frames = space.spaces.frames;
-        if let Ok(Some(mapping)) = query(&space.tree.view(frames), page)
-            && let (Content::Page { attr, .. }, Some(phys)) =
-                (mapping.content, mapping.phys_of(page))
-        {
-            return match Origin::of(attr) {
-                Origin::Zero => source::ZERO,
-                _ => phys.as_u64(),
-            };
-        }
-        match self.untouched(page) {
-            Some(Source::Host(from, PAGE_SIZE)) => from.as_u64(),
-            Some(Source::Host(..)) => source::PART,
-            _ => source::ZERO,
-        }
-    }
-
-    /// What a page holds that was never touched.
-    fn untouched(&self, page: Gpa) -> Option<Source> {
-        let region = self.as_space().regions.find(page)?;
-        Source::of(region, page).ok()
-    }
-
-    /// Fills the fork's own frame with what the template holds.
-    #[inline(always)]
-    fn copy_back(&self, record: &Record, frame: Hpa) -> Result<(), FrameError> {
-        let frames = self.as_space().spaces.frames;
-        match record.source {
-            // SAFETY: the page of a guest.
-            source::ZERO => unsafe { frames.overwrite_with_zeroes(frame) },
-            source::PART => match self.untouched(record.page()) {
-                // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
-                Some(Source::Host(from, len)) => unsafe { frames.overwrite(frame, from, len) },
-                _ => Err(FrameError::NotManaged(frame)),
-            },
-            // SAFETY: a page of the template's, whose frames stay as long as it, or of host bytes, as above.
-            from => unsafe { frames.overwrite(frame, Hpa::new(from), PAGE_SIZE) },
-        }
-    }
-
-    /// The leaf of a fork that shares what the template has at `page`.
-    fn shared_leaf(&self, page: Gpa) -> Result<EptEntry, FrameError> {
-        let space = self.as_space();
-        let frames = space.spaces.frames;
-        let found = query(&space.tree.view(frames), page);
-        let Ok(Some(mapping)) = found else {
-            return Ok(EptEntry::EMPTY);
-        };
-        let (Content::Page { attr, .. }, Some(phys)) = (mapping.content, mapping.phys_of(page))
-        else {
-            return Ok(EptEntry::EMPTY);
-        };
-        let attr = attr.with_write(Write::Denied).with_dirty(false);
-        let entry = EptEntry::from_bits(Ept::leaf_bits(1, attr) | phys.as_u64());
-        if Origin::of(attr).is_counted() {
-            frames.share_entry(phys)?.into_raw();
-        }
-        Ok(entry)
-    }
+/// Which entry of the top table translates the address.
+fn top_index(gpa: Gpa) -> usize {
+    (gpa.as_u64() >> 39) as usize % ENTRIES
 }

@@ -137,7 +137,7 @@ impl<M: PhysMem> Space<'_, M> {
         if matches!(region.kind, RegionKind::Mmio) {
             // A fetch cannot be emulated, and neither can a walk of page tables in registers.
             return if access.fetch || violation.is_page_walk() {
-                Err(Reason::Denied { tag })
+                Err(Reason::NotMemory { tag })
             } else {
                 Ok(Resolution::Mmio {
                     tag,

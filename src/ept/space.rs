@@ -5,7 +5,7 @@ use super::debt::{Debt, Invalidate};
 use super::dirty::Marks;
 use super::log::Log;
 use super::region_map::Regions;
-use super::tables::{DIRTY, ENTRIES, Tables, View, word};
+use super::tables::{DIRTY, ENTRIES, Tables, View, WRITE, word};
 use super::{DeviceRange, EptCapability, Eptp, Mtrrs, PagePolicy, Region, RegionError, RegionKind};
 use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
@@ -392,12 +392,12 @@ impl Tree {
         self.recent = (page.as_u64() / PAGE_SIZE, table);
     }
 
-    /// Logs a page if its leaf in `table` is dirty, as every leaf is that was made writable just now.
+    /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it.
     fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
         let index = (page.as_u64() >> 12) as usize % ENTRIES;
         // SAFETY: the table is this tree's own, as the last edit says.
         let leaf = unsafe { word(frames.mem(), table, index) }.load(Ordering::Relaxed);
-        if leaf & DIRTY != 0 {
+        if leaf & (WRITE | DIRTY) != 0 {
             let at = Hpa::new(table.as_u64() + 8 * index as u64);
             self.log.note(frames, at, page);
         }

@@ -27,7 +27,8 @@ pub(super) struct Tables<'a, M> {
     root: Hpa,
     /// Where tables go that no entry refers to any more.
     pub retired: &'a mut Retired,
-    marks: &'a mut Marks,
+    /// How writes are noted.
+    pub marks: &'a mut Marks,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
     /// The lowest table that an entry was put into last; it and all above it are this tree's own.
@@ -132,6 +133,10 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// and nothing counts as dirty.
     pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         for index in 0..ENTRIES {
+            if self.entry(from, index) == EptEntry::EMPTY {
+                self.word(to, index).store(0, Ordering::Release);
+                continue;
+            }
             let (entry, shared) = self.share_entry(from, level, to, index);
             if shared != entry && shared != EptEntry::EMPTY {
                 // The CPU may be setting accessed and dirty in the old one.
@@ -178,7 +183,10 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             return;
         }
         for index in 0..ENTRIES {
-            self.drop_entry(self.entry(table, index), level);
+            let entry = self.entry(table, index);
+            if entry != EptEntry::EMPTY {
+                self.drop_entry(entry, level);
+            }
         }
         self.retire(table);
     }

@@ -6,7 +6,9 @@
 use super::edit::out;
 use super::log::Log;
 use super::space::{Lineage, Tree};
-use super::{AccessError, EditError, Ending, Faults, Region, RegionKind, ResetError, Space};
+use super::{
+    AccessError, EditError, Ending, Faults, Invalidate, Region, RegionKind, ResetError, Space,
+};
 use crate::addr::{AddrRange, Gpa, Hpa};
 use crate::frames::PhysMem;
 use core::fmt;
@@ -74,6 +76,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         };
         let frames = self.spaces.frames;
         self.tree.log.clear(frames);
+        self.tree.marks.release(frames);
         let root = self.tree.root();
         let used = self.tree.tables(frames).withdraw_write(root);
         self.tree.close(frames, true);
@@ -102,9 +105,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let (root, frames) = (self.tree.root(), self.spaces.frames);
         let used = self.tree.tables(frames).withdraw_write(root);
         self.tree.close(frames, true);
-        let fork = share(root, &used, fork)?;
         self.tree.marks.forget();
-        Ok(fork)
+        share(root, &used, fork)
     }
 
     fn passed_through(&self) -> Option<AddrRange<Gpa>> {
@@ -179,6 +181,13 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     /// Copies bytes from `gpa` on out.
     pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), AccessError> {
         self.space.read(gpa, into)
+    }
+
+    /// Pays what this CPU owes for the time before the space was frozen, so that frames that waited for it come back.
+    pub fn settle(&mut self, cpu: &mut impl Invalidate) {
+        let eptp = self.space.eptp();
+        let frames = self.space.spaces.frames;
+        self.space.tree.debt.pay(eptp, cpu, frames);
     }
 
     /// Ends the template. What its forks share with it stays theirs.

@@ -313,7 +313,7 @@ fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
             (HIGH, Access::FETCH, Reason::Denied { tag: 2 }),
             (SHARED, both, Reason::Denied { tag: 4 }),
             (ROM, Access::WRITE, Reason::Denied { tag: 5 }),
-            (MMIO, Access::FETCH, Reason::Denied { tag: 6 }),
+            (MMIO, Access::FETCH, Reason::NotMemory { tag: 6 }),
         ] {
             assert_eq!(refused(space, gpa, access), reason, "{gpa:#x} {access}");
         }
@@ -332,7 +332,7 @@ fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
         });
         assert_eq!(
             space.resolve(&walk).unwrap_err().reason,
-            Reason::Denied { tag: 6 }
+            Reason::NotMemory { tag: 6 }
         );
         let verification = Violation::decode(&ViolationFields {
             qualification: 0x8181,

@@ -21,9 +21,6 @@ pub struct FrameAllocator<M> {
     /// How many allocations still succeed: tests make memory run out at any point.
     #[cfg(test)]
     pub(crate) allowance: core::sync::atomic::AtomicU64,
-    /// Blocks that are given out were never in use: tests of 1 GiB need not zero them.
-    #[cfg(test)]
-    pub(crate) fresh_is_zero: core::sync::atomic::AtomicBool,
 }
 
 impl<M: PhysMem> FrameAllocator<M> {
@@ -55,8 +52,6 @@ impl<M: PhysMem> FrameAllocator<M> {
             lists,
             #[cfg(test)]
             allowance: u64::MAX.into(),
-            #[cfg(test)]
-            fresh_is_zero: false.into(),
         })
     }
 
@@ -147,16 +142,14 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// As [`FrameAllocator::alloc_large`], full of zeroes.
     pub fn alloc_large_zeroed(&self, size: PageSize) -> Result<Frame, FrameError> {
         let frame = self.alloc_large(size)?;
-        #[cfg(test)]
-        if self
-            .fresh_is_zero
-            .load(core::sync::atomic::Ordering::SeqCst)
-        {
-            return Ok(frame);
-        }
         for offset in (0..size.bytes()).step_by(PAGE_SIZE as usize) {
+            let at = Hpa::new(frame.address().as_u64() + offset);
+            #[cfg(test)]
+            if self.mem.is_fresh(at) {
+                continue;
+            }
             // SAFETY: the block is managed, and nobody but the handle just made refers to it.
-            unsafe { bytes::zero(&self.mem, Hpa::new(frame.address().as_u64() + offset)) };
+            unsafe { bytes::zero(&self.mem, at) };
         }
         Ok(frame)
     }

@@ -90,16 +90,17 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(())
     }
 
-    /// Fills the frame that one entry, and nobody else, refers to with zeroes.
+    /// Fills a frame with the page at `from`.
     ///
     /// # Safety
-    /// The frame must hold plain bytes.
-    #[inline]
-    pub unsafe fn overwrite_with_zeroes(&self, to: Hpa) -> Result<(), FrameError> {
-        self.check_alone(to)?;
-        // SAFETY: the frame is managed and referred to by the one entry, whose owner calls this.
-        unsafe { bytes::zero(&self.mem, to) };
-        Ok(())
+    /// The frame must be managed, hold plain bytes, and be referred to by one entry of the caller's and nobody else. The
+    /// source must be one that `mem` reaches as it does managed frames, another page, and nobody may write there
+    /// meanwhile.
+    #[inline(always)]
+    pub unsafe fn overwrite_page(&self, to: Hpa, from: Hpa) {
+        debug_assert!(self.count(to) == 1 && from != to);
+        // SAFETY: the caller's.
+        unsafe { bytes::copy(&self.mem, from, to) };
     }
 
     #[inline]

@@ -35,7 +35,7 @@ impl EptEntry {
     pub const fn write_protected(self) -> Self {
         Self(self.0 & !WRITE)
     }
-    /// The frame that a leaf of the lowest level leads to.
+    /// What a page's or a table's entry of the lowest levels refers to.
     #[inline(always)]
     pub const fn frame(self) -> Hpa {
         Hpa::new(self.0 & ADDRESS)

@@ -3,11 +3,11 @@
 //! Arguments are claims: a pointer is followed through the guest's own tables, and what it points to is copied once,
 //! then checked and used. A call that is refused does nothing.
 
-use offshoot_abi::{Call, Error, FIGURE_NAME_MAX, HARVEST_MAX, PRINT_MAX};
+use offshoot_abi::{Call, Error, FIGURE_NAME_MAX, HARVEST_MAX, MESSAGE_MAX, PRINT_MAX};
 
 use super::figures::FigureName;
-use super::virtual_memory::VirtualMemory;
-use crate::addr::{Gpa, Gva};
+use super::virtual_memory::{Locate, VirtualMemory};
+use crate::addr::{AddrRange, Address, Gpa, Gva, PAGE_SIZE};
 
 /// The registers of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,12 +48,14 @@ pub enum AfterCall {
     Return(u64),
     /// The guest has ended, with this status.
     Exit(u64),
+    /// The guest asks to be frozen, with room for a message here.
+    Freeze(AddrRange<Gpa>),
     /// The guest goes on when it was told its dirty pages.
     HarvestDirty(HarvestRequest),
 }
 
 /// Carries out a call.
-pub fn call<M: VirtualMemory>(
+pub fn call<M: VirtualMemory + Locate>(
     registers: CallRegisters,
     cpl: u8,
     memory: &mut M,
@@ -66,6 +68,10 @@ pub fn call<M: VirtualMemory>(
         Some(Call::Exit) => return AfterCall::Exit(registers.rdi),
         Some(Call::Print) => print(registers.rdi, registers.rsi, memory, sink),
         Some(Call::Figure) => figure(registers, memory, sink),
+        Some(Call::Freeze) => match message_buffer(registers, memory) {
+            Ok(buffer) => return AfterCall::Freeze(buffer),
+            Err(error) => Err(error),
+        },
         Some(Call::HarvestDirty) if registers.rsi > HARVEST_MAX => Err(Error::Invalid),
         Some(Call::HarvestDirty) => {
             return AfterCall::HarvestDirty(HarvestRequest {
@@ -113,6 +119,19 @@ fn figure<M: VirtualMemory>(
     }
 }
 
+/// The room for a message: in one page, so that it is one range of the guest's memory.
+fn message_buffer(registers: CallRegisters, memory: &impl Locate) -> Result<AddrRange<Gpa>, Error> {
+    let (at, len) = (Gva::new(registers.rdi), registers.rsi);
+    if len > MESSAGE_MAX as u64 || len > PAGE_SIZE - at.page_offset() {
+        return Err(Error::Invalid);
+    }
+    let at = match len {
+        0 => Gpa::new(0),
+        _ => memory.locate(at).ok_or(Error::BadAddress)?,
+    };
+    AddrRange::new(at, len).ok_or(Error::BadAddress)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +152,12 @@ mod tests {
         }
         fn write(&mut self, _: Gva, _: &[u8]) -> Result<(), ()> {
             panic!("no call writes")
+        }
+    }
+    impl Locate for Memory {
+        fn locate(&self, at: Gva) -> Option<Gpa> {
+            let gpa = Gpa::new(at.as_u64().checked_add(0x70_0000)?);
+            (at.as_u64() >= 0x1000).then_some(gpa)
         }
     }
 
@@ -206,8 +231,27 @@ mod tests {
     }
 
     #[test]
+    fn a_freeze_is_asked_for_with_room_in_one_page_or_none() {
+        let freeze = |at: u64, len: u64| kernel(b"", [4, at, len, 0]).0;
+        let buffer = |at, len| AfterCall::Freeze(AddrRange::new(Gpa::new(at), len).unwrap());
+        assert_eq!(freeze(0x1000, 0x1000), buffer(0x70_1000, 0x1000));
+        assert_eq!(freeze(0x1fff, 1), buffer(0x70_1fff, 1));
+        assert_eq!(freeze(0, 0), buffer(0, 0));
+        assert_eq!(freeze(u64::MAX, 0), buffer(0, 0));
+        for (at, len) in [
+            (0x1000, 0x1001),
+            (0x1fff, 2),
+            (0x1000, u64::MAX),
+            (u64::MAX, 2),
+        ] {
+            assert_eq!(freeze(at, len), error(Error::Invalid), "{at:#x} {len:#x}");
+        }
+        assert_eq!(freeze(0, 8), error(Error::BadAddress));
+    }
+
+    #[test]
     fn unknown_numbers_are_refused() {
-        for number in [4, 6, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
+        for number in [6, 7, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
             assert_eq!(
                 kernel(b"", [number, 0, 0, 0]).0,
                 error(Error::NoSuchCall),

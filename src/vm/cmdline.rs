@@ -40,6 +40,8 @@ pub struct GuestOptions {
     pub budget: Duration,
     /// `pages=4k|2m|1g|auto`: of what size the pages are that a first write is given.
     pub pages: PagePolicy,
+    /// `testdev`: a device with registers in memory, behind the guest's memory.
+    pub testdev: bool,
     /// `around=`: how many pages one violation maps at most.
     pub around: u64,
     /// `map=`: the data that the guest sees behind its memory.
@@ -60,6 +62,7 @@ impl GuestOptions {
             mem: DEFAULT_MEM,
             budget: DEFAULT_BUDGET,
             pages: PagePolicy::default(),
+            testdev: false,
             around: AROUND,
             map: None,
             forks: ForkOptions::new(),
@@ -96,6 +99,11 @@ impl GuestOptions {
             "pages" => {
                 seen.first_time(Key::Pages)?;
                 self.pages = page_policy(word.needs_value()?)?;
+            }
+            "testdev" => {
+                seen.first_time(Key::Testdev)?;
+                word.takes_no_value()?;
+                self.testdev = true;
             }
             "around" => {
                 seen.first_time(Key::Around)?;
@@ -175,9 +183,7 @@ impl<'a> KernelOptions<'a> {
             }
             "audit" => {
                 seen.first_time(Key::Audit)?;
-                if word.value.is_some() {
-                    return Err(Problem::TakesNoValue);
-                }
+                word.takes_no_value()?;
                 self.audit = true;
             }
             _ => return Err(Problem::UnknownKey),
@@ -200,6 +206,7 @@ enum Key {
     Tick,
     Pool,
     Audit,
+    Testdev,
     Forks(ForkKey),
 }
 
@@ -216,7 +223,8 @@ impl Key {
             Self::Audit => 1 << 7,
             Self::Map => 1 << 8,
             Self::Pages => 1 << 9,
-            Self::Around => 1 << 10,
+            Self::Testdev => 1 << 10,
+            Self::Around => 1 << 11,
             Self::Forks(key) => 1 << (16 + key as u32),
         }
     }
@@ -364,6 +372,17 @@ mod tests {
         assert_eq!(guest("budget=0"), Err(Problem::Zero));
         assert_eq!(guest("budget=5min"), Err(Problem::NotADuration));
         assert_eq!(guest("budget=99999999999s"), Err(Problem::Overflow));
+    }
+
+    #[test]
+    fn the_test_device_is_a_flag() {
+        assert!(!guest("hello.elf").unwrap().testdev);
+        let both = guest("hello.elf testdev mem=1M").unwrap();
+        assert_eq!((both.testdev, both.mem), (true, 1 << 20));
+        assert_eq!(guest("a.elf testdev=1"), Err(Problem::TakesNoValue));
+        assert_eq!(guest("a.elf testdev="), Err(Problem::TakesNoValue));
+        assert_eq!(guest("a.elf testdev testdev"), Err(Problem::Repeated));
+        assert_eq!(guest("a.elf Testdev"), Err(Problem::UnknownKey));
     }
 
     #[test]

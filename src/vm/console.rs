@@ -26,6 +26,15 @@ impl Console {
         }
     }
 
+    /// Has it be printing what `from`, whose name is the same, is printing.
+    #[inline]
+    pub fn restore(&mut self, from: &Self) {
+        self.line.clear();
+        if !from.line.is_empty() {
+            self.line.clone_from(&from.line);
+        }
+    }
+
     /// Takes what the guest prints, and passes on the lines that are complete.
     pub fn print(&mut self, bytes: &[u8], out: &mut impl Write) -> fmt::Result {
         bytes.iter().try_for_each(|&byte| self.put(byte, out))
@@ -124,6 +133,17 @@ mod tests {
             "[web] one\n[web] two\n[web] \n[web] three\n"
         );
         assert_eq!(printed(b""), "");
+    }
+
+    #[test]
+    fn a_line_is_brought_back() {
+        for (line, other) in [("half", ""), ("", "other"), ("half", "another")] {
+            let (mut a, mut b, mut out) = (console(), console(), String::new());
+            a.print(line.as_bytes(), &mut out).unwrap();
+            b.print(other.as_bytes(), &mut out).unwrap();
+            b.restore(&a);
+            assert_eq!((&b.line, out.as_str()), (&a.line, ""));
+        }
     }
 
     #[test]

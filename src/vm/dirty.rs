@@ -85,7 +85,7 @@ impl Harvests {
     }
     fn page(&mut self, page: Gpa, size: PageSize) {
         self.pages += size.bytes() / PAGE_SIZE;
-        self.mix(page.as_u64() | size.bytes() / PAGE_SIZE);
+        self.mix(page.as_u64() | (size.bytes() / PAGE_SIZE));
     }
     /// As FNV-1a, by words.
     fn mix(&mut self, word: u64) {

@@ -4,26 +4,30 @@ use core::fmt;
 
 use super::cmdline::GuestOptions;
 use super::data::{DataError, SharedData};
-use super::devices::Devices;
+use super::devices::{Devices, test_device_regions};
 use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
 use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
 use super::machine::Machine;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Turn};
 use super::post_mortem::explain;
 use super::run::Running;
 use super::stats::RunStats;
+use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{AccessError, Region, RegionError, RegionKind, Space, Spaces};
-use crate::frames::{FrameError, PhysMem};
+use crate::frames::{FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::Exit;
-use crate::vmx::cpu::{CurrentVmcs, Resident, restore_vector, save_vector};
+use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident, restore_vector, save_vector};
 use crate::vmx::{VmFail, VmcsError};
 
 /// Entries of a guest's tables that one step of its end looks at.
-const END_STEP: u64 = 4096;
+pub(super) const END_STEP: u64 = 4096;
+
+/// The longest message that waits in the frame of the entry area until the guest runs; longer ones are written at once.
+const WAITING_MAX: usize = 1024;
 
 /// Why a guest could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +75,20 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
 /// A guest. It ends by [`Guest::end`].
 #[must_use = "a guest that is dropped without `end` leaks its frames"]
 pub struct Guest<'s, M: PhysMem> {
-    space: Space<'s, M>,
-    vcpu: Vcpu,
-    devices: Devices,
-    budget: u64,
+    pub(super) space: Space<'s, M>,
+    pub(super) vcpu: Vcpu,
+    pub(super) devices: Devices,
+    pub(super) budget: u64,
+    /// How much of the budget is used up.
+    pub(super) used: u64,
+    pub(super) fork: ForkId,
+    /// How it has ended, once it has.
+    pub(super) ended: Option<Outcome>,
+    /// Where it wants a message, once it has asked to be frozen.
+    pub(super) asked: Option<AddrRange<Gpa>>,
+    /// Where a message goes before it runs, and how long it is. It waits behind the entry area.
+    pub(super) message: Option<(Gpa, usize)>,
+    pub(super) setup_ticks: u64,
     /// What its run has cost so far.
     pub stats: RunStats,
 }
@@ -95,7 +109,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             write: data.write,
         });
         let gib_pages = machine.limits.features.gib_pages;
-        let plan = Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
+        let mut plan =
+            Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
+        if options.testdev {
+            plan = plan.with_test_device();
+        }
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
         space.set_around(options.around);
@@ -110,6 +128,12 @@ impl<'s, M: PhysMem> Guest<'s, M> {
                 vcpu,
                 devices: Devices::new(options.name),
                 budget,
+                used: 0,
+                fork: ForkId::default(),
+                ended: None,
+                asked: None,
+                message: None,
+                setup_ticks: 0,
                 stats: RunStats::ZERO,
             }),
             Err(error) => {
@@ -130,19 +154,114 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let ram = ram.map(|range| Region::new(range, RegionKind::Ram));
         let data = data.zip(plan.data_pages());
         let data = data.map(|(data, range)| Region::new(range, data.region_kind()));
-        for region in [ram, data].into_iter().flatten() {
+        let device = plan.test_device.map_or([None; 2], test_device_regions);
+        for region in [ram, data].into_iter().chain(device).flatten() {
             space.map(region).map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
     }
 
-    /// Runs the guest until it stops.
-    pub fn run(&mut self, machine: &mut Machine<'_, M>, host: &mut impl Host) -> Outcome {
-        match self.run_on(machine, host) {
-            Ok(outcome) => outcome,
-            Err(fail) => Outcome::EntryInstruction(fail),
+    /// Runs the guest until it ends, asks to be frozen, or has had its time slice, which is in ticks of the TSC. With a
+    /// slice it gives the CPU away where it halts; without one that is over at once.
+    pub fn run(
+        &mut self,
+        machine: &mut Machine<'_, M>,
+        host: &mut impl Host,
+        slice: Option<u64>,
+    ) -> Turn {
+        if let Some(outcome) = self.ended {
+            return Turn::Ended(outcome);
         }
+        let before = self.stats.ticks();
+        let turn = match self.deliver_message(machine.frames) {
+            Ok(()) => self.run_on(machine, host, slice),
+            Err(error) => Turn::Ended(Outcome::Access(error)),
+        };
+        self.used += self.stats.ticks() - before;
+        if let Turn::Ended(outcome) = turn {
+            self.ended = Some(outcome);
+        }
+        turn
+    }
+
+    /// Has the guest find a message in its memory when it runs next.
+    pub(super) fn put_message(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        at: Gpa,
+        message: &[u8],
+    ) -> Result<(), AccessError> {
+        self.message = None;
+        match self.waiting(frames, message.len()) {
+            _ if message.is_empty() => Ok(()),
+            // Writing it now would give an idle fork a page of its own, and tables.
+            Some(waiting) => {
+                waiting.copy_from_slice(message);
+                self.message = Some((at, message.len()));
+                Ok(())
+            }
+            None => self.space.write(at, message),
+        }
+    }
+
+    /// Writes the message that waits into the guest's memory.
+    pub(super) fn deliver_message(
+        &mut self,
+        frames: &FrameAllocator<M>,
+    ) -> Result<(), AccessError> {
+        let Some((at, len)) = self.message else {
+            return Ok(());
+        };
+        let mut bytes = [0; WAITING_MAX];
+        let bytes = bytes.get_mut(..len).unwrap_or_default();
+        if let Some(waiting) = self.waiting(frames, len) {
+            bytes.copy_from_slice(waiting);
+        }
+        self.space.write(at, bytes)?;
+        self.message = None;
+        Ok(())
+    }
+
+    /// The place for a message of `len` bytes behind the entry area, if that is long enough.
+    fn waiting(&mut self, frames: &FrameAllocator<M>, len: usize) -> Option<&mut [u8]> {
+        const { assert!(size_of::<EntryArea>() + WAITING_MAX <= 4096) };
+        if len > WAITING_MAX {
+            return None;
+        }
+        let area = self.vcpu.area_ptr(frames);
+        // SAFETY: the rest of the frame behind the area is this guest's own too, and long enough; every byte of memory is
+        // one value or another.
+        Some(unsafe { core::slice::from_raw_parts_mut(area.add(1).cast::<u8>(), len) })
+    }
+
+    /// The host takes the guest for ended.
+    pub(super) fn end_with(&mut self, error: VcpuError) {
+        self.ended = Some(match error {
+            VcpuError::Field(error) => Outcome::Vmcs(error),
+            VcpuError::Vmx(fail) => Outcome::EntryInstruction(fail),
+            VcpuError::Frames(_) => Outcome::Unsupported("no frame for its processor"),
+        });
+    }
+
+    /// Which fork of its template it is.
+    pub fn fork_id(&self) -> ForkId {
+        self.fork
+    }
+
+    /// How many templates are above it: 0 where it is no fork.
+    pub fn generation(&self) -> u32 {
+        self.space.generation()
+    }
+
+    /// What setting up its processor took, in ticks of the TSC, if it is a fork.
+    pub fn setup_ticks(&self) -> u64 {
+        self.setup_ticks
+    }
+
+    /// The room for a message, if it has asked to be frozen.
+    pub fn message_room(&self) -> Option<u64> {
+        self.asked.map(AddrRange::len)
     }
 
     /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with
@@ -163,12 +282,27 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         &mut self,
         machine: &mut Machine<'_, M>,
         host: &mut impl Host,
-    ) -> Result<Outcome, VmFail> {
+        slice: Option<u64>,
+    ) -> Turn {
+        match self.loaded(machine, host, slice) {
+            Ok(turn) => turn,
+            Err(fail) => Turn::Ended(Outcome::EntryInstruction(fail)),
+        }
+    }
+
+    fn loaded(
+        &mut self,
+        machine: &mut Machine<'_, M>,
+        host: &mut impl Host,
+        slice: Option<u64>,
+    ) -> Result<Turn, VmFail> {
+        self.asked = None;
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
         if self.vcpu.vpid_is_stale {
-            // An earlier guest may have had the same number. Once is enough: what a change of the EPT tables makes stale is
-            // dropped by INVEPT under every VPID (SDM "Operations that Invalidate Cached Mappings", 30.4.3.1).
+            // Once for each state that the guest is given is enough: what it changes itself it invalidates itself, and what
+            // a change of the EPT tables makes stale is dropped by INVEPT under every VPID (SDM "Operations that Invalidate
+            // Cached Mappings", 30.4.3.1).
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
             unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
             self.vcpu.vpid_is_stale = false;
@@ -194,12 +328,16 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             area,
             devices: &mut self.devices,
             stats: &mut self.stats,
-            budget: self.budget,
+            fork: self.fork,
+            budget: self.budget.saturating_sub(self.used),
+            slice,
             deadline: 0,
-            outcome: Outcome::OutOfBudget,
+            turn: Turn::SliceOver,
+            message: None,
             timer_is_saved,
         };
-        let outcome = running.run();
+        let turn = running.run();
+        self.asked = running.message;
         let capabilities = running.machine.capabilities;
         let vmcs = running.vmcs;
         // SAFETY: as above; the host's own state was read before the first guest ran.
@@ -210,10 +348,18 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         }
         // The host's console takes everything.
         let out = &mut HostConsole(host);
+        let outcome = match turn {
+            Turn::Halts | Turn::SliceOver => return Ok(turn),
+            Turn::AsksFreeze => {
+                let _ = self.devices.console.flush(out);
+                return Ok(turn);
+            }
+            Turn::Ended(outcome) => outcome,
+        };
         let _ = self.devices.console.flush(out);
         let (regs, cr2) = (&area.regs, self.vcpu.resident.cr2);
         let _ = explain(&outcome, &self.space, regs, cr2, &vmcs, &capabilities, out);
-        Ok(outcome)
+        Ok(turn)
     }
 
     /// Its memory for a harvest of dirty pages, and where that is counted.
@@ -233,7 +379,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     }
 }
 
-fn end_space<M: PhysMem>(space: Space<'_, M>, machine: &mut Machine<'_, M>) {
+pub(super) fn end_space<M: PhysMem>(space: Space<'_, M>, machine: &mut Machine<'_, M>) {
     let mut ending = space.end();
     while !ending.step(&mut OnlyCpu(&mut machine.vmx), END_STEP) {}
 }

@@ -5,7 +5,7 @@
 mod string;
 mod uart;
 
-pub use string::{AddressSize, StringIo, StringProgress};
+pub use string::{StringIo, StringProgress};
 pub use uart::Uart;
 
 use offshoot_abi::COM1;

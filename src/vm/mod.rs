@@ -16,22 +16,28 @@ pub mod io;
 pub mod loader;
 mod machine;
 pub mod many;
+pub mod mmio;
 pub mod msr;
 mod outcome;
 mod post_mortem;
+pub mod repetition;
 pub mod report;
 mod run;
 mod stats;
+mod template;
 mod vcpu;
+mod vcpu_state;
 pub mod virtual_memory;
 pub mod xcr0;
 
 pub use dirty::Harvests;
 pub use guest::{Guest, GuestError};
 pub use machine::{Machine, StartError};
-pub use outcome::Outcome;
+pub use outcome::{Outcome, Turn};
 pub use stats::RunStats;
+pub use template::{ForkError, ForkId, FreezeError, ResetError, Template};
 pub use vcpu::VcpuError;
+pub use vcpu_state::Difference;
 
 /// What the run loop asks of the kernel around it.
 pub trait Host {

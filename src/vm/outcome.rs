@@ -3,10 +3,24 @@
 use core::fmt;
 
 use super::cr;
+use super::mmio;
 use crate::addr::Gpa;
 use crate::ept::{AccessError, Reason, Unresolved};
 use crate::vmx::exit::{EntryFailure, ExitReason};
 use crate::vmx::{VmFail, VmcsError};
+
+/// Why a guest has left the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It has ended, and does not run again unless it is reset.
+    Ended(Outcome),
+    /// It asks to be frozen. Where it is run again as it is, it learns that it was not.
+    AsksFreeze,
+    /// It halts, having nothing to do.
+    Halts,
+    /// Its time slice is over.
+    SliceOver,
+}
 
 /// How a guest's run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +37,8 @@ pub enum Outcome {
     Memory(Unresolved),
     /// The host could not reach memory for it.
     Access(AccessError),
+    /// It accessed a device in a way that we do not carry out.
+    Mmio(mmio::Refusal),
     /// It asked for a mode of operation that this CPU cannot give it.
     ControlRegister(cr::Unsupported),
     /// It did something that is legal but that we do not carry out.
@@ -66,7 +82,7 @@ impl Outcome {
                 ..
             }) => "out of memory",
             Self::Access(_) => "memory violation",
-            Self::Unsupported(_) | Self::ControlRegister(_) => "unsupported",
+            Self::Unsupported(_) | Self::ControlRegister(_) | Self::Mmio(_) => "unsupported",
             Self::UnexpectedExit(_) | Self::UnknownExit(_) => "unknown exit",
             Self::EptMisconfiguration(_) => "ept misconfiguration",
             Self::EntryFailed(_) | Self::EntryInstruction(_) => "entry failed",
@@ -84,6 +100,7 @@ impl fmt::Display for Outcome {
             Self::OutOfBudget => f.write_str("used up its time budget"),
             Self::Memory(unresolved) => unresolved.fmt(f),
             Self::Access(error) => error.fmt(f),
+            Self::Mmio(refusal) => refusal.fmt(f),
             Self::ControlRegister(what) => what.fmt(f),
             Self::Unsupported(what) => f.write_str(what),
             Self::UnexpectedExit(reason) => write!(f, "exit that nothing asks for: {reason}"),

@@ -10,7 +10,7 @@ use super::figures::Figures;
 use super::guest::GuestError;
 use super::outcome::Outcome;
 use super::stats::RunStats;
-use crate::ept::Faults;
+use crate::ept::{Census, Faults};
 use crate::frames::FrameFigures;
 
 pub use json::PREFIX;
@@ -71,10 +71,10 @@ pub struct GuestSummary<'a> {
     pub stats: RunStats,
     /// What its EPT violations came to.
     pub faults: Faults,
-    /// The most tables that its space had.
-    pub tables: u64,
     /// INVEPTs executed for its space.
     pub invalidations: u64,
+    /// What its space held in the end.
+    pub memory: Census,
 }
 
 /// What a run came to.

@@ -7,15 +7,17 @@ use super::cpuid::Live;
 use super::devices::Devices;
 use super::invalidate::OnlyCpu;
 use super::machine::Machine;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Turn};
 use super::stats::RunStats;
+use super::template::ForkId;
 use super::vcpu::Vcpu;
+use crate::addr::{AddrRange, Gpa};
 use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::{
-    Event, Exit, ExitReason, Field32, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError, advance_rip,
-    undo_step,
+    Event, Exit, ExitReason, Field32, Field64, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError,
+    advance_rip, undo_step,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;
@@ -29,7 +31,7 @@ const EPT_VIOLATION: u64 = ExitReason::EptViolation as u64;
 pub(super) enum Next {
     /// The guest goes on where it is.
     Resume,
-    /// The guest is done: [`Running::outcome`] says how.
+    /// The guest leaves the CPU: [`Running::turn`] says why.
     Stop,
 }
 
@@ -43,12 +45,18 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub area: &'r mut EntryArea,
     pub devices: &'r mut Devices,
     pub stats: &'r mut RunStats,
-    /// How many ticks the guest may take in all.
+    /// Which fork it is.
+    pub fork: ForkId,
+    /// How many more ticks the guest may take.
     pub budget: u64,
-    /// When, by the TSC, they are used up.
+    /// How many of them at most in this turn; then, and where it halts, others have theirs.
+    pub slice: Option<u64>,
+    /// When, by the TSC, the turn is over.
     pub deadline: u64,
-    /// How the guest ended, once it has.
-    pub outcome: Outcome,
+    /// What became of the turn.
+    pub turn: Turn,
+    /// Where a guest that asks to be frozen wants a message.
+    pub message: Option<AddrRange<Gpa>>,
     /// Whether the preemption timer goes on over an exit.
     pub timer_is_saved: bool,
 }
@@ -56,24 +64,31 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Runs the guest until it stops.
     #[inline(never)]
-    pub fn run(&mut self) -> Outcome {
+    pub fn run(&mut self) -> Turn {
         let begin = now();
-        let left = self.budget.saturating_sub(self.stats.ticks());
+        let left = self.slice.unwrap_or(u64::MAX).min(self.budget);
         self.deadline = begin.saturating_add(left);
         let mut in_guest = 0;
         let ready = self.get_ready(left);
         let done = ready.and_then(|()| self.turns(&mut in_guest));
         if let Err(error) = done.and_then(|()| self.drain_pml()) {
-            self.outcome = Outcome::Vmcs(error);
+            self.turn = Turn::Ended(Outcome::Vmcs(error));
         }
         self.stats.guest_ticks += in_guest;
-        self.stats.host_ticks += now().wrapping_sub(begin).saturating_sub(in_guest);
-        self.outcome
+        let all = now().wrapping_sub(begin);
+        self.stats.host_ticks += all.saturating_sub(in_guest);
+        if matches!(self.turn, Turn::SliceOver) && all >= self.budget {
+            self.turn = Turn::Ended(Outcome::OutOfBudget);
+        }
+        self.turn
     }
 
     /// Puts into the VMCS what is of this run.
     fn get_ready(&mut self, left: u64) -> Result<(), VmcsError> {
         self.wind_timer(left)?;
+        // It stays there for the whole run, so a right to enter this space is one to enter this VMCS.
+        let eptp = self.space.eptp().as_u64();
+        self.vmcs.write64(Field64::EptPointer, eptp)?;
         match &self.machine.bitmaps.pml {
             Some(pml) if self.space.logs_dirty() => pml.load(&mut self.vmcs),
             _ => Ok(()),
@@ -89,8 +104,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             }
             let right = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
             let start = now();
-            // SAFETY: the VMCS is complete since `Vcpu::create`, the host state in it is this CPU's, `area` is the
-            // guest's own, and `Guest::run` has put the rest of its state into the CPU.
+            // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host
+            // state in it is this CPU's, `area` is the guest's own, and `Guest::loaded` has put the rest of its state into the
+            // CPU.
             let reason = unsafe { self.vmcs.enter(right, self.area) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
@@ -126,7 +142,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 return Ok(());
             }
             if left >= self.deadline {
-                self.outcome = Outcome::OutOfBudget;
                 return Ok(());
             }
         }
@@ -152,7 +167,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     #[inline(always)]
     pub fn settle(&mut self, handled: Result<Next, VmcsError>) -> Next {
         handled.unwrap_or_else(|error| {
-            self.outcome = Outcome::Vmcs(error);
+            self.turn = Turn::Ended(Outcome::Vmcs(error));
             Next::Stop
         })
     }
@@ -174,7 +189,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// The guest is done.
     #[cold]
     pub fn stop(&mut self, outcome: Outcome) -> Result<Next, VmcsError> {
-        self.outcome = outcome;
+        self.turn = Turn::Ended(outcome);
         Ok(Next::Stop)
     }
 
@@ -195,7 +210,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
         let xcr0 = self.vcpu.resident.xcr0;
         let rcx = self.area.regs.get(Gpr::Rcx);
-        let answer = self.machine.cpuid.answer(rax, rcx, || Live { cr4, xcr0 });
+        let answer = self.machine.cpuid.answer(rax, rcx, || Live {
+            cr4,
+            xcr0,
+            generation: self.space.generation(),
+            fork: self.fork.number as u32,
+        });
         set_cpuid(&mut self.area.regs, &answer);
         Ok(())
     }

@@ -2,12 +2,16 @@
 
 use super::loader::Start;
 use super::machine::{Machine, give_back};
+use super::run::now;
+use super::vcpu_state::VcpuState;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::{Entry, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
 use crate::vmx::register_bits::CR4_VMXE;
-use crate::vmx::state::{GuestState, Start64};
-use crate::vmx::{Field16, Field32, Field64, FieldNatural, Gpr, VmFail, Vmcs, VmcsError};
+use crate::vmx::state::{GuestState, NO_LINK_POINTER, Start64};
+use crate::vmx::{
+    Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsError,
+};
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
 /// reaches; #MC is the host's.
@@ -61,7 +65,7 @@ pub struct Vcpu {
     /// What stays in the CPU while the guest runs; here while it does not.
     pub(super) resident: Resident,
     pub(super) vpid: u16,
-    /// Whether what the CPU has cached under the VPID may be of an earlier guest.
+    /// Whether what the CPU has cached under the VPID may be of an earlier guest, or of this one before it was brought back.
     pub(super) vpid_is_stale: bool,
     /// CR8, which has no effect: no interrupt of ours has a priority.
     pub(super) cr8: u8,
@@ -74,8 +78,45 @@ impl Vcpu {
         eptp: u64,
         start: &Start,
     ) -> Result<Self, VcpuError> {
+        let this = Self::new(machine)?;
+        let mut area = EntryArea::new();
+        area.regs.set(Gpr::Rdi, start.rdi.as_u64());
+        // SAFETY: the frame is fresh, larger than the area and aligned to a page.
+        unsafe { this.area_ptr(machine.frames).write(area) };
+        match this.set_up(machine, eptp, start) {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                this.end(machine);
+                Err(error)
+            }
+        }
+    }
+
+    /// A processor with the state of a frozen one, in the guest-physical space behind `eptp`.
+    pub(super) fn fork<M: PhysMem>(
+        machine: &mut Machine<'_, M>,
+        eptp: u64,
+        state: &VcpuState,
+    ) -> Result<Self, VcpuError> {
+        let mut this = Self::new(machine)?;
+        // SAFETY: the frame is fresh, larger than the area and aligned to a page.
+        unsafe { this.area_ptr(machine.frames).write(EntryArea::new()) };
+        let done = this
+            .set_up_controls(machine, eptp)
+            .and_then(|mut vmcs| this.restore(machine, &mut vmcs, state));
+        match done {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                this.end(machine);
+                Err(error)
+            }
+        }
+    }
+
+    /// A processor without any state. The entry area has to be filled before it is used.
+    fn new<M: PhysMem>(machine: &mut Machine<'_, M>) -> Result<Self, VcpuError> {
         let vmcs = machine.vmcs_region()?;
-        let area = match machine.frames.alloc_zeroed() {
+        let area = match machine.frames.alloc() {
             Ok(area) => area,
             Err(error) => {
                 give_back(machine.frames, vmcs);
@@ -87,41 +128,28 @@ impl Vcpu {
         } else {
             0
         };
-        let mut this = Self {
+        Ok(Self {
             vmcs,
             area,
             resident: Resident::RESET,
             vpid,
             vpid_is_stale: vpid != 0,
             cr8: 0,
-        };
-        let mut regs_area = EntryArea::new();
-        regs_area.regs.set(Gpr::Rdi, start.rdi.as_u64());
-        // SAFETY: the frame is fresh, larger than the area and aligned to a page.
-        unsafe { this.area_ptr(machine.frames).write(regs_area) };
-        match this.set_up(machine, eptp, start) {
-            Ok(()) => Ok(this),
-            Err(error) => {
-                this.end(machine);
-                Err(error)
-            }
-        }
+        })
     }
 
-    fn set_up<M: PhysMem>(
-        &mut self,
+    /// Writes all of the VMCS but the guest's state.
+    fn set_up_controls<M: PhysMem>(
+        &self,
         machine: &mut Machine<'_, M>,
         eptp: u64,
-        start: &Start,
-    ) -> Result<(), VcpuError> {
+    ) -> Result<CurrentVmcs, VcpuError> {
         let region = self.vmcs.address();
         // SAFETY: the frame is this VMCS's own.
         unsafe { machine.vmx.clear(region)? };
         let mut vmcs = self.make_current(machine)?;
         let mut controls = machine.controls;
         controls.set(Entry::Ia32eModeGuest, true);
-        // Until somebody asks for dirty pages.
-        controls.set(Secondary::EnablePml, false);
         controls.write(&mut vmcs)?;
         machine.host.write(&mut vmcs)?;
         let bitmaps = &machine.bitmaps;
@@ -131,6 +159,7 @@ impl Vcpu {
             (Field64::MsrBitmaps, bitmaps.msr.address().as_u64()),
             (Field64::EptPointer, eptp),
             (Field64::TscOffset, 0),
+            (Field64::VmcsLinkPointer, NO_LINK_POINTER),
         ] {
             vmcs.write64(field, value)?;
         }
@@ -138,6 +167,19 @@ impl Vcpu {
         if self.vpid != 0 {
             vmcs.write16(Field16::Vpid, self.vpid)?;
         }
+        let limits = &machine.limits;
+        vmcs.write_natural(FieldNatural::Cr0GuestHostMask, limits.cr0_mask())?;
+        vmcs.write_natural(FieldNatural::Cr4GuestHostMask, limits.cr4_mask())?;
+        Ok(vmcs)
+    }
+
+    fn set_up<M: PhysMem>(
+        &self,
+        machine: &mut Machine<'_, M>,
+        eptp: u64,
+        start: &Start,
+    ) -> Result<(), VcpuError> {
+        let mut vmcs = self.set_up_controls(machine, eptp)?;
         let at = Start64 {
             rip: start.rip.as_u64(),
             rsp: start.rsp.as_u64(),
@@ -148,15 +190,65 @@ impl Vcpu {
         let limits = &machine.limits;
         let (cr0, cr4) = (state.cr0, state.cr4 & !CR4_VMXE);
         for (field, value) in [
-            (FieldNatural::Cr0GuestHostMask, limits.cr0_mask()),
             (FieldNatural::Cr0ReadShadow, cr0),
-            (FieldNatural::Cr4GuestHostMask, limits.cr4_mask()),
             (FieldNatural::Cr4ReadShadow, cr4),
             (FieldNatural::GuestCr4, limits.real_cr4(cr4)),
         ] {
             vmcs.write_natural(field, value)?;
         }
         Ok(())
+    }
+
+    /// Takes this processor's state, as it is while the guest does not run.
+    pub(super) fn capture<M: PhysMem>(
+        &self,
+        machine: &mut Machine<'_, M>,
+    ) -> Result<VcpuState, VcpuError> {
+        let vmcs = self.make_current(machine)?;
+        let offset = vmcs.read64(Field64::TscOffset)?;
+        let fields = StateFields::capture(&vmcs)?;
+        Ok(VcpuState {
+            area: self.area.address(),
+            fields,
+            resident: self.resident,
+            cr8: self.cr8,
+            tsc: now().wrapping_add(offset),
+        })
+    }
+
+    /// Gives this processor the state, the time included. The VMCS is its own, and current.
+    #[inline]
+    pub(super) fn restore<M: PhysMem>(
+        &mut self,
+        machine: &Machine<'_, M>,
+        vmcs: &mut CurrentVmcs,
+        state: &VcpuState,
+    ) -> Result<(), VcpuError> {
+        let of_state: *const EntryArea = machine.frames.mem().ptr(state.area).cast();
+        // SAFETY: both areas were filled when they were made and are in frames of their own; neither guest runs.
+        unsafe { (*self.area_ptr(machine.frames)).restore(&*of_state) };
+        self.resident = state.resident;
+        self.cr8 = state.cr8;
+        state.fields.write(vmcs)?;
+        // Its page tables may hold other bytes than those that the CPU has cached translations of.
+        self.vpid_is_stale = self.vpid != 0;
+        Ok(vmcs.write64(Field64::TscOffset, state.tsc.wrapping_sub(now()))?)
+    }
+
+    /// Gives the VMCS back; what is left is the frame of the entry area.
+    pub(super) fn into_area<M: PhysMem>(self, machine: &mut Machine<'_, M>) -> Frame {
+        // SAFETY: the VMCS is this one's own; after this the CPU has nothing cached of it.
+        if let Err(fail) = unsafe { machine.vmx.clear(self.vmcs.address()) } {
+            log::error!("VMCLEAR of a VMCS that ends: {fail}");
+        }
+        give_back(machine.frames, self.vmcs);
+        self.area
+    }
+
+    /// The entry area, while the guest does not run.
+    pub(super) fn area<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) -> &mut EntryArea {
+        // SAFETY: the frame is this processor's own and was filled when it was made; it is borrowed with it.
+        unsafe { &mut *self.area_ptr(frames) }
     }
 
     /// Makes this processor's VMCS current.
@@ -176,11 +268,7 @@ impl Vcpu {
 
     /// Gives its frames back.
     pub fn end<M: PhysMem>(self, machine: &mut Machine<'_, M>) {
-        // SAFETY: the VMCS is this one's own; after this the CPU has nothing cached of it.
-        if let Err(fail) = unsafe { machine.vmx.clear(self.vmcs.address()) } {
-            log::error!("VMCLEAR of a VMCS that ends: {fail}");
-        }
-        give_back(machine.frames, self.vmcs);
-        give_back(machine.frames, self.area);
+        let area = self.into_area(machine);
+        give_back(machine.frames, area);
     }
 }

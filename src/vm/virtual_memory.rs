@@ -19,6 +19,12 @@ pub trait VirtualMemory {
     fn write(&mut self, to: Gva, bytes: &[u8]) -> Result<(), Self::Fault>;
 }
 
+/// Finding out where memory is that is to be written later, when the guest's tables may not be at hand.
+pub trait Locate {
+    /// Where the byte at `at` is, if it may be written.
+    fn locate(&self, at: Gva) -> Option<Gpa>;
+}
+
 /// How the guest translates addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Translation {
@@ -109,7 +115,7 @@ impl<'m, M: GuestMemory> GuestVirtual<'m, M> {
     }
 
     /// Where the bytes from `at` to the end of its page are.
-    fn translate(&self, at: Gva, write: bool) -> Result<Gpa, VirtualFault<M::Error>> {
+    pub(super) fn translate(&self, at: Gva, write: bool) -> Result<Gpa, VirtualFault<M::Error>> {
         let root = match self.translation {
             Translation::Off => return Ok(Gpa::new(at.as_u64())),
             Translation::Legacy => return Err(VirtualFault::LegacyPaging),
@@ -189,6 +195,12 @@ impl<M: GuestMemory> VirtualMemory for GuestVirtual<'_, M> {
                 .write(address, bytes.get(range).unwrap_or_default());
             result.map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))
         })
+    }
+}
+
+impl<M: GuestMemory> Locate for GuestVirtual<'_, M> {
+    fn locate(&self, at: Gva) -> Option<Gpa> {
+        self.translate(at, true).ok()
     }
 }
 

@@ -25,6 +25,33 @@ pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         Field32::GuestInterruptibilityState.into(),
         FieldNatural::GuestRflags.into(),
     ])?;
+    go_on(vmcs, rip, length, interruptibility, rflags)
+}
+
+/// The same for an instruction of `length` bytes, at an exit that does not tell it.
+pub fn advance_rip_by(vmcs: &mut impl Vmcs, length: u8) -> Result<(), VmcsError> {
+    let rip = vmcs.read_natural(FieldNatural::GuestRip)?;
+    let interruptibility = vmcs.read32(Field32::GuestInterruptibilityState)?;
+    let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
+    go_on(vmcs, rip, length.into(), interruptibility.into(), rflags)
+}
+
+/// What the completion of some elements of a repeated string instruction entails: it is executed again for the others,
+/// so RIP and RFLAGS.RF stay.
+pub fn repeat(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+    let interruptibility = vmcs.read32(Field32::GuestInterruptibilityState)?;
+    let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
+    complete(vmcs, interruptibility, rflags, rflags)
+}
+
+#[inline(always)]
+fn go_on(
+    vmcs: &mut impl Vmcs,
+    rip: u64,
+    length: u64,
+    interruptibility: u64,
+    rflags: u64,
+) -> Result<(), VmcsError> {
     let next = rip.wrapping_add(length);
     let next = if (rip ^ next) >> 32 == 0 {
         next
@@ -37,7 +64,7 @@ pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     if blocking | rflags & (RFLAGS_TF | RFLAGS_RF) == 0 {
         return Ok(());
     }
-    complete(vmcs, interruptibility, rflags)
+    complete(vmcs, interruptibility, rflags, rflags & !RFLAGS_RF)
 }
 
 /// Takes back a single step that the CPU noted as pending at an exit for which the instruction was not completed: it is
@@ -70,12 +97,17 @@ fn past_4_gib(vmcs: &impl Vmcs, next: u64) -> Result<u64, VmcsError> {
 }
 
 #[cold]
-fn complete(vmcs: &mut impl Vmcs, interruptibility: u32, rflags: u64) -> Result<(), VmcsError> {
+fn complete(
+    vmcs: &mut impl Vmcs,
+    interruptibility: u32,
+    rflags: u64,
+    rflags_after: u64,
+) -> Result<(), VmcsError> {
     vmcs.write32(
         Field32::GuestInterruptibilityState,
         interruptibility & !(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS),
     )?;
-    vmcs.write_natural(FieldNatural::GuestRflags, rflags & !RFLAGS_RF)?;
+    vmcs.write_natural(FieldNatural::GuestRflags, rflags_after)?;
     if rflags & RFLAGS_TF != 0 && vmcs.read64(Field64::GuestDebugctl)? & DEBUGCTL_BTF == 0 {
         let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
         vmcs.write_natural(
@@ -186,6 +218,31 @@ mod tests {
         advance_rip(&mut vmcs).unwrap();
         assert_eq!(vmcs.get(FieldNatural::GuestRflags), 0x202);
         assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
+    }
+
+    #[test]
+    fn an_instruction_of_known_length_needs_no_length_field() {
+        let mut vmcs = vmcs(0x1000, 99);
+        vmcs.remove(Field::from(Field32::ExitInstructionLength));
+        vmcs.set(Field32::GuestInterruptibilityState, 1)
+            .set(FieldNatural::GuestRflags, 0x1_0102);
+        advance_rip_by(&mut vmcs, 7).unwrap();
+        assert_eq!(vmcs.get(FieldNatural::GuestRip), 0x1007);
+        assert_eq!(vmcs.get(Field32::GuestInterruptibilityState), 0);
+        assert_eq!(vmcs.get(FieldNatural::GuestRflags), 0x102);
+        assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0x4000);
+    }
+
+    #[test]
+    fn a_repetition_stays_and_is_stepped() {
+        let mut vmcs = vmcs(0x1000, 2);
+        vmcs.set(Field32::GuestInterruptibilityState, 2)
+            .set(FieldNatural::GuestRflags, 0x1_0102);
+        repeat(&mut vmcs).unwrap();
+        assert_eq!(vmcs.get(FieldNatural::GuestRip), 0x1000);
+        assert_eq!(vmcs.get(Field32::GuestInterruptibilityState), 0);
+        assert_eq!(vmcs.get(FieldNatural::GuestRflags), 0x1_0102);
+        assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0x4000);
     }
 
     #[test]

@@ -27,9 +27,10 @@ pub mod register_bits;
 mod regs;
 pub mod segment;
 pub mod state;
+pub mod state_fields;
 pub mod vmcs;
 
-pub use advance::{advance_rip, undo_step};
+pub use advance::{advance_rip, advance_rip_by, repeat, undo_step};
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
@@ -41,6 +42,7 @@ pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
 pub use instruction_error::{InstructionError, VmFail};
 pub use regs::{Gpr, GuestRegs};
 pub use state::{GuestState, HostState, Start64};
+pub use state_fields::StateFields;
 pub use vmcs::{Vmcs, VmcsError};
 
 /// CPUs as recorded, and a VMCS, for the tests of this layer and of those above.

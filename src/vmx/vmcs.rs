@@ -71,6 +71,24 @@ pub trait Vmcs {
         ])
     }
 
+    /// Writes four fields of any width, in this order, with the values from number `AT` on.
+    #[inline]
+    fn write_four<const AT: usize, const N: usize>(
+        &mut self,
+        fields: [Field; 4],
+        values: &[u64; N],
+    ) -> Result<(), VmcsError> {
+        for (field, value) in fields.into_iter().zip(values.iter().copied().skip(AT)) {
+            match field {
+                Field::Bits16(field) => self.write16(field, value as u16)?,
+                Field::Bits32(field) => self.write32(field, value as u32)?,
+                Field::Bits64(field) => self.write64(field, value)?,
+                Field::Natural(field) => self.write_natural(field, value)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Reads a field of any width. For dumps and checks; where the width is known, say so.
     fn read_any(&self, field: Field) -> Result<u64, VmcsError> {
         match field {

@@ -10,7 +10,7 @@
 
 use core::arch::asm;
 use offshoot_guest::abi::Call;
-use offshoot_guest::{StartInfo, figure, println, probe, trap};
+use offshoot_guest::{StartInfo, figure, println, probe, space, trap};
 
 offshoot_guest::entry!(main);
 
@@ -163,7 +163,28 @@ fn main(info: &StartInfo) -> u64 {
 
     fills(&mut bench, info);
     copies(&mut bench, info);
+    devices(&mut bench, info);
     u64::from(bench.failed)
+}
+
+/// What an access to the registers of a device costs. Last, because it takes tables that map the device.
+fn devices(bench: &mut Bench, info: &StartInfo) {
+    let device = info.test_device;
+    if device == 0 {
+        println!("exit.mmio: there is no test device; give the option testdev");
+        return;
+    }
+    space::enter(info);
+    bench.file(
+        "exit.mmio.read",
+        1,
+        |_| ticks!("mov edx, [rcx]"; 0_u64, device, 0_u64),
+    );
+    bench.file(
+        "exit.mmio.write",
+        1,
+        |_| ticks!("mov [rcx], edx"; 0_u64, device, 1_u64),
+    );
 }
 
 /// What the first access to a page costs, and the first write to one that was read.

@@ -13,9 +13,9 @@ use offshoot_guest::{StartInfo, figure, pattern, println};
 offshoot_guest::entry!(main);
 
 const PAGE: u64 = 4096;
-const OPERATIONS: u64 = 100_000;
+const OPERATIONS: u64 = 60_000;
 /// Pages of the window onto untouched memory. A border between two tables is in its middle.
-const WINDOW: u64 = 512;
+const WINDOW: u64 = 256;
 /// What one entry of the last level but one maps.
 const TABLE: u64 = 2 << 20;
 /// The longest run of bytes that is copied or compared at once.
@@ -53,13 +53,13 @@ struct Wrong {
 macro_rules! access {
     ($int:ty, $add:literal, $window:expr, $random:expr) => {{
         let (real, shadow) = $window.place($random, size_of::<$int>() as u64);
-        let value = $random.next() as $int;
+        let value = $random.number() as $int;
         let (real_at, shadow) = (real as *mut $int, shadow as *mut $int);
         // SAFETY: both lie in their windows, which nobody else uses.
         unsafe {
             match $random.below(3) {
                 0 => {
-                    real_at.cast::<$int>().write_unaligned(value);
+                    real_at.write_unaligned(value);
                     shadow.write_unaligned(value);
                     None
                 }
@@ -86,7 +86,7 @@ fn compare(address: u64, found: u64, expected: u64) -> Option<Wrong> {
 
 fn byte(window: &Window, random: &mut Random) -> Option<Wrong> {
     let (real, shadow) = window.place(random, 1);
-    let value = random.next() as u8;
+    let value = random.number() as u8;
     let (real_at, shadow) = (real as *mut u8, shadow as *mut u8);
     // SAFETY: as in `access`.
     unsafe {
@@ -106,7 +106,7 @@ fn byte(window: &Window, random: &mut Random) -> Option<Wrong> {
 /// Sixteen bytes at once.
 fn vector(window: &Window, random: &mut Random) -> Option<Wrong> {
     let (real, shadow) = window.place(random, 16);
-    let value = [random.next(), random.next()];
+    let value = [random.number(), random.number()];
     // SAFETY: as in `access`.
     unsafe {
         if random.one_in(2) {
@@ -125,7 +125,7 @@ fn vector(window: &Window, random: &mut Random) -> Option<Wrong> {
 /// A locked exchange of eight aligned bytes.
 fn exchange(window: &Window, random: &mut Random) -> Option<Wrong> {
     let offset = random.below(window.len / 8) * 8;
-    let value = random.next();
+    let value = random.number();
     let at = |base: u64| (base + offset) as *mut u64;
     // SAFETY: as in `access`, and both are aligned.
     let [found, expected] = unsafe {
@@ -161,16 +161,16 @@ fn compare_all(window: &Window) -> Option<Wrong> {
 fn operate(windows: &[Window], random: &mut Random) -> Option<Wrong> {
     let pick = |random: &mut Random| windows[random.below(windows.len() as u64) as usize];
     let window = &pick(random);
-    match random.below(128) {
+    match random.below(256) {
         0 => {
             copy(window, &pick(random), random);
             None
         }
-        1..10 => vector(window, random),
-        10..20 => exchange(window, random),
-        20..45 => byte(window, random),
-        45..75 => access!(u16, "add [{at}], {value:x}", window, random),
-        75..100 => access!(u32, "add [{at}], {value:e}", window, random),
+        1..20 => vector(window, random),
+        20..40 => exchange(window, random),
+        40..90 => byte(window, random),
+        90..150 => access!(u16, "add [{at}], {value:x}", window, random),
+        150..200 => access!(u32, "add [{at}], {value:e}", window, random),
         _ => access!(u64, "add [{at}], {value}", window, random),
     }
 }

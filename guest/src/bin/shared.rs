@@ -48,10 +48,9 @@ impl Data {
 fn check_page(checks: &mut Checks, data: &Data, page: u64, expected: impl Fn(u64) -> u64) {
     let mut words = (page..page + PAGE).step_by(8);
     let wrong = words.find(|&offset| data.read(offset) != expected(offset));
-    checks.that(
-        wrong.is_none(),
-        format_args!("the data at offset {wrong:#x?}"),
-    );
+    let offset = wrong.unwrap_or(page);
+    let what = format_args!("the data at offset {offset:#x}");
+    checks.equal(what, data.read(offset), expected(offset));
 }
 
 /// The exception that a write raises which changes nothing.
@@ -82,7 +81,7 @@ fn main(info: &StartInfo) -> u64 {
         let touched = page + random.below(PAGE / 8) * 8;
         let write = writable && random.one_in(2);
         if write {
-            data.write(touched, pattern::mix(seed ^ touched));
+            data.write(touched, pattern::word(touched, seed));
             written += 1;
         } else if !writable {
             let address = data.base + touched;
@@ -91,18 +90,18 @@ fn main(info: &StartInfo) -> u64 {
         }
         check_page(&mut checks, &data, page, |offset| {
             match write && offset == touched {
-                true => pattern::mix(seed ^ touched),
+                true => pattern::word(touched, seed),
                 false => data.original(offset),
             }
         });
     }
     if writable {
         for offset in data.walk().flat_map(|page| (page..page + PAGE).step_by(8)) {
-            data.write(offset, pattern::mix(!seed ^ offset));
+            data.write(offset, pattern::word(offset, !seed));
         }
         for page in (0..data.pages * PAGE).step_by(PAGE as usize) {
             check_page(&mut checks, &data, page, |offset| {
-                pattern::mix(!seed ^ offset)
+                pattern::word(offset, !seed)
             });
         }
     }

@@ -81,7 +81,7 @@ fn touch(checks: &mut Checks, random: &mut Random, page: u64) {
 
 /// Writes a function into the two pages at `page`, runs it, changes it and runs it again.
 fn change(checks: &mut Checks, random: &mut Random, page: u64) {
-    let number = random.next();
+    let number = random.number();
     match random.below(3) {
         0 => {
             let at = page + random.below(2 * PAGE - 6);
@@ -124,7 +124,7 @@ fn run_data(checks: &mut Checks, random: &mut Random, data: u64, page: u64) {
     let found = call(either(random, at));
     let expected = pattern::returned(page).into();
     checks.equal(format_args!("data page {page}"), found, expected);
-    let number = random.next() as u32;
+    let number = random.number() as u32;
     write(either(random, at + REWRITTEN as u64), &number.to_le_bytes());
     let found = call(either(random, at));
     let what = format_args!("changed data page {page}");

@@ -27,6 +27,12 @@ impl<'a> Word<'a> {
             .filter(|value| !value.is_empty())
             .ok_or(Problem::NeedsValue)
     }
+    pub(super) fn takes_no_value(self) -> Result<(), Problem> {
+        match self.value {
+            None => Ok(()),
+            Some(_) => Err(Problem::TakesNoValue),
+        }
+    }
     pub(super) fn blame(self, guest: Option<Name>, problem: Problem) -> CmdlineError<'a> {
         CmdlineError {
             guest,

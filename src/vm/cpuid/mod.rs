@@ -34,6 +34,10 @@ pub struct Live {
     pub cr4: u64,
     /// The guest's XCR0.
     pub xcr0: u64,
+    /// How many templates are above the guest.
+    pub generation: u32,
+    /// Which of the template's forks it is.
+    pub fork: u32,
 }
 
 /// The highest basic leaf that a guest is given.
@@ -44,7 +48,7 @@ const EXTENDED_MAX: u32 = 8;
 /// Leaves 1, 4, 7 and 0DH depend on more than EAX.
 const SPECIAL: u32 = 1 << 1 | 1 << 4 | 1 << 7 | 1 << 0xd;
 /// The leaves for hypervisors that ours leaves unused.
-const HYPERVISOR_FREE: u32 = abi::CPUID_VERSION + 1;
+const HYPERVISOR_FREE: u32 = abi::CPUID_FORK + 1;
 const HYPERVISOR_LAST: u32 = 0x4fff_ffff;
 const CACHES: usize = 8;
 const ZERO: CpuidResult = CpuidResult {
@@ -224,6 +228,14 @@ impl CpuidTable {
                 ebx: self.may,
                 ..ZERO
             },
+            abi::CPUID_FORK => {
+                let live = live();
+                CpuidResult {
+                    eax: live.generation,
+                    ebx: live.fork,
+                    ..ZERO
+                }
+            }
             HYPERVISOR_FREE..=HYPERVISOR_LAST => ZERO,
             _ if leaf <= self.basic_max => self.answer_basic(leaf, subleaf, live),
             // SDM "CPUID—CPU Identification": beyond the highest leaf comes the data of the highest basic one.
@@ -250,7 +262,7 @@ impl CpuidTable {
 fn hypervisor_vendor() -> CpuidResult {
     let [a, b, c, d, e, f, g, h, i, j, k, l] = abi::CPUID_VENDOR;
     CpuidResult {
-        eax: abi::CPUID_VERSION,
+        eax: abi::CPUID_FORK,
         ebx: u32::from_le_bytes([a, b, c, d]),
         ecx: u32::from_le_bytes([e, f, g, h]),
         edx: u32::from_le_bytes([i, j, k, l]),

@@ -8,7 +8,12 @@ const EVERYTHING: Enabled = Enabled {
     unrestricted: true,
 };
 const CR4_OSXSAVE: u64 = 1 << 18;
-const LIVE: Live = Live { cr4: 0, xcr0: 1 };
+const LIVE: Live = Live {
+    cr4: 0,
+    xcr0: 1,
+    generation: 3,
+    fork: 0x8765_4321,
+};
 
 fn regs(eax: u32, ebx: u32, ecx: u32, edx: u32) -> CpuidResult {
     CpuidResult { eax, ebx, ecx, edx }
@@ -148,7 +153,7 @@ fn the_hypervisor_shows_itself() {
     let table = table();
     assert!(ask(&table, 1, 0).ecx.get_bit(HYPERVISOR_BIT));
     let vendor = ask(&table, 0x4000_0000, 0);
-    assert_eq!(vendor.eax, 0x4000_0001);
+    assert_eq!(vendor.eax, 0x4000_0002);
     let name = [vendor.ebx, vendor.ecx, vendor.edx]
         .map(u32::to_le_bytes)
         .concat();
@@ -162,7 +167,8 @@ fn the_hypervisor_shows_itself() {
         ask(&restricted, 0x4000_0001, 0),
         regs(abi::VERSION, 0, 0, 0)
     );
-    assert_eq!(ask(&table, 0x4000_0002, 0), ZERO);
+    assert_eq!(ask(&table, 0x4000_0002, 0), regs(3, 0x8765_4321, 0, 0));
+    assert_eq!(ask(&table, 0x4000_0003, 0), ZERO);
 }
 
 #[test]
@@ -170,7 +176,7 @@ fn osxsave_is_the_guests_not_the_hosts() {
     let table = table();
     let osxsave = |cr4| {
         table
-            .answer(1, 0, || Live { cr4, xcr0: 1 })
+            .answer(1, 0, || Live { cr4, ..LIVE })
             .ecx
             .get_bit(OSXSAVE_BIT)
     };
@@ -179,7 +185,11 @@ fn osxsave_is_the_guests_not_the_hosts() {
     let none = CpuidTable::new(&old, EVERYTHING);
     assert!(
         !none
-            .answer(1, 0, || Live { cr4: !0, xcr0: !0 })
+            .answer(1, 0, || Live {
+                cr4: !0,
+                xcr0: !0,
+                ..LIVE
+            })
             .ecx
             .get_bit(OSXSAVE_BIT)
     );
@@ -232,7 +242,7 @@ fn only_the_lower_halves_of_rax_and_rcx_count() {
 fn the_xsave_area_follows_the_current_xcr0() {
     let table = table();
     let sizes = |xcr0| {
-        let answer = table.answer(0xd, 0, || Live { cr4: 0, xcr0 });
+        let answer = table.answer(0xd, 0, || Live { xcr0, ..LIVE });
         (answer.eax, answer.ebx, answer.ecx, answer.edx)
     };
     assert_eq!(sizes(0x1), (0xe7, 576, 2688, 0));

@@ -3,11 +3,12 @@
 use super::super::call::{AfterCall, CallRegisters, CallSink, HarvestRequest, call};
 use super::super::devices::Devices;
 use super::super::figures::{Figure, FigureName};
-use super::super::outcome::Outcome;
+use super::super::outcome::{Outcome, Turn};
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
 use super::super::{Host, HostConsole};
-use crate::ept::Space;
+use crate::addr::{AddrRange, Gpa};
+use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
 use crate::vmx::{Gpr, VmcsError};
 use offshoot_abi::{Call, Error, HARVEST_MAX};
@@ -18,14 +19,19 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     pub fn call(&mut self) -> Result<Next, VmcsError> {
         if self.area.regs.get(Gpr::Rax) == Call::Nop as u64 && self.cpl()? == 0 {
             self.area.regs.set(Gpr::Rax, 0);
-        } else if let Some(status) = self.any_call()? {
-            return self.stop(Outcome::Exited(status));
+            return self.advance();
         }
-        self.advance()
+        Ok(self.other_call())
     }
 
+    /// Any other call. An error becomes the outcome.
     #[inline(never)]
-    fn any_call(&mut self) -> Result<Option<u64>, VmcsError> {
+    fn other_call(&mut self) -> Next {
+        let handled = self.any_call();
+        self.settle(handled)
+    }
+
+    fn any_call(&mut self) -> Result<Next, VmcsError> {
         let regs = &self.area.regs;
         let registers = CallRegisters {
             rax: regs.get(Gpr::Rax),
@@ -40,20 +46,38 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             devices: self.devices,
             host: self.host,
         };
-        Ok(match call(registers, cpl, &mut memory, &mut sink) {
-            AfterCall::Return(rax) => {
-                self.area.regs.set(Gpr::Rax, rax);
-                None
-            }
-            AfterCall::Exit(status) => Some(status),
+        match call(registers, cpl, &mut memory, &mut sink) {
+            AfterCall::Return(rax) => self.area.regs.set(Gpr::Rax, rax),
+            AfterCall::Exit(status) => return self.stop(Outcome::Exited(status)),
             AfterCall::HarvestDirty(request) => {
                 let rax = match self.harvest_dirty(request)? {
                     Ok(found) => found,
                     Err(error) => error as i64 as u64,
                 };
                 self.area.regs.set(Gpr::Rax, rax);
-                None
             }
+            AfterCall::Freeze(buffer) => return self.asks_freeze(buffer),
+        }
+        self.advance()
+    }
+
+    /// Stops the guest behind the call, which has failed unless the host freezes it.
+    fn asks_freeze(&mut self, buffer: AddrRange<Gpa>) -> Result<Next, VmcsError> {
+        let writable = |region: &Region| region.kind.is_memory() && region.is_writable();
+        let error =
+            if buffer.is_empty() || self.space.region_at(buffer.start()).is_some_and(writable) {
+                self.message = Some(buffer);
+                self.turn = Turn::AsksFreeze;
+                Error::NotNow
+            } else {
+                Error::BadAddress
+            };
+        self.area.regs.set(Gpr::Rax, error as i64 as u64);
+        let next = self.advance()?;
+        Ok(if self.message.is_some() {
+            Next::Stop
+        } else {
+            next
         })
     }
 

@@ -1,8 +1,9 @@
 //! Port instructions.
 
 use super::super::console::Console;
-use super::super::io::{AddressSize, StringIo, rax_after_in};
+use super::super::io::{StringIo, rax_after_in};
 use super::super::outcome::Outcome;
+use super::super::repetition::AddressSize;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
 use super::super::{Host, HostConsole};
@@ -104,7 +105,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     /// An access that the host made for the guest failed: what the guest would have got for it.
-    fn virtual_fault(&mut self, fault: VirtualFault<AccessError>) -> Result<Next, VmcsError> {
+    pub(super) fn virtual_fault(
+        &mut self,
+        fault: VirtualFault<AccessError>,
+    ) -> Result<Next, VmcsError> {
         match fault {
             VirtualFault::Page { address, code } => {
                 crate::vmx::cpu::write_cr2(address.as_u64());
@@ -113,7 +117,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             VirtualFault::NonCanonical(_) => self.raise(Event::GENERAL_PROTECTION),
             VirtualFault::Memory(fault) => self.stop(Outcome::Access(fault.error)),
             VirtualFault::LegacyPaging => self.stop(Outcome::Unsupported(
-                "INS or OUTS with 32-bit or PAE paging",
+                "an access that the host makes for a guest with 32-bit or PAE paging",
             )),
         }
     }

@@ -1,10 +1,11 @@
 //! EPT violations: the guest touched memory that is not there yet, or not writable, or not its own.
 
 use super::super::Host;
+use super::super::devices::MmioDevices;
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use crate::addr::{Gpa, Gva};
-use crate::ept::{Resolution, Violation, ViolationFields};
+use crate::ept::{Reason, Resolution, Unresolved, Violation, ViolationFields};
 use crate::frames::PhysMem;
 use crate::vmx::event::restore_nmi_blocking;
 use crate::vmx::pml::pml_full_unblocked_nmis;
@@ -60,9 +61,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         });
         match self.space.resolve(&violation) {
             Ok(Resolution::Retry(_)) => {}
-            Ok(Resolution::Mmio { .. }) => {
-                return self.stop(Outcome::Unsupported("access to a device in memory"));
-            }
+            Ok(Resolution::Mmio { .. }) => return self.mmio(&violation),
+            Err(unresolved) if is_told(&unresolved) => return self.mmio(&violation),
             Err(unresolved) => return self.stop(Outcome::Memory(unresolved)),
         }
         undo_step(&mut self.vmcs)?;
@@ -72,4 +72,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         restore_nmi_blocking(&mut self.vmcs, violation.nmi_unblocked_by_iret)?;
         Ok(Next::Resume)
     }
+}
+
+/// Whether a device is told of what the region does not allow.
+fn is_told(unresolved: &Unresolved) -> bool {
+    let Reason::Denied { tag } = unresolved.reason else {
+        return false;
+    };
+    unresolved.violation.access.write && MmioDevices::takes_denied_writes(tag)
 }

@@ -5,9 +5,10 @@ mod cr;
 mod events;
 mod io;
 mod memory;
+mod mmio;
 
 use super::msr::{self, Gp};
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Turn};
 use super::run::{Next, Running, now};
 use super::{Host, xcr0};
 use crate::addr::Gpa;
@@ -86,6 +87,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         // No device of a guest interrupts yet, so there is nothing to wait for: HLT gives the turn away. Time that the
         // guest has no use for goes into frames that it may need.
         self.machine.frames.refill_to(ZEROED_GOAL, ZEROED_AT_ONCE);
+        if self.slice.is_some() {
+            self.turn = Turn::Halts;
+            self.deadline = 0;
+        }
         self.advance()
     }
 

@@ -1,49 +1,10 @@
 //! INS and OUTS: port accesses from and to memory, repeated as often as the guest says, but only so often at one exit.
 
+use super::super::repetition::{AT_ONCE, AddressSize, Steps};
 use super::super::virtual_memory::VirtualMemory;
 use super::Ports;
 use crate::addr::{Address, Gva, PAGE_SIZE};
 use crate::vmx::qualification::IoAccess;
-
-/// The most elements that one exit moves. A repetition goes on at the next exit, when the same instruction is
-/// executed again: as on hardware, interrupts and the end of the budget come in between.
-const AT_ONCE: u64 = 64;
-
-/// The width of the addresses of an instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum AddressSize {
-    Bits16,
-    Bits32,
-    Bits64,
-}
-
-impl AddressSize {
-    /// From the VM-exit instruction-information field of INS and OUTS (SDM "Information for VM Exits Due to Instruction
-    /// Execution", 29.2.5). There are no more than these three.
-    pub const fn from_instruction_information(information: u32) -> Self {
-        match information >> 7 & 7 {
-            0 => Self::Bits16,
-            1 => Self::Bits32,
-            _ => Self::Bits64,
-        }
-    }
-    const fn mask(self) -> u64 {
-        match self {
-            Self::Bits16 => 0xffff,
-            Self::Bits32 => 0xffff_ffff,
-            Self::Bits64 => u64::MAX,
-        }
-    }
-    /// `old` with the address part replaced: a 32-bit result clears the upper half, a 16-bit one keeps the rest.
-    const fn replace(self, old: u64, new: u64) -> u64 {
-        match self {
-            Self::Bits16 => old & !0xffff | new & 0xffff,
-            Self::Bits32 => new & 0xffff_ffff,
-            Self::Bits64 => new,
-        }
-    }
-}
 
 /// An INS or OUTS at an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,11 +65,16 @@ impl StringIo {
             (AddressSize::Bits64, true) => offset / size + 1,
             _ => 1,
         };
-        self.repetitions().min(in_page.clamp(1, AT_ONCE))
+        self.steps().left(self.rcx).min(in_page.clamp(1, AT_ONCE))
     }
 
-    fn repetitions(&self) -> u64 {
-        self.rcx & self.address_size.mask()
+    const fn steps(&self) -> Steps {
+        Steps {
+            address_size: self.address_size,
+            bytes: self.access.size as u64,
+            down: self.down,
+            rep: self.access.rep,
+        }
     }
 
     fn element<M: VirtualMemory>(
@@ -121,7 +87,7 @@ impl StringIo {
         let IoAccess {
             port, size, input, ..
         } = self.access;
-        let at = Gva::new(self.moved(self.linear.as_u64(), element));
+        let at = Gva::new(self.steps().moved(self.linear.as_u64(), element));
         let mut bytes = [0; 4];
         let (used, _) = bytes.split_at_mut(size as usize);
         if input {
@@ -141,30 +107,12 @@ impl StringIo {
         }
     }
 
-    fn moved(&self, address: u64, elements: u64) -> u64 {
-        let bytes = elements * self.access.size as u64;
-        if self.down {
-            address.wrapping_sub(bytes)
-        } else {
-            address.wrapping_add(bytes)
-        }
-    }
-
     fn after(&self, elements: u64) -> StringProgress {
-        let size = self.address_size;
-        let index = size.replace(self.index, self.moved(self.index, elements));
-        if !self.access.rep {
-            return StringProgress {
-                index,
-                rcx: self.rcx,
-                done: elements == 1,
-            };
-        }
-        let left = self.repetitions() - elements.min(self.repetitions());
+        let steps = self.steps();
         StringProgress {
-            index,
-            rcx: size.replace(self.rcx, left),
-            done: left == 0,
+            index: steps.index_after(self.index, elements),
+            rcx: steps.rcx_after(self.rcx, elements),
+            done: steps.left(self.rcx) == elements,
         }
     }
 }

@@ -91,6 +91,8 @@ pub struct Plan {
     pub heap: AddrRange<Gpa>,
     /// The data behind the guest's memory, if there is any.
     pub data: Option<AddrRange<Gpa>>,
+    /// The test device, behind all that; not mapped.
+    pub test_device: Option<Gpa>,
     regions: Regions,
 }
 
@@ -142,6 +144,13 @@ impl Plan {
     /// Every region, by address. No two share a page; page 0 and the guard pages are in none.
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// The same with a test device.
+    pub fn with_test_device(mut self) -> Self {
+        let behind = self.data_pages().map_or(self.memory, end);
+        self.test_device = Some(Gpa::new(behind));
+        self
     }
 
     /// The pages of the data behind the guest's memory.
@@ -247,6 +256,7 @@ impl Contents {
             tables,
             heap,
             data,
+            test_device: None,
             regions,
         })
     }
@@ -487,6 +497,17 @@ mod tests {
             plan_of(&small(), 64 * MIB, false).unwrap().data_pages(),
             None
         );
+    }
+
+    #[test]
+    fn the_test_device_lies_behind_everything() {
+        let plan = plan_of(&small(), 64 * MIB, false).unwrap();
+        assert_eq!(plan.test_device, None);
+        let device = plan.with_test_device().test_device.unwrap();
+        assert_eq!(device, Gpa::new(64 * MIB));
+        let plan = plan_with_data(&small(), 64 * MIB, PAGE_SIZE + 1, false).unwrap();
+        let device = plan.with_test_device().test_device.unwrap();
+        assert_eq!(device, Gpa::new(64 * MIB + 2 * PAGE_SIZE));
     }
 
     #[test]

@@ -70,6 +70,7 @@ pub fn load<M: GuestMemory>(
         root: plan.tables.start().as_u64(),
         data: plan.data.map_or(0, |data| data.start().as_u64()),
         data_len: plan.data.map_or(0, AddrRange::len),
+        test_device: plan.test_device.map_or(0, Gpa::as_u64),
     };
     put(memory, plan.start_info, &start_info_bytes(info))?;
     Ok(Start {
@@ -147,10 +148,21 @@ fn start_info_bytes(info: StartInfo) -> [u8; size_of::<StartInfo>()] {
         root,
         data,
         data_len,
+        test_device,
     } = info;
     let versions = u64::from(size) << 32 | u64::from(version);
     let words = [
-        magic, versions, memory, heap, heap_len, stack, stack_len, root, data, data_len,
+        magic,
+        versions,
+        memory,
+        heap,
+        heap_len,
+        stack,
+        stack_len,
+        root,
+        data,
+        data_len,
+        test_device,
     ];
     let mut bytes = [0; size_of::<StartInfo>()];
     for (place, word) in bytes.chunks_exact_mut(8).zip(words) {

@@ -49,6 +49,8 @@ struct GuestJson<'a> {
     status: Option<i64>,
     exits: Exits<'a>,
     pages: PagesJson,
+    faults: FaultsJson,
+    memory: MemoryJson,
     tables: u64,
     /// INVEPTs executed for its space.
     invepts: u64,
@@ -73,7 +75,21 @@ impl<'a> GuestJson<'a> {
                 around: guest.faults.around,
                 host_mapped: guest.faults.host_mapped,
             },
-            tables: guest.tables,
+            faults: FaultsJson {
+                mmio: guest.faults.mmio,
+                spurious: guest.faults.spurious,
+                refused: guest.faults.refused,
+            },
+            memory: MemoryJson {
+                zero: guest.memory.zero,
+                filled: guest.memory.filled,
+                copied: guest.memory.copied,
+                host: guest.memory.host,
+                shared: guest.memory.shared,
+                large: guest.memory.large,
+                own_bytes: guest.memory.private_bytes(),
+            },
+            tables: guest.memory.tables,
             invepts: guest.invalidations,
             dirty: DirtyJson {
                 harvests: guest.stats.harvests.count,
@@ -86,6 +102,7 @@ impl<'a> GuestJson<'a> {
     }
 }
 
+/// Violations by what they mapped.
 #[derive(Serialize)]
 struct PagesJson {
     filled: u64,
@@ -102,6 +119,26 @@ struct DirtyJson {
     harvests: u64,
     pages: u64,
     digest: u64,
+}
+
+/// Violations that mapped nothing.
+#[derive(Serialize)]
+struct FaultsJson {
+    mmio: u64,
+    spurious: u64,
+    refused: u64,
+}
+
+/// What was mapped in the end, in pages of 4 KiB, and the host memory that nobody else had a part in.
+#[derive(Serialize)]
+struct MemoryJson {
+    zero: u64,
+    filled: u64,
+    copied: u64,
+    host: u64,
+    shared: u64,
+    large: u64,
+    own_bytes: u64,
 }
 
 #[derive(Serialize)]

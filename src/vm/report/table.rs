@@ -98,11 +98,29 @@ fn write_guest(guest: &GuestSummary<'_>, out: &mut impl Write) -> fmt::Result {
         Brief(stats.host_ticks.checked_div(exits).unwrap_or(0)),
         Brief(guest.faults.filled),
         Brief(guest.faults.copied),
-        Brief(guest.tables),
+        Brief(guest.memory.tables),
     )?;
     if !guest.ending.is_success() {
         let mut words = Wrapped::new(out);
         write!(words, "{}", guest.ending)?;
+        words.end()?;
+    }
+    let memory = &guest.memory;
+    if memory.mapped() != 0 {
+        let mut words = Wrapped::new(out);
+        write!(words, "{} of its own", Size(memory.private_bytes()))?;
+        for (pages, what) in [
+            (memory.filled, "filled"),
+            (memory.copied, "copied"),
+            (memory.zero, "of zeroes"),
+            (memory.host, "of the host"),
+            (memory.shared, "shared"),
+            (memory.large, "in large pages"),
+        ] {
+            if pages != 0 {
+                write!(words, ", {} {what}", Grouped(pages))?;
+            }
+        }
         words.end()?;
     }
     if exits != 0 {

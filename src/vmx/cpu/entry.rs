@@ -31,6 +31,15 @@ impl EntryArea {
     }
 }
 
+impl EntryArea {
+    /// Makes the state the same as that of `from`, a guest's that does not run either.
+    #[inline]
+    pub fn restore(&mut self, from: &Self) {
+        self.extended.restore(&from.extended);
+        self.regs = from.regs;
+    }
+}
+
 impl Default for EntryArea {
     fn default() -> Self {
         Self::new()

@@ -211,11 +211,46 @@ macro_rules! width {
     };
 }
 
+/// Writes them one by one, up to the one that fails.
+#[cold]
+fn write_each(vmcs: &mut CurrentVmcs, fields: [Field; 4], values: &[u64]) -> Result<(), VmcsError> {
+    for (field, value) in fields.into_iter().zip(values.iter().copied()) {
+        vmcs.write(field.encoding(), value, || field)?;
+    }
+    Ok(())
+}
+
 impl Vmcs for CurrentVmcs {
     width!(read16, write16, Field16, u16);
     width!(read32, write32, Field32, u32);
     width!(read64, write64, Field64, u64);
     width!(read_natural, write_natural, FieldNatural, u64);
+
+    /// Four VMWRITEs with nothing but a jump behind each.
+    #[inline(always)]
+    fn write_four<const AT: usize, const N: usize>(
+        &mut self,
+        fields: [Field; 4],
+        values: &[u64; N],
+    ) -> Result<(), VmcsError> {
+        const { assert!(AT + 4 <= N) }
+        let [a, b, c, d] = fields;
+        // SAFETY: as in `write`; the words are those of `values`, which has as many.
+        unsafe {
+            asm!(
+                "vmwrite {a}, [{from} + 8 * {at}]", "jbe {failed}",
+                "vmwrite {b}, [{from} + 8 * {at} + 8]", "jbe {failed}",
+                "vmwrite {c}, [{from} + 8 * {at} + 16]", "jbe {failed}",
+                "vmwrite {d}, [{from} + 8 * {at} + 24]", "jbe {failed}",
+                from = in(reg) values.as_ptr(), at = const AT,
+                a = in(reg) u64::from(a.encoding()), b = in(reg) u64::from(b.encoding()),
+                c = in(reg) u64::from(c.encoding()), d = in(reg) u64::from(d.encoding()),
+                failed = label { return write_each(self, fields, values.get(AT..).unwrap_or_default()) },
+                options(nostack, readonly),
+            );
+        }
+        Ok(())
+    }
 
     /// Four VMREADs to memory take fewer instructions than to registers, because nothing but a jump has to follow each.
     #[inline(always)]

@@ -9,6 +9,17 @@ use core::arch::asm;
 /// Region", vol. 1, 13.4.3), the most that a guest is offered.
 const XSAVE_BYTES: usize = 2688;
 const MXCSR_OFFSET: usize = 24;
+/// What FXSAVE writes; the rest of the first 512 bytes is reserved or software's.
+const LEGACY: usize = 416;
+/// The header begins with it; whatever else we ever have in the header is 0.
+const XSTATE_BV: usize = 512;
+/// Where the components above SSE are that guests are offered: AVX, and the three of AVX-512.
+const COMPONENTS: [(u32, core::ops::Range<usize>); 4] = [
+    (2, 576..832),
+    (5, 1088..1152),
+    (6, 1152..1664),
+    (7, 1664..2688),
+];
 const XCR0_X87_SSE: u64 = 0b11;
 
 /// An XSAVE area in the standard format. Its first 512 bytes are what FXSAVE writes at every exit.
@@ -26,6 +37,37 @@ impl ExtendedState {
         area[MXCSR_OFFSET] = 0x80;
         area[MXCSR_OFFSET + 1] = 0x1f;
         Self(area)
+    }
+
+    /// Makes this the same as `from`: what is above SSE only where one of the two has something there.
+    #[inline]
+    pub fn restore(&mut self, from: &Self) {
+        if (self.components() | from.components()) & !XCR0_X87_SSE != 0 {
+            self.0 = from.0;
+            return;
+        }
+        if let (Some(to), Some(from)) = (self.0.get_mut(..LEGACY), from.0.get(..LEGACY)) {
+            to.copy_from_slice(from);
+        }
+    }
+
+    /// XSTATE_BV: the components that are not as after a reset. Those of x87 and SSE mean nothing here.
+    pub fn components(&self) -> u64 {
+        let word = self.0.get(XSTATE_BV..XSTATE_BV + 8);
+        word.and_then(|word| word.try_into().ok())
+            .map_or(0, u64::from_le_bytes)
+    }
+
+    /// Whether both say the same: components that are as after a reset are so whatever the bytes are.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let above = |this: &Self| this.components() & !XCR0_X87_SSE;
+        let same = |range: core::ops::Range<usize>| self.0.get(range.clone()) == other.0.get(range);
+        above(self) == above(other)
+            && same(0..LEGACY)
+            && COMPONENTS
+                .into_iter()
+                .filter(|(number, _)| above(self) >> number & 1 != 0)
+                .all(|(_, range)| same(range))
     }
 
     /// The bytes, for dumps and comparisons.
@@ -65,6 +107,15 @@ pub const SWITCHED_MSRS: [u32; 6] = [
     IA32_TSC_AUX,
 ];
 
+const MSR_NAMES: [&str; SWITCHED_MSRS.len()] = [
+    "IA32_STAR",
+    "IA32_LSTAR",
+    "IA32_CSTAR",
+    "IA32_FMASK",
+    "IA32_KERNEL_GS_BASE",
+    "IA32_TSC_AUX",
+];
+
 /// The registers that stay in the CPU, beside [`ExtendedState`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resident {
@@ -88,6 +139,22 @@ impl Resident {
         cr2: 0,
         msrs: [0; SWITCHED_MSRS.len()],
     };
+
+    /// Each register with a name.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let [dr0, dr1, dr2, dr3] = self.dr;
+        [
+            ("XCR0", self.xcr0),
+            ("DR0", dr0),
+            ("DR1", dr1),
+            ("DR2", dr2),
+            ("DR3", dr3),
+            ("DR6", self.dr6),
+            ("CR2", self.cr2),
+        ]
+        .into_iter()
+        .chain(MSR_NAMES.into_iter().zip(self.msrs))
+    }
 
     fn msrs(features: ResidentFeatures) -> &'static [u32] {
         if features.tsc_aux {
@@ -221,4 +288,55 @@ pub fn update_dr6(change: impl FnOnce(u64) -> u64) {
 pub fn write_cr2(address: u64) {
     // SAFETY: CR2 only tells where a page fault was, and the hypervisor takes none that it survives.
     unsafe { asm!("mov cr2, {}", in(reg) address, options(nomem, nostack, preserves_flags)) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(components: u64, at: usize, byte: u8) -> ExtendedState {
+        let mut state = ExtendedState::new();
+        state.0[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&components.to_le_bytes());
+        state.0[at] = byte;
+        state
+    }
+
+    #[test]
+    fn restoring_leaves_no_difference() {
+        let states = [
+            ExtendedState::new(),
+            with(0, 160, 1),
+            with(3, 415, 2),
+            with(7, 576, 3),
+            with(7, 831, 4),
+            with(0xe7, 2687, 5),
+            with(0xe7, 1100, 6),
+        ];
+        for (i, from) in states.iter().enumerate() {
+            for (j, to) in states.iter().enumerate() {
+                let mut to = to.clone();
+                assert_eq!(to.is_same(from), i == j, "{i} {j}");
+                to.restore(from);
+                assert!(to.is_same(from), "{i} {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_of_a_component_in_its_initial_state_mean_nothing() {
+        assert!(with(3, 600, 1).is_same(&with(0, 600, 2)));
+        assert!(!with(4, 600, 1).is_same(&with(4, 600, 2)));
+        assert!(with(4, 2000, 1).is_same(&with(4, 2000, 2)));
+        assert!(
+            with(0, 500, 1).is_same(&with(0, 500, 2)),
+            "software's bytes"
+        );
+    }
+
+    #[test]
+    fn registers_have_names_of_their_own() {
+        let names: std::collections::BTreeSet<_> =
+            Resident::RESET.named().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), 7 + SWITCHED_MSRS.len());
+    }
 }

@@ -171,7 +171,7 @@ fn the_guest_starts_as_after_a_call() {
         StartInfo::MAGIC
     );
     let size_and_version = field(std::mem::offset_of!(StartInfo, version));
-    assert_eq!(size_and_version, 80 << 32 | u64::from(VERSION));
+    assert_eq!(size_and_version, 88 << 32 | u64::from(VERSION));
     assert_eq!(std::mem::offset_of!(StartInfo, size), 12);
     assert_eq!(field(std::mem::offset_of!(StartInfo, memory)), 64 * MIB);
     assert_eq!(
@@ -196,6 +196,7 @@ fn the_guest_starts_as_after_a_call() {
     );
     assert_eq!(field(std::mem::offset_of!(StartInfo, data)), 0);
     assert_eq!(field(std::mem::offset_of!(StartInfo, data_len)), 0);
+    assert_eq!(field(std::mem::offset_of!(StartInfo, test_device)), 0);
 }
 
 #[test]

@@ -1,0 +1,242 @@
+//! What an emulated instruction reaches: through the guest's page tables, memory or devices. An access may cross into
+//! another page, and into something else.
+
+use arrayvec::ArrayVec;
+
+use super::super::devices::MmioDevices;
+use super::super::loader::{GuestMemory, MemoryFault};
+use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
+use super::{Bus, Width};
+use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
+use crate::vmx::VmcsError;
+use crate::vmx::segment::{Segment, SegmentRegister};
+
+/// Who answers at a guest-physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Memory.
+    Memory,
+    /// A device.
+    Device {
+        /// The tag of its region.
+        tag: u32,
+        /// Bytes from the start of the region.
+        offset: u64,
+    },
+}
+
+/// Guest memory that knows what is not memory.
+pub trait Places: GuestMemory {
+    /// Who answers to a read or write at `gpa`, as the guest may make it.
+    fn place(&self, gpa: Gpa, write: bool) -> Result<Place, Self::Error>;
+}
+
+/// A translation that the CPU itself made for the access, which may be older than what the guest's tables say now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// The linear address.
+    pub gva: Gva,
+    /// Where it led.
+    pub gpa: Gpa,
+    /// It was to be written.
+    pub write: bool,
+}
+
+/// Why an access failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusFault<E> {
+    /// The guest's tables or its memory.
+    Virtual(VirtualFault<E>),
+    /// The VMCS would not tell a segment register.
+    Vmcs(VmcsError),
+    /// No device has the region.
+    NoDevice(Gpa),
+}
+
+/// The bus of one exit.
+pub struct GuestBus<'b, M: GuestMemory, S> {
+    /// Guest memory.
+    pub memory: &'b mut M,
+    /// The devices.
+    pub devices: &'b mut MmioDevices,
+    /// The segment registers.
+    pub segments: S,
+    /// How the guest translates addresses.
+    pub translation: Translation,
+    /// As whom it accesses memory.
+    pub privilege: Privilege,
+    /// What the CPU has translated.
+    pub translated: Translated,
+}
+
+/// The part of an access that lies in one page, or in two of one device.
+#[derive(Clone, Copy)]
+struct Piece {
+    gpa: Gpa,
+    len: u64,
+    place: Place,
+}
+
+type Pieces = ArrayVec<Piece, 2>;
+
+impl<M: Places, S> GuestBus<'_, M, S> {
+    fn translate(&mut self, at: Gva, write: bool) -> Result<Gpa, BusFault<M::Error>> {
+        let Translated {
+            gva,
+            gpa,
+            write: to_write,
+        } = self.translated;
+        if at.align_down(PAGE_SIZE) == gva.align_down(PAGE_SIZE) && (to_write || !write) {
+            return Ok(Gpa::new(
+                gpa.align_down(PAGE_SIZE).as_u64() + at.page_offset(),
+            ));
+        }
+        GuestVirtual::new(self.memory, self.translation, self.privilege)
+            .translate(at, write)
+            .map_err(BusFault::Virtual)
+    }
+
+    /// The pieces of an access, all of which can be accessed.
+    fn pieces(&mut self, at: Gva, width: Width, write: bool) -> Result<Pieces, BusFault<M::Error>> {
+        let in_page = width.bytes().min(PAGE_SIZE - at.page_offset());
+        let first = self.piece(at, in_page, write)?;
+        let rest = width.bytes() - in_page;
+        let mut pieces = Pieces::new();
+        if rest == 0 {
+            pieces.push(first);
+            return Ok(pieces);
+        }
+        let next = Gva::new(at.as_u64().wrapping_add(in_page));
+        let second = self.piece(next, rest, write)?;
+        match (first.place, second.place) {
+            (
+                Place::Device { tag, offset },
+                Place::Device {
+                    tag: other,
+                    offset: next,
+                },
+            ) if tag == other && offset.checked_add(in_page) == Some(next) => {
+                let len = width.bytes();
+                pieces.push(Piece { len, ..first });
+            }
+            _ => pieces.extend([first, second]),
+        }
+        Ok(pieces)
+    }
+
+    fn piece(&mut self, at: Gva, len: u64, write: bool) -> Result<Piece, BusFault<M::Error>> {
+        let gpa = self.translate(at, write)?;
+        let place = self
+            .memory
+            .place(gpa, write)
+            .map_err(|error| memory_fault(gpa, error))?;
+        if let Place::Device { tag, .. } = place
+            && self.devices.get(tag).is_none()
+        {
+            return Err(BusFault::NoDevice(gpa));
+        }
+        Ok(Piece { gpa, len, place })
+    }
+
+    fn read_piece(&mut self, piece: Piece) -> Result<u64, BusFault<M::Error>> {
+        let Piece { gpa, len, place } = piece;
+        let mut bytes = [0; 8];
+        match place {
+            Place::Memory => {
+                let into = bytes.get_mut(..len as usize).unwrap_or_default();
+                let read = self.memory.read(gpa, into);
+                read.map_err(|error| memory_fault(gpa, error))?;
+                Ok(u64::from_le_bytes(bytes))
+            }
+            Place::Device { tag, offset } => {
+                let Some((device, base)) = self.devices.get(tag) else {
+                    return Err(BusFault::NoDevice(gpa));
+                };
+                let parts = parts(len).map(|(at, width)| {
+                    let value = device.read(base.wrapping_add(offset + at), width);
+                    (value & width.mask()) << (8 * at)
+                });
+                Ok(parts.fold(0, |all, part| all | part))
+            }
+        }
+    }
+
+    fn write_piece(&mut self, piece: Piece, value: u64) -> Result<(), BusFault<M::Error>> {
+        let Piece { gpa, len, place } = piece;
+        match place {
+            Place::Memory => {
+                let bytes = value.to_le_bytes();
+                let from = bytes.get(..len as usize).unwrap_or_default();
+                let written = self.memory.write(gpa, from);
+                written.map_err(|error| memory_fault(gpa, error))
+            }
+            Place::Device { tag, offset } => {
+                let Some((device, base)) = self.devices.get(tag) else {
+                    return Err(BusFault::NoDevice(gpa));
+                };
+                for (at, width) in parts(len) {
+                    let part = value >> (8 * at) & width.mask();
+                    device.write(base.wrapping_add(offset + at), width, part);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The accesses that make up one of `len` bytes: where each begins and how wide it is.
+fn parts(len: u64) -> impl Iterator<Item = (u64, Width)> {
+    let mut done = 0;
+    core::iter::from_fn(move || {
+        let left = len - done;
+        let width = Width::at_most(left);
+        let part = (done, width);
+        done += width.bytes().min(left);
+        (left != 0).then_some(part)
+    })
+}
+
+fn memory_fault<E>(address: Gpa, error: E) -> BusFault<E> {
+    BusFault::Virtual(VirtualFault::Memory(MemoryFault { address, error }))
+}
+
+impl<M, S> Bus for GuestBus<'_, M, S>
+where
+    M: Places,
+    S: FnMut(SegmentRegister) -> Result<Segment, VmcsError>,
+{
+    type Fault = BusFault<M::Error>;
+
+    fn segment(&mut self, register: SegmentRegister) -> Result<Segment, Self::Fault> {
+        (self.segments)(register).map_err(BusFault::Vmcs)
+    }
+
+    fn read(&mut self, at: Gva, width: Width) -> Result<u64, Self::Fault> {
+        let mut value = 0;
+        let mut shift = 0;
+        for piece in self.pieces(at, width, false)? {
+            value |= self.read_piece(piece)? << shift;
+            shift += 8 * piece.len;
+        }
+        Ok(value)
+    }
+
+    fn write(&mut self, at: Gva, width: Width, value: u64) -> Result<(), Self::Fault> {
+        let pieces = self.pieces(at, width, true)?;
+        // Memory first: it can still fail, for want of a frame, and then no device has seen anything.
+        for devices in [false, true] {
+            let mut shift = 0;
+            for &piece in &pieces {
+                if matches!(piece.place, Place::Device { .. }) == devices {
+                    self.write_piece(piece, value >> shift)?;
+                }
+                shift += 8 * piece.len;
+            }
+        }
+        Ok(())
+    }
+
+    fn may_write(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault> {
+        self.pieces(at, width, true).map(drop)
+    }
+}

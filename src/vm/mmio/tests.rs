@@ -1,0 +1,518 @@
+//! Tests of decoding and of the bus. That instructions do what the CPU makes of them is tested beside, against the CPU
+//! itself, in `tests/mmio_oracle.rs`.
+
+use super::super::devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM};
+use super::super::loader::GuestMemory;
+use super::super::repetition::AddressSize;
+use super::super::virtual_memory::{Privilege, Translation, VirtualFault};
+use super::instruction::{Base, Op, Operand, Repeat};
+use super::*;
+use crate::addr::Gpa;
+use crate::vmx::segment::AccessRights;
+use crate::vmx::{Gpr, GuestRegs, VmcsError};
+use offshoot_abi::test_device::{LAST_OFFSET, LAST_VALUE, READS, WIDTHS, WRITES};
+
+const PAGE: u64 = 4096;
+
+/// Pages 0 and 1: RAM. 2 and 3: the test device. 4: its ROM. 5: RAM. 6: ROM without a handler. 7: a device that nobody
+/// has. The rest: nothing.
+struct Memory(Vec<u8>);
+
+impl GuestMemory for Memory {
+    type Error = &'static str;
+    fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Self::Error> {
+        let at = from.as_u64() as usize;
+        into.copy_from_slice(self.0.get(at..at + into.len()).ok_or("outside")?);
+        Ok(())
+    }
+    fn write(&mut self, to: Gpa, bytes: &[u8]) -> Result<(), Self::Error> {
+        let at = to.as_u64() as usize;
+        let place = self.0.get_mut(at..at + bytes.len()).ok_or("outside")?;
+        place.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Places for Memory {
+    fn place(&self, gpa: Gpa, write: bool) -> Result<Place, Self::Error> {
+        let offset = |start: u64| gpa.as_u64() - start * PAGE;
+        let (tag, offset) = match gpa.as_u64() / PAGE {
+            0 | 1 | 5 => return Ok(Place::Memory),
+            2 | 3 => (TEST_DEVICE, offset(2)),
+            4 if write => (TEST_DEVICE_ROM, offset(4)),
+            4 | 6 if !write => return Ok(Place::Memory),
+            6 => return Err("denied"),
+            7 => (99, offset(7)),
+            _ => return Err("nothing"),
+        };
+        Ok(Place::Device { tag, offset })
+    }
+}
+
+struct World {
+    memory: Memory,
+    devices: MmioDevices,
+}
+
+type Segments = fn(SegmentRegister) -> Result<Segment, VmcsError>;
+
+impl World {
+    fn new() -> Self {
+        Self {
+            memory: Memory((0..8 * PAGE).map(|at| at as u8).collect()),
+            devices: MmioDevices::default(),
+        }
+    }
+    /// A bus without paging. The CPU has translated nothing that is accessed.
+    fn bus(&mut self) -> GuestBus<'_, Memory, Segments> {
+        GuestBus {
+            memory: &mut self.memory,
+            devices: &mut self.devices,
+            segments: |_| Ok(Segment::flat(0, AccessRights::DATA)),
+            translation: Translation::Off,
+            privilege: Privilege {
+                user: false,
+                write_protect: true,
+            },
+            translated: Translated {
+                gva: Gva::new(1 << 40),
+                gpa: Gpa::new(0),
+                write: false,
+            },
+        }
+    }
+    fn register(&mut self, offset: u64) -> u64 {
+        let (device, base) = self.devices.get(TEST_DEVICE).unwrap();
+        device.read(base + offset, Width::Qword)
+    }
+}
+
+fn virtual_memory(address: u64, error: &'static str) -> BusFault<&'static str> {
+    BusFault::Virtual(VirtualFault::Memory(super::super::loader::MemoryFault {
+        address: Gpa::new(address),
+        error,
+    }))
+}
+
+#[test]
+fn an_access_arrives_whole_where_it_can() {
+    let mut world = World::new();
+    let device = 2 * PAGE;
+    // Aligned and not, and across the two pages of the device.
+    for offset in [0x10, 0x13, PAGE - 3] {
+        for width in Width::ALL {
+            let value = 0x8877_6655_4433_2211 & width.mask();
+            world
+                .bus()
+                .write(Gva::new(device + offset), width, value)
+                .unwrap();
+            let read = world.bus().read(Gva::new(device + offset), width);
+            assert_eq!(read, Ok(value));
+            assert_eq!(world.register(LAST_OFFSET), offset);
+            assert_eq!(
+                world.register(WIDTHS) & 0xffff,
+                (0x80 | width.bytes()) << 8 | width.bytes()
+            );
+        }
+    }
+    assert_eq!((world.register(READS), world.register(WRITES)), (12, 12));
+}
+
+#[test]
+fn an_access_across_an_edge_is_split_and_checked_first() {
+    let mut world = World::new();
+    // Five bytes of RAM, three of the device: 2 and 1.
+    let at = Gva::new(2 * PAGE - 5);
+    world
+        .bus()
+        .write(at, Width::Qword, 0x0807_0605_0403_0201)
+        .unwrap();
+    assert_eq!(
+        world.memory.0[2 * PAGE as usize - 5..][..5],
+        [1, 2, 3, 4, 5]
+    );
+    assert_eq!(world.register(WIDTHS), 0x8281);
+    assert_eq!(
+        (world.register(LAST_OFFSET), world.register(LAST_VALUE)),
+        (2, 8)
+    );
+    assert_eq!(
+        world.bus().read(at, Width::Qword),
+        Ok(0x0807_0605_0403_0201)
+    );
+    // Into ROM without a handler, into nothing, into a device that nobody has: neither half is written.
+    for (at, fault) in [
+        (6 * PAGE - 4, virtual_memory(6 * PAGE, "denied")),
+        (6 * PAGE + 8, virtual_memory(6 * PAGE + 8, "denied")),
+        (8 * PAGE - 4, BusFault::NoDevice(Gpa::new(8 * PAGE - 4))),
+        (8 * PAGE, virtual_memory(8 * PAGE, "nothing")),
+    ] {
+        let before = world.memory.0.clone();
+        assert_eq!(world.bus().write(Gva::new(at), Width::Qword, 0), Err(fault));
+        assert_eq!(
+            world.bus().may_write(Gva::new(at), Width::Qword),
+            Err(fault)
+        );
+        assert_eq!(world.memory.0, before);
+    }
+    let reads = world.register(READS);
+    let nowhere = Gva::new(7 * PAGE - 1);
+    assert!(world.bus().read(nowhere, Width::Word).is_err());
+    // A write that ends nowhere is not begun in the device.
+    assert_eq!(world.register(READS), reads);
+}
+
+#[test]
+fn the_translation_of_the_cpu_counts_for_its_page_and_its_right() {
+    let mut world = World::new();
+    let translated = |write| Translated {
+        gva: Gva::new(0x7000_0000_0123),
+        gpa: Gpa::new(2 * PAGE + 0x123),
+        write,
+    };
+    let mut bus = world.bus();
+    bus.translation = Translation::Legacy; // whatever needs the tables fails
+    bus.translated = translated(false);
+    assert!(bus.read(Gva::new(0x7000_0000_0010), Width::Dword).is_ok());
+    assert!(
+        bus.write(Gva::new(0x7000_0000_0010), Width::Dword, 0)
+            .is_err()
+    );
+    assert!(bus.read(Gva::new(0x7000_0000_0fff), Width::Word).is_err());
+    bus.translated = translated(true);
+    assert!(
+        bus.write(Gva::new(0x7000_0000_0010), Width::Dword, 7)
+            .is_ok()
+    );
+    assert_eq!(world.register(LAST_OFFSET), 0x10);
+}
+
+fn memory(instruction: &Instruction) -> instruction::MemoryOperand {
+    match (instruction.first, instruction.second) {
+        (Operand::Memory(memory), _) | (_, Operand::Memory(memory)) => memory,
+        _ => panic!("no memory in {instruction:?}"),
+    }
+}
+
+#[test]
+fn addresses_of_every_mode_are_understood() {
+    use CodeMode::{Bits16, Bits32, Bits64};
+    use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ss};
+    let mut regs = GuestRegs::ZERO;
+    for (number, gpr) in (1..).zip([Gpr::Rbx, Gpr::Rbp, Gpr::Rsi, Gpr::Rdi, Gpr::Rsp]) {
+        regs.set(gpr, 0xaaaa_0000_0000_0000 | number << 8);
+    }
+    regs.set(Gpr::R13, 0xffff_ffff_ffff_f000);
+    let wide = 0xaaaa_0000_0000_0000;
+    for (mode, bytes, segment, offset) in [
+        // mov [rbx], eax and so on, by ModRM and SIB.
+        (Bits64, &[0x89, 0x03][..], Ds, wide | 0x100),
+        (Bits64, &[0x89, 0x45, 0x10], Ss, wide | 0x210),
+        (Bits64, &[0x89, 0x04, 0x24], Ss, wide | 0x500),
+        (Bits64, &[0x67, 0x89, 0x03], Ds, 0x100),
+        (Bits64, &[0x67, 0x89, 0x43, 0xff], Ds, 0xff),
+        (Bits64, &[0x41, 0x89, 0x85, 0, 0x20, 0, 0], Ds, 0x1000),
+        (
+            Bits64,
+            &[0x89, 0x04, 0x25, 0, 0, 0, 0xff],
+            Ds,
+            0xffff_ffff_ff00_0000,
+        ),
+        (
+            Bits64,
+            &[0x67, 0x89, 0x04, 0x25, 0, 0, 0, 0xff],
+            Ds,
+            0xff00_0000,
+        ),
+        (
+            Bits64,
+            &[0x89, 0x04, 0x75, 4, 0, 0, 0],
+            Ds,
+            0x5554_0000_0000_0604,
+        ),
+        (
+            Bits64,
+            &[0x89, 0x05, 0xf0, 0xff, 0xff, 0xff],
+            Ds,
+            0x1_0000_0000 - 10,
+        ),
+        (
+            Bits64,
+            &[0x67, 0x89, 0x05, 0xf0, 0xff, 0xff, 0xff],
+            Ds,
+            0xffff_fff7,
+        ),
+        (Bits64, &[0x64, 0x89, 0x03], Fs, wide | 0x100),
+        (Bits64, &[0x65, 0x3e, 0x89, 0x03], Gs, wide | 0x100),
+        (Bits64, &[0x26, 0x89, 0x03], Ds, wide | 0x100),
+        (
+            Bits64,
+            &[0xa2, 1, 2, 3, 4, 5, 6, 7, 8],
+            Ds,
+            0x0807_0605_0403_0201,
+        ),
+        (Bits32, &[0x89, 0x03], Ds, 0x100),
+        (Bits32, &[0x89, 0x45, 0x10], Ss, 0x210),
+        (Bits32, &[0x3e, 0x89, 0x45, 0x10], Ds, 0x210),
+        (Bits32, &[0x2e, 0x89, 0x03], Cs, 0x100),
+        (Bits32, &[0x89, 0x05, 0, 0, 0, 0xff], Ds, 0xff00_0000),
+        (Bits32, &[0xa2, 0, 0, 0, 0xff], Ds, 0xff00_0000),
+        (Bits32, &[0x89, 0x44, 0xb5, 0xfc], Ss, 0x200 + 0xc00 - 4),
+        (Bits32, &[0x67, 0x89, 0x00], Ds, 0x400),
+        (Bits32, &[0x67, 0x89, 0x06, 0x34, 0x82], Ds, 0x8234),
+        (Bits16, &[0x89, 0x00], Ds, 0x400),
+        (Bits16, &[0x89, 0x02], Ss, 0x500),
+        (Bits16, &[0x36, 0x89, 0x05], Ss, 0x400),
+        (Bits16, &[0x26, 0x89, 0x41, 0xff], Es, 0x4ff),
+        (Bits16, &[0x89, 0x86, 0, 0xff], Ss, 0x100),
+        (Bits16, &[0xa3, 0x34, 0x82], Ds, 0x8234),
+        (Bits16, &[0x67, 0x66, 0x89, 0x45, 0x10], Ss, 0x210),
+    ] {
+        let instruction =
+            decode(mode, bytes).unwrap_or_else(|error| panic!("{bytes:x?}: {error:?}"));
+        assert_eq!(usize::from(instruction.length), bytes.len(), "{bytes:x?}");
+        let operand = memory(&instruction);
+        assert_eq!(operand.segment, segment, "{bytes:x?}");
+        let next = 0x1_0000_0000 + bytes.len() as u64;
+        let found = operand.offset(&regs, next, instruction.address_size);
+        assert_eq!(found, offset, "{bytes:x?}: {found:#x}");
+    }
+}
+
+#[test]
+fn widths_and_repetitions_are_understood() {
+    use CodeMode::{Bits16, Bits32, Bits64};
+    for (mode, bytes, width, repeat, address_size) in [
+        (
+            Bits64,
+            &[0xf3, 0x48, 0xa5][..],
+            Width::Qword,
+            Repeat::WhileEqual,
+            AddressSize::Bits64,
+        ),
+        (
+            Bits64,
+            &[0xf3, 0x67, 0xaa],
+            Width::Byte,
+            Repeat::WhileEqual,
+            AddressSize::Bits32,
+        ),
+        (
+            Bits64,
+            &[0x66, 0xf2, 0xaf],
+            Width::Word,
+            Repeat::WhileNotEqual,
+            AddressSize::Bits64,
+        ),
+        (
+            Bits32,
+            &[0xf3, 0xa5],
+            Width::Dword,
+            Repeat::WhileEqual,
+            AddressSize::Bits32,
+        ),
+        (
+            Bits32,
+            &[0x67, 0xac],
+            Width::Byte,
+            Repeat::No,
+            AddressSize::Bits16,
+        ),
+        (
+            Bits16,
+            &[0xf3, 0xa5],
+            Width::Word,
+            Repeat::WhileEqual,
+            AddressSize::Bits16,
+        ),
+        (
+            Bits16,
+            &[0x66, 0x67, 0xad],
+            Width::Dword,
+            Repeat::No,
+            AddressSize::Bits32,
+        ),
+    ] {
+        let instruction = decode(mode, bytes).unwrap();
+        assert!(matches!(instruction.op, Op::String(_)));
+        let found = (
+            instruction.width,
+            instruction.repeat,
+            instruction.address_size,
+        );
+        assert_eq!(found, (width, repeat, address_size), "{bytes:x?}");
+    }
+    for (mode, bytes, width) in [
+        (Bits16, &[0x89, 0x00][..], Width::Word),
+        (Bits16, &[0x66, 0x89, 0x00], Width::Dword),
+        (Bits32, &[0x66, 0x89, 0x00], Width::Word),
+        (Bits64, &[0x48, 0x89, 0x00], Width::Qword),
+        (Bits64, &[0x88, 0x20], Width::Byte),
+    ] {
+        assert_eq!(decode(mode, bytes).unwrap().width, width, "{bytes:x?}");
+    }
+}
+
+#[test]
+fn what_is_not_carried_out_is_refused() {
+    let not = Err(DecodeError::NotCarriedOut);
+    for bytes in [
+        &[0x0f, 0x10, 0x07][..],   // movups
+        &[0x66, 0x0f, 0x6f, 0x07], // movdqa
+        &[0xdd, 0x07],             // fld
+        &[0xff, 0x37],             // push
+        &[0xff, 0x17],             // call
+        &[0x8e, 0x1f],             // mov ds
+        &[0x8c, 0x1f],             // mov from ds
+        &[0x48, 0x0f, 0xc7, 0x0f], // cmpxchg16b
+        &[0x0f, 0xae, 0x27],       // xsave
+        &[0xc1, 0x27, 3],          // shl
+        &[0x6b, 0x07, 3],          // imul
+        &[0xc5, 0xf8, 0x10, 0x07], // vmovups
+        &[0x62, 0xf1, 0x7c, 0x48, 0x10, 0x07],
+    ] {
+        assert_eq!(decode(CodeMode::Bits64, bytes), not, "{bytes:x?}");
+    }
+    let short = Err(DecodeError::TooShort);
+    let whole = [0x66, 0x81, 0x84, 0x24, 1, 2, 3, 4, 5, 6];
+    for len in 0..whole.len() {
+        assert_eq!(decode(CodeMode::Bits64, &whole[..len]), short, "{len}");
+    }
+    assert!(decode(CodeMode::Bits64, &whole).is_ok());
+    // LOCK where it may not stand, and more prefixes than fit.
+    assert_eq!(
+        decode(CodeMode::Bits64, &[0xf0, 0x89, 0x07]),
+        Err(DecodeError::Invalid)
+    );
+    assert!(decode(CodeMode::Bits64, &[0x66; 15]).is_err());
+}
+
+fn state(rip: u64) -> State {
+    State {
+        regs: GuestRegs::ZERO,
+        rip,
+        rflags: 2,
+    }
+}
+
+#[test]
+fn an_instruction_that_does_not_fit_the_report_changes_nothing() {
+    let mut world = World::new();
+    let mut state = state(0);
+    state.regs.set(Gpr::Rbx, 2 * PAGE);
+    let before = state;
+    let instruction = decode(CodeMode::Bits64, &[0x89, 0x03]).unwrap();
+    for (reported, fits) in [(0, false), (2 * PAGE + 0xfff, true), (3 * PAGE, false)] {
+        let done = execute(
+            &instruction,
+            CodeMode::Bits64,
+            &mut state,
+            Gva::new(reported),
+            &mut world.bus(),
+        );
+        assert_eq!(done.is_ok(), fits, "{reported:#x}");
+        assert_eq!(done == Err(Stop::Elsewhere), !fits);
+        assert_eq!(state, before);
+    }
+    assert_eq!(world.register(WRITES), 1);
+    // One that begins in the page before fits as well.
+    state.regs.set(Gpr::Rbx, 2 * PAGE - 1);
+    let at = Gva::new(2 * PAGE);
+    let done = execute(
+        &instruction,
+        CodeMode::Bits64,
+        &mut state,
+        at,
+        &mut world.bus(),
+    );
+    assert_eq!(done, Ok(Progress::Done));
+}
+
+#[test]
+fn a_repetition_is_bounded_and_keeps_what_it_did() {
+    let mut world = World::new();
+    let rep = decode(CodeMode::Bits64, &[0xf3, 0xa4]).unwrap();
+    let mut state = state(0);
+    state.regs.set(Gpr::Rcx, u64::MAX);
+    state.regs.set(Gpr::Rsi, 2 * PAGE);
+    state.regs.set(Gpr::Rdi, 2 * PAGE - 100);
+    let at = Gva::new(2 * PAGE);
+    let mut step = |state: &mut State| execute(&rep, CodeMode::Bits64, state, at, &mut world.bus());
+    assert_eq!(step(&mut state), Ok(Progress::Again));
+    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - 64);
+    assert_eq!(state.regs.get(Gpr::Rsi), 2 * PAGE + 64);
+    // Single-stepped, one element.
+    state.rflags |= 1 << 8;
+    assert_eq!(step(&mut state), Ok(Progress::Again));
+    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - 65);
+    // To where nothing is: the elements before stand, the device is not read for the one that fails.
+    state.rflags = 2;
+    state.regs.set(Gpr::Rdi, 6 * PAGE - 3);
+    state.regs.set(Gpr::Rsi, 2 * PAGE);
+    let failed = step(&mut state);
+    assert_eq!(failed, Err(Stop::Bus(virtual_memory(6 * PAGE, "denied"))));
+    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - 68);
+    assert_eq!(world.register(READS), 68);
+    // Nothing to do.
+    let mut none = self::state(0);
+    let done = execute(&rep, CodeMode::Bits64, &mut none, at, &mut world.bus());
+    assert_eq!(done, Ok(Progress::Done));
+}
+
+#[test]
+fn segments_count_outside_64_bit_mode() {
+    let mut world = World::new();
+    let mut state = state(0);
+    let store = decode(CodeMode::Bits32, &[0x88, 0x03]).unwrap(); // mov [ebx], al
+    let mut at = |segments: Segments, state: &mut State| {
+        let mut bus = world.bus();
+        bus.segments = segments;
+        execute(
+            &store,
+            CodeMode::Bits32,
+            state,
+            Gva::new(2 * PAGE),
+            &mut bus,
+        )
+    };
+    let with_base: Segments = |_| {
+        let data = Segment::flat(0, AccessRights::DATA);
+        Ok(Segment {
+            base: 2 * PAGE,
+            limit: 0xff,
+            ..data
+        })
+    };
+    state.regs.set(Gpr::Rbx, 0xffff_0000_0000_00ff);
+    assert_eq!(at(with_base, &mut state), Ok(Progress::Done));
+    state.regs.set(Gpr::Rbx, 0x100);
+    let fault = SegmentFault { stack: false };
+    assert_eq!(at(with_base, &mut state), Err(Stop::Segment(fault)));
+    assert_eq!(world.register(LAST_OFFSET), 0xff);
+    assert_eq!(memory(&store).base, Base::Register(Gpr::Rbx));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(256))]
+
+    /// Whatever the guest has for code: no panic, and a length within what was fetched.
+    #[test]
+    fn arbitrary_bytes_decode_to_something(
+        chunks in proptest::collection::vec(proptest::array::uniform15(proptest::num::u8::ANY), 64),
+        prefix in proptest::sample::select(vec![0x66u8, 0x67, 0xf0, 0xf2, 0xf3, 0x48, 0x0f, 0x62, 0xc4, 0xc5, 0x8f]),
+    ) {
+        for mut bytes in chunks {
+            for known in [15, bytes[14] as usize % 16] {
+                for mode in [CodeMode::Bits16, CodeMode::Bits32, CodeMode::Bits64] {
+                    if let Ok(instruction) = decode(mode, &bytes[..known]) {
+                        proptest::prop_assert!((1..=known).contains(&instruction.length.into()));
+                        let mut world = World::new();
+                        let mut state = state(0);
+                        let _ = execute(&instruction, mode, &mut state, Gva::new(0), &mut world.bus());
+                    }
+                }
+                bytes[0] = prefix;
+            }
+        }
+    }
+}

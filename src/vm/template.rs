@@ -1,0 +1,315 @@
+//! Templates: guests that were frozen, and the forks made of them.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use offshoot_abi::MESSAGE_MAX;
+
+use super::devices::Devices;
+use super::guest::{Guest, end_space};
+use super::invalidate::OnlyCpu;
+use super::machine::{Machine, give_back};
+use super::run::now;
+use super::stats::RunStats;
+use super::vcpu::{Vcpu, VcpuError};
+use super::vcpu_state::{Difference, VcpuState};
+use crate::addr::{AddrRange, Gpa};
+use crate::ept::{self, AccessError, EditError, FrozenSpace, Reset, Restored, Space};
+use crate::frames::{Frame, PhysMem};
+use crate::vmx::interruption::Interruption;
+use crate::vmx::{Field32, Gpr};
+
+/// Why a guest cannot be frozen. It is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreezeError {
+    /// It has ended.
+    Ended,
+    /// An event is being delivered to it.
+    EventPending,
+    /// Its processor's state could not be taken.
+    Vcpu(VcpuError),
+    /// Its memory cannot be a template.
+    Space(ept::FreezeError),
+    /// The message that it has not had yet could not be written.
+    Message(AccessError),
+}
+
+impl fmt::Display for FreezeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended => f.write_str("the guest has ended"),
+            Self::EventPending => f.write_str("an event is being delivered to the guest"),
+            Self::Vcpu(error) => error.fmt(f),
+            Self::Space(error) => error.fmt(f),
+            Self::Message(error) => write!(f, "the message to the guest: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for FreezeError {}
+
+/// Why a guest could not be forked. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForkError {
+    /// Its space could not be made.
+    Space(EditError),
+    /// Its processor could not be made.
+    Vcpu(VcpuError),
+    /// The message could not be written into its memory.
+    Message(AccessError),
+}
+
+impl fmt::Display for ForkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Space(error) => error.fmt(f),
+            Self::Vcpu(error) => error.fmt(f),
+            Self::Message(error) => write!(f, "the message to the fork: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for ForkError {}
+
+/// Why a guest could not be reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetError {
+    /// Its memory cannot be brought back. The guest is as it was.
+    Space(ept::ResetError),
+    /// Its processor's state could not be written: the guest has ended.
+    Vcpu(VcpuError),
+    /// The message could not be written into its memory: the guest has ended.
+    Message(AccessError),
+}
+
+impl fmt::Display for ResetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Space(error) => error.fmt(f),
+            Self::Vcpu(error) => error.fmt(f),
+            Self::Message(error) => write!(f, "the message to the guest: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for ResetError {}
+
+/// Which fork of its template a guest is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ForkId {
+    /// The first has 0; so has a guest that is no fork.
+    pub number: u64,
+}
+
+/// A frozen guest: its memory, its processor and its devices, which never change.
+///
+/// It ends by [`Template::end`]. Its forks may outlive it, but cannot be reset any more.
+#[must_use = "a template that is dropped without `end` leaks its frames"]
+pub struct Template<'s, M: PhysMem> {
+    space: FrozenSpace<'s, M>,
+    state: VcpuState,
+    /// Holds the entry area that the state refers to.
+    area: Frame,
+    devices: Devices,
+    budget: u64,
+    /// Where the guest has asked for a message.
+    message: Option<AddrRange<Gpa>>,
+    forks: AtomicU64,
+}
+
+impl<'s, M: PhysMem> Guest<'s, M> {
+    /// Makes this guest a template. Nothing is copied. It must not run: after a turn that has not ended it.
+    #[allow(clippy::result_large_err)]
+    pub fn freeze(
+        mut self,
+        machine: &mut Machine<'_, M>,
+    ) -> Result<Template<'s, M>, (FreezeError, Self)> {
+        let state = match self.frozen_state(machine) {
+            Ok(state) => state,
+            Err(error) => return Err((error, self)),
+        };
+        let mut space = match self.space.freeze() {
+            Ok(space) => space,
+            Err((error, space)) => {
+                return Err((FreezeError::Space(error), Self { space, ..self }));
+            }
+        };
+        // Nobody runs it again: frames that waited for that come back.
+        space.settle(&mut OnlyCpu(&mut machine.vmx));
+        let message = self.asked.take();
+        if message.is_some() {
+            self.vcpu.area(machine.frames).regs.set(Gpr::Rax, 0);
+        }
+        Ok(Template {
+            space,
+            state,
+            area: self.vcpu.into_area(machine),
+            devices: self.devices,
+            budget: self.budget,
+            message,
+            forks: AtomicU64::new(0),
+        })
+    }
+
+    fn frozen_state(&mut self, machine: &mut Machine<'_, M>) -> Result<VcpuState, FreezeError> {
+        if self.ended.is_some() {
+            return Err(FreezeError::Ended);
+        }
+        self.deliver_message(machine.frames)
+            .map_err(FreezeError::Message)?;
+        let state = self.vcpu.capture(machine).map_err(FreezeError::Vcpu)?;
+        let injected = state.fields.get(Field32::EntryInterruptionInformation);
+        match injected.and_then(|field| Interruption::decode(field as u32)) {
+            None => Ok(state),
+            Some(_) => Err(FreezeError::EventPending),
+        }
+    }
+}
+
+impl<'s, M: PhysMem> Template<'s, M> {
+    /// A guest that goes on where this one was frozen, in the same time and with the same few frames however large it is.
+    /// `message` is put where the guest has asked for one, as much of it as there is room for.
+    pub fn fork(
+        &self,
+        machine: &mut Machine<'_, M>,
+        message: &[u8],
+    ) -> Result<Guest<'s, M>, ForkError> {
+        let space = self.space.fork().map_err(ForkError::Space)?;
+        self.fork_in(space, machine, message)
+    }
+
+    /// As [`Template::fork`], with the pages of the working set as its own from the start. Yields how many it was given.
+    pub fn fork_prefetched(
+        &self,
+        machine: &mut Machine<'_, M>,
+        message: &[u8],
+    ) -> Result<(Guest<'s, M>, u64), ForkError> {
+        let (space, pages) = self.space.fork_prefetched().map_err(ForkError::Space)?;
+        Ok((self.fork_in(space, machine, message)?, pages))
+    }
+
+    #[inline]
+    fn fork_in(
+        &self,
+        space: Space<'s, M>,
+        machine: &mut Machine<'_, M>,
+        message: &[u8],
+    ) -> Result<Guest<'s, M>, ForkError> {
+        let begin = now();
+        let vcpu = match Vcpu::fork(machine, space.eptp().as_u64(), &self.state) {
+            Ok(vcpu) => vcpu,
+            Err(error) => {
+                end_space(space, machine);
+                return Err(ForkError::Vcpu(error));
+            }
+        };
+        let setup_ticks = now().wrapping_sub(begin);
+        let mut guest = Guest {
+            space,
+            vcpu,
+            devices: self.devices.clone(),
+            budget: self.budget,
+            used: 0,
+            fork: ForkId {
+                number: self.forks.fetch_add(1, Ordering::Relaxed),
+            },
+            ended: None,
+            asked: None,
+            message: None,
+            setup_ticks,
+            stats: RunStats::ZERO,
+        };
+        match self.give_message(&mut guest, machine, message) {
+            Ok(()) => Ok(guest),
+            Err(error) => {
+                guest.end(machine);
+                Err(ForkError::Message(error))
+            }
+        }
+    }
+
+    /// Brings a fork of this template back to what it was when it was made.
+    pub fn reset(
+        &self,
+        guest: &mut Guest<'s, M>,
+        machine: &mut Machine<'_, M>,
+        how: Reset,
+        message: &[u8],
+    ) -> Result<Restored, ResetError> {
+        let restored = guest
+            .space
+            .reset(&self.space, how)
+            .map_err(ResetError::Space)?;
+        let vmcs = guest.vcpu.make_current(machine).map_err(VcpuError::from);
+        let done = vmcs.and_then(|mut vmcs| guest.vcpu.restore(machine, &mut vmcs, &self.state));
+        if let Err(error) = done {
+            guest.end_with(error);
+            return Err(ResetError::Vcpu(error));
+        }
+        guest.devices.restore(&self.devices);
+        (guest.used, guest.ended, guest.asked) = (0, None, None);
+        match self.give_message(guest, machine, message) {
+            Ok(()) => Ok(restored),
+            Err(error) => {
+                guest.ended = Some(super::Outcome::Access(error));
+                Err(ResetError::Message(error))
+            }
+        }
+    }
+
+    /// Has the guest find the message when it runs.
+    fn give_message(
+        &self,
+        guest: &mut Guest<'s, M>,
+        machine: &Machine<'_, M>,
+        message: &[u8],
+    ) -> Result<(), AccessError> {
+        let Some(buffer) = self.message else {
+            return Ok(());
+        };
+        let room = buffer.len().min(MESSAGE_MAX as u64) as usize;
+        let message = message.get(..room).unwrap_or(message);
+        let area = guest.vcpu.area(machine.frames);
+        area.regs.set(Gpr::Rax, message.len() as u64);
+        guest.put_message(machine.frames, buffer.start(), message)
+    }
+
+    /// Remembers which pages `fork` has made its own, for [`Template::fork_prefetched`]. Yields how many.
+    pub fn remember_working_set(&mut self, fork: &Guest<'s, M>) -> Result<u64, ept::ResetError> {
+        self.space.remember_working_set(&fork.space)
+    }
+
+    /// Tells `each` of everything in which the processor of `fork` differs from what it was when the guest was frozen.
+    pub fn differences(
+        &self,
+        fork: &Guest<'s, M>,
+        machine: &mut Machine<'_, M>,
+        each: impl FnMut(Difference),
+    ) -> Result<(), VcpuError> {
+        let now = fork.vcpu.capture(machine)?;
+        self.state.differences(&now, machine.frames, each);
+        Ok(())
+    }
+
+    /// Its memory.
+    pub fn space(&self) -> &FrozenSpace<'s, M> {
+        &self.space
+    }
+
+    /// How many forks were made so far.
+    pub fn forks(&self) -> u64 {
+        self.forks.load(Ordering::Relaxed)
+    }
+
+    /// How long a message its forks can be given, or `None` where the guest has not asked for any.
+    pub fn message_room(&self) -> Option<u64> {
+        self.message.map(AddrRange::len)
+    }
+
+    /// Gives back all that it alone holds.
+    pub fn end(self, machine: &mut Machine<'_, M>) {
+        give_back(machine.frames, self.area);
+        let mut ending = self.space.end();
+        while !ending.step(&mut OnlyCpu(&mut machine.vmx), super::guest::END_STEP) {}
+    }
+}

@@ -1,0 +1,103 @@
+//! The state of a guest's processor at the moment in which it was frozen.
+
+use core::fmt;
+
+use crate::addr::Hpa;
+use crate::frames::{FrameAllocator, PhysMem};
+use crate::vmx::cpu::{EntryArea, Resident};
+use crate::vmx::{Gpr, StateFields};
+
+/// All that a guest's processor holds. The general registers, x87 and vector state are in an entry area in a frame of its
+/// own, which whoever has the state holds.
+#[derive(Clone, Debug)]
+pub(super) struct VcpuState {
+    /// The frame of the entry area.
+    pub area: Hpa,
+    pub fields: StateFields,
+    pub resident: Resident,
+    pub cr8: u8,
+    /// The guest's time-stamp counter.
+    pub tsc: u64,
+}
+
+/// In what a processor differs from the frozen one it was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The register or field.
+    pub name: &'static str,
+    /// What it was when the guest was frozen.
+    pub frozen: u64,
+    /// What it is.
+    pub now: u64,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, frozen, now } = self;
+        write!(f, "{name} is {now:#x} and was {frozen:#x}")
+    }
+}
+
+const GENERAL: [(Gpr, &str); 15] = [
+    (Gpr::Rax, "RAX"),
+    (Gpr::Rbx, "RBX"),
+    (Gpr::Rcx, "RCX"),
+    (Gpr::Rdx, "RDX"),
+    (Gpr::Rbp, "RBP"),
+    (Gpr::Rsi, "RSI"),
+    (Gpr::Rdi, "RDI"),
+    (Gpr::R8, "R8"),
+    (Gpr::R9, "R9"),
+    (Gpr::R10, "R10"),
+    (Gpr::R11, "R11"),
+    (Gpr::R12, "R12"),
+    (Gpr::R13, "R13"),
+    (Gpr::R14, "R14"),
+    (Gpr::R15, "R15"),
+];
+
+impl VcpuState {
+    /// Tells `each` of everything in which `now` differs from this. Time goes on, so of the time-stamp counter only that
+    /// it must not be behind.
+    pub fn differences<M: PhysMem>(
+        &self,
+        now: &Self,
+        frames: &FrameAllocator<M>,
+        mut each: impl FnMut(Difference),
+    ) {
+        let mut compare = |name, frozen, now| {
+            if frozen != now {
+                each(Difference { name, frozen, now });
+            }
+        };
+        for ((field, frozen), (_, now)) in self.fields.iter().zip(now.fields.iter()) {
+            compare(field.name(), frozen, now);
+        }
+        for ((name, frozen), (_, now)) in self.resident.named().zip(now.resident.named()) {
+            compare(name, frozen, now);
+        }
+        compare("CR8", self.cr8.into(), now.cr8.into());
+        let area = |state: &Self| frames.mem().ptr(state.area).cast::<EntryArea>();
+        // SAFETY: both areas were filled when they were made, and their frames are held by the guest and the template,
+        // neither of which runs.
+        let (frozen_area, now_area) = unsafe { (&*area(self), &*area(now)) };
+        for (register, name) in GENERAL {
+            compare(
+                name,
+                frozen_area.regs.get(register),
+                now_area.regs.get(register),
+            );
+        }
+        let components = |area: &EntryArea| area.extended.components();
+        if !frozen_area.extended.is_same(&now_area.extended) {
+            compare(
+                "x87 or vector state",
+                components(frozen_area),
+                !components(now_area),
+            );
+        }
+        if now.tsc < self.tsc {
+            compare("TSC", self.tsc, now.tsc);
+        }
+    }
+}
