@@ -357,7 +357,7 @@ impl Tree {
     #[inline(always)]
     pub fn recent_table(&self, page: Gpa) -> Option<Hpa> {
         let (number, table) = self.recent;
-        ((number ^ page.as_u64() / PAGE_SIZE) / ENTRIES as u64 == 0).then_some(table)
+        ((number ^ (page.as_u64() / PAGE_SIZE)) / ENTRIES as u64 == 0).then_some(table)
     }
 
     /// The number of the page that was put by the last edit.
