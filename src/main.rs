@@ -3,6 +3,7 @@
 #![no_main]
 
 mod boot;
+mod forks;
 mod guests;
 
 use boot::console::{self, say};

@@ -8,8 +8,12 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// What `make bench` runs when nothing else is asked for, beside [`data`].
-pub const DEFAULT: &str = "bench,testdev,map=bench-data";
+/// What `make bench` runs when nothing else is asked for, beside [`data`]: exits and fills; forks of guests of three sizes;
+/// as many idle forks as there is memory for.
+pub const DEFAULT: &str = "bench,testdev,map=bench-data \
+    forks_bench,name=fork-16m,mem=16M,measure=all \
+    forks_bench,name=fork-1g,mem=1G,measure=fork forks_bench,name=fork-16g,mem=16G,measure=fork \
+    frozen,mem=16M,idle";
 const DATA_NAME: &str = "bench-data";
 /// A page for each time that the copying of one is measured, and some more.
 const DATA_LEN: usize = 1024 * 4096;
@@ -25,14 +29,14 @@ pub struct Entry {
     pub unit: String,
 }
 
-/// The entries of an image's figures. The image counts instructions.
+/// The entries of an image's figures.
 pub fn entries(figures: &[Figure]) -> Vec<Entry> {
     figures
         .iter()
         .map(|figure| Entry {
             name: figure.name.clone(),
             value: figure.value.into(),
-            unit: "instructions".into(),
+            unit: figure.unit.clone(),
         })
         .collect()
 }
@@ -86,7 +90,31 @@ fn kvm(name: &str) -> Option<(u64, &'static str)> {
     })
 }
 
-/// The entries as a table, with KVM's figures beside them.
+/// Whether `entry` says more about `other`: it has its name and one word more, and does not count instructions too.
+fn is_detail(entry: &Entry, other: &Entry) -> bool {
+    let more = entry.name.strip_prefix(&other.name);
+    let word = more.and_then(|more| more.strip_prefix('.'));
+    entry.unit != other.unit && word.is_some_and(|word| !word.contains('.'))
+}
+
+/// What the entries that say more about `entry` say.
+fn details(entry: &Entry, all: &[Entry]) -> String {
+    let words: Vec<_> = all
+        .iter()
+        .filter(|other| is_detail(other, entry))
+        .map(|other| {
+            let word = other.name.rsplit('.').next().unwrap_or_default();
+            format!("{word} {}", other.value)
+        })
+        .collect();
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!("  ({})", words.join(", "))
+    }
+}
+
+/// The entries as a table. Those that say more about another stand beside it, and KVM's figures.
 pub fn table(entries: &[Entry]) -> String {
     let names = entries.iter().map(|entry| entry.name.len()).max();
     let values = entries
@@ -96,15 +124,18 @@ pub fn table(entries: &[Entry]) -> String {
     let (names, values) = (names.unwrap_or(0), values.unwrap_or(0));
     entries
         .iter()
-        .map(|Entry { name, value, unit }| {
+        .filter(|entry| !entries.iter().any(|other| is_detail(entry, other)))
+        .map(|entry| {
+            let Entry { name, value, unit } = entry;
+            let value = value.to_string();
             let beside = match kvm(name) {
                 Some((kvm, "")) => format!("  KVM {kvm:>5}"),
                 Some((kvm, what)) => format!("  KVM {kvm:>5} ({what})"),
                 None => String::new(),
             };
             format!(
-                "{name:names$}  {:>values$}  {unit}{beside}\n",
-                value.to_string()
+                "{name:names$}  {value:>values$}  {unit}{}{beside}\n",
+                details(entry, entries)
             )
         })
         .collect()
@@ -145,6 +176,25 @@ mod tests {
         assert!(file(&path, &[entry("a", 1)]).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "{}");
         fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn what_says_more_about_a_figure_stands_beside_it() {
+        let of = |name: &str, value: u64, unit: &str| Entry {
+            unit: unit.into(),
+            ..entry(name, value)
+        };
+        let text = table(&[
+            entry("fork.16m", 2800),
+            of("fork.16m.frames", 4, "frames"),
+            of("fork.16m.vmreads", 0, "times"),
+            entry("fork.16m.first", 9),
+        ]);
+        assert_eq!(
+            text,
+            "fork.16m          2800  instructions  (frames 4, vmreads 0)\n\
+             fork.16m.first       9  instructions\n"
+        );
     }
 
     #[test]

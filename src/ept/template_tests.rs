@@ -188,7 +188,8 @@ fn a_cold_reset_gives_back_all_but_the_root() {
 
 #[test]
 fn what_the_log_does_not_tell_is_reset_cold() {
-    let edits: [(&str, fn(&mut Space<'_, Arena>)); 7] = [
+    type Edit = fn(&mut Space<'_, Arena>);
+    let edits: [(&str, Edit); 7] = [
         ("discard", |space| {
             space.discard(gpas(RAM, PAGE_SIZE)).unwrap()
         }),
@@ -196,11 +197,11 @@ fn what_the_log_does_not_tell_is_reset_cold() {
             space.protect(gpas(RAM, PAGE_SIZE), false, true).unwrap()
         }),
         ("remove", |space| {
-            space.remove_region(gpas(HIGH, 4 * PAGE_SIZE)).unwrap()
+            space.unmap(gpas(HIGH, 4 * PAGE_SIZE)).unwrap()
         }),
         ("add", |space| {
             let region = Region::new(gpas(1 << 40, PAGE_SIZE), RegionKind::Ram);
-            space.add_region(region).unwrap();
+            space.map(region).unwrap();
             space.write(Gpa::new(1 << 40), &[1]).unwrap();
         }),
         ("harvest", |space| {
@@ -354,11 +355,11 @@ fn bad_input_is_refused_and_nothing_is_lost() {
     // SAFETY: the model CPU never touches what the address leads to.
     let device = RegionKind::PassThrough(unsafe { DeviceRange::new(range) });
     let at = gpas(0xe000_0000, PAGE_SIZE);
-    space.add_region(Region::new(at, device)).unwrap();
+    space.map(Region::new(at, device)).unwrap();
     let (error, mut space) = space.freeze().err().unwrap();
     assert_eq!(error, FreezeError::PassThrough(at));
     assert!(error.to_string().contains("0xe0000000"), "{error}");
-    space.remove_region(at).unwrap();
+    space.unmap(at).unwrap();
     // What it was is still its own.
     let before = space.faults();
     guest_write(&mut space, &mut cpu, RAM, 2);

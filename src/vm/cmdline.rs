@@ -16,8 +16,8 @@ pub use data::{DATA, DataOptions, MapOption};
 pub use error::{CmdlineError, Problem};
 use forks::ForkKey;
 pub use forks::{
-    DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, PARALLEL_MAX,
-    ResetMode,
+    DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, Measure,
+    PARALLEL_MAX, ResetMode,
 };
 pub use name::{NAME_MAX, Name};
 pub use value::Duration;

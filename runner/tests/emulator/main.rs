@@ -6,6 +6,7 @@ mod bad_input;
 mod booted;
 mod dirty;
 mod elf_file;
+mod forks;
 mod hostile;
 mod machines;
 mod memory;

@@ -9,6 +9,7 @@ fn all_samples(model: &str) {
         sample("hello"),
         sample("sparse").with("mem=1G"),
         sample("selfcheck"),
+        sample("frozen").with("mem=16M"),
     ];
     let mut run = run(&format!("samples-{model}"), guests);
     run.emulator = Emulator::bochs(model);
@@ -20,7 +21,8 @@ fn all_samples(model: &str) {
     let interrupts = exits.get("external interrupt").copied().unwrap_or(0);
     assert!(interrupts > 9, "{}", booted.tell("interrupts"));
     booted.says(&["hello", "Hello"]);
-    assert_eq!(booted.report().guests.len(), 3);
+    booted.says(&["frozen", "generation 1, fork 0, told [0, 0"]);
+    assert_eq!(booted.report().guests.len(), 4);
     assert_eq!(booted.figure("sparse.words_wrong"), 0);
     let written = booted.figure("sparse.pages_written");
     assert_eq!(written, 8192);

@@ -2,7 +2,7 @@
 
 use super::super::call::{AfterCall, CallRegisters, CallSink, HarvestRequest, call};
 use super::super::devices::Devices;
-use super::super::figures::{Figure, FigureName};
+use super::super::figures::{Figure, FigureName, Unit};
 use super::super::outcome::{Outcome, Turn};
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
@@ -123,6 +123,7 @@ impl<H: Host> CallSink for Sink<'_, H> {
             guest: self.devices.name,
             name,
             value,
+            unit: Unit::Ticks,
         })
     }
 }
