@@ -180,18 +180,12 @@ impl Run<'_> {
         if let Some(hand_over) = first.take() {
             file_boot_figure(hand_over);
         }
-        let template = match self.run_or_freeze(guest, &options.name) {
-            Ran::Ended(outcome, ended) => {
-                guest = ended;
-                summary.ending = Ending::Ran(outcome);
-                None
-            }
-            Ran::Forked(template, outcome, fork) => {
-                guest = fork;
-                summary.ending = Ending::Ran(outcome);
-                Some(template)
-            }
-        };
+        let Ran {
+            outcome,
+            guest,
+            template,
+        } = self.run_or_freeze(guest, &options.name);
+        summary.ending = Ending::Ran(outcome);
         summary.faults = guest.space().faults();
         let frozen = template
             .as_ref()
@@ -207,24 +201,28 @@ impl Run<'_> {
 
     /// Runs a guest to its end. One that asks to be frozen is, and goes on as its own first fork.
     fn run_or_freeze<'g>(&mut self, mut guest: Guest<'g, DirectMap>, name: &Name) -> Ran<'g> {
-        match guest.run(self.machine, &mut Kernel, None) {
-            Turn::Ended(outcome) => return Ran::Ended(outcome, guest),
-            Turn::AsksFreeze | Turn::Halts | Turn::SliceOver => {}
+        let ended = |outcome, guest| Ran {
+            outcome,
+            guest,
+            template: None,
+        };
+        if let Turn::Ended(outcome) = guest.run(self.machine, &mut Kernel, None) {
+            return ended(outcome, guest);
         }
         let template = match guest.freeze(self.machine) {
             Ok(template) => template,
             Err((error, mut guest)) => {
                 log::error!("guest {name}: {error}");
-                let outcome = run_to_end(&mut guest, self.machine);
-                return Ran::Ended(outcome, guest);
+                return ended(run_to_end(&mut guest, self.machine), guest);
             }
         };
         // The fork's number and the number of the run.
         match template.fork(self.machine, &[0; 16]) {
-            Ok(mut fork) => {
-                let outcome = run_to_end(&mut fork, self.machine);
-                Ran::Forked(template, outcome, fork)
-            }
+            Ok(mut guest) => Ran {
+                outcome: run_to_end(&mut guest, self.machine),
+                guest,
+                template: Some(template),
+            },
             Err(error) => power::end(Err(format_args!("guest {name}: {error}"))),
         }
     }
@@ -271,10 +269,11 @@ fn file_boot_figure(hand_over: u64) {
 }
 
 /// What became of a guest.
-enum Ran<'g> {
-    Ended(Outcome, Guest<'g, DirectMap>),
-    /// It was frozen, and this is how its fork ended.
-    Forked(Template<'g, DirectMap>, Outcome, Guest<'g, DirectMap>),
+struct Ran<'g> {
+    outcome: Outcome,
+    /// The guest, or where it was frozen its fork.
+    guest: Guest<'g, DirectMap>,
+    template: Option<Template<'g, DirectMap>>,
 }
 
 /// Runs a guest that is not frozen, whatever it asks for.
