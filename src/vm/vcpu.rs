@@ -104,7 +104,7 @@ impl Vcpu {
         unsafe { this.area_ptr(machine.frames).write(EntryArea::new()) };
         let done = this
             .set_up_controls(machine, eptp)
-            .and_then(|mut vmcs| this.restore(machine, &mut vmcs, state));
+            .and_then(|mut vmcs| this.assume(machine, &mut vmcs, state));
         match done {
             Ok(()) => Ok(this),
             Err(error) => {
@@ -264,8 +264,30 @@ impl Vcpu {
     }
 
     /// Gives this processor the state, the time included. The VMCS is its own, and current.
+    fn assume<M: PhysMem>(
+        &mut self,
+        machine: &Machine<'_, M>,
+        vmcs: &mut impl Vmcs,
+        state: &VcpuState,
+    ) -> Result<(), VcpuError> {
+        state.fields.write(vmcs)?;
+        self.restore_rest(machine, vmcs, state)
+    }
+
+    /// As [`Vcpu::assume`], of a processor that was made with a state of this template.
     #[inline]
     pub(super) fn restore<M: PhysMem>(
+        &mut self,
+        machine: &Machine<'_, M>,
+        vmcs: &mut impl Vmcs,
+        state: &VcpuState,
+    ) -> Result<(), VcpuError> {
+        state.fields.rewrite(vmcs)?;
+        self.restore_rest(machine, vmcs, state)
+    }
+
+    #[inline(always)]
+    fn restore_rest<M: PhysMem>(
         &mut self,
         machine: &Machine<'_, M>,
         vmcs: &mut impl Vmcs,
@@ -276,9 +298,9 @@ impl Vcpu {
         unsafe { (*self.area_ptr(machine.frames)).restore(&*of_state) };
         self.resident = state.resident;
         self.cr8 = state.cr8;
-        state.fields.write(vmcs)?;
         // Its page tables may hold other bytes than those that the CPU has cached translations of.
         self.vpid_is_stale = self.vpid != 0;
+        // The last access is looked at, whatever those before were.
         Ok(vmcs.write64(Field64::TscOffset, state.tsc.wrapping_sub(now()))?)
     }
 

@@ -110,6 +110,23 @@ pub struct StateFields {
     pae: bool,
 }
 
+/// Has `$write` write all of the fields that mean something, four at a time.
+macro_rules! each_four {
+    ($this:ident, $vmcs:ident, $write:ident) => {
+        each_four!($this, $vmcs, $write, 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
+    };
+    ($this:ident, $vmcs:ident, $write:ident, $($number:literal)*) => {{
+        const { assert!(WITHOUT_PDPTES == 4 * [$($number),*].len()) }
+        $($vmcs.$write::<{ 4 * $number }, _>(const { four($number) }, &$this.values)?;)*
+        if $this.pae {
+            const PDPTES: usize = WITHOUT_PDPTES / 4;
+            // Written for the first time where the guest did not use PAE paging before.
+            $vmcs.write_four::<WITHOUT_PDPTES, _>(const { four(PDPTES) }, &$this.values)?;
+        }
+        Ok(())
+    }};
+}
+
 impl StateFields {
     /// Reads them from a VMCS.
     pub fn capture(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
@@ -133,18 +150,13 @@ impl StateFields {
     #[inline]
     pub fn write(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         // Each four fields by name: what is known to the compiler need not be looked up.
-        macro_rules! each_four {
-            ($($number:literal)*) => {
-                const { assert!(WITHOUT_PDPTES == 4 * [$($number),*].len()) }
-                $(vmcs.write_four::<{ 4 * $number }, _>(const { four($number) }, &self.values)?;)*
-            };
-        }
-        each_four!(0 1 2 3 4 5 6 7 8 9 10 11 12 13);
-        if self.pae {
-            const PDPTES: usize = WITHOUT_PDPTES / 4;
-            vmcs.write_four::<WITHOUT_PDPTES, _>(const { four(PDPTES) }, &self.values)?;
-        }
-        Ok(())
+        each_four!(self, vmcs, write_four)
+    }
+
+    /// Writes them to a VMCS to which [`StateFields::write`] has written such fields before.
+    #[inline]
+    pub fn rewrite(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+        each_four!(self, vmcs, rewrite_four)
     }
 
     /// The fields with their values.

@@ -89,6 +89,17 @@ pub trait Vmcs {
         Ok(())
     }
 
+    /// As [`Vmcs::write_four`], of fields that were written to this VMCS before: so they are there, and what fails for one
+    /// fails for all. It need not look: the next access that is looked at tells.
+    #[inline]
+    fn rewrite_four<const AT: usize, const N: usize>(
+        &mut self,
+        fields: [Field; 4],
+        values: &[u64; N],
+    ) -> Result<(), VmcsError> {
+        self.write_four::<AT, N>(fields, values)
+    }
+
     /// Reads a field of any width. For dumps and checks; where the width is known, say so.
     fn read_any(&self, field: Field) -> Result<u64, VmcsError> {
         match field {

@@ -39,6 +39,9 @@ impl ExtendedState {
         Self(area)
     }
 
+    /// Bytes that [`ExtendedState::restore`] moves where nothing above SSE is in use.
+    pub const LEAST_RESTORED: usize = LEGACY;
+
     /// Makes this the same as `from`: what is above SSE only where one of the two has something there.
     #[inline]
     pub fn restore(&mut self, from: &Self) {
