@@ -100,6 +100,7 @@ impl Log {
 
     /// Notes a page.
     #[inline(never)]
+    #[inline(always)]
     pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, leaf: Hpa, page: Gpa) {
         let page = page.as_u64() & !(PAGE_SIZE - 1);
         let record = Record {
@@ -113,22 +114,29 @@ impl Log {
     }
 
     /// Adds a record.
+    #[inline(always)]
     pub fn push<M: PhysMem>(
         &mut self,
         frames: &FrameAllocator<M>,
         record: Record,
     ) -> Result<(), FrameError> {
         if self.chunk == 0 || self.last == RECORDS {
-            let before = self.chunk;
-            self.chunk = frames.alloc()?.into_raw().as_u64();
-            self.last = 0;
-            // SAFETY: the frame is fresh, and `before` is its first word.
-            unsafe { (&raw mut (*chunk(frames, self.chunk)).before).write(before) };
+            self.grow(frames)?;
         }
         // SAFETY: the frame is this log's, which is borrowed for writing, and the place is inside.
         unsafe { records_of(frames, self.chunk).add(self.last).write(record) };
         self.last += 1;
         self.len += 1;
+        Ok(())
+    }
+
+    #[cold]
+    fn grow<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) -> Result<(), FrameError> {
+        let before = self.chunk;
+        self.chunk = frames.alloc()?.into_raw().as_u64();
+        self.last = 0;
+        // SAFETY: the frame is fresh, and `before` is its first word.
+        unsafe { (&raw mut (*chunk(frames, self.chunk)).before).write(before) };
         Ok(())
     }
 

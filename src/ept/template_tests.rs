@@ -20,6 +20,8 @@ macro_rules! template {
         let mut $cpu = Cpu::new(0);
         let mut space = $spaces.create(48).unwrap();
         add_regions(&mut space, host);
+        // What is not touched here is not mapped.
+        assert!(space.set_around(1));
         for page in 0..4 {
             guest_write(
                 &mut space,

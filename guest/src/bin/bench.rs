@@ -10,6 +10,7 @@
 
 use core::arch::asm;
 use offshoot_guest::abi::Call;
+use offshoot_guest::forks::freeze;
 use offshoot_guest::{StartInfo, figure, println, probe, space, trap};
 
 offshoot_guest::entry!(main);
@@ -163,6 +164,7 @@ fn main(info: &StartInfo) -> u64 {
 
     fills(&mut bench, info);
     copies(&mut bench, info);
+    forked(&mut bench, info);
     devices(&mut bench, info);
     u64::from(bench.failed)
 }
@@ -250,4 +252,20 @@ fn copies(bench: &mut Bench, info: &StartInfo) {
         unsafe { (page as *const u8).read_volatile() };
         ticks!("mov [rcx], rdx"; 0_u64, page, 1_u64)
     });
+}
+
+/// What the first write to a page costs that the template of a fork has as well.
+fn forked(bench: &mut Bench, info: &StartInfo) {
+    // The pages that were written last: one after the other, so that few tables are copied.
+    let pages = info.heap_len / PAGE;
+    let start = info.heap + pages / 2 * PAGE;
+    if freeze().is_err() {
+        println!("cow.copy.fork: not frozen; give the option forks=1");
+        return;
+    }
+    bench.file(
+        "cow.copy.fork",
+        2,
+        |run| ticks!("mov [rcx], rdx"; 0_u64, start + run as u64 * PAGE, 1_u64),
+    );
 }
