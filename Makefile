@@ -1,7 +1,7 @@
 # What people type. The work is done by cargo and by the program in runner/.
 
 # What `make run` runs and on what; an empty value is the default of runner/src/main.rs.
-export GUEST CMDLINE MEM CPU EMULATOR BOOT LIMIT
+export FUZZ GUEST CMDLINE MEM CPU EMULATOR BOOT LIMIT
 
 TARGET  := --target x86_64-unknown-linux-gnu
 KERNEL  := --release --package offshoot --features kernel --bin offshoot $(TARGET) --config .cargo/kernel.toml --target-dir target
@@ -11,7 +11,7 @@ OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" -
 SECONDS ?= 60
 RUNNER  = cargo build --package offshoot-runner --target-dir target && target/debug/offshoot-runner
 
-.PHONY: help setup run iso test test-host bench bench-walker fuzz fmt fmt-check clippy doc clean
+.PHONY: help setup run iso test test-host bench bench-walker fuzz fuzz-demo fmt fmt-check clippy doc clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -59,6 +59,9 @@ fuzz: ## arbitrary tables into everything that reads them, for SECONDS=60; needs
 		echo 'fuzz: a nightly toolchain is missing: rustup toolchain install nightly' >&2; exit 1; }
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	cargo +nightly fuzz run walker -- -max_len=600 -timeout=20 -max_total_time=$(SECONDS)
+
+fuzz-demo: setup ## fuzz a small parser guest by forks until the planted crash is found, with FUZZ="seed=1,crashes=1"
+	@$(RUNNER) run $(OPTIONS) --name fuzz-demo --guests "parser,mem=16M,fuzz=1000000,expect=crash,$$FUZZ"
 
 fmt: ## format the sources
 	cargo fmt --all

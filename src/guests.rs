@@ -5,12 +5,13 @@ use crate::boot::info::{BootInfo, MAX_MODULES, Module};
 use crate::boot::layout::{self, DirectMap};
 use crate::boot::{clock, power, traps};
 use crate::forks::RUNS;
+use crate::fuzz::Job;
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Faults, HostBytes, Spaces};
 use offshoot::frames::{FrameAllocator, FrameFigures};
 use offshoot::vm::cmdline::{CmdlineError, DataOptions, GuestOptions, KernelOptions, Name};
-use offshoot::vm::data::{self, SharedData};
+use offshoot::vm::data::{self, DataError, SharedData};
 use offshoot::vm::figures::{Figure, FigureName, Figures, Unit};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
@@ -198,6 +199,9 @@ impl Run<'_> {
         if let Some(hand_over) = first.take() {
             file_boot_figure(hand_over);
         }
+        if options.fuzz.executions != 0 {
+            return self.fuzz(guest, module, &options, summary);
+        }
         let turn = guest.run(self.machine, &mut Kernel, None);
         summary.faults = guest.space().faults();
         summary.memory = self.look_at(&guest, &options.name);
@@ -219,6 +223,55 @@ impl Run<'_> {
             }
         };
         summary
+    }
+
+    /// Freezes a guest and runs inputs on forks of it.
+    #[inline(never)]
+    fn fuzz<'g>(
+        &mut self,
+        guest: Guest<'g, DirectMap>,
+        module: &Module,
+        options: &GuestOptions,
+        mut summary: GuestSummary<'static>,
+    ) -> GuestSummary<'static> {
+        let name = options.name;
+        let input = match options.fuzz.inputs.map(|wanted| self.data(wanted)) {
+            Some(Err(error)) => {
+                summary.ending = Ending::NotMade(GuestError::Data(error));
+                guest.end(self.machine);
+                return summary;
+            }
+            found => found.and_then(Result::ok),
+        };
+        let job = Job {
+            options,
+            file: bytes(module),
+            input,
+            tsc_hz: self.tsc_hz,
+        };
+        let (audit, spaces) = (self.audit, self.spaces);
+        let fuzzed = job.run(guest, self.machine, &mut Kernel, |alive| {
+            if audit {
+                match spaces.audit(alive) {
+                    Ok(others) => log::info!("guest {name}: audited, {others} frames of the host"),
+                    Err(flaw) => power::end(Err(format_args!("audit after guest {name}: {flaw}"))),
+                }
+            }
+        });
+        summary.ending = fuzzed.ending;
+        summary.stats = fuzzed.stats;
+        summary.faults = fuzzed.faults;
+        summary
+    }
+
+    /// The bytes of the data with this name.
+    fn data(&self, name: Name) -> Result<&'static [u8], DataError> {
+        let named = |module: &Module| {
+            let data = DataOptions::parse(module.cmdline).and_then(Result::ok);
+            data.is_some_and(|data| data.name == name)
+        };
+        let module = self.boot.modules().find(named);
+        Ok(bytes(&module.ok_or(DataError::NoSuchInput(name))?))
     }
 
     /// Counts what the guest holds and, where asked for, checks every frame's count and every table.

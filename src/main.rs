@@ -4,6 +4,7 @@
 
 mod boot;
 mod forks;
+mod fuzz;
 mod guests;
 
 use boot::console::{self, say};

@@ -179,7 +179,7 @@ mod tests {
         let _ = space.enter(&mut cpu);
         assert_eq!(cpu.invepts, 2);
         assert_eq!(write(&mut space, MODULE + PAGE_SIZE), Some(Fill::Copied));
-        assert!(HOST_LEN % PAGE_SIZE != 0);
+        const { assert!(!HOST_LEN.is_multiple_of(PAGE_SIZE)) };
         assert_eq!(write(&mut space, MODULE + 2 * PAGE_SIZE), None);
         assert_eq!(
             write(&mut space, MODULE + 3 * PAGE_SIZE),

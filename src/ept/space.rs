@@ -145,6 +145,20 @@ pub(super) struct Lineage {
     pub template: u64,
 }
 
+impl Faults {
+    /// Adds those of another space.
+    pub fn add(&mut self, other: &Self) {
+        self.zero_shared += other.zero_shared;
+        self.filled += other.filled;
+        self.copied += other.copied;
+        self.taken_over += other.taken_over;
+        self.host_mapped += other.host_mapped;
+        self.mmio += other.mmio;
+        self.spurious += other.spurious;
+        self.refused += other.refused;
+    }
+}
+
 /// A guest's physical address space.
 ///
 /// It ends by [`Space::end`]; one that is merely dropped leaks its frames.

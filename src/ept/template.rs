@@ -168,6 +168,12 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
         share(self.root(), &self.used, fork)
     }
 
+    /// Takes the place of `other`: its forks count as being as many generations from the first template as that one's.
+    pub fn in_place_of(mut self, other: &Self) -> Self {
+        self.space.lineage.generation = other.generation();
+        self
+    }
+
     /// The memory, to be read, counted and audited.
     pub fn as_space(&self) -> &Space<'s, M> {
         &self.space

@@ -213,7 +213,7 @@ fn what_the_log_does_not_tell_is_reset_cold() {
         }),
         ("full", |space| {
             space.spaces.frames.allowance.store(1, SeqCst);
-            let done = space.write(Gpa::new(RAM + 5 * PAGE_SIZE), &[1]);
+            let done = space.write(Gpa::new(RAM + 14 * PAGE_SIZE), &[1]);
             space.spaces.frames.allowance.store(u64::MAX, SeqCst);
             assert_eq!(done, Ok(()));
         }),
@@ -225,8 +225,8 @@ fn what_the_log_does_not_tell_is_reset_cold() {
             // Its tables, but no log.
             cpu.run(
                 &mut fork,
-                RAM + 5 * PAGE_SIZE,
-                RAM + 5 * PAGE_SIZE,
+                RAM + 14 * PAGE_SIZE,
+                RAM + 14 * PAGE_SIZE,
                 Access::READ,
             )
             .unwrap();
@@ -238,7 +238,7 @@ fn what_the_log_does_not_tell_is_reset_cold() {
         assert!(restored.cold, "{name}");
         assert!(fork.regions().eq(template.as_space().regions()), "{name}");
         assert_eq!(
-            (byte(&fork, RAM), byte(&fork, RAM + 5 * PAGE_SIZE)),
+            (byte(&fork, RAM), byte(&fork, RAM + 14 * PAGE_SIZE)),
             (1, 0),
             "{name}"
         );

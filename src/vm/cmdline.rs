@@ -5,6 +5,7 @@
 mod data;
 mod error;
 mod forks;
+mod fuzz;
 mod name;
 mod value;
 mod words;
@@ -19,6 +20,8 @@ pub use forks::{
     DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, Measure,
     PARALLEL_MAX, ResetMode,
 };
+use fuzz::FuzzKey;
+pub use fuzz::{DEFAULT_HANG, EXECUTIONS_MAX, FuzzOptions};
 pub use name::{NAME_MAX, Name};
 pub use value::Duration;
 use value::{count, duration, memory, page_policy, pool};
@@ -48,6 +51,8 @@ pub struct GuestOptions {
     pub map: Option<MapOption>,
     /// What is to be done once it freezes.
     pub forks: ForkOptions,
+    /// Whether and how it is fuzzed.
+    pub fuzz: FuzzOptions,
 }
 
 impl GuestOptions {
@@ -66,6 +71,7 @@ impl GuestOptions {
             around: AROUND,
             map: None,
             forks: ForkOptions::new(),
+            fuzz: FuzzOptions::NONE,
         };
         // The name comes first, so that what follows can be blamed on the right guest.
         let mut seen = Seen::default();
@@ -114,8 +120,14 @@ impl GuestOptions {
                 self.map = Some(MapOption::parse(word.needs_value()?)?);
             }
             _ => {
-                let (key, done) = self.forks.take(word).ok_or(Problem::UnknownKey)?;
-                seen.first_time(Key::Forks(key))?;
+                let (key, done) = match self.forks.take(word) {
+                    Some((key, done)) => (Key::Forks(key), done),
+                    None => {
+                        let (key, done) = self.fuzz.take(word).ok_or(Problem::UnknownKey)?;
+                        (Key::Fuzz(key), done)
+                    }
+                };
+                seen.first_time(key)?;
                 done?;
             }
         }
@@ -208,6 +220,7 @@ enum Key {
     Audit,
     Testdev,
     Forks(ForkKey),
+    Fuzz(FuzzKey),
 }
 
 impl Key {
@@ -226,6 +239,7 @@ impl Key {
             Self::Testdev => 1 << 10,
             Self::Around => 1 << 11,
             Self::Forks(key) => 1 << (16 + key as u32),
+            Self::Fuzz(key) => 1 << (24 + key as u32),
         }
     }
 }

@@ -31,6 +31,8 @@ impl SharedData {
 pub enum DataError {
     /// No boot module is data of that name.
     NoSuchData(Name),
+    /// No boot module is data of that name, to begin fuzzing with.
+    NoSuchInput(Name),
     /// What has that name is a guest.
     IsGuest(Name),
     /// It has no bytes.
@@ -50,6 +52,10 @@ impl fmt::Display for DataError {
             Self::NoSuchData(name) => write!(
                 f,
                 "map={name}: no boot module is data of that name, as in corpus.bin data name={name}"
+            ),
+            Self::NoSuchInput(name) => write!(
+                f,
+                "inputs={name}: no boot module is data of that name, as in first.bin data name={name}"
             ),
             Self::IsGuest(name) => write!(f, "map={name}: that is a guest, not data"),
             Self::Empty(name) => write!(f, "the data {name} has no bytes"),

@@ -16,12 +16,12 @@ use super::stats::RunStats;
 use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use super::{Host, HostConsole};
-use crate::addr::{AddrRange, Gpa};
+use crate::addr::{AddrRange, Gpa, Gva};
 use crate::ept::{AccessError, Region, RegionError, RegionKind, Space, Spaces};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::Exit;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident, restore_vector, save_vector};
-use crate::vmx::{VmFail, VmcsError};
+use crate::vmx::{FieldNatural, VmFail, Vmcs, VmcsError};
 
 /// Entries of a guest's tables that one step of its end looks at.
 pub(super) const END_STEP: u64 = 4096;
@@ -360,6 +360,18 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let (regs, cr2) = (&area.regs, self.vcpu.resident.cr2);
         let _ = explain(&outcome, &self.space, regs, cr2, &vmcs, &capabilities, out);
         Ok(turn)
+    }
+
+    /// Has INT3 exit to [`Host::breakpoint`], for as long as the guest lives; and where it has no interrupt-descriptor
+    /// table now, has it end at its first exception.
+    pub fn exit_on_breakpoints(&mut self, machine: &mut Machine<'_, M>) -> Result<(), VcpuError> {
+        self.vcpu.exit_on_breakpoints(machine)
+    }
+
+    /// Where it is.
+    pub fn rip(&self, machine: &mut Machine<'_, M>) -> Result<Gva, VcpuError> {
+        let vmcs = self.vcpu.make_current(machine)?;
+        Ok(Gva::new(vmcs.read_natural(FieldNatural::GuestRip)?))
     }
 
     /// Its memory for a harvest of dirty pages, and where that is counted.

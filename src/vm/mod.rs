@@ -10,6 +10,7 @@ mod devices;
 mod dirty;
 mod exits;
 pub mod figures;
+pub mod fuzz;
 mod guest;
 mod invalidate;
 pub mod io;
@@ -25,6 +26,7 @@ pub mod report;
 mod run;
 mod stats;
 mod template;
+mod unhandled;
 mod vcpu;
 mod vcpu_state;
 pub mod virtual_memory;
@@ -35,7 +37,8 @@ pub use guest::{Guest, GuestError};
 pub use machine::{Machine, StartError};
 pub use outcome::{Outcome, Turn};
 pub use stats::RunStats;
-pub use template::{ForkError, ForkId, FreezeError, ResetError, Template};
+pub use template::{ForkError, ForkId, FreezeError, PatchError, ResetError, Template};
+pub use unhandled::Unhandled;
 pub use vcpu::VcpuError;
 pub use vcpu_state::Difference;
 
@@ -51,6 +54,12 @@ pub trait Host {
     fn print(&mut self, text: &str);
     /// A guest files a figure. `false` where there is no room for it.
     fn figure(&mut self, figure: figures::Figure) -> bool;
+    /// A guest that exits on breakpoints has come to one at this address. Yields the byte that belongs there if it is the
+    /// host's, which is then put back for this guest; a breakpoint of the guest's own is its own business.
+    fn breakpoint(&mut self, at: crate::addr::Gva) -> Option<u8> {
+        let _ = at;
+        None
+    }
 }
 
 /// The host's console as a writer.

@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::cr;
 use super::mmio;
+use super::unhandled::Unhandled;
 use crate::addr::Gpa;
 use crate::ept::{AccessError, Reason, Unresolved};
 use crate::vmx::exit::{EntryFailure, ExitReason};
@@ -29,6 +30,8 @@ pub enum Outcome {
     Exited(u64),
     /// HLT with interrupts off: nothing would ever wake it.
     Halted,
+    /// An exception that it has no handler for.
+    Exception(Unhandled),
     /// A fault in the delivery of a double fault.
     TripleFault,
     /// It ran as long as it was allowed to.
@@ -84,6 +87,7 @@ impl Outcome {
         match self {
             Self::Exited(_) => "exited",
             Self::Halted => "halted",
+            Self::Exception(unhandled) => unhandled.name(),
             Self::TripleFault => "triple fault",
             Self::OutOfBudget => "out of budget",
             Self::Memory(_) | Self::Access(_) if self.is_out_of_frames() => "out of memory",
@@ -102,6 +106,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Exited(status) => write!(f, "exited with status {status}"),
             Self::Halted => f.write_str("halted with interrupts off: nothing can wake it"),
+            Self::Exception(unhandled) => unhandled.fmt(f),
             Self::TripleFault => f.write_str("triple fault"),
             Self::OutOfBudget => f.write_str("used up its time budget"),
             Self::Memory(unresolved) => unresolved.fmt(f),

@@ -8,6 +8,7 @@ use core::fmt;
 
 use super::cmdline::{CmdlineError, Name};
 use super::figures::Figures;
+use super::fuzz::SnapshotError;
 use super::guest::GuestError;
 use super::many::{ForkEnd, ForksSummary, GuestRun};
 use super::outcome::Outcome;
@@ -44,6 +45,17 @@ pub enum Ending<'a> {
     NotMeasured(ForkEnd),
     /// It was to be forked, but ended without having frozen.
     NeverFroze(Outcome),
+    /// It was fuzzed.
+    Fuzzed {
+        /// Inputs that were run.
+        executions: u64,
+        /// Different crashes that were found.
+        crashes: u32,
+        /// Whether a crash was what was hoped for.
+        expect_crash: bool,
+    },
+    /// It could not be fuzzed, or not to the end.
+    NotFuzzed(SnapshotError),
 }
 
 impl Ending<'_> {
@@ -53,6 +65,11 @@ impl Ending<'_> {
             Self::Ran(outcome) => outcome.is_success(),
             Self::Forked { bad, .. } => *bad == 0,
             Self::Measured(_) => true,
+            Self::Fuzzed {
+                crashes,
+                expect_crash,
+                ..
+            } => (*crashes != 0) == *expect_crash,
             _ => false,
         }
     }
@@ -66,6 +83,9 @@ impl Ending<'_> {
             Self::NotMeasured(_) => "not measured",
             Self::NotFrozen(_) => "not frozen",
             Self::NeverFroze(_) => "never froze",
+            Self::Fuzzed { crashes: 0, .. } => "fuzzed, no crash",
+            Self::Fuzzed { .. } => "fuzzed, crashed",
+            Self::NotFuzzed(_) => "not fuzzed",
             Self::BadOptions(_) | Self::DuplicateName | Self::NotMade(_) => "not run",
         }
     }
@@ -75,6 +95,7 @@ impl Ending<'_> {
             Self::Ran(Outcome::Exited(status)) => Some(*status),
             // As every one of its forks.
             Self::Forked { bad: 0, .. } | Self::Measured(_) => Some(0),
+            Self::Fuzzed { .. } if self.is_success() => Some(0),
             _ => None,
         }
     }
@@ -99,6 +120,24 @@ impl fmt::Display for Ending<'_> {
             Self::NeverFroze(outcome) => {
                 write!(f, "was to be forked but never froze: {outcome}")
             }
+            Self::Fuzzed {
+                executions,
+                crashes,
+                expect_crash,
+            } => {
+                match crashes {
+                    0 => f.write_str("no crash found")?,
+                    1 => f.write_str("1 crash found")?,
+                    many => write!(f, "{many} different crashes found")?,
+                }
+                write!(f, " in {executions} executions")?;
+                match (self.is_success(), expect_crash) {
+                    (true, true) => f.write_str(", as expected"),
+                    (false, true) => f.write_str(", though one was expected"),
+                    _ => Ok(()),
+                }
+            }
+            Self::NotFuzzed(error) => write!(f, "fuzzing: {error}"),
         }
     }
 }

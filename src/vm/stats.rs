@@ -42,6 +42,15 @@ impl RunStats {
             .filter_map(move |(number, count)| Some((reason(number)?, *count)))
     }
 
+    /// Adds what another guest's run cost.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.exits.iter_mut().zip(&other.exits) {
+            *count += more;
+        }
+        self.host_ticks += other.host_ticks;
+        self.guest_ticks += other.guest_ticks;
+    }
+
     /// All exits.
     pub fn total(&self) -> u64 {
         self.exits.iter().sum()

@@ -106,6 +106,32 @@ impl fmt::Display for ResetError {
 
 impl core::error::Error for ResetError {}
 
+/// Why a template could not be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchError {
+    /// Its space could not be forked.
+    Space(EditError),
+    /// The bytes could not be written.
+    Memory(AccessError),
+    /// The fork could not become a template.
+    Freeze(ept::FreezeError),
+    /// There is no frame for the state of its processor.
+    Frames(FrameError),
+}
+
+impl fmt::Display for PatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Space(error) => error.fmt(f),
+            Self::Memory(error) => error.fmt(f),
+            Self::Freeze(error) => error.fmt(f),
+            Self::Frames(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for PatchError {}
+
 /// Which fork of its template a guest is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ForkId {
@@ -312,6 +338,65 @@ impl<'s, M: PhysMem> Template<'s, M> {
     ) -> Result<(VmcsCounts, VmcsCounts), VcpuError> {
         let eptp = fork.space.eptp().as_u64();
         fork.vcpu.count_fork(machine, eptp, &self.state)
+    }
+
+    /// Replaces this template by one whose memory `change` has changed. Forks of the old one see nothing of it, and cannot be
+    /// reset any more.
+    #[allow(clippy::result_large_err)]
+    pub fn patch(
+        self,
+        machine: &mut Machine<'_, M>,
+        change: impl FnOnce(&mut Space<'s, M>) -> Result<(), AccessError>,
+    ) -> Result<Self, (PatchError, Self)> {
+        match self.patched(machine, change) {
+            Ok((space, area)) => {
+                let next = Self {
+                    space,
+                    state: VcpuState {
+                        area: area.address(),
+                        ..self.state.clone()
+                    },
+                    area,
+                    devices: self.devices.clone(),
+                    budget: self.budget,
+                    message: self.message,
+                    forks: AtomicU64::new(self.forks()),
+                };
+                self.end(machine);
+                Ok(next)
+            }
+            Err(error) => Err((error, self)),
+        }
+    }
+
+    fn patched(
+        &self,
+        machine: &mut Machine<'_, M>,
+        change: impl FnOnce(&mut Space<'s, M>) -> Result<(), AccessError>,
+    ) -> Result<(FrozenSpace<'s, M>, Frame), PatchError> {
+        let mut space = self.space.fork().map_err(PatchError::Space)?;
+        if let Err(error) = change(&mut space) {
+            end_space(space, machine);
+            return Err(PatchError::Memory(error));
+        }
+        let area = match machine.frames.alloc_copy(self.area.address()) {
+            Ok(area) => area,
+            Err(error) => {
+                end_space(space, machine);
+                return Err(PatchError::Frames(error));
+            }
+        };
+        match space.freeze() {
+            Ok(mut space) => {
+                space.settle(&mut OnlyCpu(&mut machine.vmx));
+                Ok((space.in_place_of(&self.space), area))
+            }
+            Err((error, space)) => {
+                end_space(space, machine);
+                give_back(machine.frames, area);
+                Err(PatchError::Freeze(error))
+            }
+        }
     }
 
     /// Its memory.

@@ -229,6 +229,23 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Has INT3 exit, and every exception where there is no interrupt-descriptor table: its base is still what it was at
+    /// the start, 0, where nothing is mapped.
+    pub(super) fn exit_on_breakpoints<M: PhysMem>(
+        &self,
+        machine: &mut Machine<'_, M>,
+    ) -> Result<(), VcpuError> {
+        let mut vmcs = self.make_current(machine)?;
+        let bitmap = match vmcs.read_natural(FieldNatural::GuestIdtrBase)? {
+            0 => u32::MAX,
+            _ => EXITING_EXCEPTIONS | 1 << 3,
+        };
+        // Every page fault, whatever its error code.
+        vmcs.write32(Field32::PageFaultErrorCodeMask, 0)?;
+        vmcs.write32(Field32::PageFaultErrorCodeMatch, 0)?;
+        Ok(vmcs.write32(Field32::ExceptionBitmap, bitmap)?)
+    }
+
     /// Takes this processor's state, as it is while the guest does not run.
     pub(super) fn capture<M: PhysMem>(
         &self,

@@ -7,6 +7,7 @@ mod booted;
 mod dirty;
 mod elf_file;
 mod forks;
+mod fuzz;
 mod hostile;
 mod machines;
 mod memory;

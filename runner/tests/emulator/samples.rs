@@ -120,7 +120,7 @@ fn several_guests_from_one_file_run_one_after_the_other() {
 #[test]
 fn exits_cost_no_more_than_promised() {
     let data = bench::data(&image().root.join("target/run/figures-data")).unwrap();
-    let guests = vec![sample("bench").with("map=bench-data"), data];
+    let guests = vec![sample("bench").with("map=bench-data").with("testdev"), data];
     let booted = boot(&run("figures", guests));
     booted.healthy("bench");
     for (name, most) in [

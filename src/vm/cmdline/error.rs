@@ -54,6 +54,8 @@ pub enum Problem {
     NotAMeasure,
     /// Not `on` or `off`.
     NotOnOrOff,
+    /// Not an ending that can be expected.
+    NotExpectable,
     /// Not a size of pages.
     NotAPageSize,
     /// Zero.
@@ -84,6 +86,7 @@ impl fmt::Display for Problem {
             Self::NotAReset => "not one of warm, cold, auto",
             Self::NotAMeasure => "not one of fork, all",
             Self::NotOnOrOff => "not on or off",
+            Self::NotExpectable => "not crash",
             Self::TooMany(most) => return write!(f, "more than {most}"),
             Self::TooDeep(most) => return write!(f, "more than {most} generations of forks"),
             Self::NotAPageSize => "not one of 4k, 2m, 1g, auto",

@@ -3,11 +3,13 @@
 use super::super::Host;
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running, now};
+use super::super::unhandled::{PAGE_FAULT, Unhandled};
+use crate::addr::{Gpa, Gva};
 use crate::frames::PhysMem;
 use crate::vmx::event::{Combined, ReinjectError, pend_single_step};
 use crate::vmx::interruption::{Interruption, InterruptionType};
 use crate::vmx::qualification::DebugException;
-use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError};
+use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError, undo_step};
 
 /// DR7.GD: access to debug registers raises #DB.
 const DR7_GD: u64 = 1 << 13;
@@ -50,14 +52,13 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 pend_single_step(&mut self.vmcs)?;
                 Event::DEBUG
             }
+            3 => return self.breakpoint(),
             17 => Event::ALIGNMENT_CHECK,
             18 => {
                 self.host.machine_check();
                 return self.deliver_again();
             }
-            _ => {
-                return self.stop(Outcome::UnexpectedExit(ExitReason::ExceptionOrNmi));
-            }
+            vector => return self.unhandled(vector, interruption.has_error_code),
         };
         let interrupted = match Event::interrupted(&self.vmcs) {
             Ok(interrupted) => interrupted,
@@ -69,6 +70,43 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Combined::DoubleFault => self.raise(Event::DOUBLE_FAULT),
             Combined::TripleFault => self.stop(Outcome::TripleFault),
         }
+    }
+
+    /// An exception that exits because the guest has no interrupt-descriptor table.
+    #[cold]
+    fn unhandled(&mut self, vector: u8, has_code: bool) -> Result<Next, VmcsError> {
+        let code = match has_code {
+            true => Some(self.vmcs.read32(Field32::ExitInterruptionErrorCode)?),
+            false => None,
+        };
+        let address = match vector {
+            PAGE_FAULT => Some(self.vmcs.read_natural(FieldNatural::ExitQualification)?),
+            _ => None,
+        };
+        self.stop(Outcome::Exception(Unhandled {
+            vector,
+            code,
+            address: address.map(Gva::new),
+        }))
+    }
+
+    /// Puts back the byte in place of which the host has put a breakpoint, so that the guest goes on with the instruction
+    /// that belongs there. A guest's code is where its image was loaded: its GVA is its GPA.
+    #[cold]
+    fn breakpoint(&mut self) -> Result<Next, VmcsError> {
+        let rip = self.vmcs.read_natural(FieldNatural::GuestRip)?;
+        let Some(byte) = self.host.breakpoint(Gva::new(rip)) else {
+            let length = self.vmcs.read32(Field32::ExitInstructionLength)?;
+            return match Event::breakpoint(length) {
+                Ok(event) => self.raise(event),
+                Err(_) => self.stop(Outcome::Reinject),
+            };
+        };
+        if let Err(error) = self.space.load(Gpa::new(rip), &[byte]) {
+            return self.stop(Outcome::Access(error));
+        }
+        undo_step(&mut self.vmcs)?;
+        Ok(Next::Resume)
     }
 
     pub(super) fn external_interrupt(&mut self) -> Result<Next, VmcsError> {

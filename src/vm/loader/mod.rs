@@ -5,7 +5,7 @@ mod image;
 mod memory;
 mod plan;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 mod write;
 
 pub use error::LoadError;
