@@ -1,7 +1,8 @@
 //! Who is alive and whose turn it is: the living stand in a queue, and each has a turn when it is the first.
 //!
 //! A fork for which there is no frame goes back to the start of its run and waits until another has ended, so that forks
-//! that need much memory do not bring down those that need little. Only one that finds too little alone fails for it.
+//! that need much memory do not bring down those that need little. Only one that finds too little while all others wait,
+//! each with the few frames of an idle fork, fails for it.
 
 use super::queue::{Linked, Queue};
 use super::tally::{RunRecord, Tally};
