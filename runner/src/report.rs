@@ -128,6 +128,8 @@ pub struct Generation {
     pub failed: u64,
     /// Runs that could not be.
     pub lost: u64,
+    /// Runs that were begun again for lack of memory.
+    pub waited: u64,
     /// Runs that became templates.
     pub frozen: u64,
     /// Pages that became private to forks.

@@ -211,7 +211,9 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         fork: &mut Self::Fork,
         scarce: bool,
     ) -> Result<u64, ForkEnd> {
-        self.remember(template, fork);
+        if !scarce {
+            self.remember(template, fork);
+        }
         let how = if scarce { Reset::Cold } else { self.reset };
         let message = message(fork.slot);
         let restored = template
@@ -286,7 +288,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
             }
         }
         let spaces = alive.generations().flat_map(|generation| {
-            let forks = generation.forks.iter().map(|fork| fork.guest.space());
+            let forks = generation.forks().map(|fork| fork.guest.space());
             forks.chain([generation.template.frozen.space().as_space()])
         });
         if let Err(flaw) = self.spaces.audit(spaces) {

@@ -21,6 +21,9 @@ const REPEATS: usize = 7;
 /// Pages that are written.
 const PAGES: [u64; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256];
 
+/// So many pages are written where others were measured too.
+const COMPARED: u64 = 16;
+
 /// One figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measurement<'n> {
@@ -297,6 +300,12 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
                 let ticks = self.end(fork);
                 lived?;
                 point.end.set(repeat, ticks);
+            }
+            if pages == COMPARED {
+                file(ticks("fork.first_run.16_pages", point.first_run.median()));
+                file(frames("fork.first_run.16_pages.frames", point.private));
+                file(ticks("drop.16_pages", point.end.median()));
+                file(frames("drop.16_pages.frames", point.private));
             }
             lines.first_run.add(point.private, point.first_run.median());
             lines

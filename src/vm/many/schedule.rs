@@ -1,4 +1,8 @@
 //! Who is alive and whose turn it is: the living stand in a queue, and each has a turn when it is the first.
+//!
+//! A fork for which there is no frame goes back to the start of its run and waits until another has ended, so that forks
+//! that need much memory do not bring down those that need little. Only one that finds too little while all others wait,
+//! each with the few frames of an idle fork, fails for it.
 
 use super::queue::{Linked, Queue};
 use super::tally::{RunRecord, Tally};
@@ -123,13 +127,18 @@ pub trait Forks {
 pub struct Alive<'a, F: Forks + ?Sized> {
     /// What its forks were made of.
     pub template: &'a F::Template,
-    /// Its forks.
-    pub forks: &'a Queue<F::Fork>,
+    /// Its forks: those who have turns, and those who wait for frames.
+    pub forks: [&'a Queue<F::Fork>; 2],
     /// The generation above.
     pub above: Option<&'a Self>,
 }
 
 impl<'a, F: Forks + ?Sized> Alive<'a, F> {
+    /// All its forks.
+    pub fn forks(&self) -> impl Iterator<Item = &'a F::Fork> {
+        self.forks.into_iter().flat_map(Queue::iter)
+    }
+
     /// This generation and those above it.
     pub fn generations(&'a self) -> impl Iterator<Item = &'a Self> {
         core::iter::successors(Some(self), |alive| alive.above)
@@ -182,6 +191,7 @@ fn generation<F: Forks>(
         above,
         tally,
         alive: Queue::new(),
+        waiting: Queue::new(),
         next: 0,
         scarce: false,
         ended: 0,
@@ -207,6 +217,8 @@ struct Crowd<'r, F: Forks> {
     tally: &'r mut Tally<F::End>,
     /// Each has its turn when it is the first.
     alive: Queue<F::Fork>,
+    /// Those who wait for frames, at the start of their run.
+    waiting: Queue<F::Fork>,
     /// The number of the fork to make next.
     next: u64,
     /// How many forks there are to be.
@@ -221,7 +233,7 @@ impl<F: Forks> Crowd<'_, F> {
     fn run(&mut self) {
         self.fill(self.plan.options.parallel);
         let mut next_check = 0;
-        while let Some(fork) = self.alive.pop() {
+        while let Some(fork) = self.alive.pop().or_else(|| self.waiting.pop()) {
             self.turn(fork);
             self.fill(self.plan.options.parallel);
             if self.ended >= next_check {
@@ -235,7 +247,7 @@ impl<F: Forks> Crowd<'_, F> {
     fn check(&mut self) {
         self.forks.check(&Alive {
             template: &self.template,
-            forks: &self.alive,
+            forks: [&self.alive, &self.waiting],
             above: self.above,
         });
     }
@@ -251,7 +263,11 @@ impl<F: Forks> Crowd<'_, F> {
 
     /// Makes forks as long as more of them may be alive.
     fn fill(&mut self, parallel: u64) {
-        while self.alive.len() < parallel && self.next < self.total && !self.scarce {
+        while self.alive.len() + self.waiting.len() < parallel
+            && self.waiting.is_empty()
+            && self.next < self.total
+            && !self.scarce
+        {
             let first = Slot {
                 fork: self.next,
                 ..Slot::default()
@@ -277,7 +293,7 @@ impl<F: Forks> Crowd<'_, F> {
         self.alive.push(fork);
         if let Some(sums) = self.tally.generation(self.depth) {
             sums.forks.add(ticks);
-            sums.alive_most = sums.alive_most.max(self.alive.len());
+            sums.alive_most = sums.alive_most.max(self.alive.len() + self.waiting.len());
         }
         Ok(())
     }
@@ -300,13 +316,34 @@ impl<F: Forks> Crowd<'_, F> {
     }
 
     /// A run is over: the next one, or the end of the fork.
-    fn ended(&mut self, mut fork: F::Fork, slot: Slot, end: F::End) {
+    fn ended(&mut self, fork: F::Fork, slot: Slot, end: F::End) {
         let scarce = end.is_out_of_frames();
+        if scarce && !self.alive.is_empty() {
+            return self.wait(fork, slot);
+        }
         self.record(&fork, slot, Some(end));
         self.ended += 1;
         let Some(next) = self.after(slot) else {
             return self.end(fork);
         };
+        if let Some(fork) = self.reset(fork, next, scarce) {
+            self.alive.push(fork);
+        }
+    }
+
+    /// Has a fork begin its run again once another has ended.
+    fn wait(&mut self, fork: F::Fork, slot: Slot) {
+        if let Some(sums) = self.tally.generation(self.depth) {
+            sums.waited += 1;
+        }
+        let again = Slot { ticks: 0, ..slot };
+        if let Some(fork) = self.reset(fork, again, true) {
+            self.waiting.push(fork);
+        }
+    }
+
+    /// Brings a fork back to its template, for the run `next`. One that cannot be ends.
+    fn reset(&mut self, mut fork: F::Fork, next: Slot, scarce: bool) -> Option<F::Fork> {
         *self.forks.slot(&mut fork) = next;
         let begin = self.forks.now();
         let reset = self.forks.reset(&mut self.template, &mut fork, scarce);
@@ -321,12 +358,13 @@ impl<F: Forks> Crowd<'_, F> {
                     sums.resets.add(ticks);
                     sums.pages_reset = sums.pages_reset.saturating_add(pages);
                 }
-                self.alive.push(fork);
+                Some(fork)
             }
             Err(end) => {
                 let runs = self.plan.options.runs - next.run;
                 self.tally.lost(self.depth, next, runs, end);
                 self.end(fork);
+                None
             }
         }
     }
@@ -339,7 +377,7 @@ impl<F: Forks> Crowd<'_, F> {
             Ok(template) => {
                 let above = Alive {
                     template: &self.template,
-                    forks: &self.alive,
+                    forks: [&self.alive, &self.waiting],
                     above: self.above,
                 };
                 generation(self.forks, template, self.plan, Some(&above), self.tally);
@@ -387,5 +425,8 @@ impl<F: Forks> Crowd<'_, F> {
             sums.ends.add(ticks);
         }
         self.scarce = false;
+        if let Some(fork) = self.waiting.pop() {
+            self.alive.push(fork);
+        }
     }
 }

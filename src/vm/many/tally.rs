@@ -49,6 +49,7 @@ pub(super) struct Sums {
     pub ok: u64,
     pub failed: u64,
     pub lost: u64,
+    pub waited: u64,
     pub alive_most: u64,
     pub cost: Cost,
     pub pages_reset: u64,
@@ -71,6 +72,8 @@ pub struct Generation {
     pub failed: u64,
     /// Runs that could not be: their fork was not made, or not reset.
     pub lost: u64,
+    /// Runs that were begun again, because others had all frames.
+    pub waited: u64,
     /// The most forks that were alive at once.
     pub alive_most: u64,
     /// What all runs took, beside time.
@@ -108,6 +111,7 @@ impl<E: Verdict> Tally<E> {
                     ok: 0,
                     failed: 0,
                     lost: 0,
+                    waited: 0,
                     alive_most: 0,
                     cost: Cost::ZERO,
                     pages_reset: 0,
@@ -128,7 +132,7 @@ impl<E: Verdict> Tally<E> {
         for sums in &mut self.sums {
             sums.templates = 0;
             (sums.frozen, sums.ok, sums.failed, sums.lost) = (0, 0, 0, 0);
-            sums.alive_most = 0;
+            (sums.waited, sums.alive_most) = (0, 0);
             sums.cost = Cost::ZERO;
             sums.pages_reset = 0;
             for spread in [
@@ -231,6 +235,7 @@ impl Sums {
             frozen: self.frozen,
             failed: self.failed,
             lost: self.lost,
+            waited: self.waited,
             alive_most: self.alive_most,
             cost: self.cost,
             pages_reset: self.pages_reset,

@@ -149,7 +149,8 @@ impl Forks for World {
         self.resets += 1;
         self.time += 5;
         let mut before = fork.slot;
-        before.run -= 1;
+        // A run that is begun again has none before it.
+        before.run = before.run.saturating_sub(1);
         if (self.act)(before, fork.depth) == Act::Sticky {
             return Err(End::Stuck);
         }
@@ -188,8 +189,8 @@ impl Forks for World {
         for generation in alive.generations() {
             depth -= 1;
             assert_eq!(*generation.template, depth);
-            forks += generation.forks.iter().count() as u64;
-            assert!(generation.forks.iter().all(|fork| fork.depth == depth));
+            forks += generation.forks().count() as u64;
+            assert!(generation.forks().all(|fork| fork.depth == depth));
         }
         assert_eq!(forks, self.alive);
     }
@@ -323,6 +324,20 @@ fn where_frames_are_few_forks_wait() {
     assert!(tally.is_success());
     let all = tally.generations()[0];
     assert_eq!((all.ok, all.alive_most), (20, 5));
+}
+
+#[test]
+fn one_that_hoards_memory_does_not_harm_others() {
+    // Each run but those of fork 1 needs ten frames, which are there for two of them.
+    let mut world = world(|slot, _| Act::Grow(if slot.fork == 1 { 50 } else { 10 }));
+    world.frames = 25;
+    let tally = play(&mut world, "forks=8 parallel=5 runs=3", 1000);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.failed, all.lost), (21, 3, 0));
+    assert!(all.waited > 0);
+    for failure in tally.failures() {
+        assert_eq!((failure.fork, &failure.end), (1, &End::OutOfFrames));
+    }
 }
 
 #[test]
