@@ -6,9 +6,9 @@ use offshoot_guest::{StartInfo, println};
 
 /// The longest file.
 const FILE_MAX: usize = 1024;
-/// A small file that is in order, for the fuzzer to begin with: 4 by 2 pixels of 8 bits.
+/// A small file that is in order, for the fuzzer to begin with: 4 by 2 pixels of 8 bits, in runs.
 const EXAMPLE: &[u8] =
-    b"OFIM\x01HEAD\x06\0\0\0\x04\0\x02\0\x08\0NOTE\x08\0\0\0name=dotDATA\x08\0\0\0pixels!!ENDC\0\0\0\0";
+    b"OFIM\x01HEAD\x06\0\0\0\x04\0\x02\0\x08\x02NOTE\x08\0\0\0name=dotDATA\x07\0\0\0\x03pix!\x83.ENDC\0\0\0\0";
 
 /// A buffer that lies in one page.
 #[repr(C, align(4096))]
