@@ -4,7 +4,7 @@ use crate::boot::console::say;
 use crate::boot::layout::DirectMap;
 use offshoot::ept::{Faults, Space};
 use offshoot::vm::cmdline::GuestOptions;
-use offshoot::vm::figures::{Figure, FigureName};
+use offshoot::vm::figures::{Figure, FigureName, Unit};
 use offshoot::vm::fuzz::{
     Blocks, Campaign, Dictionary, Found, HexDump, Limits, Snapshot, SnapshotError, Stats, Step,
     Target, codes, run_to_freeze,
@@ -167,6 +167,7 @@ impl Job<'_> {
                     guest: name,
                     name: figure,
                     value,
+                    unit: Unit::Times,
                 });
             }
         }

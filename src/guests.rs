@@ -4,19 +4,18 @@ use crate::boot::console::{self, Out};
 use crate::boot::info::{BootInfo, MAX_MODULES, Module};
 use crate::boot::layout::{self, DirectMap};
 use crate::boot::{clock, power, traps};
+use crate::forks::RUNS;
 use crate::fuzz::Job;
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
-use offshoot::ept::{Census, Faults, HostBytes, Space, Spaces};
+use offshoot::ept::{Census, Faults, HostBytes, Spaces};
 use offshoot::frames::{FrameAllocator, FrameFigures};
 use offshoot::vm::cmdline::{CmdlineError, DataOptions, GuestOptions, KernelOptions, Name};
 use offshoot::vm::data::{self, DataError, SharedData};
-use offshoot::vm::figures::{Figure, FigureName, Figures};
+use offshoot::vm::figures::{Figure, FigureName, Figures, Unit};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
-use offshoot::vm::{
-    Guest, GuestError, Host, Machine, Outcome, RunStats, StartError, Template, Turn,
-};
+use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError, Turn};
 use offshoot::vmx::cpu::CurrentVmcs;
 use offshoot::vmx::{FieldNatural, Vmcs};
 use spin::Mutex;
@@ -119,6 +118,7 @@ fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
         frames,
         leaked,
         figures: &figures,
+        fork_runs: &RUNS.lock(),
     };
     // The console takes everything.
     let _ = report.write_table(&mut Out);
@@ -126,12 +126,12 @@ fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
 }
 
 /// What running one module takes.
-struct Run<'r> {
+pub struct Run<'r> {
     boot: &'r BootInfo,
-    machine: &'r mut Machine<'static, DirectMap>,
-    spaces: &'r Spaces<'static, DirectMap>,
-    tsc_hz: u64,
-    audit: bool,
+    pub machine: &'r mut Machine<'static, DirectMap>,
+    pub spaces: &'r Spaces<'static, DirectMap>,
+    pub tsc_hz: u64,
+    pub audit: bool,
     /// Make every VM entry fail.
     spoil: bool,
 }
@@ -202,29 +202,26 @@ impl Run<'_> {
         if options.fuzz.executions != 0 {
             return self.fuzz(guest, module, &options, summary);
         }
-        let template = match self.run_or_freeze(guest, &options.name) {
-            Ran::Ended(outcome, ended) => {
-                guest = ended;
-                summary.ending = Ending::Ran(outcome);
-                None
-            }
-            Ran::Forked(template, outcome, fork) => {
-                guest = fork;
-                summary.ending = Ending::Ran(outcome);
-                Some(template)
-            }
-        };
+        let turn = guest.run(self.machine, &mut Kernel, None);
         summary.faults = guest.space().faults();
-        let frozen = template
-            .as_ref()
-            .map(|template| template.space().as_space());
-        summary.memory = self.look_at(&guest, frozen, &options.name);
+        summary.memory = self.look_at(&guest, &options.name);
         summary.invalidations = guest.space().invalidations();
         summary.stats = guest.stats.clone();
-        guest.end(self.machine);
-        if let Some(template) = template {
-            template.end(self.machine);
-        }
+        (summary.ending, summary.forks) = match turn {
+            Turn::Ended(outcome) => {
+                guest.end(self.machine);
+                let ending = if options.forks.given {
+                    Ending::NeverFroze(outcome)
+                } else {
+                    Ending::Ran(outcome)
+                };
+                (ending, None)
+            }
+            // Without a slice it leaves for nothing else.
+            Turn::AsksFreeze | Turn::Halts | Turn::SliceOver => {
+                self.freeze_and_fork(guest, index, &options)
+            }
+        };
         summary
     }
 
@@ -277,43 +274,14 @@ impl Run<'_> {
         Ok(bytes(&module.ok_or(DataError::NoSuchInput(name))?))
     }
 
-    /// Runs a guest to its end. One that asks to be frozen is, and goes on as its own first fork.
-    fn run_or_freeze<'g>(&mut self, mut guest: Guest<'g, DirectMap>, name: &Name) -> Ran<'g> {
-        match guest.run(self.machine, &mut Kernel, None) {
-            Turn::Ended(outcome) => return Ran::Ended(outcome, guest),
-            Turn::AsksFreeze | Turn::Halts | Turn::SliceOver => {}
-        }
-        let template = match guest.freeze(self.machine) {
-            Ok(template) => template,
-            Err((error, mut guest)) => {
-                log::error!("guest {name}: {error}");
-                let outcome = run_to_end(&mut guest, self.machine);
-                return Ran::Ended(outcome, guest);
-            }
-        };
-        // The fork's number and the number of the run.
-        match template.fork(self.machine, &[0; 16]) {
-            Ok(mut fork) => {
-                let outcome = run_to_end(&mut fork, self.machine);
-                Ran::Forked(template, outcome, fork)
-            }
-            Err(error) => power::end(Err(format_args!("guest {name}: {error}"))),
-        }
-    }
-
     /// Counts what the guest holds and, where asked for, checks every frame's count and every table.
-    fn look_at(
-        &self,
-        guest: &Guest<'_, DirectMap>,
-        frozen: Option<&Space<'_, DirectMap>>,
-        name: &Name,
-    ) -> Census {
+    fn look_at(&self, guest: &Guest<'_, DirectMap>, name: &Name) -> Census {
         let census = guest.space().census().unwrap_or_else(|flaw| {
             log::error!("guest {name}: its tables are not as they must be: {flaw}");
             Census::default()
         });
         if self.audit {
-            match self.spaces.audit(frozen.into_iter().chain([guest.space()])) {
+            match self.spaces.audit([guest.space()]) {
                 Ok(others) => log::info!("guest {name}: audited, {others} frames of the host"),
                 Err(flaw) => power::end(Err(format_args!("audit after guest {name}: {flaw}"))),
             }
@@ -360,6 +328,7 @@ fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
         faults: Faults::default(),
         memory: Census::default(),
         invalidations: 0,
+        forks: None,
     }
 }
 
@@ -377,33 +346,28 @@ fn bytes(module: &Module) -> &'static [u8] {
 fn file_boot_figure(hand_over: u64) {
     // SAFETY: every CPU with 64-bit mode has RDTSC.
     let value = unsafe { _rdtsc() }.wrapping_sub(hand_over);
-    if let (Some(guest), Some(name)) = (Name::new(OWN_NAME), FigureName::new(BOOT_FIGURE)) {
-        // It is the first of all figures, so there is room.
-        let _ = FIGURES.lock().file(Figure { guest, name, value });
+    if let Some(own) = Name::new(OWN_NAME) {
+        file_figure(own, BOOT_FIGURE, value, Unit::Ticks);
     }
 }
 
-/// What became of a guest.
-enum Ran<'g> {
-    Ended(Outcome, Guest<'g, DirectMap>),
-    /// It was frozen, and this is how its fork ended.
-    Forked(Template<'g, DirectMap>, Outcome, Guest<'g, DirectMap>),
-}
-
-/// Runs a guest that is not frozen, whatever it asks for.
-fn run_to_end(
-    guest: &mut Guest<'_, DirectMap>,
-    machine: &mut Machine<'static, DirectMap>,
-) -> Outcome {
-    loop {
-        if let Turn::Ended(outcome) = guest.run(machine, &mut Kernel, None) {
-            return outcome;
-        }
+/// Files a figure of the hypervisor's about a guest.
+pub fn file_figure(guest: Name, name: &[u8], value: u64, unit: Unit) {
+    let filed = FigureName::new(name).is_some_and(|name| {
+        FIGURES.lock().file(Figure {
+            guest,
+            name,
+            value,
+            unit,
+        })
+    });
+    if !filed {
+        log::warn!("no room for figure {}", name.escape_ascii());
     }
 }
 
 /// The kernel, as the run loop sees it.
-struct Kernel;
+pub struct Kernel;
 
 impl Host for Kernel {
     fn external_interrupt(&mut self, vector: u8) {

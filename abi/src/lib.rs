@@ -142,8 +142,8 @@ impl StartInfo {
 /// For tests of what accesses device memory.
 ///
 /// It begins at the guest-physical address [`StartInfo::test_device`], behind memory and data, and is not mapped by the
-/// tables that a guest starts with. Two pages of device memory hold [`MEMORY`] bytes over and over again, and the
-/// registers at [`REGISTERS`]. One page of ROM follows, of zeroes: what is written there is counted.
+/// tables that a guest starts with. Two pages of device memory hold [`test_device::MEMORY`] bytes over and over again, and the
+/// registers at [`test_device::REGISTERS`]. One page of ROM follows, of zeroes: what is written there is counted.
 pub mod test_device {
     /// Pages of device memory.
     pub const PAGES: u64 = 2;

@@ -19,6 +19,7 @@
 pub mod call;
 pub mod check;
 pub mod cpu;
+pub mod forks;
 pub mod pattern;
 mod print;
 pub mod random;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const USAGE: &str = "\
 usage: offshoot-runner run|iso|bench [OPTION VALUE]...
-  --guests \"FILE[,OPTION]... ...\"  guests, each with name=, mem=, budget=, pages=, map=NAME[:ro], or data with name=  (hello sparse,mem=1G selfcheck)
+  --guests \"FILE[,OPTION]... ...\"  guests, each with name=, mem=, budget=, pages=, around=, map=NAME[:ro], forks= ..., or data with name=  (hello sparse,mem=1G selfcheck)
   --cmdline WORDS                  the kernel's command line
   --mem SIZE                       memory of the machine  (512M)
   --cpu MODEL                      CPU model of the emulator  (tigerlake)
@@ -104,7 +104,7 @@ fn main() -> ExitCode {
     let command = words.next().unwrap_or_default();
     let done = match command.as_str() {
         "run" => Options::parse(words).and_then(|options| run(options, "run", guest::DEFAULT)),
-        "bench" => Options::parse(words).and_then(|options| run(options, "bench", "bench")),
+        "bench" => Options::parse(words).and_then(|options| run(options, "bench", bench::DEFAULT)),
         "iso" => Options::parse(words).and_then(make_iso),
         _ => Err(Error::asked(command, format!("no such command\n{USAGE}"))),
     };
@@ -131,7 +131,10 @@ fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
         } => "hello",
         _ => guests,
     };
-    let (image, guests) = options.build(guests)?;
+    let (image, mut guests) = options.build(guests)?;
+    if name == "bench" && options.guests.is_none() {
+        guests.push(bench::data(&image.root.join("target/bench"))?);
+    }
     let run = Run {
         name: options.name.clone().unwrap_or_else(|| name.into()),
         guests,

@@ -51,6 +51,9 @@ pub struct Guest {
     pub host_instructions: u64,
     /// Instructions of its own.
     pub guest_instructions: u64,
+    /// What its forks came to, if it froze.
+    #[serde(default)]
+    pub forks: Option<Forks>,
 }
 
 /// What was told of a guest's dirty pages.
@@ -86,6 +89,108 @@ pub struct Figure {
     pub name: String,
     /// Its value.
     pub value: u64,
+    /// What it counts.
+    #[serde(default = "instructions")]
+    pub unit: String,
+}
+
+fn instructions() -> String {
+    "instructions".into()
+}
+
+/// What the forks of a guest came to.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Forks {
+    /// By generation.
+    pub generations: Vec<Generation>,
+    /// Instructions for all of them, where the TSC counts them.
+    pub instructions: u64,
+    /// Runs per billion instructions.
+    pub runs_per_billion: u64,
+    /// Frames of a fork that has not run.
+    pub idle_frames: u64,
+    /// What went wrong first.
+    pub failures: Vec<Failure>,
+    /// The first runs.
+    pub runs: Vec<ForkRun>,
+}
+
+/// All forks of the templates of one generation.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Generation {
+    /// How many templates there were.
+    pub templates: u64,
+    /// The most forks that were alive at once.
+    pub alive_most: u64,
+    /// Runs that ended well.
+    pub ok: u64,
+    /// Runs that did not end well.
+    pub failed: u64,
+    /// Runs that could not be.
+    pub lost: u64,
+    /// Runs that became templates.
+    pub frozen: u64,
+    /// Pages that became private to forks.
+    pub pages_private: u64,
+    /// Pages that resets took back.
+    pub pages_reset: u64,
+    /// Instructions per fork made.
+    pub fork: Spread,
+    /// Instructions per run.
+    pub run: Spread,
+    /// Instructions per reset.
+    pub reset: Spread,
+    /// Instructions per fork ended.
+    pub end: Spread,
+}
+
+/// How values are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Spread {
+    /// How many.
+    pub count: u64,
+    /// Their sum.
+    pub total: u64,
+    /// The least.
+    pub min: u64,
+    /// The one in the middle, nearly.
+    pub median: u64,
+    /// The most.
+    pub max: u64,
+}
+
+/// A run of a fork that failed or could not be.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Failure {
+    /// The generation, from 1.
+    pub generation: u64,
+    /// The number of the fork.
+    pub fork: u64,
+    /// The number of the run.
+    pub run: u64,
+    /// What happened, in a few words.
+    pub outcome: String,
+    /// And in a sentence.
+    pub detail: String,
+}
+
+/// One run of a fork.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct ForkRun {
+    /// The generation, from 1.
+    pub generation: u64,
+    /// The number of the fork.
+    pub fork: u64,
+    /// The number of the run.
+    pub run: u64,
+    /// Instructions it took.
+    pub instructions: u64,
+    /// VM exits.
+    pub exits: u64,
+    /// Pages that became private.
+    pub pages: u64,
+    /// How it ended.
+    pub outcome: String,
 }
 
 impl Report {

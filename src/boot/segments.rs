@@ -9,7 +9,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector
 use x86_64::structures::tss::TaskStateSegment;
 
 /// Bytes of the kernel's own stack.
-pub const STACK_SIZE: usize = 128 * 1024;
+pub const STACK_SIZE: usize = 256 * 1024;
 const TRAP_STACK_SIZE: usize = 16 * 1024;
 
 /// Exceptions run on stacks of their own: the prebuilt `core` keeps data below RSP, which a frame pushed there would

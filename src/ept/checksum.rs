@@ -1,8 +1,8 @@
-//! A number that stands for all memory of a template, to see that it never changes.
+//! A number that stands for all memory of a space: to see that a template never changes, and that a reset fork is as it.
 
 use super::entry::{Origin, decode};
 use super::tables::{ENTRIES, word};
-use super::{FrozenSpace, Reason};
+use super::{FrozenSpace, Reason, Region, RegionKind, Space};
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::paging::{Content, Decoded, Entry, EptEntry};
@@ -43,7 +43,10 @@ impl<M: PhysMem> Sum<'_, M> {
         Ok(())
     }
 
+    /// A page that holds zeroes counts as one that is not mapped.
     fn page(&mut self, gpa: u64, frame: Hpa, origin: Origin) -> Result<(), Reason> {
+        let before = self.state;
+        let mut any = 0;
         self.add(gpa);
         let mut bytes = [0; PIECE];
         for offset in (0..PAGE_SIZE).step_by(PIECE) {
@@ -55,23 +58,39 @@ impl<M: PhysMem> Sum<'_, M> {
                 unsafe { self.frames.read_host(at, &mut bytes)? };
             }
             for word in bytes.as_chunks::<8>().0 {
-                self.add(u64::from_le_bytes(*word));
+                let word = u64::from_le_bytes(*word);
+                any |= word;
+                self.add(word);
             }
+        }
+        if any == 0 {
+            self.state = before;
         }
         Ok(())
     }
 }
 
-impl<M: PhysMem> FrozenSpace<'_, M> {
-    /// A number made from every byte that is mapped, and from where. The time it takes is in proportion to that.
+impl<M: PhysMem> Space<'_, M> {
+    /// A number made from every byte that is mapped and not in a page of zeroes, and from where. The time it takes is in
+    /// proportion to that. The space must have no device passed through.
     pub fn checksum(&self) -> Result<u64, Reason> {
-        let shared = &self.space.spaces;
+        let device = |region: &&Region| matches!(region.kind, RegionKind::PassThrough(_));
+        if let Some(Region { tag, .. }) = self.regions().find(device) {
+            return Err(Reason::NotMemory { tag: *tag });
+        }
         let mut sum = Sum {
-            frames: shared.frames,
-            zero: shared.zero,
+            frames: self.spaces.frames,
+            zero: self.spaces.zero,
             state: 0,
         };
-        sum.table(self.root(), 4, 0)?;
+        sum.table(self.tree.root(), 4, 0)?;
         Ok(sum.state)
+    }
+}
+
+impl<M: PhysMem> FrozenSpace<'_, M> {
+    /// As [`Space::checksum`].
+    pub fn checksum(&self) -> Result<u64, Reason> {
+        self.as_space().checksum()
     }
 }

@@ -95,6 +95,24 @@ impl Debt {
         cpu: &mut impl Invalidate,
         frames: &FrameAllocator<M>,
     ) {
+        let own = 1 << cpu.cpu().0;
+        if self.stale.0 != own || !self.retired.is_empty() {
+            return self.pay_any(eptp, cpu, frames);
+        }
+        // After a page was copied: this CPU alone owes, and no frame waits.
+        cpu.invept(eptp);
+        self.paid += 1;
+        self.stale = CpuSet::default();
+        self.cached.0 &= !own;
+    }
+
+    #[inline(never)]
+    fn pay_any<M: PhysMem>(
+        &mut self,
+        eptp: Eptp,
+        cpu: &mut impl Invalidate,
+        frames: &FrameAllocator<M>,
+    ) {
         let id = cpu.cpu();
         if self.stale.contains(id) {
             cpu.invept(eptp);

@@ -45,7 +45,9 @@ impl<M: PhysMem> Ending<'_, M> {
         if self.debt.is_owed() {
             return false;
         }
-        for _ in 0..entries {
+        let mut left = entries;
+        while left > 0 {
+            left -= 1;
             let Some(level) = self.depth.checked_sub(1) else {
                 return true;
             };
@@ -55,10 +57,18 @@ impl<M: PhysMem> Ending<'_, M> {
                 self.depth = level;
                 continue;
             }
-            self.path[level].1 = index + 1;
-            // SAFETY: the path holds tables of this space, whose last reference was found to be ours and which are given
-            // back only after their last entry.
-            let bits = unsafe { word(self.frames.mem(), table, index) }.load(Ordering::Acquire);
+            let mut index = index;
+            let bits = loop {
+                // SAFETY: the path holds tables of this space, whose last reference was found to be ours and which are
+                // given back only after their last entry.
+                let bits = unsafe { word(self.frames.mem(), table, index) }.load(Ordering::Acquire);
+                index += 1;
+                if bits != 0 || index == ENTRIES || left == 0 {
+                    break bits;
+                }
+                left -= 1;
+            };
+            self.path[level].1 = index;
             match decode(4 - level as u8, EptEntry::from_bits(bits)) {
                 Decoded::Table { table, .. } => {
                     if let Ok(false) = self.frames.release_unless_last(table)

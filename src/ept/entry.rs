@@ -1,6 +1,6 @@
 //! What the leaves of a space say beside what the CPU reads: whose their frame is.
 
-use crate::paging::{Decoded, DecodedOf, Ept, EptAttr, EptEntry, Format};
+use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
 
 /// Where the frame behind a leaf came from. It stands in software bits of the leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +46,66 @@ impl Origin {
     }
 }
 
+/// What an entry of a lowest table comes to for a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quick {
+    /// Nothing is there.
+    Empty,
+    /// A page that is not writable, of a frame that was filled or copied.
+    OwnFrame,
+    /// A page that is not writable, of the frame of zeroes or of the host's.
+    NotOwnFrame,
+    /// Anything else.
+    Other,
+}
+
+/// Looks at an entry of a lowest table, which is as ours are.
+#[inline(always)]
+pub(super) fn quick(entry: EptEntry) -> Quick {
+    const READ: u64 = 1 << 0;
+    const WRITE: u64 = 1 << 1;
+    // The lowest bit of what `EptAttr::soft` tells.
+    const NOT_OWN: u64 = 1 << 11;
+    match entry.to_bits() & (READ | WRITE | NOT_OWN) {
+        READ => Quick::OwnFrame,
+        bits if bits == READ | NOT_OWN => Quick::NotOwnFrame,
+        _ if entry == EptEntry::EMPTY => Quick::Empty,
+        _ => Quick::Other,
+    }
+}
+
 /// What an entry of a table of `level` says. An entry that cannot be decoded is a bug of ours; it says nothing.
 #[inline(always)]
 pub(super) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
-    Ept::decode(level, entry).unwrap_or(Decoded::Content(crate::paging::Content::Unmapped))
+    Ept::decode(level, entry).unwrap_or(Decoded::Content(Content::Unmapped))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::Hpa;
+    use crate::paging::Write;
+
+    #[test]
+    fn the_quick_look_sees_what_is_there() {
+        use Origin::{Copied, Filled, Host, Zero};
+        let phys = Hpa::new(0x000f_edcb_a987_6000);
+        let entry = |attr| EptEntry::from_bits(Ept::leaf_bits(1, attr) | phys.as_u64());
+        let base = EptAttr::READ_EXECUTE.with_dirty(true).with_soft(0xffc);
+        for (origin, seen) in [
+            (Filled, Quick::OwnFrame),
+            (Copied, Quick::OwnFrame),
+            (Zero, Quick::NotOwnFrame),
+            (Host, Quick::NotOwnFrame),
+        ] {
+            let leaf = entry(origin.mark(base));
+            assert_eq!((quick(leaf), leaf.frame()), (seen, phys));
+            let writable = entry(origin.mark(base.with_write(Write::Allowed)));
+            assert_eq!(quick(writable), Quick::Other);
+        }
+        assert_eq!(quick(EptEntry::EMPTY), Quick::Empty);
+        assert_eq!(quick(entry(EptAttr::EXECUTE)), Quick::Other);
+    }
 
     #[test]
     fn origins_survive_in_the_leaf_and_touch_nothing_else() {

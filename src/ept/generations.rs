@@ -176,6 +176,8 @@ struct Tally {
     dropped: u64,
     prefetched: u64,
     deepest: u32,
+    /// The numbers of the INVEPTs that resets owed to the first CPU.
+    owed: Vec<u64>,
 }
 
 fn end(mut ending: Ending<'_, Arena>, cpus: &mut [Cpu; 2]) {
@@ -207,7 +209,12 @@ fn holds_what_the_model_says(space: &Space<'_, Arena>, model: &Model) -> Result<
 }
 
 /// Lives through the steps. All forks are compared with the model after each reset, and all that there is in the end.
-fn live(steps: &[Step], capability: EptCapability, large: bool) -> Result<Tally, String> {
+fn live(
+    steps: &[Step],
+    capability: EptCapability,
+    large: bool,
+    skip: Option<u64>,
+) -> Result<Tally, String> {
     let (frames, host) = memory(if large { 900 + 8 * 512 } else { 900 });
     let spaces = Spaces::new(&frames, capability).unwrap();
     let mut first = spaces.create(48).unwrap();
@@ -222,6 +229,7 @@ fn live(steps: &[Step], capability: EptCapability, large: bool) -> Result<Tally,
     let mut templates: Vec<Template<'_>> = vec![];
     let mut made = 0;
     let mut cpus = [Cpu::new(0), Cpu::new(1)];
+    cpus[0].skip = skip;
     let mut tally = Tally::default();
     let scarce = |reason: &Reason| *reason == Reason::OutOfFrames;
     let scarce_edit = |error: &EditError| {
@@ -409,6 +417,9 @@ fn live(steps: &[Step], capability: EptCapability, large: bool) -> Result<Tally,
                 if let Some(problem) = reset(space, model, &templates, how, &mut tally) {
                     return wrong(&problem);
                 }
+                if space.tree.debt.is_owed() {
+                    tally.owed.push(cpus[0].invepts);
+                }
             }
             Step::Rest { space } if count > 0 => {
                 for _ in 0..IDLE + 1 {
@@ -510,6 +521,87 @@ fn reset<'s>(
     }
 }
 
+/// The steps of a fork that is written and reset in every way, through two linear addresses each time.
+fn a_life_of_resets() -> Vec<Step> {
+    let guest = |page, write: Option<u8>| {
+        [false, true].map(|alias| Step::Guest {
+            space: 0,
+            cpu: 0,
+            page,
+            alias,
+            write,
+        })
+    };
+    let mut steps = vec![];
+    steps.extend(guest(0, Some(1)));
+    steps.push(Step::Freeze { space: 0 });
+    steps.push(Step::Fork {
+        template: 0,
+        prefetched: false,
+    });
+    for how in [Reset::Warm, Reset::Warm, Reset::Cold, Reset::Auto] {
+        for page in [0, 1, 5] {
+            steps.extend(guest(page, None));
+            steps.extend(guest(page, Some(7)));
+        }
+        steps.push(Step::Reset { space: 0, how });
+        for page in [0, 1, 5] {
+            steps.extend(guest(page, None));
+        }
+    }
+    // Pages that go because they are idle.
+    steps.push(Step::Remember { space: 0 });
+    steps.push(Step::Rest { space: 0 });
+    for page in [0, 1, 5] {
+        steps.extend(guest(page, None));
+        steps.extend(guest(page, Some(8)));
+    }
+    steps.push(Step::Reset {
+        space: 0,
+        how: Reset::Warm,
+    });
+    steps.extend(guest(0, None));
+    steps.push(Step::Freeze { space: 0 });
+    steps.push(Step::Fork {
+        template: 1,
+        prefetched: false,
+    });
+    steps.push(Step::Fork {
+        template: 0,
+        prefetched: true,
+    });
+    steps
+}
+
+/// The steps that the properties are about are really taken.
+#[test]
+fn a_life_has_resets_of_both_kinds() {
+    for (capability, large) in machines() {
+        let tally = live(&a_life_of_resets(), capability, large, None).unwrap();
+        assert!(tally.warm >= 4 && tally.cold == 1, "{tally:?}");
+        // Without marks nobody knows that a page is idle.
+        let dropped = if capability.accessed_dirty { 3 } else { 0 };
+        assert_eq!((tally.dropped, tally.deepest), (dropped, 2), "{tally:?}");
+        assert_eq!(tally.prefetched, 3);
+    }
+}
+
+/// Every INVEPT that a reset owes is needed: with any single one left out, something stale is used, or a later reset misses
+/// a page.
+#[test]
+fn no_invept_of_a_reset_can_be_left_out() {
+    for (capability, large) in machines() {
+        let steps = a_life_of_resets();
+        let owed = live(&steps, capability, large, None).unwrap().owed;
+        let expected = if capability.accessed_dirty { 5 } else { 1 };
+        assert_eq!(owed.len(), expected, "{owed:?}");
+        for nth in owed {
+            let outcome = live(&steps, capability, large, Some(nth));
+            assert!(outcome.is_err(), "INVEPT {nth} was not missed");
+        }
+    }
+}
+
 /// CPUs that mark pages dirty or not, with large pages or without.
 fn machines() -> [(EptCapability, bool); 3] {
     let all = all_capabilities();
@@ -531,7 +623,7 @@ proptest! {
         machine in 0usize..3,
     ) {
         let (capability, large) = machines()[machine];
-        let outcome = live(&steps, capability, large);
+        let outcome = live(&steps, capability, large, None);
         prop_assert!(outcome.is_ok(), "{:?}", outcome);
     }
 }

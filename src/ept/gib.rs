@@ -16,10 +16,8 @@ const BLOCK: u64 = 2 * GIB;
 const PAGES: u64 = GIB / PAGE_SIZE;
 
 /// One free block of 1 GiB, and 16 MiB beside.
-pub(super) fn memory() -> FrameAllocator<Arena> {
-    let frames = Arena::allocator(GIB - 8 * MIB2, PAGES + 8 * 512);
-    frames.fresh_is_zero.store(true, SeqCst);
-    frames
+fn memory() -> FrameAllocator<Arena> {
+    Arena::allocator(GIB - 8 * MIB2, PAGES + 8 * 512)
 }
 
 fn with_space(test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>, &mut Cpu)) {

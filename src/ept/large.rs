@@ -168,7 +168,7 @@ mod tests {
             touch(space, 4 * MIB2, Access::WRITE);
             // Read first: it stays with small pages.
             touch(space, 3 * MIB2 + 0x5000, Access::READ);
-            touch(space, 3 * MIB2 + 0x6000, Access::WRITE);
+            touch(space, 3 * MIB2 + 0x7000, Access::WRITE);
             let census = space.census().unwrap();
             assert_eq!(
                 (census.large, census.filled, census.zero),

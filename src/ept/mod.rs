@@ -6,9 +6,11 @@
 //! [`Space::resolve`] turns into a mapping, an access for a device model, or a reason to stop the guest. The only way to
 //! run a guest is [`Space::enter`], which pays what invalidation is owed.
 
+mod around;
 mod audit;
 mod capability;
 mod checksum;
+mod cow;
 mod debt;
 mod dirty;
 mod dirty_log;
@@ -35,6 +37,7 @@ mod warm;
 mod working_set;
 
 pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
+pub use around::{AROUND, MAX_AROUND};
 pub use audit::{Census, Flaw};
 pub use capability::{EptCapability, Eptp};
 pub use debt::{CpuId, Invalidate};
@@ -59,6 +62,8 @@ mod generations;
 mod gib;
 #[cfg(test)]
 mod life;
+#[cfg(test)]
+mod template_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -113,17 +113,23 @@ fn is_plentiful<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::all_capabilities;
+    use super::super::tests::{all_capabilities, finish, gpas, memory, violation};
+    use super::super::tlb::Cpu;
+    use super::super::{Access, Region, RegionKind, Space, Spaces};
     use super::*;
+    use crate::addr::Gpa;
+    use crate::frames::arena::Arena;
+
+    const MIB2: u64 = 2 << 20;
 
     #[test]
     fn what_a_cpu_lacks_becomes_the_next_smaller() {
+        use PagePolicy::{Auto, Large1G, Large2M, Small};
         let cpu = |pages_2m, pages_1g| EptCapability {
             pages_2m,
             pages_1g,
             ..all_capabilities()
         };
-        use PagePolicy::*;
         for (policy, old, usual, odd) in [
             (Small, Small, Small, Small),
             (Large2M, Small, Large2M, Small),
@@ -135,5 +141,70 @@ mod tests {
             assert_eq!(policy.on(&cpu(false, true)), odd);
             assert_eq!(policy.on(&cpu(true, true)), policy);
         }
+    }
+
+    /// A space of 16 MiB that chooses by itself, in memory of so many frames.
+    fn with_auto(frames: u64, test: impl FnOnce(&mut Space<'_, Arena>)) {
+        let (frames, _) = memory(frames);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(40).unwrap();
+        space
+            .map(Region::new(gpas(0, 8 * MIB2), RegionKind::Ram))
+            .unwrap();
+        space.set_page_policy(PagePolicy::Auto);
+        space.set_around(1);
+        test(&mut space);
+        assert_eq!(spaces.audit([&space]), Ok(0));
+        finish(space, &mut Cpu::new(0));
+    }
+
+    fn write(space: &mut Space<'_, Arena>, block: u64, pages: usize) {
+        for page in 0..pages as u64 {
+            let gpa = block * MIB2 + page * PAGE_SIZE;
+            space.resolve(&violation(gpa, Access::WRITE)).unwrap();
+        }
+    }
+
+    fn is_large(space: &Space<'_, Arena>, block: u64) -> bool {
+        let found = space.query(Gpa::new(block * MIB2)).unwrap();
+        found.is_some_and(|(_, size, _)| size == PageSize::Size2M)
+    }
+
+    #[test]
+    fn only_what_lies_next_to_dense_memory_is_given_whole() {
+        with_auto(8192, |space| {
+            write(space, 2, DENSE - 1);
+            write(space, 3, 1);
+            assert!(!is_large(space, 3), "one page too few");
+            write(space, 2, DENSE);
+            write(space, 1, 1);
+            assert!(is_large(space, 1), "the one before");
+            // Large ones count as dense, too.
+            write(space, 0, 1);
+            assert!(is_large(space, 0));
+            write(space, 5, 1);
+            assert!(!is_large(space, 5), "next to nothing");
+            // What was only read does not count.
+            for page in 0..512 {
+                let gpa = 7 * MIB2 + page * PAGE_SIZE;
+                space.resolve(&violation(gpa, Access::READ)).unwrap();
+            }
+            write(space, 6, 1);
+            assert!(!is_large(space, 6));
+        });
+    }
+
+    #[test]
+    fn an_eighth_of_the_host_stays_free() {
+        with_auto(512 * 4 + 100, |space| {
+            write(space, 0, 512);
+            write(space, 1, 1);
+            assert!(is_large(space, 1));
+            write(space, 2, 1);
+            assert!(is_large(space, 2));
+            // There may be a block, but it would take nearly all that is left.
+            write(space, 3, 1);
+            assert!(!is_large(space, 3));
+        });
     }
 }

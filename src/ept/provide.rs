@@ -5,11 +5,11 @@ use super::large::large_page;
 use super::policy::PagePolicy;
 use super::region_map::Known;
 use super::space::{Shared, Tree};
-use super::tables::{ENTRIES, Tables};
+use super::tables::Tables;
 use super::{Access, Fill, Reason, Region, RegionKind};
-use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{Frame, FrameAllocator, PhysMem};
-use crate::paging::{Content, Cursor, Decoded, EptAttr, Write};
+use crate::paging::{Content, Cursor, EptAttr, Write};
 
 /// What a page that is not mapped holds.
 #[derive(Clone, Copy)]
@@ -23,6 +23,7 @@ pub(super) enum Source {
 }
 
 impl Source {
+    /// What the page at `page` of the region holds.
     pub fn of(region: &Region, page: Gpa) -> Result<Self, Reason> {
         let offset = region.offset(page);
         match region.kind {
@@ -45,7 +46,7 @@ impl Source {
     }
 
     /// A frame of its own with this content.
-    fn private<M: PhysMem>(
+    pub fn private<M: PhysMem>(
         self,
         region: &Region,
         frames: &FrameAllocator<M>,
@@ -94,6 +95,9 @@ impl Tree {
         }
         let replaced = matches!(done, Ok((_, true)));
         self.close(spaces.frames, replaced || moved);
+        if let (Ok((Fill::HostMapped, _)), Some(table)) = (done, lowest) {
+            self.map_host_around(spaces.frames, known, page, table);
+        }
         match failed {
             Some(error) => Err(Reason::Frames(error)),
             None => done.map(|(fill, _)| fill),
@@ -155,7 +159,8 @@ fn provide<M: PhysMem>(
                 }
                 Source::Host(phys, PAGE_SIZE) if !access.write => {
                     cursor.set_page(phys, Origin::Host.mark(known.leaf))?;
-                    map_around(&mut cursor, known, page);
+                    let table = cursor.table();
+                    cursor.ops().lowest = Some(table);
                     return Ok((Fill::HostMapped, false));
                 }
                 Source::Zero if !access.write => {
@@ -186,30 +191,6 @@ fn provide<M: PhysMem>(
                 },
             )?;
             Ok((fill, false))
-        }
-    }
-}
-
-/// How many pages of host bytes are mapped at once, the one that was touched among them: as many as Linux maps around a
-/// fault in a file. It takes no frame, and an exit costs more than mapping all of them.
-const AROUND: u64 = 16;
-
-/// Maps what is not mapped of the host bytes next to `page`, whose slot is the cursor's.
-fn map_around<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>, known: &Known, page: Gpa) {
-    let first = page.align_down(AROUND * PAGE_SIZE);
-    for offset in (0..AROUND * PAGE_SIZE).step_by(PAGE_SIZE as usize) {
-        let near = Gpa::new(first.as_u64() + offset);
-        if !known.region.range.contains(near) {
-            continue;
-        }
-        let Ok(Source::Host(phys, PAGE_SIZE)) = Source::of(&known.region, near) else {
-            continue;
-        };
-        let index = (near.as_u64() / PAGE_SIZE) as usize % ENTRIES;
-        if let Ok(Decoded::Content(Content::Unmapped)) = cursor.neighbour(index) {
-            let attr = Origin::Host.mark(known.leaf);
-            // The slot's table is ready, so this cannot fail; if it did, the page would be mapped when it is touched.
-            let _ = cursor.set_neighbour(index, Content::Page { phys, attr });
         }
     }
 }

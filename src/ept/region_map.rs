@@ -1,7 +1,7 @@
 //! The regions of a space: which is where, and what follows for its pages.
 
 use super::{MAX_REGIONS, Origin, Region, RegionError, RegionKind};
-use crate::addr::{AddrRange, Address, Gpa, Hpa};
+use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, FrameRc, PhysMem};
 use crate::paging::{EptAttr, Write};
 use core::ops::Deref;
@@ -69,11 +69,80 @@ impl Ram {
         }
     }
 
+    /// The first address behind it.
+    pub fn end(&self) -> u64 {
+        self.start + self.len
+    }
+
     /// Whether the address is in it.
     #[inline(always)]
     pub fn contains(&self, gpa: Gpa) -> bool {
         gpa.as_u64().wrapping_sub(self.start) < self.len
     }
+}
+
+/// What the short way to make a page a guest's own needs to know of a region.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Writable {
+    start: u64,
+    len: u64,
+    /// The leaf of a page that was written, beside the address and whose frame it is.
+    pub written: EptAttr,
+    /// The host's bytes behind it: where, and how many.
+    host: u64,
+    host_len: u64,
+}
+
+impl Writable {
+    /// No page.
+    const NONE: Self = Self {
+        start: 0,
+        len: 0,
+        written: EptAttr::READ,
+        host: 0,
+        host_len: 0,
+    };
+
+    fn of(known: &Known, marked: bool) -> Option<Self> {
+        let region = &known.region;
+        let memory = region.is_writable() && region.kind.is_memory();
+        let host = region.kind.host_bytes();
+        memory.then(|| Self {
+            start: region.range.start().as_u64(),
+            len: region.range.len(),
+            written: known.written().with_dirty(marked),
+            host: host.map_or(0, |host| host.start().as_u64()),
+            host_len: host.map_or(0, |host| host.len()),
+        })
+    }
+
+    #[inline(always)]
+    fn contains(&self, gpa: Gpa) -> bool {
+        gpa.as_u64().wrapping_sub(self.start) < self.len
+    }
+
+    /// What an untouched page holds.
+    #[inline(always)]
+    pub fn source(&self, page: Gpa) -> Untouched {
+        let offset = page.as_u64().wrapping_sub(self.start);
+        if offset >= self.host_len {
+            Untouched::Zeroes
+        } else if self.host_len - offset >= PAGE_SIZE {
+            Untouched::HostPage(Hpa::new(self.host.wrapping_add(offset)))
+        } else {
+            Untouched::Part
+        }
+    }
+}
+
+/// What an untouched page holds.
+pub(super) enum Untouched {
+    /// Zeroes.
+    Zeroes,
+    /// Host bytes.
+    HostPage(Hpa),
+    /// Host bytes and zeroes behind them.
+    Part,
 }
 
 /// The regions of a space, in order of their addresses.
@@ -243,10 +312,12 @@ pub(super) struct Regions<'f, M: PhysMem> {
     map: FrameRc<'f, RegionMap, M>,
     /// Where the last look-up ended: the next is likely there.
     last: usize,
-    /// The region there, if it is RAM.
+    /// The last region of RAM that a look-up ended in.
     ram: Ram,
     /// Whether a page of it that is made writable counts as written.
     marked: bool,
+    /// The region of the last write that took a page or a copy of one.
+    writable: Writable,
 }
 
 impl<'f, M: PhysMem> Regions<'f, M> {
@@ -261,12 +332,14 @@ impl<'f, M: PhysMem> Regions<'f, M> {
             last: 0,
             ram: Ram::NONE,
             marked: true,
+            writable: Writable::NONE,
         }
     }
 
     /// Says whether a page that is made writable counts as written. It does at first.
     pub fn set_marked(&mut self, marked: bool) {
         self.marked = marked;
+        self.writable = Writable::NONE;
         self.ram = Ram::NONE;
     }
 
@@ -289,6 +362,7 @@ impl<'f, M: PhysMem> Regions<'f, M> {
     /// The regions, to be changed.
     pub fn change(&mut self) -> Result<&mut RegionMap, FrameError> {
         (self.last, self.ram) = (0, Ram::NONE);
+        self.writable = Writable::NONE;
         self.map.make_mut()
     }
 
@@ -296,8 +370,34 @@ impl<'f, M: PhysMem> Regions<'f, M> {
     #[inline]
     pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
         let known = self.map.find_from(gpa, &mut self.last)?;
-        self.ram = Ram::of(known, self.marked);
+        // A look at another kind of region between does not take the short way away from RAM.
+        if matches!(known.region.kind, RegionKind::Ram) && !self.ram.contains(gpa) {
+            self.ram = Ram::of(known, self.marked);
+        }
         Some(known)
+    }
+
+    /// Whether [`Regions::writable`] is about the region that `gpa` is in.
+    #[inline(always)]
+    pub fn is_writable(&self, gpa: Gpa) -> bool {
+        self.writable.contains(gpa)
+    }
+
+    /// Makes [`Regions::writable`] be about the region that `gpa` is in, if the guest may write there and it is memory.
+    #[inline(never)]
+    pub fn find_writable(&mut self, gpa: Gpa) -> bool {
+        let marked = self.marked;
+        let found = self
+            .find_often(gpa)
+            .and_then(|known| Writable::of(known, marked));
+        self.writable = found.unwrap_or(Writable::NONE);
+        found.is_some()
+    }
+
+    /// What [`Regions::find_writable`] found last.
+    #[inline(always)]
+    pub fn writable(&self) -> &Writable {
+        &self.writable
     }
 
     /// The RAM that the last look-up ended in.

@@ -113,13 +113,8 @@ impl core::error::Error for Unresolved {}
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the access possible that the guest was denied, if it may have it.
     pub fn resolve(&mut self, violation: &Violation) -> Result<Resolution, Unresolved> {
-        if self.fill(violation.qualification, violation.gpa) {
-            let write = violation.access.write;
-            return Ok(Resolution::Retry(if write {
-                Fill::Zeroed
-            } else {
-                Fill::ZeroShared
-            }));
+        if let Some(fill) = self.short_way(violation.qualification, violation.gpa) {
+            return Ok(Resolution::Retry(fill));
         }
         let done = self.decide(violation);
         match done {

@@ -1,12 +1,13 @@
 //! A space, and what all spaces of a machine share.
 
+use super::around::{AROUND, Around};
 use super::debt::{Debt, Invalidate};
 use super::dirty::Marks;
 use super::log::Log;
 use super::region_map::Regions;
 use super::tables::{DIRTY, ENTRIES, Tables, View, WRITE, word};
 use super::{DeviceRange, EptCapability, Eptp, Mtrrs, PagePolicy, Region, RegionError, RegionKind};
-use crate::addr::{AddrRange, Gpa, Hpa};
+use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::MemoryType;
 use core::marker::PhantomData;
@@ -127,6 +128,8 @@ pub struct Faults {
     pub host_mapped: u64,
     /// Accesses handed to device models.
     pub mmio: u64,
+    /// Pages of RAM that were mapped along with one that was touched: see [`Space::set_around`].
+    pub around: u64,
     /// Violations of what was mapped already.
     pub spurious: u64,
     /// Violations that could not be resolved.
@@ -253,7 +256,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
     pub fn eptp(&self) -> Eptp {
-        Eptp::new(self.tree.root, self.spaces.capability, true)
+        self.tree.eptp
     }
 
     /// What violations came to so far.
@@ -294,16 +297,23 @@ impl<'s, M: PhysMem> Space<'s, M> {
 #[derive(Debug)]
 pub(super) struct Tree {
     root: Hpa,
+    /// The pointer to it: the top table stays where it is.
+    eptp: Eptp,
     pub debt: Debt,
     /// How writes are noted in the leaves.
     pub marks: Marks,
     /// Of what size the pages are that a first write is given.
     pub pages: PagePolicy,
-    /// The number of the last 2 MiB in which a page was put, and the table of its pages.
-    recent: Option<(u64, Hpa)>,
+    /// How many pages one violation may map.
+    pub around: Around,
+    /// The number of the last page that was put, or [`NOWHERE`], and the table that it is in.
+    recent: (u64, Hpa),
     /// The pages that became a fork's own.
     pub log: Log,
 }
+
+/// In place of the number of a page: no page has it, nor follows it.
+const NOWHERE: u64 = u64::MAX - 1;
 
 impl Tree {
     /// A tree that maps nothing.
@@ -311,12 +321,15 @@ impl Tree {
         frames: &FrameAllocator<M>,
         capability: &EptCapability,
     ) -> Result<Self, FrameError> {
+        let root = frames.alloc_zeroed()?.into_raw();
         Ok(Self {
-            root: frames.alloc_zeroed()?.into_raw(),
+            root,
+            eptp: Eptp::new(root, capability, true),
             debt: Debt::default(),
             marks: Marks::new(capability),
             pages: PagePolicy::Small,
-            recent: None,
+            around: Around::new(AROUND),
+            recent: (NOWHERE, Hpa::new(0)),
             log: Log::default(),
         })
     }
@@ -347,7 +360,7 @@ impl Tree {
         &'a mut self,
         frames: &'a FrameAllocator<M>,
     ) -> Tables<'a, M> {
-        self.recent = None;
+        self.recent.0 = NOWHERE;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
         unsafe { Tables::new(frames, self.root, &mut self.debt.retired, &mut self.marks) }
@@ -357,8 +370,19 @@ impl Tree {
     /// above it are still this tree's own, and nobody else has changed them.
     #[inline(always)]
     pub fn recent_table(&self, page: Gpa) -> Option<Hpa> {
-        let (number, table) = self.recent?;
-        (number == page.as_u64() >> 21).then_some(table)
+        let (number, table) = self.recent;
+        ((number ^ (page.as_u64() / PAGE_SIZE)) / ENTRIES as u64 == 0).then_some(table)
+    }
+
+    /// The number of the page that was put by the last edit.
+    pub fn recent_page(&self) -> u64 {
+        self.recent.0
+    }
+
+    /// Whether `page` follows the one that was put last.
+    #[inline(always)]
+    pub fn is_next(&self, page: Gpa) -> bool {
+        page.as_u64() / PAGE_SIZE == self.recent.0.wrapping_add(1)
     }
 
     /// Notes where the last edit put a page, and logs it if it is this space's own now.
@@ -369,12 +393,17 @@ impl Tree {
         page: Gpa,
         lowest: Option<Hpa>,
     ) {
-        self.recent = lowest.map(|table| (page.as_u64() >> 21, table));
-        if self.log.is_on()
-            && let Some(table) = lowest
-        {
-            self.note(frames, page, table);
+        if let Some(table) = lowest {
+            self.recent = (page.as_u64() / PAGE_SIZE, table);
+            if self.log.is_on() {
+                self.note(frames, page, table);
+            }
         }
+    }
+
+    /// Notes that pages up to `page` were put into `table` by the last edit, and that all that must be logged is.
+    pub fn go_on_from(&mut self, page: Gpa, table: Hpa) {
+        self.recent = (page.as_u64() / PAGE_SIZE, table);
     }
 
     /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it.

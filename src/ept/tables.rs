@@ -6,7 +6,7 @@
 
 use super::dirty::Marks;
 use super::entry::{Origin, decode};
-use crate::addr::{Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
 use crate::paging::{
     Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, MayMoveTable, TableOps, TableReadOps,
@@ -90,6 +90,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     }
 
     /// An entry of a table.
+    #[inline(always)]
     pub fn entry(&self, table: Hpa, index: usize) -> EptEntry {
         EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire))
     }
@@ -113,10 +114,29 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
+    /// The entry for the address `gpa` in its lowest table.
+    #[inline(always)]
+    pub fn entry_for(&self, gpa: Gpa, table: Hpa) -> EptEntry {
+        self.entry(table, (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES)
+    }
+
+    /// Puts a page into the lowest table `table`, for the address `gpa`. What stood there before is the caller's to
+    /// invalidate, and the entry owns the caller's reference to the frame.
+    #[inline(always)]
+    pub fn put_page(&mut self, gpa: Gpa, table: Hpa, phys: Hpa, attr: EptAttr) {
+        let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
+        let index = (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES;
+        self.word(table, index).store(bits, Ordering::Release);
+    }
+
     /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both,
     /// and nothing counts as dirty.
     pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         for index in 0..ENTRIES {
+            if self.entry(from, index) == EptEntry::EMPTY {
+                self.word(to, index).store(0, Ordering::Release);
+                continue;
+            }
             let (entry, shared) = self.share_entry(from, level, to, index);
             if shared != entry && shared != EptEntry::EMPTY {
                 // The CPU may be setting accessed and dirty in the old one.
@@ -163,7 +183,10 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             return;
         }
         for index in 0..ENTRIES {
-            self.drop_entry(self.entry(table, index), level);
+            let entry = self.entry(table, index);
+            if entry != EptEntry::EMPTY {
+                self.drop_entry(entry, level);
+            }
         }
         self.retire(table);
     }
@@ -204,7 +227,9 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
-    fn retire(&mut self, address: Hpa) {
+    /// Drops a reference that a leaf held.
+    #[inline(never)]
+    pub fn retire(&mut self, address: Hpa) {
         let gone = self.frames.retire_entry(address, self.retired);
         debug_assert!(gone.is_ok(), "{gone:?}");
     }

@@ -124,6 +124,7 @@ fn empty_fork<'s, M: PhysMem>(
     let regions = from.regions.share().map_err(out)?;
     let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
     tree.pages = from.tree.pages;
+    tree.around = from.tree.around;
     Ok(Space {
         spaces: from.spaces,
         tree,

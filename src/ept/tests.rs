@@ -16,8 +16,8 @@ pub(super) const HOST_LEN: u64 = 2 * PAGE_SIZE + 0x234;
 pub(super) const RAM: u64 = 0;
 pub(super) const HIGH: u64 = 0x20_0000 - 2 * PAGE_SIZE;
 pub(super) const MODULE: u64 = 0x4000_0000;
-const SHARED: u64 = 0x8000_0000;
-const ROM: u64 = 0xc000_0000;
+pub(super) const SHARED: u64 = 0x8000_0000;
+pub(super) const ROM: u64 = 0xc000_0000;
 const MMIO: u64 = 0xd000_0000;
 const DEVICE: u64 = 0xe000_0000;
 const DEVICE_HOST: u64 = 0xfee0_0000;
@@ -164,7 +164,7 @@ fn ram_reads_as_zero_and_is_filled_by_the_first_write() {
         assert_eq!(space.resolve(&walk), Ok(Resolution::Retry(Fill::Zeroed)));
         let walk = Violation::decode(&ViolationFields {
             qualification: 0x82,
-            ..fields(0x5000)
+            ..fields(0x7000)
         });
         assert_eq!(space.resolve(&walk), Ok(Resolution::Retry(Fill::Zeroed)));
         let _ = space.enter(cpu);

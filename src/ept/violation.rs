@@ -97,6 +97,9 @@ pub(super) const WRITE: u64 = 1 << 1;
 /// The bits of a qualification that all but the plainest violations have one of: a fetch, something was allowed, NMIs
 /// unblocked, shadow stacks, guest-paging verification, asynchronous.
 pub(super) const NOT_PLAIN: u64 = 1 << 2 | 0xf << 3 | 0x1f << 12;
+/// The bits of a qualification of which the plainest write has [`WRITE`] alone: a fetch, writing was allowed, NMIs
+/// unblocked and so on.
+pub(super) const PLAIN_WRITE: u64 = WRITE | 1 << 2 | 1 << 4 | 0x1f << 12;
 
 /// An EPT violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

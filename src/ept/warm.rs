@@ -11,15 +11,9 @@ use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
 use crate::paging::{Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, Write, query};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What a template holds where a fork has a page of its own, in one word: the address of a page of bytes, or one of these.
-mod source {
-    /// Nobody has looked yet.
-    pub const UNKNOWN: u64 = 0;
-    /// Zeroes.
-    pub const ZERO: u64 = 1;
-    /// The last bytes of a host range, which do not fill the page.
-    pub const PART: u64 = 2;
-}
+/// In place of the address of what a template holds where a fork has a page of its own: nobody has looked yet, or it is
+/// the last bytes of a host range, which do not fill the page.
+const UNKNOWN: u64 = 0;
 
 /// A reset under way.
 struct Warm<'a, 's, M: PhysMem> {
@@ -28,9 +22,9 @@ struct Warm<'a, 's, M: PhysMem> {
     retired: &'a mut Retired,
     /// After how many resets a page that was not written goes.
     idle: u64,
-    restored: Restored,
-    /// What CPUs have cached of some leaf is not what it says now.
-    stale: bool,
+    /// Pages that were not written, and those of them that went.
+    clean: u64,
+    dropped: u64,
     /// The log was right about every page.
     sound: bool,
 }
@@ -52,10 +46,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
             frames,
             retired: &mut self.tree.debt.retired,
             idle,
-            restored: Restored::default(),
-            stale: false,
+            clean: 0,
+            dropped: 0,
             sound: true,
         };
+        let pages = self.tree.log.len();
         self.tree.log.retain(frames, |record| {
             // SAFETY: the leaf of a page that became this space's own, in a table that is its own since: no edit has
             // moved it, or the log would be lost.
@@ -66,34 +61,30 @@ impl<'s, M: PhysMem> Space<'s, M> {
             }
             let frame = EptEntry::from_bits(bits).frame();
             match record.source {
+                UNKNOWN => warm.first_time(record, bits),
                 // SAFETY: when the source was found, the leaf led to a frame that nobody else refers to, and so it does as
-                // long as the log is not lost. The source is a page of the template's or of host bytes, which never change.
-                from if from > source::PART => unsafe {
-                    frames.overwrite_page(frame, Hpa::new(from))
-                },
-                // SAFETY: likewise.
-                source::ZERO => unsafe { frames.overwrite_page_with_zeroes(frame) },
-                _ => warm.first_time(record, bits),
+                // long as the log is not lost. The source is a page of the template's, of host bytes or of zeroes, and
+                // never changes.
+                from => unsafe { frames.overwrite_page(frame, Hpa::new(from)) },
             }
-            warm.restored.copied += 1;
             if marks {
                 leaf.fetch_and(!DIRTY, Ordering::AcqRel);
-                warm.stale = true;
                 *record = record.with_idle(0);
             }
             true
         });
-        let Warm {
-            mut restored,
-            stale,
-            sound,
-            retired,
-            ..
-        } = warm;
-        restored.frames = retired.frames() - before;
-        restored.kept = self.tree.log.len();
-        self.tree.close(frames, stale);
-        sound.then_some(restored)
+        let (clean, dropped, sound) = (warm.clean, warm.dropped, warm.sound);
+        let copied = pages - clean;
+        let freed = self.tree.debt.retired.frames() - before;
+        // What CPUs have cached of a leaf may not be what it says now.
+        self.tree.close(frames, marks && copied + dropped != 0);
+        sound.then_some(Restored {
+            cold: false,
+            copied,
+            dropped,
+            kept: pages - dropped,
+            frames: freed,
+        })
     }
 }
 
@@ -101,6 +92,7 @@ impl<M: PhysMem> Warm<'_, '_, M> {
     /// A page that was not written: it goes if that is so for long. Yields whether it stays.
     #[inline(never)]
     fn is_idle(&mut self, record: &mut Record, leaf: &AtomicU64) -> bool {
+        self.clean += 1;
         let age = record.idle() + 1;
         *record = record.with_idle(age);
         if age < self.idle {
@@ -117,8 +109,7 @@ impl<M: PhysMem> Warm<'_, '_, M> {
         leaf.store(entry.to_bits(), Ordering::Release);
         let gone = self.frames.retire_entry(frame, self.retired);
         debug_assert!(gone.is_ok(), "{gone:?}");
-        self.restored.dropped += 1;
-        self.stale = true;
+        self.dropped += 1;
         false
     }
 
@@ -131,24 +122,12 @@ impl<M: PhysMem> Warm<'_, '_, M> {
             return;
         };
         record.source = self.template.source_of(record.page());
-        let done = match record.source {
-            // SAFETY: the frame is a guest's page and, as was found just now, nobody else's.
-            source::ZERO => unsafe {
-                self.frames.overwrite_page_with_zeroes(frame);
-                Ok(())
-            },
-            source::PART => {
-                // It is found anew each time.
-                record.source = source::UNKNOWN;
-                self.template.copy_part(record.page(), frame)
-            }
-            // SAFETY: likewise, and the template's bytes never change.
-            from => unsafe {
-                self.frames.overwrite_page(frame, Hpa::new(from));
-                Ok(())
-            },
-        };
-        self.sound &= done.is_ok();
+        if record.source == UNKNOWN {
+            self.sound &= self.template.copy_part(record.page(), frame).is_ok();
+        } else {
+            // SAFETY: the frame is a guest's page and, as was found just now, nobody else's; the template's never change.
+            unsafe { self.frames.overwrite_page(frame, Hpa::new(record.source)) };
+        }
     }
 }
 
@@ -181,17 +160,15 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
         Source::of(region, page).ok()
     }
 
-    /// What it holds at `page`, as [`source`] says.
+    /// Where the bytes are that it holds at `page`, or [`UNKNOWN`] where they do not fill it.
     fn source_of(&self, page: Gpa) -> u64 {
-        match self.mapped(page) {
-            Some((_, attr)) if Origin::of(attr) == Origin::Zero => source::ZERO,
-            Some((phys, _)) => phys.as_u64(),
-            None => match self.untouched(page) {
-                Some(Source::Host(from, PAGE_SIZE)) => from.as_u64(),
-                Some(Source::Host(..)) => source::PART,
-                _ => source::ZERO,
-            },
-        }
+        let mapped = self.mapped(page).map(|(phys, _)| phys);
+        let source = mapped.or_else(|| match self.untouched(page) {
+            Some(Source::Host(from, PAGE_SIZE)) => Some(from),
+            Some(Source::Host(..)) => None,
+            _ => Some(self.space.spaces.zero),
+        });
+        source.map_or(UNKNOWN, Hpa::as_u64)
     }
 
     /// Fills a fork's frame with host bytes that do not fill the page.

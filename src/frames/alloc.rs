@@ -5,7 +5,7 @@ use super::lists::{LARGE, Lists, Retired};
 use super::ranges::SpanSet;
 use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
 use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE, PageSize};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// The physical frames of the machine: who is free, and how many refer to each.
 ///
@@ -21,9 +21,6 @@ pub struct FrameAllocator<M> {
     /// How many allocations still succeed: tests make memory run out at any point.
     #[cfg(test)]
     pub(crate) allowance: core::sync::atomic::AtomicU64,
-    /// Blocks that are given out were never in use: tests of 1 GiB need not zero them.
-    #[cfg(test)]
-    pub(crate) fresh_is_zero: core::sync::atomic::AtomicBool,
 }
 
 impl<M: PhysMem> FrameAllocator<M> {
@@ -55,8 +52,6 @@ impl<M: PhysMem> FrameAllocator<M> {
             lists,
             #[cfg(test)]
             allowance: u64::MAX.into(),
-            #[cfg(test)]
-            fresh_is_zero: false.into(),
         })
     }
 
@@ -79,10 +74,23 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// A frame whose content is unknown.
-    #[inline]
     pub fn alloc(&self) -> Result<Frame, FrameError> {
+        self.alloc_inline()
+    }
+
+    /// The same, for where a call would be felt.
+    #[inline(always)]
+    pub(super) fn alloc_inline(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
+        if let Some(number) = lists.pop_quick(&self.mem, &self.counts) {
+            return Ok(self.hand_out(&mut lists, number));
+        }
+        self.alloc_rare(lists)
+    }
+
+    #[cold]
+    fn alloc_rare(&self, mut lists: MutexGuard<'_, Lists>) -> Result<Frame, FrameError> {
         match lists.pop(&self.mem, &self.counts) {
             Some(number) => Ok(self.hand_out(&mut lists, number)),
             None => Err(FrameError::OutOfFrames),
@@ -134,16 +142,14 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// As [`FrameAllocator::alloc_large`], full of zeroes.
     pub fn alloc_large_zeroed(&self, size: PageSize) -> Result<Frame, FrameError> {
         let frame = self.alloc_large(size)?;
-        #[cfg(test)]
-        if self
-            .fresh_is_zero
-            .load(core::sync::atomic::Ordering::SeqCst)
-        {
-            return Ok(frame);
-        }
         for offset in (0..size.bytes()).step_by(PAGE_SIZE as usize) {
+            let at = Hpa::new(frame.address().as_u64() + offset);
+            #[cfg(test)]
+            if self.mem.is_fresh(at) {
+                continue;
+            }
             // SAFETY: the block is managed, and nobody but the handle just made refers to it.
-            unsafe { bytes::zero(&self.mem, Hpa::new(frame.address().as_u64() + offset)) };
+            unsafe { bytes::zero(&self.mem, at) };
         }
         Ok(frame)
     }
@@ -309,6 +315,20 @@ impl<M: PhysMem> FrameAllocator<M> {
         Some((self.counts.address(head), size))
     }
 
+    /// Frames full of zeroes for what may turn out not to be needed: those that are zeroed already, but at least `goal`. `None`
+    /// where less than an eighth of all frames is free. As long as the result lives, nobody else gets at free frames.
+    pub fn zeroed_to_spare(&self, goal: u32) -> Option<ZeroedFrames<'_, M>> {
+        let total = self.counts.total();
+        if self.lists.lock().used > total - total / 8 {
+            return None;
+        }
+        self.refill_to(goal, goal);
+        Some(ZeroedFrames {
+            frames: self,
+            lists: self.lists.lock(),
+        })
+    }
+
     /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
     #[inline(always)]
     pub fn refill_to(&self, goal: u32, most: u32) -> u64 {
@@ -382,6 +402,24 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub(crate) fn force_count(&self, frame: &Frame, count: u32) {
         let number = self.counts.number(frame.address()).unwrap();
         self.counts.force(&self.mem, number, count);
+    }
+}
+
+/// The frames that are zeroed ahead of need.
+pub struct ZeroedFrames<'a, M> {
+    frames: &'a FrameAllocator<M>,
+    lists: MutexGuard<'a, Lists>,
+}
+
+impl<M: PhysMem> Iterator for ZeroedFrames<'_, M> {
+    type Item = Frame;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Frame> {
+        self.frames.allow().ok()?;
+        let FrameAllocator { mem, counts, .. } = self.frames;
+        let number = self.lists.pop_zeroed(mem, counts)?;
+        Some(self.frames.hand_out(&mut self.lists, number))
     }
 }
 

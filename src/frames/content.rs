@@ -18,6 +18,18 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(frame)
     }
 
+    /// A new frame with a whole one's bytes from memory that is not managed.
+    ///
+    /// # Safety
+    /// As for [`FrameAllocator::copy_host_into`].
+    #[inline(always)]
+    pub unsafe fn alloc_host_copy(&self, from: Hpa) -> Result<Frame, FrameError> {
+        let frame = self.alloc_inline()?;
+        // SAFETY: as in `copy_host_into`; the frame is fresh.
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        Ok(frame)
+    }
+
     /// Copies the frame at `from` into a frame that nobody else refers to.
     #[inline]
     pub fn copy_into(&self, frame: &Frame, from: Hpa) -> Result<(), FrameError> {
@@ -89,17 +101,6 @@ impl<M: PhysMem> FrameAllocator<M> {
         debug_assert!(self.count(to) == 1 && from != to);
         // SAFETY: the caller's.
         unsafe { bytes::copy(&self.mem, from, to) };
-    }
-
-    /// Fills a frame with zeroes.
-    ///
-    /// # Safety
-    /// As for [`FrameAllocator::overwrite_page`].
-    #[inline(always)]
-    pub unsafe fn overwrite_page_with_zeroes(&self, to: Hpa) {
-        debug_assert!(self.count(to) == 1);
-        // SAFETY: the caller's.
-        unsafe { bytes::zero(&self.mem, to) };
     }
 
     #[inline]

@@ -27,6 +27,24 @@ pub(super) struct Record {
     pub link: AtomicU32,
 }
 
+impl Record {
+    /// How many references there are, where the frame keeps its own count and that is more than 1.
+    #[inline(always)]
+    pub fn own_count_of_many(&self) -> Option<u32> {
+        let count = self.count.load(Relaxed);
+        (count.wrapping_sub(2) < MAX_COUNT - 1).then_some(count)
+    }
+
+    /// Takes away one of `count` references, if there are still as many. Yields whether it did.
+    #[inline(always)]
+    pub fn give_one_of(&self, count: u32) -> bool {
+        use core::sync::atomic::Ordering::AcqRel;
+        self.count
+            .compare_exchange(count, count - 1, AcqRel, Relaxed)
+            .is_ok()
+    }
+}
+
 /// A span of managed frames and the number of the first.
 #[derive(Clone, Copy)]
 struct Managed {

@@ -144,18 +144,24 @@ impl Lists {
     /// A free frame that is not in the pool of zeroed ones.
     #[inline]
     pub fn pop_unzeroed(&mut self, mem: &impl PhysMem, counts: &Counts) -> Option<u32> {
+        self.pop_quick(mem, counts)
+            .or_else(|| self.next_segment(mem, counts))
+    }
+
+    /// The same, if it is quickly had.
+    #[inline(always)]
+    pub fn pop_quick(&mut self, mem: &impl PhysMem, counts: &Counts) -> Option<u32> {
         if self.returned != NONE {
             let number = self.returned;
             self.returned = counts.next(mem, number);
             return Some(number);
         }
-        if let Some(segment) = self.segments.get_mut(self.current)
-            && segment.low < segment.high
-        {
-            segment.low += 1;
-            return Some(segment.low - 1);
+        let segment = self.segments.get_mut(self.current)?;
+        if segment.low >= segment.high {
+            return None;
         }
-        self.next_segment(mem, counts)
+        segment.low += 1;
+        Some(segment.low - 1)
     }
 
     /// Goes to the smallest segment left, so that the larger stay whole; then to a large block that came back.

@@ -11,6 +11,7 @@ mod content;
 mod counts;
 mod frame;
 mod lists;
+mod many;
 mod memory_map;
 mod phys;
 mod ranges;
@@ -21,10 +22,11 @@ pub(crate) mod arena;
 #[cfg(test)]
 mod tests;
 
-pub use alloc::FrameAllocator;
+pub use alloc::{FrameAllocator, ZeroedFrames};
 pub use audit::{Audit, Miscount};
 pub use frame::{Frame, FrameError, FrameFigures};
 pub use lists::Retired;
+pub use many::OneOfMany;
 pub use memory_map::MemoryMap;
 pub use phys::PhysMem;
 pub use shared::{FrameBox, FrameRc};

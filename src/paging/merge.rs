@@ -1,6 +1,6 @@
 //! Merging tables of equal neighbours into large leaves.
 
-use super::access::{FormatOf, TableOf, TableOps, VirtOf};
+use super::access::{FormatOf, TableMovability, TableOf, TableOps, VirtOf};
 use super::error::{Error, Fault};
 use super::format::{Content, ContentOf, Decoded, Format, FormatExt, Rights};
 use super::plan::{is_whole, level_of};
@@ -9,7 +9,8 @@ use crate::addr::{Address, PageSize};
 
 /// Replaces each table in `len` bytes from `start` on, all of whose leaves say the same of pages that lie one behind the
 /// other, by a leaf no larger than `largest`; it is accessed or dirty where one of them was, and grants no more than the
-/// entry that referred to the table. Shared tables stay, and those that the access to the tables wants to keep. Yields
+/// entry that referred to the table. Shared tables stay, those that may have been shared and were not written since, and
+/// those that the access to the tables wants to keep. Yields
 /// how many tables are gone. Nothing is allocated.
 ///
 /// CPUs may go on using the smaller leaves until they are invalidated. No CPU may run on the tables meanwhile where
@@ -51,7 +52,9 @@ fn merge_below<O: TableOps>(
             if level > 2 {
                 gone += merge_below(ops, child, level - 1, va, end, largest)?;
             }
+            let open = !O::Movability::MOVES || rights.contains(Rights::WRITE);
             if level <= largest
+                && open
                 && is_whole::<O::Format>(level, va, end)
                 && ops.must_move(child, level - 1).is_none()
                 && let Some(content) = merged(ops, child, level, va)?

@@ -10,21 +10,21 @@ mod name;
 mod value;
 mod words;
 
-use crate::ept::PagePolicy;
+use crate::ept::{AROUND, MAX_AROUND, PagePolicy};
 use log::LevelFilter;
 
 pub use data::{DATA, DataOptions, MapOption};
 pub use error::{CmdlineError, Problem};
 use forks::ForkKey;
 pub use forks::{
-    DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, PARALLEL_MAX,
-    ResetMode,
+    DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, Measure,
+    PARALLEL_MAX, ResetMode,
 };
 use fuzz::FuzzKey;
 pub use fuzz::{DEFAULT_HANG, EXECUTIONS_MAX, FuzzOptions};
 pub use name::{NAME_MAX, Name};
 pub use value::Duration;
-use value::{duration, memory, page_policy, pool};
+use value::{count, duration, memory, page_policy, pool};
 use words::{Word, Words, split_path};
 
 /// Guest memory where the command line does not say.
@@ -45,6 +45,8 @@ pub struct GuestOptions {
     pub pages: PagePolicy,
     /// `testdev`: a device with registers in memory, behind the guest's memory.
     pub testdev: bool,
+    /// `around=`: how many pages one violation maps at most.
+    pub around: u64,
     /// `map=`: the data that the guest sees behind its memory.
     pub map: Option<MapOption>,
     /// What is to be done once it freezes.
@@ -66,6 +68,7 @@ impl GuestOptions {
             budget: DEFAULT_BUDGET,
             pages: PagePolicy::default(),
             testdev: false,
+            around: AROUND,
             map: None,
             forks: ForkOptions::new(),
             fuzz: FuzzOptions::NONE,
@@ -107,6 +110,10 @@ impl GuestOptions {
                 seen.first_time(Key::Testdev)?;
                 word.takes_no_value()?;
                 self.testdev = true;
+            }
+            "around" => {
+                seen.first_time(Key::Around)?;
+                self.around = count(word.needs_value()?, MAX_AROUND)?;
             }
             "map" => {
                 seen.first_time(Key::Map)?;
@@ -205,6 +212,7 @@ enum Key {
     Budget,
     Map,
     Pages,
+    Around,
     Log,
     Selftest,
     Tick,
@@ -229,6 +237,7 @@ impl Key {
             Self::Map => 1 << 8,
             Self::Pages => 1 << 9,
             Self::Testdev => 1 << 10,
+            Self::Around => 1 << 11,
             Self::Forks(key) => 1 << (16 + key as u32),
             Self::Fuzz(key) => 1 << (24 + key as u32),
         }
@@ -298,6 +307,18 @@ mod tests {
         );
         assert_eq!(Duration::Nanoseconds(u64::MAX).ticks(u64::MAX), u64::MAX);
         assert_eq!(guest("").unwrap().mem, DEFAULT_MEM);
+    }
+
+    #[test]
+    fn pages_around() {
+        let around = |value: &str| guest(&format!("around={value}")).map(|options| options.around);
+        assert_eq!(guest("").unwrap().around, AROUND);
+        assert_eq!((around("1"), around("0x40")), (Ok(1), Ok(64)));
+        assert_eq!(around("0"), Err(Problem::Zero));
+        assert_eq!(around("65"), Err(Problem::TooMany(64)));
+        assert_eq!(around("4K"), Err(Problem::NotACount));
+        assert_eq!(around("many"), Err(Problem::NotACount));
+        assert_eq!(guest("around=2 around=2"), Err(Problem::Repeated));
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Devices {
             console,
         } = self;
         ports.clone_from(&from.ports);
-        mmio.clone_from(&from.mmio);
+        mmio.restore(&from.mmio);
         console.restore(&from.console);
     }
 }
@@ -68,13 +68,25 @@ pub fn test_device_regions(start: Gpa) -> [Option<Region>; 2] {
 #[derive(Clone, Debug, Default)]
 pub struct MmioDevices {
     test: TestDevice,
+    /// An access has reached a device.
+    used: bool,
     /// Where, last, an instruction and its access did not fit together: its RIP and the address.
     pub misfit: Option<(Gva, Gpa)>,
 }
 
 impl MmioDevices {
+    /// Makes them what `from` are, of which these were a copy. Most guests use none.
+    #[inline]
+    fn restore(&mut self, from: &Self) {
+        if self.used {
+            self.clone_from(from);
+            self.used = false;
+        }
+    }
+
     /// The device behind the regions with this tag, and where in it they begin.
     pub fn get(&mut self, tag: u32) -> Option<(&mut dyn MmioDevice, u64)> {
+        self.used = true;
         match tag {
             TEST_DEVICE => Some((&mut self.test, 0)),
             TEST_DEVICE_ROM => Some((&mut self.test, test_device::ROM)),
@@ -84,5 +96,45 @@ impl MmioDevices {
     /// Whether a device is told of writes that the region with this tag does not allow.
     pub const fn takes_denied_writes(tag: u32) -> bool {
         tag == TEST_DEVICE_ROM
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mmio::Width;
+    use super::*;
+
+    #[test]
+    fn a_reset_takes_back_what_a_device_was_told() {
+        let mut template = Devices::new(Name::numbered(1));
+        let write = |devices: &mut Devices, value| {
+            let (device, base) = devices.mmio.get(TEST_DEVICE).unwrap();
+            device.write(base + 4, Width::Dword, value);
+        };
+        let read = |devices: &mut Devices| {
+            let (device, base) = devices.mmio.get(TEST_DEVICE).unwrap();
+            device.read(base + 4, Width::Dword)
+        };
+        write(&mut template, 7);
+        let mut fork = template.clone();
+        for _ in 0..2 {
+            assert_eq!(read(&mut fork), 7);
+            write(&mut fork, 8);
+            fork.restore(&template);
+        }
+        assert_eq!(read(&mut fork), 7);
+        assert!(fork.mmio.get(0).is_none() && fork.mmio.get(3).is_none());
+    }
+
+    #[test]
+    fn the_test_device_is_followed_by_its_rom() {
+        let [registers, rom] = test_device_regions(Gpa::new(0x10_0000)).map(Option::unwrap);
+        let end = registers.range.start().as_u64() + registers.range.len();
+        assert_eq!(rom.range.start().as_u64(), end);
+        assert!(matches!(registers.kind, RegionKind::Mmio) && !rom.is_writable());
+        assert!(MmioDevices::takes_denied_writes(rom.tag));
+        assert!(!MmioDevices::takes_denied_writes(registers.tag));
+        let at_the_top = test_device_regions(Gpa::new(u64::MAX - 4095));
+        assert_eq!(at_the_top, [None; 2]);
     }
 }

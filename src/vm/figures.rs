@@ -42,6 +42,35 @@ impl fmt::Debug for FigureName {
     }
 }
 
+/// What a figure counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unit {
+    /// TSC ticks; of an emulator whose TSC counts instructions, those.
+    #[default]
+    Ticks,
+    /// Bytes.
+    Bytes,
+    /// Forks.
+    Forks,
+    /// Frames.
+    Frames,
+    /// Times that something was done.
+    Times,
+}
+
+impl Unit {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ticks => "instructions",
+            Self::Bytes => "bytes",
+            Self::Forks => "forks",
+            Self::Frames => "frames",
+            Self::Times => "times",
+        }
+    }
+}
+
 /// One figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figure {
@@ -51,6 +80,8 @@ pub struct Figure {
     pub name: FigureName,
     /// Its value.
     pub value: u64,
+    /// What it counts. What guests file counts ticks.
+    pub unit: Unit,
 }
 
 /// The figures of a run, in the order in which they were filed.
@@ -98,7 +129,12 @@ mod tests {
         let guest = Name::new("g").unwrap();
         let figure = |i: usize, value| {
             let name = FigureName::new(format!("f{i}").as_bytes()).unwrap();
-            Figure { guest, name, value }
+            Figure {
+                guest,
+                name,
+                value,
+                unit: Unit::Ticks,
+            }
         };
         let mut figures = Figures::new();
         for i in 0..FIGURES_MAX {

@@ -116,6 +116,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         }
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
+        space.set_around(options.around);
         let pages = space.set_page_policy(options.pages);
         if pages != options.pages {
             let (name, wanted) = (options.name, options.pages);
@@ -299,8 +300,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
         if self.vcpu.vpid_is_stale {
-            // An earlier guest may have had the same number. Once is enough: what a change of the EPT tables makes stale is
-            // dropped by INVEPT under every VPID (SDM "Operations that Invalidate Cached Mappings", 30.4.3.1).
+            // Once for each state that the guest is given is enough: what it changes itself it invalidates itself, and what
+            // a change of the EPT tables makes stale is dropped by INVEPT under every VPID (SDM "Operations that Invalidate
+            // Cached Mappings", 30.4.3.1).
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
             unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
             self.vcpu.vpid_is_stale = false;

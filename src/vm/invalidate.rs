@@ -12,9 +12,22 @@ unsafe impl Invalidate for OnlyCpu<'_> {
     fn cpu(&self) -> CpuId {
         const { CpuId::new(0).unwrap() }
     }
+    #[inline(always)]
     fn invept(&mut self, eptp: Eptp) {
-        let single = self.0.invept(Invalidation::SingleContext, eptp.as_u64());
-        if single.is_err() && self.0.invept(Invalidation::AllContexts, 0).is_err() {
+        if self
+            .0
+            .invept(Invalidation::SingleContext, eptp.as_u64())
+            .is_err()
+        {
+            self.invept_all();
+        }
+    }
+}
+
+impl OnlyCpu<'_> {
+    #[cold]
+    fn invept_all(&mut self) {
+        if self.0.invept(Invalidation::AllContexts, 0).is_err() {
             log::error!("INVEPT failed");
         }
     }

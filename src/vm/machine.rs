@@ -80,7 +80,10 @@ impl<'f, M: PhysMem> Machine<'f, M> {
     /// use nothing of what [`Resident`] lists, nor vector registers wider than XMM, as long as this lives.
     pub unsafe fn start(frames: &'f FrameAllocator<M>) -> Result<Self, StartError> {
         let capabilities = Capabilities::discover(&ThisCpu).map_err(StartError::Unavailable)?;
-        let controls = choose_controls(&capabilities).map_err(StartError::Unmet)?;
+        let mut controls = choose_controls(&capabilities).map_err(StartError::Unmet)?;
+        // No guest starts with a log: it gets one when somebody asks for its dirty pages.
+        let logs = controls.has(Secondary::EnablePml);
+        controls.set(Secondary::EnablePml, false);
         // SAFETY: as the caller says.
         let resident = unsafe { cpu::prepare(&capabilities) }.map_err(StartError::FixedBits)?;
         let enabled = Enabled {
@@ -92,7 +95,6 @@ impl<'f, M: PhysMem> Machine<'f, M> {
 
         let vmxon = region(frames, &capabilities).map_err(StartError::Frames)?;
         let features = cpuid.features();
-        let logs = controls.has(Secondary::EnablePml);
         let bitmaps = match bitmaps(frames, &features, logs) {
             Ok(bitmaps) => bitmaps,
             Err(error) => {

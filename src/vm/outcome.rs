@@ -68,6 +68,20 @@ impl Outcome {
         matches!(self, Self::Exited(0))
     }
 
+    /// Whether the host had no frame for it.
+    pub const fn is_out_of_frames(&self) -> bool {
+        matches!(
+            self,
+            Self::Memory(Unresolved {
+                reason: Reason::OutOfFrames,
+                ..
+            }) | Self::Access(AccessError {
+                reason: Reason::OutOfFrames,
+                ..
+            })
+        )
+    }
+
     /// A word or two for tables and tools.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -76,16 +90,8 @@ impl Outcome {
             Self::Exception(unhandled) => unhandled.name(),
             Self::TripleFault => "triple fault",
             Self::OutOfBudget => "out of budget",
-            Self::Memory(Unresolved {
-                reason: Reason::OutOfFrames,
-                ..
-            }) => "out of memory",
-            Self::Memory(_) => "memory violation",
-            Self::Access(AccessError {
-                reason: Reason::OutOfFrames,
-                ..
-            }) => "out of memory",
-            Self::Access(_) => "memory violation",
+            Self::Memory(_) | Self::Access(_) if self.is_out_of_frames() => "out of memory",
+            Self::Memory(_) | Self::Access(_) => "memory violation",
             Self::Unsupported(_) | Self::ControlRegister(_) | Self::Mmio(_) => "unsupported",
             Self::UnexpectedExit(_) | Self::UnknownExit(_) => "unknown exit",
             Self::EptMisconfiguration(_) => "ept misconfiguration",

@@ -1,5 +1,6 @@
 //! What a run came to: for people a table, for tools a line of JSON.
 
+mod forks;
 mod json;
 mod table;
 
@@ -9,8 +10,10 @@ use super::cmdline::{CmdlineError, Name};
 use super::figures::Figures;
 use super::fuzz::SnapshotError;
 use super::guest::GuestError;
+use super::many::{ForkEnd, ForksSummary, GuestRun};
 use super::outcome::Outcome;
 use super::stats::RunStats;
+use super::template::FreezeError;
 use crate::ept::{Census, Faults};
 use crate::frames::FrameFigures;
 
@@ -27,6 +30,21 @@ pub enum Ending<'a> {
     DuplicateName,
     /// It could not be made.
     NotMade(GuestError),
+    /// It froze, and its forks ran.
+    Forked {
+        /// Runs that took place.
+        runs: u64,
+        /// Runs that did not end well, or could not be.
+        bad: u64,
+    },
+    /// It asked to be frozen, and could not be.
+    NotFrozen(FreezeError),
+    /// It froze, and so many figures about its forks were taken.
+    Measured(u64),
+    /// It froze, and its forks were not as a guest's that is made for being measured.
+    NotMeasured(ForkEnd),
+    /// It was to be forked, but ended without having frozen.
+    NeverFroze(Outcome),
     /// It was fuzzed.
     Fuzzed {
         /// Inputs that were run.
@@ -45,6 +63,8 @@ impl Ending<'_> {
     pub const fn is_success(&self) -> bool {
         match self {
             Self::Ran(outcome) => outcome.is_success(),
+            Self::Forked { bad, .. } => *bad == 0,
+            Self::Measured(_) => true,
             Self::Fuzzed {
                 crashes,
                 expect_crash,
@@ -57,6 +77,12 @@ impl Ending<'_> {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Ran(outcome) => outcome.name(),
+            Self::Forked { bad: 0, .. } => "forked",
+            Self::Forked { .. } => "forks failed",
+            Self::Measured(_) => "measured",
+            Self::NotMeasured(_) => "not measured",
+            Self::NotFrozen(_) => "not frozen",
+            Self::NeverFroze(_) => "never froze",
             Self::Fuzzed { crashes: 0, .. } => "fuzzed, no crash",
             Self::Fuzzed { .. } => "fuzzed, crashed",
             Self::NotFuzzed(_) => "not fuzzed",
@@ -67,6 +93,8 @@ impl Ending<'_> {
     pub const fn status(&self) -> Option<u64> {
         match self {
             Self::Ran(Outcome::Exited(status)) => Some(*status),
+            // As every one of its forks.
+            Self::Forked { bad: 0, .. } | Self::Measured(_) => Some(0),
             Self::Fuzzed { .. } if self.is_success() => Some(0),
             _ => None,
         }
@@ -80,6 +108,18 @@ impl fmt::Display for Ending<'_> {
             Self::BadOptions(error) => error.fmt(f),
             Self::DuplicateName => f.write_str("an earlier module of its kind has the same name"),
             Self::NotMade(error) => error.fmt(f),
+            Self::Forked { runs, bad: 0 } => {
+                write!(f, "froze, and {runs} runs of forks ended well")
+            }
+            Self::Forked { runs, bad } => {
+                write!(f, "{bad} runs of its forks failed, {runs} took place")
+            }
+            Self::Measured(figures) => write!(f, "froze, and {figures} figures were taken"),
+            Self::NotMeasured(end) => write!(f, "a fork that was measured {end}"),
+            Self::NotFrozen(error) => write!(f, "could not be frozen: {error}"),
+            Self::NeverFroze(outcome) => {
+                write!(f, "was to be forked but never froze: {outcome}")
+            }
             Self::Fuzzed {
                 executions,
                 crashes,
@@ -117,6 +157,8 @@ pub struct GuestSummary<'a> {
     pub invalidations: u64,
     /// What its space held in the end.
     pub memory: Census,
+    /// What its forks came to, if it froze.
+    pub forks: Option<ForksSummary>,
 }
 
 /// What a run came to.
@@ -130,6 +172,8 @@ pub struct Report<'a> {
     pub leaked: u64,
     /// What the guests filed.
     pub figures: &'a Figures,
+    /// The first runs of forks.
+    pub fork_runs: &'a [GuestRun],
 }
 
 impl Report<'_> {

@@ -104,8 +104,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             }
             let right = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
             let start = now();
-            // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host state in it is this CPU's, `area` is the
-            // guest's own, and `Guest::run` has put the rest of its state into the CPU.
+            // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host
+            // state in it is this CPU's, `area` is the guest's own, and `Guest::loaded` has put the rest of its state into the
+            // CPU.
             let reason = unsafe { self.vmcs.enter(right, self.area) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));

@@ -14,10 +14,10 @@ use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{Difference, VcpuState};
 use crate::addr::{AddrRange, Gpa};
-use crate::ept::{self, AccessError, EditError, FrozenSpace, Reset, Restored, Space};
+use crate::ept::{self, AccessError, EditError, FrozenSpace, Reason, Reset, Restored, Space};
 use crate::frames::{Frame, FrameError, PhysMem};
 use crate::vmx::interruption::Interruption;
-use crate::vmx::{Field32, Gpr};
+use crate::vmx::{Field32, Gpr, VmcsCounts};
 
 /// Why a guest cannot be frozen. It is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,18 @@ pub enum ForkError {
     Vcpu(VcpuError),
     /// The message could not be written into its memory.
     Message(AccessError),
+}
+
+impl ForkError {
+    /// Whether it would have worked with more frames.
+    pub const fn is_out_of_frames(&self) -> bool {
+        match self {
+            Self::Space(EditError::Tables(Reason::OutOfFrames))
+            | Self::Vcpu(VcpuError::Frames(FrameError::OutOfFrames)) => true,
+            Self::Message(error) => matches!(error.reason, Reason::OutOfFrames),
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for ForkError {
@@ -315,6 +327,17 @@ impl<'s, M: PhysMem> Template<'s, M> {
         let now = fork.vcpu.capture(machine)?;
         self.state.differences(&now, machine.frames, each);
         Ok(())
+    }
+
+    /// How many VMREADs and VMWRITEs a fork takes, and how many a reset. Brings the processor of `fork`, one of this
+    /// template's, back to its start.
+    pub fn count_vmcs_accesses(
+        &self,
+        fork: &mut Guest<'s, M>,
+        machine: &mut Machine<'_, M>,
+    ) -> Result<(VmcsCounts, VmcsCounts), VcpuError> {
+        let eptp = fork.space.eptp().as_u64();
+        fork.vcpu.count_fork(machine, eptp, &self.state)
     }
 
     /// Replaces this template by one whose memory `change` has changed. Forks of the old one see nothing of it, and cannot be

@@ -10,7 +10,8 @@ use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
 use crate::vmx::register_bits::CR4_VMXE;
 use crate::vmx::state::{GuestState, NO_LINK_POINTER, Start64};
 use crate::vmx::{
-    Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsError,
+    Counting, Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsCounts,
+    VmcsError,
 };
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
@@ -65,7 +66,7 @@ pub struct Vcpu {
     /// What stays in the CPU while the guest runs; here while it does not.
     pub(super) resident: Resident,
     pub(super) vpid: u16,
-    /// Whether what the CPU has cached under the VPID may be of an earlier guest.
+    /// Whether what the CPU has cached under the VPID may be of an earlier guest, or of this one before it was brought back.
     pub(super) vpid_is_stale: bool,
     /// CR8, which has no effect: no interrupt of ours has a priority.
     pub(super) cr8: u8,
@@ -148,12 +149,21 @@ impl Vcpu {
         // SAFETY: the frame is this VMCS's own.
         unsafe { machine.vmx.clear(region)? };
         let mut vmcs = self.make_current(machine)?;
+        self.write_controls(machine, &mut vmcs, eptp)?;
+        Ok(vmcs)
+    }
+
+    #[inline]
+    fn write_controls<M: PhysMem>(
+        &self,
+        machine: &Machine<'_, M>,
+        vmcs: &mut impl Vmcs,
+        eptp: u64,
+    ) -> Result<(), VcpuError> {
         let mut controls = machine.controls;
         controls.set(Entry::Ia32eModeGuest, true);
-        // Until somebody asks for dirty pages.
-        controls.set(Secondary::EnablePml, false);
-        controls.write(&mut vmcs)?;
-        machine.host.write(&mut vmcs)?;
+        controls.write(vmcs)?;
+        machine.host.write(vmcs)?;
         let bitmaps = &machine.bitmaps;
         for (field, value) in [
             (Field64::IoBitmapA, bitmaps.io[0].address().as_u64()),
@@ -172,7 +182,25 @@ impl Vcpu {
         let limits = &machine.limits;
         vmcs.write_natural(FieldNatural::Cr0GuestHostMask, limits.cr0_mask())?;
         vmcs.write_natural(FieldNatural::Cr4GuestHostMask, limits.cr4_mask())?;
-        Ok(vmcs)
+        Ok(())
+    }
+
+    /// Does once more what [`Vcpu::fork`] did with the VMCS, and counts: all of it, and the part that a reset does too.
+    pub(super) fn count_fork<M: PhysMem>(
+        &mut self,
+        machine: &mut Machine<'_, M>,
+        eptp: u64,
+        state: &VcpuState,
+    ) -> Result<(VmcsCounts, VmcsCounts), VcpuError> {
+        let mut vmcs = self.make_current(machine)?;
+        let mut counting = Counting::new(&mut vmcs);
+        self.restore(machine, &mut counting, state)?;
+        let reset = counting.counts();
+        self.write_controls(machine, &mut counting, eptp)?;
+        let all = counting.counts();
+        // The time comes last.
+        self.restore(machine, &mut vmcs, state)?;
+        Ok((all, reset))
     }
 
     fn set_up<M: PhysMem>(
@@ -240,7 +268,7 @@ impl Vcpu {
     pub(super) fn restore<M: PhysMem>(
         &mut self,
         machine: &Machine<'_, M>,
-        vmcs: &mut CurrentVmcs,
+        vmcs: &mut impl Vmcs,
         state: &VcpuState,
     ) -> Result<(), VcpuError> {
         let of_state: *const EntryArea = machine.frames.mem().ptr(state.area).cast();
@@ -249,6 +277,8 @@ impl Vcpu {
         self.resident = state.resident;
         self.cr8 = state.cr8;
         state.fields.write(vmcs)?;
+        // Its page tables may hold other bytes than those that the CPU has cached translations of.
+        self.vpid_is_stale = self.vpid != 0;
         Ok(vmcs.write64(Field64::TscOffset, state.tsc.wrapping_sub(now()))?)
     }
 

@@ -1,6 +1,7 @@
 //! The fields of the VMCS that a guest can change: what is kept of a guest that is frozen, and written to bring it back.
 
 use super::fields::{Field, Field16, Field32, Field64, FieldNatural};
+use super::register_bits::{CR0_PG, CR4_PAE, EFER_LMA};
 use super::vmcs::{Vmcs, VmcsError};
 
 /// All of them: the guest-state area as far as our exits save it or our handlers write it, and the controls that follow the
@@ -48,10 +49,6 @@ pub const STATE_FIELDS: [Field; 60] = {
         q(Q::GuestDebugctl),
         q(Q::GuestPat),
         q(Q::GuestEfer),
-        q(Q::GuestPdpte0),
-        q(Q::GuestPdpte1),
-        q(Q::GuestPdpte2),
-        q(Q::GuestPdpte3),
         d(D::EntryControls),
         d(D::EntryInterruptionInformation),
         d(D::GuestInterruptibilityState),
@@ -83,6 +80,10 @@ pub const STATE_FIELDS: [Field; 60] = {
         w(W::GuestGsSelector),
         w(W::GuestLdtrSelector),
         w(W::GuestTrSelector),
+        q(Q::GuestPdpte0),
+        q(Q::GuestPdpte1),
+        q(Q::GuestPdpte2),
+        q(Q::GuestPdpte3),
     ]
 };
 
@@ -97,40 +98,63 @@ const fn four(number: usize) -> [Field; 4] {
     ]
 }
 
+/// How many of them there are without the last four, the PDPTEs, which mean something only with PAE paging: an exit from
+/// another mode leaves anything there (SDM "Saving Non-Register State", 29.3.4).
+const WITHOUT_PDPTES: usize = STATE_FIELDS.len() - 4;
+
 /// The values of [`STATE_FIELDS`], in that order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StateFields([u64; STATE_FIELDS.len()]);
+pub struct StateFields {
+    values: [u64; STATE_FIELDS.len()],
+    /// Whether the guest uses PAE paging, so that its PDPTEs are part of its state.
+    pae: bool,
+}
 
 impl StateFields {
     /// Reads them from a VMCS.
     pub fn capture(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
         let mut values = [0; STATE_FIELDS.len()];
-        for (field, value) in STATE_FIELDS.into_iter().zip(&mut values) {
+        let paging = vmcs.read_natural(FieldNatural::GuestCr0)? & CR0_PG != 0;
+        let extended = vmcs.read_natural(FieldNatural::GuestCr4)? & CR4_PAE != 0;
+        let long = vmcs.read64(Field64::GuestEfer)? & EFER_LMA != 0;
+        let pae = paging && extended && !long;
+        let used = if pae {
+            STATE_FIELDS.len()
+        } else {
+            WITHOUT_PDPTES
+        };
+        for (field, value) in STATE_FIELDS.into_iter().zip(&mut values).take(used) {
             *value = vmcs.read_any(field)?;
         }
-        Ok(Self(values))
+        Ok(Self { values, pae })
     }
 
     /// Writes them to a VMCS.
     #[inline]
     pub fn write(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        let values = self.0.as_chunks::<4>().0;
         // Each four fields by name: what is known to the compiler need not be looked up.
         macro_rules! each_four {
             ($($number:literal)*) => {
-                const { assert!(STATE_FIELDS.len() == 4 * [$($number),*].len()) }
-                $(if let Some(values) = values.get($number) {
-                    vmcs.write_four(const { four($number) }, values)?;
-                })*
+                const { assert!(WITHOUT_PDPTES == 4 * [$($number),*].len()) }
+                $(vmcs.write_four::<{ 4 * $number }, _>(const { four($number) }, &self.values)?;)*
             };
         }
-        each_four!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        each_four!(0 1 2 3 4 5 6 7 8 9 10 11 12 13);
+        if self.pae {
+            const PDPTES: usize = WITHOUT_PDPTES / 4;
+            vmcs.write_four::<WITHOUT_PDPTES, _>(const { four(PDPTES) }, &self.values)?;
+        }
         Ok(())
     }
 
     /// The fields with their values.
     pub fn iter(&self) -> impl Iterator<Item = (Field, u64)> {
-        STATE_FIELDS.into_iter().zip(self.0)
+        let used = if self.pae {
+            STATE_FIELDS.len()
+        } else {
+            WITHOUT_PDPTES
+        };
+        STATE_FIELDS.into_iter().zip(self.values).take(used)
     }
 
     /// The value of a field that is one of them.
@@ -231,29 +255,41 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_was_captured_is_written_back_and_nothing_else() {
+    /// A VMCS in which every field has a value of its own, in long mode or with PAE paging.
+    fn filled(long: bool) -> FakeVmcs {
         let mut vmcs = FakeVmcs::new();
         for (value, field) in (1..).zip(STATE_FIELDS) {
             vmcs.set(field, value);
         }
-        let state = StateFields::capture(&vmcs).unwrap();
-        assert!(state.iter().map(|(_, value)| value).eq(1..=60));
-        assert_eq!(state.get(FieldNatural::GuestRip), Some(1));
-        assert_eq!(state.get(Field64::EptPointer), None);
-        let mut other = FakeVmcs::new();
-        state.write(&mut other).unwrap();
-        assert_eq!(
-            (StateFields::capture(&other), other.writes()),
-            (Ok(state), 60)
-        );
-        assert!(other.written().all(|field| STATE_FIELDS.contains(&field)));
+        vmcs.set(FieldNatural::GuestCr0, CR0_PG)
+            .set(FieldNatural::GuestCr4, CR4_PAE)
+            .set(Field64::GuestEfer, if long { EFER_LMA } else { 0 });
+        vmcs
+    }
+
+    #[test]
+    fn what_was_captured_is_written_back_and_nothing_else() {
+        for (long, fields) in [(false, 60), (true, 56)] {
+            let vmcs = filled(long);
+            let state = StateFields::capture(&vmcs).unwrap();
+            assert_eq!(state.iter().count(), fields);
+            for (field, value) in state.iter() {
+                assert_eq!((value, state.get(field)), (vmcs.get(field), Some(value)));
+            }
+            assert_eq!(state.get(Field64::EptPointer), None);
+            assert_eq!(state.get(Field64::GuestPdpte3), (!long).then_some(60));
+            let mut other = FakeVmcs::new();
+            state.write(&mut other).unwrap();
+            assert_eq!(StateFields::capture(&other), Ok(state));
+            assert_eq!(other.writes(), fields);
+            assert!(other.written().all(|field| STATE_FIELDS.contains(&field)));
+        }
     }
 
     #[test]
     fn a_field_that_cannot_be_accessed_is_named() {
         for field in STATE_FIELDS {
-            let mut vmcs = FakeVmcs::new();
+            let mut vmcs = filled(false);
             let state = StateFields::capture(&vmcs).unwrap();
             vmcs.remove(field);
             assert_eq!(StateFields::capture(&vmcs).unwrap_err().field, field);

@@ -71,10 +71,14 @@ pub trait Vmcs {
         ])
     }
 
-    /// Writes four fields of any width, in this order.
+    /// Writes four fields of any width, in this order, with the values from number `AT` on.
     #[inline]
-    fn write_four(&mut self, fields: [Field; 4], values: &[u64; 4]) -> Result<(), VmcsError> {
-        for (field, value) in fields.into_iter().zip(*values) {
+    fn write_four<const AT: usize, const N: usize>(
+        &mut self,
+        fields: [Field; 4],
+        values: &[u64; N],
+    ) -> Result<(), VmcsError> {
+        for (field, value) in fields.into_iter().zip(values.iter().copied().skip(AT)) {
             match field {
                 Field::Bits16(field) => self.write16(field, value as u16)?,
                 Field::Bits32(field) => self.write32(field, value as u32)?,

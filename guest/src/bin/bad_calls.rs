@@ -25,6 +25,7 @@ fn main(info: &StartInfo) -> u64 {
     let mut checks = Checks::default();
     numbers(&mut checks);
     pointers(&mut checks, info);
+    freezes(&mut checks, info);
     figures(&mut checks, info);
     println!();
     space::enter(info);
@@ -33,13 +34,41 @@ fn main(info: &StartInfo) -> u64 {
 }
 
 fn numbers(checks: &mut Checks) {
-    for shift in 2..64 {
+    for shift in 3..64 {
         fails(checks, Error::NoSuchCall, 1 << shift, [0; 3]);
     }
     // A number that is right in its lower half only.
     for number in [1 << 32 | 1, 1 << 63 | 2, u64::MAX, u64::from(u32::MAX)] {
         fails(checks, Error::NoSuchCall, number, [0; 3]);
     }
+}
+
+/// Asks to be frozen with room for a message where there is none. It goes on as it was.
+fn freezes(checks: &mut Checks, info: &StartInfo) {
+    let own: *const StartInfo = info;
+    for (at, len, error) in [
+        (info.heap, 0x1001, Error::Invalid),
+        (info.heap, u64::MAX, Error::Invalid),
+        (info.heap + 0xfff, 2, Error::Invalid),
+        (0, 1, Error::BadAddress),
+        (info.heap + info.heap_len, 1, Error::BadAddress),
+        (1 << 47, 8, Error::BadAddress),
+        (u64::MAX, 1, Error::BadAddress),
+        // It may be read only.
+        (own as u64, 8, Error::BadAddress),
+    ] {
+        // SAFETY: a call that is refused writes nothing.
+        let result = unsafe { call::raw_unchecked(Call::Freeze as u64, [at, len, 0]) };
+        checks.that(
+            result == error as i64,
+            format_args!("freeze {at:#x} {len:#x}: {result} instead of {error:?}"),
+        );
+    }
+    let (generation, number) = call::fork_number();
+    checks.that(
+        (generation, number) == (0, 0),
+        format_args!("generation {generation} of a guest that is no fork"),
+    );
 }
 
 fn pointers(checks: &mut Checks, info: &StartInfo) {

@@ -16,6 +16,10 @@ offshoot_guest::entry!(main);
 
 const RUNS: usize = 1000;
 const PAGE: u64 = 4096;
+/// Pages of a run: no more than the hypervisor zeroes ahead.
+const RUN_PAGES: u64 = 256;
+/// How many runs there are at most for one figure.
+const MOST_RUNS: u64 = 16;
 
 /// IA32_APIC_BASE, IA32_MISC_ENABLE: the first that the guest may read is measured.
 const MSRS: [u32; 2] = [0x1b, 0x1a0];
@@ -80,6 +84,24 @@ impl Bench {
         value
     }
 
+    /// Measures what the first write to a page costs on average, where all the pages from each address of `runs` on are
+    /// written one after the other. `before` is done for each page, all at once.
+    fn file_run(&mut self, name: &str, runs: impl Iterator<Item = u64>, before: impl Fn()) {
+        let (mut sum, mut pages) = (0, 0);
+        for start in runs {
+            (0..RUN_PAGES).for_each(|_| before());
+            let ticks = ticks!(
+                "2: mov [rcx], rdx\nadd rcx, 4096\ndec rax\njnz 2b";
+                RUN_PAGES, start, 1_u64
+            );
+            sum += ticks.saturating_sub(self.empty + 4 * RUN_PAGES);
+            pages += RUN_PAGES;
+        }
+        if let Some(mean) = sum.checked_div(pages) {
+            self.file_value(name, mean);
+        }
+    }
+
     fn file_value(&mut self, name: &str, value: u64) {
         println!("{name} {value}");
         if let Err(error) = figure(name, value) {
@@ -139,51 +161,93 @@ fn main(info: &StartInfo) -> u64 {
         |_| ticks!("in al, dx"; 0_u64, 0_u64, u64::from(PORT)),
     );
 
-    // Pages apart, so that filling a neighbour along with a page does not hide the cost. A table of the
+    fills(&mut bench, info);
+    copies(&mut bench, info);
+    devices(&mut bench, info);
+    u64::from(bench.failed)
+}
+
+/// What an access to the registers of a device costs. Last, because it takes tables that map the device.
+fn devices(bench: &mut Bench, info: &StartInfo) {
+    let device = info.test_device;
+    if device == 0 {
+        println!("exit.mmio: there is no test device; give the option testdev");
+        return;
+    }
+    space::enter(info);
+    bench.file(
+        "exit.mmio.read",
+        1,
+        |_| ticks!("mov edx, [rcx]"; 0_u64, device, 0_u64),
+    );
+    bench.file(
+        "exit.mmio.write",
+        1,
+        |_| ticks!("mov [rcx], edx"; 0_u64, device, 1_u64),
+    );
+}
+
+/// What the first access to a page costs, and the first write to one that was read.
+fn fills(bench: &mut Bench, info: &StartInfo) {
+    // One half is touched here and there: pages apart, so that none looks like the next of a series. A table of the
     // hypervisor is made now and then on the way; the median leaves that out. The instruction that touches the
     // page is tried twice: before and after the fill.
-    let stride = (info.heap_len / PAGE / (3 * RUNS as u64)).min(32) * PAGE;
-    if stride == 0 {
+    let pages = info.heap_len / PAGE;
+    let stride = (pages / (6 * RUNS as u64)).min(32) * PAGE;
+    let runs = pages / 2 / RUN_PAGES;
+    if stride < 2 * PAGE || runs == 0 {
         println!(
             "a heap of {} KiB is too small to measure fills",
             info.heap_len / 1024
         );
-        return 2;
+        bench.failed = true;
+        return;
     }
     let page = |series: u64, run: usize| info.heap + (series * RUNS as u64 + run as u64) * stride;
-    // One after the other, so that the hypervisor soon has no frame left that it zeroed ahead of need.
-    let zeroing = bench.file(
-        "fill.write",
-        2,
-        |run| ticks!("mov [rcx], rdx"; 0_u64, page(0, run), 1_u64),
-    );
-    // While the guest halts, it zeroes some.
-    let pooled = bench.file("fill.write.pooled", 2, |run| {
+    // While the guest halts, the hypervisor zeroes frames ahead.
+    bench.file("fill.write", 2, |run| {
         halt();
-        ticks!("mov [rcx], rdx"; 0_u64, page(1, run), 1_u64)
+        ticks!("mov [rcx], rdx"; 0_u64, page(0, run), 1_u64)
     });
-    bench.file_value("fill.write.zeroing", zeroing.saturating_sub(pooled));
+    // One after the other, so that there soon is none left of those.
+    bench.file(
+        "fill.write.zeroing",
+        2,
+        |run| ticks!("mov [rcx], rdx"; 0_u64, page(1, run), 1_u64),
+    );
     bench.file(
         "fill.read",
         2,
         |run| ticks!("mov rdx, [rcx]"; 0_u64, page(2, run), 0_u64),
     );
-    // Last, because it takes tables that map the device.
-    match info.test_device {
-        0 => println!("exit.mmio: there is no test device; give the option testdev"),
-        device => {
-            space::enter(info);
-            bench.file(
-                "exit.mmio.read",
-                1,
-                |_| ticks!("mov edx, [rcx]"; 0_u64, device, 0_u64),
-            );
-            bench.file(
-                "exit.mmio.write",
-                1,
-                |_| ticks!("mov [rcx], edx"; 0_u64, device, 1_u64),
-            );
-        }
+    // The frame of zeroes makes room for one of the guest's own.
+    bench.file("cow.zero", 2, |run| {
+        halt();
+        ticks!("mov [rcx], rdx"; 0_u64, page(2, run), 1_u64)
+    });
+
+    // The other half is gone through page by page.
+    let begin = info.heap + pages / 2 * PAGE;
+    let run = |n: u64| begin + n * RUN_PAGES * PAGE;
+    let half = runs.min(2 * MOST_RUNS) / 2;
+    bench.file_run("fill.around.per_page", (0..half).map(run), halt);
+    bench.file_run(
+        "fill.around.zeroing.per_page",
+        (half..2 * half).map(run),
+        || (),
+    );
+}
+
+/// What the first write to a page costs that others see as well: data that was mapped with `map=`.
+fn copies(bench: &mut Bench, info: &StartInfo) {
+    if info.data_len < RUNS as u64 * PAGE {
+        println!("cow.copy: no data of {RUNS} pages is mapped");
+        return;
     }
-    u64::from(bench.failed)
+    bench.file("cow.copy", 2, |run| {
+        let page = info.data + run as u64 * PAGE;
+        // SAFETY: the data is mapped, and this page in it is not changed by anyone else.
+        unsafe { (page as *const u8).read_volatile() };
+        ticks!("mov [rcx], rdx"; 0_u64, page, 1_u64)
+    });
 }

@@ -6,11 +6,13 @@ mod bad_input;
 mod booted;
 mod dirty;
 mod elf_file;
+mod forks;
 mod fuzz;
 mod hostile;
 mod machines;
 mod memory;
 mod mmio;
+mod pages;
 // Guests use the rest of it.
 #[allow(dead_code)]
 #[path = "../../../guest/src/pattern.rs"]

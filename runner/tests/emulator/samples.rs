@@ -1,7 +1,7 @@
 //! The sample guests on every kind of CPU that can run them, and what exits cost.
 
-use crate::booted::{boot, run, sample};
-use offshoot_runner::Emulator;
+use crate::booted::{boot, image, run, sample};
+use offshoot_runner::{Emulator, bench};
 
 /// All samples on a CPU model, with 64 MiB of the host's memory for guests, interrupted a thousand times a second.
 fn all_samples(model: &str) {
@@ -9,6 +9,7 @@ fn all_samples(model: &str) {
         sample("hello"),
         sample("sparse").with("mem=1G"),
         sample("selfcheck"),
+        sample("frozen").with("mem=16M"),
     ];
     let mut run = run(&format!("samples-{model}"), guests);
     run.emulator = Emulator::bochs(model);
@@ -20,7 +21,8 @@ fn all_samples(model: &str) {
     let interrupts = exits.get("external interrupt").copied().unwrap_or(0);
     assert!(interrupts > 9, "{}", booted.tell("interrupts"));
     booted.says(&["hello", "Hello"]);
-    assert_eq!(booted.report().guests.len(), 3);
+    booted.says(&["frozen", "generation 1, fork 0, told [0, 0"]);
+    assert_eq!(booted.report().guests.len(), 4);
     assert_eq!(booted.figure("sparse.words_wrong"), 0);
     let written = booted.figure("sparse.pages_written");
     assert_eq!(written, 8192);
@@ -117,14 +119,23 @@ fn several_guests_from_one_file_run_one_after_the_other() {
 
 #[test]
 fn exits_cost_no_more_than_promised() {
-    let booted = boot(&run("figures", vec![sample("bench")]));
-    booted.all_well();
+    let data = bench::data(&image().root.join("target/run/figures-data")).unwrap();
+    let guests = vec![sample("bench").with("map=bench-data").with("testdev"), data];
+    let booted = boot(&run("figures", guests));
+    booted.healthy("bench");
     for (name, most) in [
         ("exit.cpuid", 150),
         ("exit.vmcall", 150),
         ("exit.hlt", 150),
-        // 512 of these zero the page.
-        ("fill.write", 400 + 512),
+        ("exit.rdmsr", 150),
+        ("exit.io", 200),
+        ("fill.read", 200),
+        ("fill.write", 250),
+        // 512 of these zero or copy the page.
+        ("fill.write.zeroing", 300 + 512),
+        ("cow.zero", 350),
+        ("cow.copy", 300 + 512),
+        ("fill.around.per_page", 100),
         ("boot.to_first_guest", 20_000_000),
     ] {
         let value = booted.figure(name);

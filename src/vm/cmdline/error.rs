@@ -50,6 +50,8 @@ pub enum Problem {
     TooDeep(usize),
     /// Not a way to reset a fork.
     NotAReset,
+    /// Nothing of forks that could be measured.
+    NotAMeasure,
     /// Not `on` or `off`.
     NotOnOrOff,
     /// Not an ending that can be expected.
@@ -82,6 +84,7 @@ impl fmt::Display for Problem {
             Self::NeedsName => "it needs a name, as in data name=corpus",
             Self::NotACount => "not a number, as in 1000",
             Self::NotAReset => "not one of warm, cold, auto",
+            Self::NotAMeasure => "not one of fork, all",
             Self::NotOnOrOff => "not on or off",
             Self::NotExpectable => "not crash",
             Self::TooMany(most) => return write!(f, "more than {most}"),

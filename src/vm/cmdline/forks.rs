@@ -28,6 +28,16 @@ pub enum ResetMode {
     Auto,
 }
 
+/// What of forks is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Making them.
+    Fork,
+    /// That, running, resetting and ending them, by pages that they write. The guest writes as many pages as its message
+    /// says.
+    All,
+}
+
 /// What is to be done with a guest that freezes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForkOptions {
@@ -45,6 +55,8 @@ pub struct ForkOptions {
     pub slice: Duration,
     /// `idle`: make forks that never run, all alive, until their number or the memory is reached.
     pub idle: bool,
+    /// `measure=`: instead of all this, measure what forks cost.
+    pub measure: Option<Measure>,
     /// Whether any of these was given: the guest must then freeze.
     pub given: bool,
 }
@@ -60,6 +72,7 @@ impl ForkOptions {
             prefetch: false,
             slice: DEFAULT_SLICE,
             idle: false,
+            measure: None,
             given: false,
         }
     }
@@ -84,6 +97,7 @@ impl ForkOptions {
             "prefetch" => ForkKey::Prefetch,
             "slice" => ForkKey::Slice,
             "idle" => ForkKey::Idle,
+            "measure" => ForkKey::Measure,
             _ => return None,
         };
         self.given = true;
@@ -113,6 +127,13 @@ impl ForkOptions {
             ForkKey::Prefetch => self.prefetch = switch(word)?,
             ForkKey::Slice => self.slice = duration(word.needs_value()?)?,
             ForkKey::Idle => self.idle = switch(word)?,
+            ForkKey::Measure => {
+                self.measure = match word.needs_value()? {
+                    "fork" => Some(Measure::Fork),
+                    "all" => Some(Measure::All),
+                    _ => return Err(Problem::NotAMeasure),
+                }
+            }
         }
         Ok(())
     }
@@ -134,6 +155,7 @@ pub(super) enum ForkKey {
     Prefetch,
     Slice,
     Idle,
+    Measure,
 }
 
 /// A bare word, or `on` or `off`.
@@ -170,6 +192,8 @@ mod tests {
         assert!(!forks("prefetch=off").unwrap().prefetch);
         assert!(forks("prefetch=on").unwrap().prefetch);
         assert!(forks("runs=2").unwrap().given);
+        assert_eq!(forks("measure=all").unwrap().measure, Some(Measure::All));
+        assert_eq!(forks("measure=fork").unwrap().measure, Some(Measure::Fork));
         assert_eq!(forks("forks=0x10").unwrap().forks(0), 16);
     }
 
@@ -211,6 +235,8 @@ mod tests {
             ("slice=5min", Problem::NotADuration),
             ("slice=1ms slice=1ms", Problem::Repeated),
             ("idle=yes", Problem::NotOnOrOff),
+            ("measure=some", Problem::NotAMeasure),
+            ("measure", Problem::NeedsValue),
         ] {
             assert_eq!(forks(word), Err(problem), "{word}");
         }

@@ -2,7 +2,7 @@
 
 use super::super::call::{AfterCall, CallRegisters, CallSink, HarvestRequest, call};
 use super::super::devices::Devices;
-use super::super::figures::{Figure, FigureName};
+use super::super::figures::{Figure, FigureName, Unit};
 use super::super::outcome::{Outcome, Turn};
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
@@ -19,13 +19,18 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     pub fn call(&mut self) -> Result<Next, VmcsError> {
         if self.area.regs.get(Gpr::Rax) == Call::Nop as u64 && self.cpl()? == 0 {
             self.area.regs.set(Gpr::Rax, 0);
-        } else {
-            return self.any_call();
+            return self.advance();
         }
-        self.advance()
+        Ok(self.other_call())
     }
 
+    /// Any other call. An error becomes the outcome.
     #[inline(never)]
+    fn other_call(&mut self) -> Next {
+        let handled = self.any_call();
+        self.settle(handled)
+    }
+
     fn any_call(&mut self) -> Result<Next, VmcsError> {
         let regs = &self.area.regs;
         let registers = CallRegisters {
@@ -118,6 +123,7 @@ impl<H: Host> CallSink for Sink<'_, H> {
             guest: self.devices.name,
             name,
             value,
+            unit: Unit::Ticks,
         })
     }
 }

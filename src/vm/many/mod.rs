@@ -3,14 +3,24 @@
 //! The [`schedule`] knows nothing of guests: whoever makes, runs and resets forks implements [`Forks`]. There is no heap
 //! in the hypervisor, so each fork brings the place in which it is kept: see [`Queue`].
 
+mod end;
+mod guests;
+mod line;
+mod measure;
 mod queue;
 mod schedule;
 mod spread;
+mod summary;
 mod tally;
 
+pub use end::ForkEnd;
+pub use guests::{Checked, GuestForks, LivingFork, Template, Wrong};
+pub use line::Line;
+pub use measure::{Measurement, measure};
 pub use queue::{Linked, Queue};
-pub use schedule::{After, Cost, Forks, Plan, Slot, Turn, Verdict, schedule};
+pub use schedule::{After, Alive, Cost, Forks, Plan, Slot, Turn, Verdict, schedule};
 pub use spread::{Spread, SpreadFigures};
+pub use summary::{ForksSummary, GuestRun};
 pub use tally::{FIRST_FAILURES, Failure, Generation, RECORDS_MAX, RunRecord, Tally};
 
 #[cfg(test)]

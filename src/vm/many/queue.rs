@@ -4,6 +4,8 @@
 pub trait Linked: Sized {
     /// The place.
     fn below(&mut self) -> &mut Option<Self>;
+    /// What is in it.
+    fn look_below(&self) -> Option<&Self>;
 }
 
 /// A pile: the last to come is the first to go.
@@ -14,6 +16,9 @@ impl<T: Linked> Pile<T> {
     fn push(&mut self, mut thing: T) {
         *thing.below() = self.0.take();
         self.0 = Some(thing);
+    }
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        core::iter::successors(self.0.as_ref(), |thing| thing.look_below())
     }
     fn pop(&mut self) -> Option<T> {
         let mut thing = self.0.take()?;
@@ -49,6 +54,11 @@ impl<T: Linked> Queue<T> {
     /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// All of them, in no order that matters.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.come.iter().chain(self.go.iter())
     }
 
     /// Puts a thing at the end.
@@ -87,6 +97,9 @@ mod tests {
         fn below(&mut self) -> &mut Option<Self> {
             &mut self.1
         }
+        fn look_below(&self) -> Option<&Self> {
+            self.1.as_ref()
+        }
     }
 
     proptest! {
@@ -105,6 +118,9 @@ mod tests {
                         prop_assert_eq!(thing.map(|thing| thing.0), model.pop_front());
                     }
                 }
+                let sum = |sum: u64, n: &u32| sum + u64::from(*n);
+                let all = queue.iter().map(|thing| &thing.0).fold(0, sum);
+                prop_assert_eq!(all, model.iter().fold(0, sum));
                 prop_assert_eq!((queue.len(), queue.is_empty()), (model.len() as u64, model.is_empty()));
             }
         }

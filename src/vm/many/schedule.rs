@@ -29,6 +29,14 @@ impl Cost {
     /// Nothing.
     pub const ZERO: Self = Self { exits: 0, pages: 0 };
 
+    /// What was added to an earlier count.
+    pub(super) const fn since(self, before: Self) -> Self {
+        Self {
+            exits: self.exits.saturating_sub(before.exits),
+            pages: self.pages.saturating_sub(before.pages),
+        }
+    }
+
     pub(super) const fn plus(self, other: Self) -> Self {
         Self {
             exits: self.exits.saturating_add(other.exits),
@@ -85,22 +93,47 @@ pub trait Forks {
     fn turn(&mut self, fork: &mut Self::Fork, ticks: u64) -> Turn<Self::End>;
     /// What the run took so far, beside time.
     fn cost(&self, fork: &Self::Fork) -> Cost;
-    /// Brings it back to its template, about to begin the run that its slot says. The run before ended because of
-    /// lack of frames if `scarce`.
+    /// Brings it back to its template, about to begin the run that its slot says; yields how many pages it took. The
+    /// run before ended for lack of frames if `scarce`.
     fn reset(
         &mut self,
         template: &mut Self::Template,
         fork: &mut Self::Fork,
         scarce: bool,
+    ) -> Result<u64, Self::End>;
+    /// Looks whether a reset has done what it should.
+    fn check_reset(
+        &mut self,
+        template: &Self::Template,
+        fork: &Self::Fork,
     ) -> Result<(), Self::End>;
     /// Makes a template of it.
     fn freeze(&mut self, fork: Self::Fork) -> Result<Self::Template, Self::End>;
     /// Ends it.
-    fn end(&mut self, fork: Self::Fork);
+    fn end(&mut self, template: &mut Self::Template, fork: Self::Fork);
     /// Ends a template, of which no fork is left.
     fn end_template(&mut self, template: Self::Template);
+    /// Looks whether all is as it must be. It is asked to now and then, between two turns.
+    fn check(&mut self, alive: &Alive<'_, Self>);
     /// The time-stamp counter.
     fn now(&self) -> u64;
+}
+
+/// All that is alive: of the generation whose turn it is, and of those above it, which wait.
+pub struct Alive<'a, F: Forks + ?Sized> {
+    /// What its forks were made of.
+    pub template: &'a F::Template,
+    /// Its forks.
+    pub forks: &'a Queue<F::Fork>,
+    /// The generation above.
+    pub above: Option<&'a Self>,
+}
+
+impl<'a, F: Forks + ?Sized> Alive<'a, F> {
+    /// This generation and those above it.
+    pub fn generations(&'a self) -> impl Iterator<Item = &'a Self> {
+        core::iter::successors(Some(self), |alive| alive.above)
+    }
 }
 
 /// What is to be done.
@@ -124,7 +157,7 @@ pub fn schedule<F: Forks>(
     tally: &mut Tally<F::End>,
 ) {
     let begin = forks.now();
-    generation(forks, template, plan, 0, tally);
+    generation(forks, template, plan, None, tally);
     tally.ticks = forks.now().wrapping_sub(begin);
 }
 
@@ -133,9 +166,10 @@ fn generation<F: Forks>(
     forks: &mut F,
     template: F::Template,
     plan: Plan<'_>,
-    depth: usize,
+    above: Option<&Alive<'_, F>>,
     tally: &mut Tally<F::End>,
 ) {
+    let depth = above.map_or(0, |above| above.generations().count());
     if let Some(sums) = tally.generation(depth) {
         sums.templates += 1;
     }
@@ -145,10 +179,12 @@ fn generation<F: Forks>(
         template,
         plan,
         depth,
+        above,
         tally,
         alive: Queue::new(),
         next: 0,
         scarce: false,
+        ended: 0,
     };
     if plan.options.idle {
         crowd.keep_idle();
@@ -162,11 +198,12 @@ fn generation<F: Forks>(
 }
 
 /// The forks of one template.
-struct Crowd<'r, 'o, F: Forks> {
+struct Crowd<'r, F: Forks> {
     forks: &'r mut F,
     template: F::Template,
-    plan: Plan<'o>,
+    plan: Plan<'r>,
     depth: usize,
+    above: Option<&'r Alive<'r, F>>,
     tally: &'r mut Tally<F::End>,
     /// Each has its turn when it is the first.
     alive: Queue<F::Fork>,
@@ -176,20 +213,37 @@ struct Crowd<'r, 'o, F: Forks> {
     total: u64,
     /// There is no frame for another fork until one ends.
     scarce: bool,
+    /// How many runs have ended.
+    ended: u64,
 }
 
-impl<F: Forks> Crowd<'_, '_, F> {
+impl<F: Forks> Crowd<'_, F> {
     fn run(&mut self) {
         self.fill(self.plan.options.parallel);
+        let mut next_check = 0;
         while let Some(fork) = self.alive.pop() {
             self.turn(fork);
             self.fill(self.plan.options.parallel);
+            if self.ended >= next_check {
+                next_check = (2 * self.ended).max(1);
+                self.check();
+            }
         }
+        self.check();
+    }
+
+    fn check(&mut self) {
+        self.forks.check(&Alive {
+            template: &self.template,
+            forks: &self.alive,
+            above: self.above,
+        });
     }
 
     /// Makes forks until all are alive or there are no more frames, and ends them.
     fn keep_idle(&mut self) {
         self.fill(u64::MAX);
+        self.check();
         while let Some(fork) = self.alive.pop() {
             self.end(fork);
         }
@@ -249,6 +303,7 @@ impl<F: Forks> Crowd<'_, '_, F> {
     fn ended(&mut self, mut fork: F::Fork, slot: Slot, end: F::End) {
         let scarce = end.is_out_of_frames();
         self.record(&fork, slot, Some(end));
+        self.ended += 1;
         let Some(next) = self.after(slot) else {
             return self.end(fork);
         };
@@ -256,10 +311,15 @@ impl<F: Forks> Crowd<'_, '_, F> {
         let begin = self.forks.now();
         let reset = self.forks.reset(&mut self.template, &mut fork, scarce);
         let ticks = self.forks.now().wrapping_sub(begin);
-        match reset {
-            Ok(()) => {
+        let checked = reset.and_then(|pages| {
+            self.forks.check_reset(&self.template, &fork)?;
+            Ok(pages)
+        });
+        match checked {
+            Ok(pages) => {
                 if let Some(sums) = self.tally.generation(self.depth) {
                     sums.resets.add(ticks);
+                    sums.pages_reset = sums.pages_reset.saturating_add(pages);
                 }
                 self.alive.push(fork);
             }
@@ -276,7 +336,14 @@ impl<F: Forks> Crowd<'_, '_, F> {
     fn frozen(&mut self, fork: F::Fork, slot: Slot) {
         self.record(&fork, slot, None);
         match self.forks.freeze(fork) {
-            Ok(template) => generation(self.forks, template, self.plan, self.depth + 1, self.tally),
+            Ok(template) => {
+                let above = Alive {
+                    template: &self.template,
+                    forks: &self.alive,
+                    above: self.above,
+                };
+                generation(self.forks, template, self.plan, Some(&above), self.tally);
+            }
             Err(end) => self.tally.lost(self.depth, slot, 1, end),
         }
         self.scarce = false;
@@ -314,7 +381,7 @@ impl<F: Forks> Crowd<'_, '_, F> {
 
     fn end(&mut self, fork: F::Fork) {
         let begin = self.forks.now();
-        self.forks.end(fork);
+        self.forks.end(&mut self.template, fork);
         let ticks = self.forks.now().wrapping_sub(begin);
         if let Some(sums) = self.tally.generation(self.depth) {
             sums.ends.add(ticks);

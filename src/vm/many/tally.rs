@@ -9,7 +9,7 @@ use crate::vm::cmdline::GENERATIONS_MAX;
 /// So many failures are told one by one.
 pub const FIRST_FAILURES: usize = 8;
 /// So many runs are told one by one.
-pub const RECORDS_MAX: usize = 256;
+pub const RECORDS_MAX: usize = 128;
 
 /// One run of one fork.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub(super) struct Sums {
     pub lost: u64,
     pub alive_most: u64,
     pub cost: Cost,
+    pub pages_reset: u64,
     pub runs: Spread,
     pub forks: Spread,
     pub resets: Spread,
@@ -74,6 +75,8 @@ pub struct Generation {
     pub alive_most: u64,
     /// What all runs took, beside time.
     pub cost: Cost,
+    /// Pages that resets copied back or dropped.
+    pub pages_reset: u64,
     /// Ticks per run.
     pub runs: SpreadFigures,
     /// Ticks to make a fork.
@@ -107,6 +110,7 @@ impl<E: Verdict> Tally<E> {
                     lost: 0,
                     alive_most: 0,
                     cost: Cost::ZERO,
+                    pages_reset: 0,
                     runs: Spread::new(),
                     forks: Spread::new(),
                     resets: Spread::new(),
@@ -126,6 +130,7 @@ impl<E: Verdict> Tally<E> {
             (sums.frozen, sums.ok, sums.failed, sums.lost) = (0, 0, 0, 0);
             sums.alive_most = 0;
             sums.cost = Cost::ZERO;
+            sums.pages_reset = 0;
             for spread in [
                 &mut sums.runs,
                 &mut sums.forks,
@@ -185,6 +190,14 @@ impl<E: Verdict> Tally<E> {
         let _ = self.records.try_push(record);
     }
 
+    /// Counts that there was not even a first run.
+    pub fn none(&mut self, end: E) {
+        if let Some(sums) = self.sums.first_mut() {
+            sums.templates += 1;
+        }
+        self.lost(0, Slot::default(), 1, end);
+    }
+
     /// Counts `runs` runs that could not be, the first of which is `first`.
     pub(super) fn lost(&mut self, generation: usize, first: Slot, runs: u64, end: E) {
         if let Some(sums) = self.sums.get_mut(generation) {
@@ -220,6 +233,7 @@ impl Sums {
             lost: self.lost,
             alive_most: self.alive_most,
             cost: self.cost,
+            pages_reset: self.pages_reset,
             runs: self.runs.figures(),
             forks: self.forks.figures(),
             resets: self.resets.figures(),

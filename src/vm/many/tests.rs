@@ -56,6 +56,9 @@ impl Linked for Box<Living> {
     fn below(&mut self) -> &mut Option<Self> {
         &mut self.below
     }
+    fn look_below(&self) -> Option<&Self> {
+        self.below.as_ref()
+    }
 }
 
 /// A template is its depth.
@@ -67,9 +70,12 @@ struct World {
     templates: u64,
     /// Making a fork of this number fails for good.
     broken: Option<u64>,
+    /// The reset of this fork before this run is found wrong.
+    broken_reset: Option<(u64, u64)>,
     /// Which (depth, fork, run) had a turn, in order.
     turns: Vec<(usize, u64, u64)>,
     resets: u64,
+    checks: u64,
 }
 
 fn world(act: fn(Slot, usize) -> Act) -> World {
@@ -80,8 +86,10 @@ fn world(act: fn(Slot, usize) -> Act) -> World {
         alive: 0,
         templates: 1,
         broken: None,
+        broken_reset: None,
         turns: Vec::new(),
         resets: 0,
+        checks: 0,
     }
 }
 
@@ -137,7 +145,7 @@ impl Forks for World {
             pages: fork.frames - 1,
         }
     }
-    fn reset(&mut self, _: &mut usize, fork: &mut Box<Living>, _: bool) -> Result<(), End> {
+    fn reset(&mut self, _: &mut usize, fork: &mut Box<Living>, _: bool) -> Result<u64, End> {
         self.resets += 1;
         self.time += 5;
         let mut before = fork.slot;
@@ -145,9 +153,17 @@ impl Forks for World {
         if (self.act)(before, fork.depth) == Act::Sticky {
             return Err(End::Stuck);
         }
-        self.frames += fork.frames - 1;
+        let pages = fork.frames - 1;
+        self.frames += pages;
         (fork.frames, fork.turns) = (1, 0);
-        Ok(())
+        Ok(pages)
+    }
+    fn check_reset(&mut self, template: &usize, fork: &Box<Living>) -> Result<(), End> {
+        assert_eq!((*template, fork.turns), (fork.depth, 0));
+        match self.broken_reset {
+            Some(fault) if fault == (fork.slot.fork, fork.slot.run) => Err(End::Stuck),
+            _ => Ok(()),
+        }
     }
     fn freeze(&mut self, fork: Box<Living>) -> Result<usize, End> {
         self.alive -= 1;
@@ -155,7 +171,8 @@ impl Forks for World {
         self.frames += fork.frames;
         Ok(fork.depth + 1)
     }
-    fn end(&mut self, fork: Box<Living>) {
+    fn end(&mut self, template: &mut usize, fork: Box<Living>) {
+        assert_eq!(*template, fork.depth);
         self.time += 2;
         self.alive -= 1;
         self.frames += fork.frames;
@@ -163,6 +180,18 @@ impl Forks for World {
     fn end_template(&mut self, _: usize) {
         assert_eq!(self.templates, self.templates.max(1));
         self.templates -= 1;
+    }
+    fn check(&mut self, alive: &Alive<'_, Self>) {
+        self.checks += 1;
+        let mut depth = alive.generations().count();
+        let mut forks = 0;
+        for generation in alive.generations() {
+            depth -= 1;
+            assert_eq!(*generation.template, depth);
+            forks += generation.forks.iter().count() as u64;
+            assert!(generation.forks.iter().all(|fork| fork.depth == depth));
+        }
+        assert_eq!(forks, self.alive);
     }
     fn now(&self) -> u64 {
         self.time
@@ -217,6 +246,9 @@ fn every_fork_has_all_its_runs() {
     assert_eq!(runs.len(), 40);
     assert!(runs.values().all(|turns| *turns == 2));
     assert_eq!(tally.records().len(), 40);
+    assert_eq!(world.resets, 30);
+    // After 0, 1, 2, 4, ... runs, and in the end.
+    assert!((6..9).contains(&world.checks), "{}", world.checks);
 }
 
 #[test]
@@ -269,6 +301,13 @@ fn a_hostile_fork_is_stopped_and_the_others_go_on() {
 }
 
 #[test]
+fn pages_are_counted() {
+    let mut world = world(|slot, _| Act::Grow(slot.fork));
+    let all = play(&mut world, "forks=5 runs=3", 1000).generations()[0];
+    assert_eq!((all.cost.pages, all.pages_reset), (30, 20));
+}
+
+#[test]
 fn a_budget_holds_for_each_run_anew() {
     let mut world = world(|_, _| Act::Exit(5, 0));
     assert!(play(&mut world, "forks=2 runs=3", 51).is_success());
@@ -318,6 +357,16 @@ fn a_fork_that_cannot_be_reset_ends() {
         (failure.fork, failure.run, &failure.end),
         (1, 1, &End::Stuck)
     );
+}
+
+#[test]
+fn a_reset_that_is_found_wrong_is_told() {
+    let mut world = world(|_, _| Act::Exit(1, 0));
+    world.broken_reset = Some((1, 2));
+    let tally = play(&mut world, "forks=3 runs=4", 1000);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.lost), (10, 2));
+    assert_eq!(tally.failures()[0].end, End::Stuck);
 }
 
 #[test]

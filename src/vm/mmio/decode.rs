@@ -23,11 +23,47 @@ pub enum DecodeError {
 
 /// Decodes the instruction that `bytes` begin with.
 pub fn decode(mode: CodeMode, bytes: &[u8]) -> Result<Instruction, DecodeError> {
-    match mode {
+    let instruction = match mode {
         CodeMode::Bits64 => long::decode(bytes),
         CodeMode::Bits32 => protected::decode(bytes),
         CodeMode::Bits16 => real::decode(bytes),
+    }?;
+    corrected(instruction, mode, bytes)
+}
+
+/// Corrects what `yaxpeax_x86` 2.2 makes of two encodings: BT and its kin with a constant have the operand size like
+/// everything else, and MOVSXD without REX.W does not extend to 64 bits.
+fn corrected(
+    mut instruction: Instruction,
+    mode: CodeMode,
+    bytes: &[u8],
+) -> Result<Instruction, DecodeError> {
+    const PREFIXES: [u8; 11] = [
+        0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3,
+    ];
+    let mut prefixes = bytes.iter().take_while(|byte| PREFIXES.contains(byte));
+    let after = bytes.iter().find(|byte| !PREFIXES.contains(byte));
+    let rex_w = mode == CodeMode::Bits64 && after.is_some_and(|byte| byte & 0xf8 == 0x48);
+    let other_size = prefixes.any(|&byte| byte == 0x66);
+    match (instruction.op, instruction.first, instruction.second) {
+        (Op::Bit(_), _, Operand::Immediate(_)) => {
+            instruction.width = match (mode, other_size) {
+                _ if rex_w => Width::Qword,
+                (CodeMode::Bits16, true) | (CodeMode::Bits32 | CodeMode::Bits64, false) => {
+                    Width::Dword
+                }
+                _ => Width::Word,
+            }
+        }
+        (Op::MoveSigned, Operand::Register(part), _) if !rex_w && part.width == Width::Qword => {
+            if other_size {
+                return Err(DecodeError::NotCarriedOut);
+            }
+            instruction.first = Operand::Register(Part::low(part.gpr, Width::Dword));
+        }
+        _ => {}
     }
+    Ok(instruction)
 }
 
 /// The segment that a prefix names, of the last such prefix. The decoder forgets one that names DS, which counts where

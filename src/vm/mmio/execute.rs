@@ -108,7 +108,7 @@ impl<B: Bus> Run<'_, B> {
                 if writes {
                     self.on_memory(op, at, first)?;
                 } else {
-                    self.to_register(op, part, at, width)?;
+                    self.on_register(op, part, at, width)?;
                 }
             }
             _ => return Err(Stop::NotCarriedOut),
@@ -254,7 +254,7 @@ impl<B: Bus> Run<'_, B> {
     }
 
     /// The first operand is a register, the second is in memory.
-    fn to_register(
+    fn on_register(
         &mut self,
         op: Op,
         part: Part,

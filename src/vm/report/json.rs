@@ -5,8 +5,10 @@ use core::fmt::{self, Display, Write};
 use ser_write_json::SerWrite;
 use serde::{Serialize, Serializer};
 
+use super::forks::ForksJson;
 use super::{GuestSummary, Report};
 use crate::vm::figures::Figure;
+use crate::vm::many::GuestRun;
 
 /// The line that carries the report begins with this.
 pub const PREFIX: &str = "OFFSHOOT-REPORT ";
@@ -17,7 +19,7 @@ impl Report<'_> {
         out.write_str(PREFIX)?;
         let report = ReportJson {
             ok: self.is_success(),
-            guests: Each(self.guests, GuestJson::new),
+            guests: Guests(self),
             frames: FramesJson {
                 total: self.frames.total,
                 used: self.frames.used,
@@ -34,7 +36,7 @@ impl Report<'_> {
 #[derive(Serialize)]
 struct ReportJson<'a> {
     ok: bool,
-    guests: Each<'a, GuestSummary<'a>, GuestJson<'a>>,
+    guests: Guests<'a>,
     frames: FramesJson,
     figures: Each<'a, Figure, FigureJson<'a>>,
 }
@@ -57,10 +59,11 @@ struct GuestJson<'a> {
     dirty: DirtyJson,
     host_instructions: u64,
     guest_instructions: u64,
+    forks: Option<ForksJson<'a>>,
 }
 
 impl<'a> GuestJson<'a> {
-    fn new(guest: &'a GuestSummary<'a>) -> Self {
+    fn new(number: usize, guest: &'a GuestSummary<'a>, runs: &'a [GuestRun]) -> Self {
         Self {
             name: guest.name.as_str(),
             outcome: guest.ending.name(),
@@ -72,6 +75,7 @@ impl<'a> GuestJson<'a> {
                 copied: guest.faults.copied,
                 taken_over: guest.faults.taken_over,
                 zero_shared: guest.faults.zero_shared,
+                around: guest.faults.around,
                 host_mapped: guest.faults.host_mapped,
             },
             faults: FaultsJson {
@@ -97,6 +101,10 @@ impl<'a> GuestJson<'a> {
             },
             host_instructions: guest.stats.host_ticks,
             guest_instructions: guest.stats.guest_ticks,
+            forks: guest
+                .forks
+                .as_ref()
+                .map(|forks| ForksJson::new(forks, number, runs)),
         }
     }
 }
@@ -108,6 +116,7 @@ struct PagesJson {
     copied: u64,
     taken_over: u64,
     zero_shared: u64,
+    around: u64,
     host_mapped: u64,
 }
 
@@ -152,6 +161,7 @@ struct FigureJson<'a> {
     guest: &'a str,
     name: &'a str,
     value: u64,
+    unit: &'a str,
 }
 
 impl<'a> FigureJson<'a> {
@@ -160,12 +170,26 @@ impl<'a> FigureJson<'a> {
             guest: figure.guest.as_str(),
             name: figure.name.as_str(),
             value: figure.value,
+            unit: figure.unit.name(),
         }
     }
 }
 
+/// The guests of a report.
+struct Guests<'a>(&'a Report<'a>);
+
+impl Serialize for Guests<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Report {
+            guests, fork_runs, ..
+        } = self.0;
+        let each = guests.iter().enumerate();
+        serializer.collect_seq(each.map(|(number, guest)| GuestJson::new(number, guest, fork_runs)))
+    }
+}
+
 /// A list, each item of which is made as it is written.
-struct Each<'a, T, J>(&'a [T], fn(&'a T) -> J);
+pub(super) struct Each<'a, T, J>(pub &'a [T], pub fn(&'a T) -> J);
 
 impl<T, J: Serialize> Serialize for Each<'_, T, J> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -184,7 +208,7 @@ impl Serialize for Exits<'_> {
 }
 
 /// Whatever can be displayed, as a string.
-struct Text<T>(T);
+pub(super) struct Text<T>(pub T);
 
 impl<T: Display> Serialize for Text<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

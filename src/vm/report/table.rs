@@ -4,12 +4,14 @@ use core::fmt::{self, Display, Write};
 
 use arrayvec::ArrayString;
 
+use super::forks::write_forks;
 use super::{GuestSummary, Report};
 use crate::addr::PAGE_SIZE;
 use crate::vm::cmdline::Name;
+use crate::vm::figures::Unit;
 
 const WIDTH: usize = 100;
-const MARGIN: &str = "    ";
+pub(super) const MARGIN: &str = "    ";
 
 impl Report<'_> {
     /// Writes the table.
@@ -60,10 +62,15 @@ impl Report<'_> {
         for figure in figures {
             writeln!(
                 out,
-                "{:<32} {:<32} {:>20}",
+                "{:<32} {:<32} {:>20} {}",
                 figure.name,
                 figure.guest,
-                Grouped(figure.value)
+                Grouped(figure.value),
+                match figure.unit {
+                    // On a processor they are not instructions.
+                    Unit::Ticks => "ticks",
+                    unit => unit.name(),
+                }
             )?;
         }
         Ok(())
@@ -131,7 +138,10 @@ fn write_guest(guest: &GuestSummary<'_>, out: &mut impl Write) -> fmt::Result {
         }
         words.end()?;
     }
-    Ok(())
+    match &guest.forks {
+        Some(forks) => write_forks(forks, out),
+        None => Ok(()),
+    }
 }
 
 /// A name in 18 columns.
@@ -147,7 +157,7 @@ impl Display for Short<'_> {
 }
 
 /// A number with a comma between each three digits.
-struct Grouped(u64);
+pub(super) struct Grouped(pub u64);
 
 impl Display for Grouped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -166,7 +176,7 @@ impl Display for Grouped {
 }
 
 /// A number in at most six columns: whole up to five digits, then in thousands, millions and so on.
-struct Brief(u64);
+pub(super) struct Brief(pub u64);
 
 impl Display for Brief {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -203,7 +213,7 @@ impl Display for Size {
 }
 
 /// Text with a margin, broken at blanks.
-struct Wrapped<'a, W> {
+pub(super) struct Wrapped<'a, W> {
     out: &'a mut W,
     /// What may have to go to the next line as a whole.
     word: ArrayString<{ WIDTH - MARGIN.len() }>,
@@ -211,14 +221,14 @@ struct Wrapped<'a, W> {
 }
 
 impl<'a, W: Write> Wrapped<'a, W> {
-    fn new(out: &'a mut W) -> Self {
+    pub fn new(out: &'a mut W) -> Self {
         Self {
             out,
             word: ArrayString::new(),
             column: 0,
         }
     }
-    fn end(mut self) -> fmt::Result {
+    pub fn end(mut self) -> fmt::Result {
         self.put_word()?;
         self.out.write_char('\n')
     }

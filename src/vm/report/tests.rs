@@ -2,8 +2,9 @@ use super::*;
 use crate::ept::{Census, Faults};
 use crate::vm::Harvests;
 use crate::vm::cmdline::GuestOptions;
-use crate::vm::figures::{Figure, FigureName};
+use crate::vm::figures::{Figure, FigureName, Unit};
 use crate::vm::loader::LoadError;
+use crate::vm::many::{Cost, Failure, ForkEnd, Generation, RunRecord, SpreadFigures};
 use crate::vmx::ExitReason;
 
 fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
@@ -14,6 +15,7 @@ fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
         faults: Faults::default(),
         invalidations: 0,
         memory: Census::default(),
+        forks: None,
     }
 }
 
@@ -80,6 +82,7 @@ fn report<'a>(guests: &'a [GuestSummary<'a>], figures: &'a Figures) -> Report<'a
         frames: FRAMES,
         leaked: 0,
         figures,
+        fork_runs: &[],
     }
 }
 
@@ -90,7 +93,8 @@ fn the_json_has_the_agreed_form() {
     assert!(figures.file(Figure {
         guest: Name::new("busy").unwrap(),
         name,
-        value: u64::MAX
+        value: u64::MAX,
+        unit: Unit::Forks,
     }));
     let guests = [
         busy(),
@@ -132,7 +136,7 @@ fn the_json_has_the_agreed_form() {
         json["frames"],
         serde_json::json!({"total": 131_000, "used": 12, "peak": 16_500, "leaked": 0})
     );
-    let figure = serde_json::json!({"guest": "busy", "name": "exit.cpuid", "value": u64::MAX});
+    let figure = serde_json::json!({"guest": "busy", "name": "exit.cpuid", "value": u64::MAX, "unit": "forks"});
     assert_eq!(json["figures"], serde_json::json!([figure]));
 }
 
@@ -177,7 +181,8 @@ fn the_table_fits_and_says_what_went_wrong() {
     assert!(figures.file(Figure {
         guest: Name::new(&"n".repeat(32)).unwrap(),
         name,
-        value: u64::MAX
+        value: u64::MAX,
+        unit: Unit::Forks,
     }));
     let mut extreme = guest(
         &"long-name.".repeat(3),
@@ -226,4 +231,145 @@ fn the_table_fits_and_says_what_went_wrong() {
     ] {
         assert!(table.contains(expected), "{expected} is not in\n{table}");
     }
+}
+
+/// Two generations, of the second of which one run failed, with the largest numbers there are.
+fn forked() -> GuestSummary<'static> {
+    let spread = |value| SpreadFigures {
+        count: value,
+        total: value,
+        min: value,
+        median: value,
+        max: value,
+    };
+    let first = Generation {
+        templates: 1,
+        ok: 990,
+        frozen: 10,
+        alive_most: 100,
+        runs: spread(1000),
+        forks: spread(2000),
+        ..Generation::default()
+    };
+    let second = Generation {
+        templates: 10,
+        ok: u64::MAX >> 2,
+        failed: 1,
+        lost: 30,
+        pages_reset: u64::MAX,
+        cost: Cost {
+            exits: u64::MAX,
+            pages: u64::MAX,
+        },
+        runs: spread(u64::MAX),
+        ends: spread(999_999_999_999),
+        ..Generation::default()
+    };
+    let failure = Failure {
+        generation: 1,
+        fork: u64::MAX,
+        run: u64::MAX,
+        end: ForkEnd::Ran(Outcome::TripleFault),
+    };
+    let forks = ForksSummary {
+        generations: [first, second].into_iter().collect(),
+        failures: [failure].into_iter().collect(),
+        ticks: 1_000_000,
+        tsc_hz: 3_000_000_000,
+        idle_frames: 4,
+    };
+    let mut guest = guest(
+        "forked",
+        Ending::Forked {
+            runs: 1000,
+            bad: 31,
+        },
+    );
+    guest.forks = Some(forks);
+    guest
+}
+
+#[test]
+fn forks_are_told_as_json() {
+    let record = |fork| GuestRun {
+        guest: 1,
+        record: RunRecord {
+            generation: 0,
+            fork,
+            run: 2,
+            ticks: 77,
+            cost: Cost { exits: 3, pages: 4 },
+            end: Some(ForkEnd::Ran(Outcome::Exited(0))),
+        },
+    };
+    let guests = [busy(), forked()];
+    let figures = Figures::new();
+    let report = Report {
+        fork_runs: &[record(5), record(6)],
+        ..report(&guests, &figures)
+    };
+    let json = json(&report);
+    assert!(json["guests"][0]["forks"].is_null());
+    assert_eq!(json["guests"][1]["outcome"], "forks failed");
+    assert!(json["guests"][1]["status"].is_null());
+    let forks = &json["guests"][1]["forks"];
+    let first = &forks["generations"][0];
+    assert_eq!((&first["ok"], &first["frozen"]), (&990.into(), &10.into()));
+    assert_eq!(first["run"]["median"], 1000);
+    assert_eq!(forks["generations"][1]["pages_private"], u64::MAX);
+    assert_eq!(forks["idle_frames"], 4);
+    assert_eq!(forks["failures"][0]["detail"], "triple fault");
+    assert_eq!(forks["failures"][0]["generation"], 2);
+    assert_eq!(forks["runs"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        forks["runs"][1],
+        serde_json::json!([1, 6, 2, 77, 3, 4, "exited"])
+    );
+}
+
+#[test]
+fn forks_are_told_in_the_table() {
+    let mut table = String::new();
+    let figures = Figures::new();
+    report(&[forked()], &figures)
+        .write_table(&mut table)
+        .unwrap();
+    for line in table.lines() {
+        assert!(line.chars().count() <= 100, "{line}");
+    }
+    for expected in [
+        "forks failed",
+        "31 runs of its forks failed, 1000 took place",
+        "generation 1: templates 1, alive at most 100, runs that ended well 990, frozen again 10",
+        "18.4E",
+        "999,999,999,999",
+        "an idle fork has 4 frames",
+        "fork 18446744073709551615 run 18446744073709551615 of generation 2: triple fault",
+        "and 30 more",
+    ] {
+        assert!(table.contains(expected), "{expected} is not in\n{table}");
+    }
+}
+
+#[test]
+fn runs_per_second_and_per_billion_ticks() {
+    let mut forks = forked().forks.unwrap();
+    forks.generations.truncate(1);
+    assert_eq!((forks.runs(), forks.bad()), (1000, 0));
+    assert_eq!(forks.runs_per(forks.tsc_hz), 3_000_000);
+    assert_eq!(forks.runs_per(1_000_000_000), 1_000_000);
+    forks.ticks = 0;
+    assert_eq!(forks.runs_per(u64::MAX), 0);
+}
+
+#[test]
+fn a_guest_that_never_froze_is_told_apart() {
+    let ending = Ending::NeverFroze(Outcome::Exited(0));
+    assert!(!ending.is_success());
+    assert_eq!(ending.status(), None);
+    assert_eq!(
+        ending.to_string(),
+        "was to be forked but never froze: exited with status 0"
+    );
+    assert!(Ending::Forked { runs: 3, bad: 0 }.is_success());
 }

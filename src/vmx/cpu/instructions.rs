@@ -94,18 +94,20 @@ pub enum Invalidation {
 macro_rules! invalidate {
     ($(#[$doc:meta])* $name:ident, $mnemonic:literal) => {
         $(#[$doc])*
+        #[inline(always)]
         pub(super) unsafe fn $name(kind: Invalidation, context: u64) -> Result<(), VmFail> {
-            let (cf, zf): (u8, u8);
             let descriptor = [context, 0];
             // SAFETY: the caller's, as the documentation asks.
             unsafe {
                 asm!(
-                    concat!($mnemonic, " {kind}, [{descriptor}]"), "setc {cf}", "setz {zf}",
+                    concat!($mnemonic, " {kind}, [{descriptor}]"), "jc {invalid}", "jz {valid}",
                     kind = in(reg) kind as u64, descriptor = in(reg) &descriptor,
-                    cf = out(reg_byte) cf, zf = out(reg_byte) zf, options(nostack),
+                    invalid = label { return Err(failure(true)) },
+                    valid = label { return Err(failure(false)) },
+                    options(nostack),
                 );
             }
-            outcome(cf, zf)
+            Ok(())
         }
     };
 }
@@ -211,12 +213,8 @@ macro_rules! width {
 
 /// Writes them one by one, up to the one that fails.
 #[cold]
-fn write_each(
-    vmcs: &mut CurrentVmcs,
-    fields: [Field; 4],
-    values: &[u64; 4],
-) -> Result<(), VmcsError> {
-    for (field, value) in fields.into_iter().zip(*values) {
+fn write_each(vmcs: &mut CurrentVmcs, fields: [Field; 4], values: &[u64]) -> Result<(), VmcsError> {
+    for (field, value) in fields.into_iter().zip(values.iter().copied()) {
         vmcs.write(field.encoding(), value, || field)?;
     }
     Ok(())
@@ -230,19 +228,24 @@ impl Vmcs for CurrentVmcs {
 
     /// Four VMWRITEs with nothing but a jump behind each.
     #[inline(always)]
-    fn write_four(&mut self, fields: [Field; 4], values: &[u64; 4]) -> Result<(), VmcsError> {
+    fn write_four<const AT: usize, const N: usize>(
+        &mut self,
+        fields: [Field; 4],
+        values: &[u64; N],
+    ) -> Result<(), VmcsError> {
+        const { assert!(AT + 4 <= N) }
         let [a, b, c, d] = fields;
-        // SAFETY: as in `write`; the four words at `from` are those of `values`.
+        // SAFETY: as in `write`; the words are those of `values`, which has as many.
         unsafe {
             asm!(
-                "vmwrite {a}, [{from}]", "jbe {failed}",
-                "vmwrite {b}, [{from} + 8]", "jbe {failed}",
-                "vmwrite {c}, [{from} + 16]", "jbe {failed}",
-                "vmwrite {d}, [{from} + 24]", "jbe {failed}",
-                from = in(reg) values.as_ptr(),
+                "vmwrite {a}, [{from} + 8 * {at}]", "jbe {failed}",
+                "vmwrite {b}, [{from} + 8 * {at} + 8]", "jbe {failed}",
+                "vmwrite {c}, [{from} + 8 * {at} + 16]", "jbe {failed}",
+                "vmwrite {d}, [{from} + 8 * {at} + 24]", "jbe {failed}",
+                from = in(reg) values.as_ptr(), at = const AT,
                 a = in(reg) u64::from(a.encoding()), b = in(reg) u64::from(b.encoding()),
                 c = in(reg) u64::from(c.encoding()), d = in(reg) u64::from(d.encoding()),
-                failed = label { return write_each(self, fields, values) },
+                failed = label { return write_each(self, fields, values.get(AT..).unwrap_or_default()) },
                 options(nostack, readonly),
             );
         }

@@ -9,10 +9,10 @@ use core::arch::asm;
 /// Region", vol. 1, 13.4.3), the most that a guest is offered.
 const XSAVE_BYTES: usize = 2688;
 const MXCSR_OFFSET: usize = 24;
-/// What FXSAVE writes; the rest of the first 512 bytes is software's.
-const LEGACY: usize = 464;
+/// What FXSAVE writes; the rest of the first 512 bytes is reserved or software's.
+const LEGACY: usize = 416;
+/// The header begins with it; whatever else we ever have in the header is 0.
 const XSTATE_BV: usize = 512;
-const LEGACY_AND_HEADER: usize = 576;
 /// Where the components above SSE are that guests are offered: AVX, and the three of AVX-512.
 const COMPONENTS: [(u32, core::ops::Range<usize>); 4] = [
     (2, 576..832),
@@ -42,12 +42,11 @@ impl ExtendedState {
     /// Makes this the same as `from`: what is above SSE only where one of the two has something there.
     #[inline]
     pub fn restore(&mut self, from: &Self) {
-        let len = if (self.components() | from.components()) & !XCR0_X87_SSE == 0 {
-            LEGACY_AND_HEADER
-        } else {
-            XSAVE_BYTES
-        };
-        if let (Some(to), Some(from)) = (self.0.get_mut(..len), from.0.get(..len)) {
+        if (self.components() | from.components()) & !XCR0_X87_SSE != 0 {
+            self.0 = from.0;
+            return;
+        }
+        if let (Some(to), Some(from)) = (self.0.get_mut(..LEGACY), from.0.get(..LEGACY)) {
             to.copy_from_slice(from);
         }
     }

@@ -1,0 +1,303 @@
+//! Guests that are forked: what one fork does no other sees, whatever becomes of it.
+
+use crate::booted::{Booted, boot, boot_despite, run, sample};
+use offshoot_runner::report::{Forks, Generation};
+use offshoot_runner::{Emulator, Guest};
+
+const TIGER_LAKE: &str = "tigerlake";
+const HASWELL: &str = "corei7_haswell_4770";
+const LYNNFIELD: &str = "corei5_lynnfield_750";
+
+fn forked(name: &str, model: &str, guests: Vec<Guest>) -> Booted {
+    let mut run = run(&format!("forks-{name}-{model}"), guests);
+    run.emulator = Emulator::bochs(model);
+    run.cmdline = "audit pool=64M".into();
+    boot(&run)
+}
+
+/// The forks of a guest.
+#[track_caller]
+fn forks<'b>(booted: &'b Booted, guest: &str) -> &'b Forks {
+    match &booted.guest(guest).forks {
+        Some(forks) => forks,
+        None => panic!("{}", booted.tell(&format!("{guest} was not forked"))),
+    }
+}
+
+#[track_caller]
+fn first<'b>(booted: &'b Booted, guest: &str) -> &'b Generation {
+    &forks(booted, guest).generations[0]
+}
+
+/// Each fork writes the same pages, in an order of its own, and gives way in between; it looks at all of them.
+/// The kernel walks all tables, checks the template's checksum, and compares reset forks with their template.
+fn isolation(model: &str, count: u64, parallel: u64) {
+    let options = |guest: Guest, reset: &str| {
+        guest
+            .with("mem=16M")
+            .with(format!("forks={count}"))
+            .with(format!("parallel={parallel}"))
+            .with("runs=3")
+            .with(format!("reset={reset}"))
+    };
+    let guests = vec![
+        options(sample("forks_isolation"), "warm"),
+        options(sample("forks_isolation").with("name=cold"), "cold").with("prefetch"),
+    ];
+    let booted = forked("isolation", model, guests);
+    booted.all_well();
+    for guest in ["forks_isolation", "cold"] {
+        let all = first(&booted, guest);
+        assert_eq!((all.ok, all.alive_most), (3 * count, parallel));
+        assert_eq!((all.fork.count, all.end.count), (count, count));
+        assert_eq!(all.reset.count, 2 * count);
+        assert!(all.pages_reset >= 2 * count * 10, "{all:?}");
+        booted.says(&[guest, "everything audited", "reset forks compared"]);
+    }
+    let idle = forks(&booted, "forks_isolation").idle_frames;
+    assert!((1..=5).contains(&idle), "{}", booted.tell("idle frames"));
+}
+
+#[test]
+fn a_thousand_forks_see_only_their_own_data_on_tiger_lake() {
+    isolation(TIGER_LAKE, 1000, 100);
+}
+
+#[test]
+fn forks_see_only_their_own_data_on_haswell_without_page_modification_log() {
+    isolation(HASWELL, 100, 25);
+}
+
+#[test]
+fn forks_see_only_their_own_data_on_lynnfield_without_accessed_and_dirty_bits() {
+    isolation(LYNNFIELD, 100, 25);
+}
+
+/// A run changes every register there is; the next finds them as they were, and the kernel compares every field.
+fn state(model: &str) {
+    let reset = |name: &str, how: &str| {
+        sample("forks_state")
+            .with(format!("name={name}"))
+            .with("mem=16M")
+            .with("forks=6")
+            .with("parallel=3")
+            .with("runs=4")
+            .with(format!("reset={how}"))
+    };
+    let guests = vec![reset("warm", "warm"), reset("cold", "cold")];
+    let booted = forked("state", model, guests);
+    booted.all_well();
+    for guest in ["warm", "cold"] {
+        assert_eq!(first(&booted, guest).ok, 24);
+        let told = "processors of 18 reset forks compared and memory of 17";
+        booted.says(&[guest, told]);
+    }
+}
+
+#[test]
+fn all_registers_are_reset_on_tiger_lake() {
+    state(TIGER_LAKE);
+}
+
+#[test]
+fn all_registers_are_reset_on_haswell() {
+    state(HASWELL);
+}
+
+#[test]
+fn all_registers_are_reset_on_lynnfield() {
+    state(LYNNFIELD);
+}
+
+#[test]
+fn forks_freeze_again_and_are_forked() {
+    let nested = |name: &str, options: &[&str]| {
+        let guest = sample("forks_nested").with(format!("name={name}"));
+        let guest = guest.with("mem=16M");
+        options
+            .iter()
+            .fold(guest, |guest, option| guest.with(*option))
+    };
+    let guests = vec![
+        nested("once", &["parallel=1"]),
+        nested("many", &["forks=5:7", "parallel=4", "runs=2"]),
+        nested(
+            "prefetch",
+            &["forks=3:3", "runs=3", "prefetch", "reset=cold"],
+        ),
+    ];
+    let booted = forked("nested", TIGER_LAKE, guests);
+    booted.all_well();
+    // Without a number each template has one fork.
+    let once = &forks(&booted, "once").generations;
+    assert_eq!((once[0].frozen, once[1].ok), (1, 1));
+    let many = &forks(&booted, "many").generations;
+    assert_eq!((many[0].templates, many[0].frozen, many[0].ok), (1, 10, 0));
+    assert_eq!((many[1].templates, many[1].ok), (10, 10 * 7 * 2));
+    let prefetch = &forks(&booted, "prefetch").generations;
+    assert_eq!((prefetch[0].frozen, prefetch[1].ok), (9, 81));
+}
+
+#[test]
+fn hostile_forks_are_stopped_and_others_unharmed() {
+    let mut run = run(
+        "forks-hostile",
+        vec![
+            sample("forks_hostile")
+                .with("mem=64M")
+                .with("forks=24")
+                .with("parallel=6")
+                .with("runs=2")
+                .with("slice=100K")
+                .with("budget=3M"),
+            sample("hello"),
+        ],
+    );
+    run.cmdline = "audit pool=8M".into();
+    let booted = boot_despite(&run);
+    booted.failed_with(&["forks_hostile", "runs of its forks failed"]);
+    booted.healthy("hello");
+    booted.no_frame_lost();
+    let forks = forks(&booted, "forks_hostile");
+    for fork in forks.runs.iter().filter(|run| run.outcome != "exited") {
+        let expected = match fork.fork % 6 {
+            1 => "out of budget",
+            2 => "triple fault",
+            3 => "out of memory",
+            _ => "exited",
+        };
+        assert_eq!(fork.outcome, expected, "{}", booted.tell("outcome"));
+    }
+    let all = &forks.generations[0];
+    // Of six, two are harmless. Where others hold all memory for a while, they may have to go without.
+    assert_eq!(all.ok + all.failed + all.lost, 48);
+    let well = forks
+        .runs
+        .iter()
+        .filter(|run| run.outcome == "exited")
+        .count();
+    assert!(well >= 24, "{}", booted.tell("harmless forks"));
+    let outcomes = ["out of budget", "triple fault", "out of memory"];
+    for outcome in outcomes {
+        let found = forks.runs.iter().filter(|run| run.outcome == outcome);
+        assert!(found.count() >= 8, "{}", booted.tell(outcome));
+    }
+    assert!(!forks.failures.is_empty() && forks.failures.len() <= 8);
+}
+
+#[test]
+fn forks_are_refused_where_the_guest_is_not_made_for_them() {
+    let guests = vec![
+        sample("hello").with("forks=3"),
+        sample("forks_bad").with("mem=16M"),
+        sample("hello").with("name=zero").with("forks=0"),
+        sample("hello")
+            .with("name=deep")
+            .with("forks=1:1:1:1:1:1:1:1:1"),
+        // The forks of these end well, and freeze at most once more.
+        sample("frozen").with("mem=16M").with("forks=2"),
+    ];
+    let mut run = run("forks-refused", guests);
+    run.cmdline = "audit pool=16M".into();
+    let booted = boot_despite(&run);
+    booted.failed_with(&["3 of 5"]);
+    booted.says(&["hello", "never froze", "exited with status 0"]);
+    booted.says(&["zero", "forks=0: must not be zero"]);
+    booted.says(&["deep", "more than 8 generations"]);
+    booted.healthy("forks_bad");
+    booted.healthy("frozen");
+    booted.no_frame_lost();
+}
+
+/// With few frames forks have to wait for one another, and none is harmed.
+#[test]
+fn where_memory_is_short_forks_wait() {
+    let mut run = run(
+        "forks-short",
+        vec![
+            sample("forks_isolation")
+                .with("mem=16M")
+                .with("forks=60")
+                .with("parallel=60")
+                .with("runs=2"),
+        ],
+    );
+    run.cmdline = "audit pool=2M".into();
+    let booted = boot_despite(&run);
+    booted.no_frame_lost();
+    let all = first(&booted, "forks_isolation");
+    assert_eq!(all.ok + all.failed + all.lost, 120, "{all:?}");
+    assert!(
+        all.ok > 0 && all.alive_most < 60,
+        "{}",
+        booted.tell("alive")
+    );
+    for run in &forks(&booted, "forks_isolation").runs {
+        let fine = ["exited", "out of memory"].contains(&&*run.outcome);
+        assert!(fine, "{}", booted.tell(&run.outcome));
+    }
+}
+
+/// As many idle forks as fit into a GiB.
+#[test]
+fn a_gib_holds_fifty_thousand_idle_forks() {
+    let mut run = run(
+        "forks-density",
+        vec![sample("frozen").with("mem=16M").with("idle")],
+    );
+    run.memory = 1536;
+    run.cmdline = "pool=1G".into();
+    let booted = boot(&run);
+    booted.all_well();
+    let count = booted.figure("fork.per_gib");
+    assert!(count >= 50_000, "{}", booted.tell("per GiB"));
+    let all = first(&booted, "frozen");
+    assert!(all.alive_most.abs_diff(count) < count / 100);
+    assert_eq!(all.end.count, all.alive_most);
+}
+
+#[test]
+fn forks_cost_no_more_than_promised() {
+    let bench = |name: &str, mem: &str, what: &str| {
+        sample("forks_bench")
+            .with(format!("name={name}"))
+            .with(format!("mem={mem}"))
+            .with(format!("measure={what}"))
+    };
+    let guests = vec![
+        bench("small", "16M", "all"),
+        bench("middle", "1G", "fork"),
+        bench("large", "16G", "fork"),
+    ];
+    let mut run = run("forks-figures", guests);
+    run.cmdline = "pool=64M".into();
+    let booted = boot(&run);
+    booted.all_well();
+    let fork = booted.figure("fork.16m");
+    for name in ["fork.1g", "fork.16g"] {
+        let other = booted.figure(name);
+        assert!(other.abs_diff(fork) <= 10, "{}", booted.tell(name));
+    }
+    for (name, most) in [
+        ("fork.16m", 3000),
+        ("reset.warm.base", 600),
+        ("reset.warm.per_page", 550),
+        ("fork.idle_memory", 20 << 10),
+    ] {
+        let value = booted.figure(name);
+        assert!(
+            (1..=most).contains(&value),
+            "{}",
+            booted.tell(&format!("{name} is {value}, more than {most}"))
+        );
+    }
+    // What is beside a figure has its unit.
+    let figures = &booted.report().figures;
+    let unit = |name: &str| {
+        let found = figures.iter().find(|figure| figure.name == name);
+        found.map(|figure| figure.unit.as_str())
+    };
+    assert_eq!(unit("fork.16m"), Some("instructions"));
+    assert_eq!(unit("fork.idle_memory"), Some("bytes"));
+    assert_eq!(unit("reset.warm.base.vmwrites"), Some("times"));
+}

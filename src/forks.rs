@@ -1,0 +1,159 @@
+//! The forks of a guest that froze.
+
+use crate::boot::layout::DirectMap;
+use crate::boot::power;
+use crate::guests::{Kernel, Run, file_figure};
+use arrayvec::{ArrayString, ArrayVec};
+use core::fmt::{self, Write};
+use offshoot::addr::PAGE_SIZE;
+use offshoot::vm::cmdline::{GuestOptions, Measure};
+use offshoot::vm::figures::Unit;
+use offshoot::vm::many::{
+    ForkEnd, ForksSummary, GuestForks, GuestRun, Measurement, Plan, RECORDS_MAX, Tally, measure,
+    schedule,
+};
+use offshoot::vm::report::Ending;
+use offshoot::vm::{Guest, Template};
+use offshoot_abi::FIGURE_NAME_MAX;
+use spin::Mutex;
+
+/// So many runs of forks are told one by one, of all guests together.
+const RUNS_MAX: usize = 2 * RECORDS_MAX;
+
+// Too large for the stack.
+static TALLY: Mutex<Tally<ForkEnd>> = Mutex::new(Tally::new());
+/// The first runs of forks.
+pub static RUNS: Mutex<ArrayVec<GuestRun, RUNS_MAX>> = Mutex::new(ArrayVec::new_const());
+
+impl Run<'_> {
+    /// Makes a guest a template and runs its forks, as its options say. `index` is its place in the report.
+    pub fn freeze_and_fork(
+        &mut self,
+        guest: Guest<'_, DirectMap>,
+        index: usize,
+        options: &GuestOptions,
+    ) -> (Ending<'static>, Option<ForksSummary>) {
+        match guest.freeze(self.machine) {
+            Ok(template) if options.forks.measure.is_some() => {
+                (self.measure(template, options), None)
+            }
+            Ok(template) => {
+                let forks = self.forks(template, index, options);
+                let (runs, bad) = (forks.runs(), forks.bad());
+                (Ending::Forked { runs, bad }, Some(forks))
+            }
+            Err((error, guest)) => {
+                guest.end(self.machine);
+                (Ending::NotFrozen(error), None)
+            }
+        }
+    }
+
+    fn forks(
+        &mut self,
+        template: Template<'_, DirectMap>,
+        index: usize,
+        options: &GuestOptions,
+    ) -> ForksSummary {
+        let plan = Plan {
+            options: &options.forks,
+            budget: options.budget.ticks(self.tsc_hz),
+            slice: options.forks.slice.ticks(self.tsc_hz),
+        };
+        let mut tally = TALLY.lock();
+        tally.clear();
+        let kernel = &mut Kernel;
+        let mut forks = GuestForks::new(
+            self.machine,
+            kernel,
+            self.spaces,
+            &options.forks,
+            self.audit,
+        );
+        match forks.template(template) {
+            Ok(template) => schedule(&mut forks, template, plan, &mut tally),
+            Err(end) => tally.none(end),
+        }
+        let (checked, idle_frames) = (forks.checked, forks.idle_frames);
+        let name = options.name;
+        if let Some(wrong) = checked.wrong {
+            power::end(Err(format_args!("check of forks of guest {name}: {wrong}")));
+        }
+        if self.audit {
+            log::info!(
+                "guest {name}: everything audited {} times, processors of {} reset forks compared and memory of {}",
+                checked.walks,
+                checked.processors,
+                checked.memories
+            );
+        }
+        let mut runs = RUNS.lock();
+        for record in tally.records() {
+            // What there is no place for is in the sums.
+            let _ = runs.try_push(GuestRun {
+                guest: index,
+                record: record.clone(),
+            });
+        }
+        let summary = ForksSummary::new(&tally, self.tsc_hz, idle_frames);
+        if options.forks.idle {
+            self.file_density(options, &summary);
+        }
+        summary
+    }
+
+    /// Measures what forks cost, and files it.
+    fn measure(
+        &mut self,
+        template: Template<'_, DirectMap>,
+        options: &GuestOptions,
+    ) -> Ending<'static> {
+        let what = options.forks.measure.unwrap_or(Measure::Fork);
+        let (kernel, mut figures) = (&mut Kernel, 0);
+        let file = &mut |found: Measurement<'_>| {
+            let mut name = ArrayString::<FIGURE_NAME_MAX>::new();
+            let parts = found.name.split_once('%').unwrap_or((found.name, ""));
+            let fits = if found.name.contains('%') {
+                write!(name, "{}{}{}", parts.0, Short(options.mem), parts.1)
+            } else {
+                write!(name, "{}", found.name)
+            };
+            if fits.is_ok() {
+                figures += 1;
+                file_figure(options.name, name.as_bytes(), found.value, found.unit);
+            }
+        };
+        let measured = measure(self.machine, kernel, &template, what, file);
+        template.end(self.machine);
+        match measured {
+            Ok(()) => Ending::Measured(figures),
+            Err(end) => Ending::NotMeasured(end),
+        }
+    }
+
+    /// How many idle forks fit into a GiB, everything else that is there included.
+    fn file_density(&self, options: &GuestOptions, forks: &ForksSummary) {
+        let alive = forks.generations.first().map_or(0, |all| all.alive_most);
+        let bytes = u128::from(self.machine.frames().figures().total) * u128::from(PAGE_SIZE);
+        let per_gib = (u128::from(alive) << 30).checked_div(bytes).unwrap_or(0);
+        log::info!(
+            "guest {}: {alive} idle forks in {} MiB",
+            options.name,
+            bytes >> 20
+        );
+        file_figure(options.name, b"fork.per_gib", per_gib as u64, Unit::Forks);
+    }
+}
+
+/// A size of memory as in `16m`.
+struct Short(u64);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            gib if gib.trailing_zeros() >= 30 => write!(f, "{}g", gib >> 30),
+            mib if mib.trailing_zeros() >= 20 => write!(f, "{}m", mib >> 20),
+            other => write!(f, "{}k", other >> 10),
+        }
+    }
+}
