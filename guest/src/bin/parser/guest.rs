@@ -24,8 +24,9 @@ pub fn run<const CHECKED: bool>(info: &StartInfo) -> u64 {
     }
     // What is written behind it hits the guard page behind the heap.
     let pixels = (info.heap + info.heap_len - PIXELS_MAX as u64) as *mut u8;
+    let file = &raw mut FILE;
     // SAFETY: called once, and nothing else refers to it.
-    let file = unsafe { &mut (*&raw mut FILE).0 };
+    let file = unsafe { &mut (*file).0 };
     if let Some(start) = file.get_mut(..EXAMPLE.len()) {
         start.copy_from_slice(EXAMPLE);
     }
