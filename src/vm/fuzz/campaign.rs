@@ -10,6 +10,9 @@ use super::stats::Stats;
 use crate::addr::Gva;
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
 
+/// Of so many inputs one is chosen.
+const PICKS: usize = 4;
+
 /// What runs inputs, each from the same state.
 pub trait Target {
     /// Why it cannot go on at all.
@@ -94,10 +97,10 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
         let mut corpus = Corpus::new(frames);
         let longest = limits.input.min(INPUT_MAX);
         for input in inputs {
-            corpus.keep(input.get(..longest).unwrap_or(input))?;
+            corpus.keep(input.get(..longest).unwrap_or(input), 0)?;
         }
         if corpus.is_empty() {
-            corpus.keep(&[])?;
+            corpus.keep(&[], 0)?;
         }
         Ok(Self {
             limits: Limits {
@@ -168,12 +171,11 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
             return fill(buffer, input);
         }
         let count = self.corpus.len();
-        // What came last is nearest to what is still unknown.
-        let recent = match self.mutator.below(2) {
-            0 => count / 4 * 3,
-            _ => 0,
-        };
-        let index = recent + self.mutator.below(count - recent);
+        // Of a few that chance picks, the one whose run took longest: most inputs reach something new only by being refused
+        // in a new way, and what is made of them hardly gets further.
+        let picks = [(); PICKS].map(|()| self.mutator.below(count));
+        let longest = picks.into_iter().max_by_key(|at| self.corpus.ticks(*at));
+        let index = longest.unwrap_or(0);
         let len = fill(buffer, self.corpus.choose(index));
         let other = self.mutator.below(count);
         let mut draft = Draft::new(buffer, len);
@@ -197,12 +199,15 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
             }
             return Ok(Step::Nothing);
         }
+        let number = self.stats.executions;
+        if number <= self.first as u64 {
+            // It is kept already.
+            self.corpus.ran(number as usize - 1, execution.guest);
+        } else if execution.new_blocks != 0 {
+            self.corpus.keep(input, execution.guest)?;
+        }
         if execution.new_blocks == 0 {
             return Ok(Step::Nothing);
-        }
-        // The first inputs are kept already.
-        if self.stats.executions > self.first as u64 {
-            self.corpus.keep(input)?;
         }
         Ok(Step::NewBlocks(execution.new_blocks))
     }
@@ -301,7 +306,7 @@ mod tests {
     }
 
     const LIMITS: Limits = Limits {
-        executions: 60_000,
+        executions: 600_000,
         crashes: 1,
         input: 64,
     };
@@ -354,7 +359,7 @@ mod tests {
         let run = |seed| {
             let mut toy = Toy::default();
             let limits = Limits {
-                executions: 20_000,
+                executions: 200_000,
                 crashes: 2,
                 ..LIMITS
             };

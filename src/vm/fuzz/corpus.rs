@@ -15,6 +15,8 @@ struct Entry<'f, M: PhysMem> {
     len: u32,
     /// How often it was chosen.
     chosen: u32,
+    /// How long its run took, in ticks of the guest.
+    ticks: u32,
 }
 
 /// The inputs that are kept, a frame for each.
@@ -42,9 +44,9 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
         self.entries.is_empty()
     }
 
-    /// Keeps `input`, cut to [`INPUT_MAX`] bytes. If there is no room it replaces the one that was chosen most often, which
+    /// Keeps `input`, cut to [`INPUT_MAX`] bytes, whose run took so many ticks. If there is no room it replaces the one that was chosen most often, which
     /// has had its chances.
-    pub fn keep(&mut self, input: &[u8]) -> Result<(), FrameError> {
+    pub fn keep(&mut self, input: &[u8], ticks: u64) -> Result<(), FrameError> {
         let input = input.get(..INPUT_MAX).unwrap_or(input);
         if !self.entries.is_full() {
             let page = Page::new(self.frames)?;
@@ -52,15 +54,16 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
                 page,
                 len: 0,
                 chosen: 0,
+                ticks: 0,
             };
             // There is room.
             let _ = self.entries.try_push(entry);
             self.entries
                 .last_mut()
                 .into_iter()
-                .for_each(|entry| entry.put(input));
+                .for_each(|entry| entry.put(input, ticks));
         } else if let Some(worn) = self.entries.iter_mut().max_by_key(|entry| entry.chosen) {
-            worn.put(input);
+            worn.put(input, ticks);
         }
         Ok(())
     }
@@ -76,6 +79,18 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
         }
     }
 
+    /// Notes how long the run of the input with this number took.
+    pub fn ran(&mut self, index: usize, ticks: u64) {
+        if let Some(entry) = self.entries.get_mut(index) {
+            entry.ticks = ticks.min(u32::MAX.into()) as u32;
+        }
+    }
+
+    /// How long its run took; 0 of what did not run.
+    pub fn ticks(&self, index: usize) -> u32 {
+        self.entries.get(index).map_or(0, |entry| entry.ticks)
+    }
+
     /// The input with this number.
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         self.entries.get(index).map(Entry::bytes)
@@ -83,11 +98,12 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
 }
 
 impl<M: PhysMem> Entry<'_, M> {
-    fn put(&mut self, input: &[u8]) {
+    fn put(&mut self, input: &[u8], ticks: u64) {
         if let Some(bytes) = self.page.get_mut(..input.len()) {
             bytes.copy_from_slice(input);
             self.len = input.len() as u32;
             self.chosen = 0;
+            self.ticks = ticks.min(u32::MAX.into()) as u32;
         }
     }
 
@@ -106,11 +122,14 @@ mod tests {
         let frames = Arena::allocator(0x10_0000, 16);
         let mut corpus = Corpus::new(&frames);
         assert!(corpus.is_empty() && corpus.get(0).is_none() && corpus.choose(0).is_empty());
-        corpus.keep(b"").unwrap();
-        corpus.keep(b"first").unwrap();
-        corpus.keep(&[7; INPUT_MAX + 1]).unwrap();
+        corpus.keep(b"", 7).unwrap();
+        corpus.keep(b"first", 7).unwrap();
+        corpus.keep(&[7; INPUT_MAX + 1], 7).unwrap();
         assert_eq!(corpus.get(0), Some(&b""[..]));
         assert_eq!(corpus.choose(1), b"first");
+        corpus.ran(1, u64::MAX);
+        corpus.ran(3, 9);
+        assert_eq!([0, 1, 3].map(|at| corpus.ticks(at)), [7, u32::MAX, 0]);
         assert_eq!(corpus.get(2), Some(&[7; INPUT_MAX][..]));
         assert_eq!((corpus.len(), frames.figures().used), (3, 3));
         drop(corpus);
@@ -122,15 +141,15 @@ mod tests {
         let frames = Arena::allocator(0x10_0000, CORPUS_MAX as u64 + 16);
         let mut corpus = Corpus::new(&frames);
         for n in 0..CORPUS_MAX {
-            corpus.keep(&n.to_le_bytes()).unwrap();
+            corpus.keep(&n.to_le_bytes(), 7).unwrap();
             corpus.choose(n);
         }
         corpus.choose(9);
-        corpus.keep(b"new").unwrap();
+        corpus.keep(b"new", 7).unwrap();
         assert_eq!(corpus.len(), CORPUS_MAX);
         assert_eq!(corpus.get(9), Some(&b"new"[..]));
         corpus.choose(20);
-        corpus.keep(b"newer").unwrap();
+        corpus.keep(b"newer", 7).unwrap();
         assert_eq!(corpus.get(9), Some(&b"new"[..]), "it has not been chosen");
         assert_eq!(corpus.get(20), Some(&b"newer"[..]));
     }
@@ -139,10 +158,10 @@ mod tests {
     fn without_frames_nothing_is_lost() {
         let frames = Arena::allocator(0x10_0000, 16);
         let mut corpus = Corpus::new(&frames);
-        while corpus.keep(b"input").is_ok() {}
+        while corpus.keep(b"input", 7).is_ok() {}
         let kept = corpus.len();
         assert_eq!(frames.figures().free, 0);
-        assert_eq!(corpus.keep(b"x"), Err(FrameError::OutOfFrames));
+        assert_eq!(corpus.keep(b"x", 7), Err(FrameError::OutOfFrames));
         assert_eq!(
             (corpus.len(), corpus.get(kept - 1)),
             (kept, Some(&b"input"[..]))

@@ -127,7 +127,7 @@ impl Mutator {
     pub fn mutate(&mut self, draft: &mut Draft<'_>, other: &[u8]) {
         // 1, 2, 4 ... changes, rather few: what has to stay as it is soon does not after many.
         let most = CHANGES_MAX.ilog2() as usize + 1;
-        let changes = 1 << self.below(most).min(self.below(most));
+        let changes = 1 << self.below(most).min(self.below(most)).min(self.below(most));
         for _ in 0..changes {
             self.change(draft, other);
         }

@@ -182,8 +182,8 @@ fn read_rows(head: &Head, payload: &mut Bytes, start: *mut u8) -> Result<usize, 
     Ok(written)
 }
 
-/// Runs: `0x00..=0x7f` is so many pixels and one, which follow; `0x81..=0xff` so many less 128 of the one that follows; and
-/// since version 2, `0x80` is a long run, whose length follows in 2 bytes.
+/// Runs: `0x00..=0x7f` is so many pixels and one, which follow; `0x80..=0xbf` so many less 128 and one of the pixel that
+/// follows; and since version 2, `0xc0..=0xff` is a long run, with 6 bits of its length and 8 in the next byte.
 fn read_runs<const CHECKED: bool>(
     head: &Head,
     version: u8,
@@ -205,9 +205,9 @@ fn read_runs<const CHECKED: bool>(
                 }
                 written += pixels.len();
             }
-            0x80 if version < 2 => return Err(Refused::Pixels),
-            0x80 => {
-                let count = usize::from(payload.u16()?);
+            0xc0.. if version < 2 => return Err(Refused::Pixels),
+            high @ 0xc0.. => {
+                let count = usize::from(high & 0x3f) << 8 | usize::from(payload.u8()?);
                 let value = payload.u8()?;
                 // The planted bug: a run is let through that some image has room for, but this one may not.
                 let most = if CHECKED { left } else { PIXELS_MAX };
@@ -221,7 +221,7 @@ fn read_runs<const CHECKED: bool>(
                 written += count;
             }
             count => {
-                let count = usize::from(count - 0x80);
+                let count = usize::from(count - 0x80) + 1;
                 let value = payload.u8()?;
                 if count > left {
                     return Err(Refused::Pixels);
