@@ -279,6 +279,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.debt.retired.frames()
     }
 
+    /// Pays what this CPU owes now rather than when the guest is entered next: frames that wait for it come back.
+    pub fn settle(&mut self, cpu: &mut impl Invalidate) {
+        let eptp = self.eptp();
+        self.tree.debt.pay(eptp, cpu, self.spaces.frames);
+    }
+
     /// Makes it right to run the guest on this CPU: pays what invalidation this CPU owes. As long as the result lives, the
     /// space cannot be changed.
     #[inline]

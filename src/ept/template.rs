@@ -191,9 +191,7 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
 
     /// Pays what this CPU owes for the time before the space was frozen, so that frames that waited for it come back.
     pub fn settle(&mut self, cpu: &mut impl Invalidate) {
-        let eptp = self.space.eptp();
-        let frames = self.space.spaces.frames;
-        self.space.tree.debt.pay(eptp, cpu, frames);
+        self.space.settle(cpu);
     }
 
     /// Ends the template. What its forks share with it stays theirs.

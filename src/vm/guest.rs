@@ -379,6 +379,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         (&mut self.space, &mut self.stats)
     }
 
+    /// Has frames that it gave up come back at once, which else wait until it runs again.
+    pub(super) fn settle(&mut self, machine: &mut Machine<'_, M>) {
+        self.space.settle(&mut OnlyCpu(&mut machine.vmx));
+    }
+
     /// Its memory.
     pub fn space(&self) -> &Space<'s, M> {
         &self.space

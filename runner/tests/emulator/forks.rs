@@ -221,7 +221,7 @@ fn where_memory_is_short_forks_wait() {
                 .with("runs=2"),
         ],
     );
-    run.cmdline = "audit pool=3M".into();
+    run.cmdline = "audit pool=2M".into();
     let booted = boot(&run);
     booted.all_well();
     let all = first(&booted, "forks_isolation");

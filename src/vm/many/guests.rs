@@ -221,6 +221,10 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
             .reset(&mut fork.guest, self.machine, how, &message)
             .map_err(ForkEnd::NotReset)?;
         fork.before = cost(&fork.guest);
+        if scarce {
+            // Others need them.
+            fork.guest.settle(self.machine);
+        }
         Ok(restored.copied + restored.dropped)
     }
 
