@@ -99,7 +99,6 @@ impl Log {
     }
 
     /// Notes a page.
-    #[inline(never)]
     #[inline(always)]
     pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, leaf: Hpa, page: Gpa) {
         let page = page.as_u64() & !(PAGE_SIZE - 1);
