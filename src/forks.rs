@@ -76,6 +76,13 @@ impl Run<'_> {
         }
         let (checked, idle_frames) = (forks.checked, forks.idle_frames);
         let name = options.name;
+        if options.forks.prefetch {
+            log::info!(
+                "guest {name}: prefetch gave forks {} pages before they ran, {} KiB in all",
+                forks.prefetched,
+                forks.prefetched.saturating_mul(PAGE_SIZE) >> 10
+            );
+        }
         if let Some(wrong) = checked.wrong {
             power::end(Err(format_args!("check of forks of guest {name}: {wrong}")));
         }

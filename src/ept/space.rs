@@ -154,6 +154,7 @@ impl Faults {
         self.taken_over += other.taken_over;
         self.host_mapped += other.host_mapped;
         self.mmio += other.mmio;
+        self.around += other.around;
         self.spurious += other.spurious;
         self.refused += other.refused;
     }
@@ -447,5 +448,28 @@ impl Entered<'_> {
     /// The EPT pointer to run with.
     pub const fn eptp(&self) -> Eptp {
         self.eptp
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_count_of_another_space_is_added() {
+        let one = Faults {
+            zero_shared: 1,
+            filled: 2,
+            copied: 3,
+            taken_over: 4,
+            host_mapped: 5,
+            mmio: 6,
+            around: 7,
+            spurious: 8,
+            refused: 9,
+        };
+        let mut sum = Faults::default();
+        sum.add(&one);
+        assert_eq!(sum, one);
     }
 }

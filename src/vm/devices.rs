@@ -78,7 +78,8 @@ impl MmioDevices {
     /// Makes them what `from` are, of which these were a copy. Most guests use none.
     #[inline]
     fn restore(&mut self, from: &Self) {
-        if self.used {
+        // An instruction can fail to fit before its access reaches a device.
+        if self.used || self.misfit.is_some() {
             self.clone_from(from);
             self.used = false;
         }
@@ -124,6 +125,16 @@ mod tests {
         }
         assert_eq!(read(&mut fork), 7);
         assert!(fork.mmio.get(0).is_none() && fork.mmio.get(3).is_none());
+    }
+
+    #[test]
+    fn a_reset_forgets_an_instruction_that_did_not_fit_its_access() {
+        let template = Devices::new(Name::numbered(1));
+        let mut fork = template.clone();
+        fork.mmio.misfit = Some((Gva::new(0x1000), Gpa::new(0x2000)));
+        fork.restore(&template);
+        // Else the run after the reset would be stopped where the one before had a second look.
+        assert_eq!(fork.mmio.misfit, None);
     }
 
     #[test]

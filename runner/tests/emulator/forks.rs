@@ -54,6 +54,7 @@ fn isolation(model: &str, count: u64, parallel: u64) {
         assert!(all.pages_reset >= 2 * count * 10, "{all:?}");
         booted.says(&[guest, "everything audited", "reset forks compared"]);
     }
+    booted.says(&["guest cold: prefetch gave forks", "KiB in all"]);
     let idle = forks(&booted, "forks_isolation").idle_frames;
     assert!((1..=5).contains(&idle), "{}", booted.tell("idle frames"));
 }

@@ -14,6 +14,8 @@ pub enum ForkEnd {
     Ran(Outcome),
     /// It froze in the last generation that there may be.
     TooDeep,
+    /// It froze where a run to the end was to be measured.
+    FrozeAgain,
     /// It could not be made.
     NotMade(ForkError),
     /// There was no frame to keep it, or the template it became, in.
@@ -34,6 +36,7 @@ impl ForkEnd {
         match self {
             Self::Ran(outcome) => outcome.name(),
             Self::TooDeep => "too deep",
+            Self::FrozeAgain => "froze again",
             Self::NotMade(_) | Self::NoFrame(_) => "not made",
             Self::NotReset(_) => "not reset",
             Self::NotFrozen(_) => "not frozen",
@@ -73,6 +76,21 @@ impl fmt::Display for ForkEnd {
             Self::Differs(difference) => write!(f, "after the reset {difference}"),
             Self::MemoryDiffers => f.write_str("after the reset its memory is another"),
             Self::TooDeep => write!(f, "froze in generation {GENERATIONS_MAX}, the last one"),
+            Self::FrozeAgain => f.write_str("froze again instead of running to its end"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::report::Ending;
+
+    #[test]
+    fn a_fork_that_froze_while_measured_is_not_said_to_be_too_deep() {
+        let ending = Ending::NotMeasured(ForkEnd::FrozeAgain);
+        let told = "a fork that was measured froze again instead of running to its end";
+        assert_eq!(ending.to_string(), told);
+        assert_eq!(ForkEnd::FrozeAgain.name(), "froze again");
     }
 }

@@ -161,7 +161,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
             }
             Turn::Ended(outcome) => Err(ForkEnd::Ran(outcome)),
             // It has no slice, so it has frozen again, which this guest is not for.
-            Turn::AsksFreeze | Turn::Halts | Turn::SliceOver => Err(ForkEnd::TooDeep),
+            Turn::AsksFreeze | Turn::Halts | Turn::SliceOver => Err(ForkEnd::FrozeAgain),
         }
     }
 
