@@ -148,14 +148,26 @@ pub(super) struct Lineage {
 impl Faults {
     /// Adds those of another space.
     pub fn add(&mut self, other: &Self) {
-        self.zero_shared += other.zero_shared;
-        self.filled += other.filled;
-        self.copied += other.copied;
-        self.taken_over += other.taken_over;
-        self.host_mapped += other.host_mapped;
-        self.mmio += other.mmio;
-        self.spurious += other.spurious;
-        self.refused += other.refused;
+        let Self {
+            zero_shared,
+            filled,
+            copied,
+            taken_over,
+            host_mapped,
+            mmio,
+            around,
+            spurious,
+            refused,
+        } = *other;
+        self.zero_shared += zero_shared;
+        self.filled += filled;
+        self.copied += copied;
+        self.taken_over += taken_over;
+        self.host_mapped += host_mapped;
+        self.mmio += mmio;
+        self.around += around;
+        self.spurious += spurious;
+        self.refused += refused;
     }
 }
 
@@ -441,5 +453,28 @@ impl Entered<'_> {
     /// The EPT pointer to run with.
     pub const fn eptp(&self) -> Eptp {
         self.eptp
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adding_what_violations_came_to_leaves_none_out() {
+        let each = Faults {
+            zero_shared: 1,
+            filled: 2,
+            copied: 3,
+            taken_over: 4,
+            host_mapped: 5,
+            mmio: 6,
+            around: 7,
+            spurious: 8,
+            refused: 9,
+        };
+        let mut sum = Faults::default();
+        sum.add(&each);
+        assert_eq!(sum, each);
     }
 }
