@@ -198,7 +198,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
             return Err(RegionError::HostManaged(host));
         }
         self.check_memory_type(&region)?;
-        self.regions.change()?.add(region)
+        // What is refused leaves a fork with the regions of its template, and with its frames.
+        let mut regions = *self.regions;
+        regions.add(region)?;
+        *self.regions.change()? = regions;
+        Ok(())
     }
 
     /// As [`Space::map`], with another memory type than goes with the kind of the region.
