@@ -40,7 +40,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         };
         match self.try_mmio(violation, &mut refusal)? {
             Ok(next) => {
-                self.devices.mmio.misfit = None;
+                self.devices.mmio.fits();
                 Ok(next)
             }
             Err(why @ (Why::NoCode | Why::Elsewhere)) => self.misfit(Refusal { why, ..refusal }),
@@ -121,11 +121,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// The instruction is not one that makes the access. That can be because the guest has changed its tables, and the
     /// CPU still used what they said before: it shall look again, once.
     fn misfit(&mut self, refusal: Refusal) -> Result<Next, VmcsError> {
-        let where_ = Some((refusal.rip, refusal.gpa));
-        if self.devices.mmio.misfit == where_ {
+        if self.devices.mmio.misfits_again((refusal.rip, refusal.gpa)) {
             return self.stop(Outcome::Mmio(refusal));
         }
-        self.devices.mmio.misfit = where_;
         if self.vcpu.vpid != 0 {
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
             let flushed = unsafe { self.machine.vmx.invvpid(self.vcpu.vpid) };
