@@ -93,6 +93,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             translation,
             privilege,
             translated,
+            linear_mask: mode.linear_mask(),
         };
         let executed = execute(instruction, mode, &mut state, translated.gva, &mut bus);
         self.set_state(&before, &state)?;
@@ -146,7 +147,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             (false, false) => CodeMode::Bits16,
         };
         let base = self.vmcs.read_natural(FieldNatural::GuestCsBase)?;
-        let linear = base.wrapping_add(rip.as_u64()) & 0xffff_ffff;
+        let linear = base.wrapping_add(rip.as_u64()) & mode.linear_mask();
         Ok((mode, Gva::new(linear)))
     }
 
@@ -189,7 +190,7 @@ fn fetch<M: PhysMem>(
     let in_page = (PAGE_SIZE - rip.page_offset()).min(LONGEST as u64) as usize;
     let mut known = 0;
     for end in [in_page, LONGEST] {
-        let from = Gva::new(rip.as_u64().wrapping_add(known as u64));
+        let from = Gva::new(rip.as_u64().wrapping_add(known as u64) & mode.linear_mask());
         let into = refusal.bytes.get_mut(known..end).unwrap_or_default();
         memory.read(from, into).map_err(|fault| match fault {
             VirtualFault::LegacyPaging => Why::LegacyPaging,
