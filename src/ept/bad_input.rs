@@ -223,6 +223,7 @@ fn what_is_not_there_cannot_be_unmapped_or_protected() {
             assert_eq!(merged, unaligned);
             let error = edit_fails(space, |space| space.protect(range, false, false));
             assert_eq!(error, unaligned);
+            assert_eq!(edit_fails(space, |space| space.discard(range)), unaligned);
         }
         let empty = EditError::Region(RegionError::Empty(Gpa::new(RAM)));
         assert_eq!(edit_fails(space, |s| s.unmap(gpas(RAM, 0))), empty);
@@ -242,6 +243,34 @@ fn what_is_not_there_cannot_be_unmapped_or_protected() {
             gpas(RAM, 16 * PAGE_SIZE)
         );
     });
+}
+
+#[test]
+fn a_fork_that_is_refused_a_change_is_reset_as_before() {
+    let (frames, host) = memory(64);
+    let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+    let mut first = spaces.create(36).unwrap();
+    add_regions(&mut first, host);
+    let template = first
+        .freeze()
+        .unwrap_or_else(|(error, _)| panic!("{error}"));
+    let mut fork = template.fork().unwrap();
+    fork.write(Gpa::new(RAM), b"new").unwrap();
+    let hole = gpas(0x5000_0000, PAGE_SIZE);
+    let overlapping = Region::new(gpas(RAM, PAGE_SIZE), RegionKind::Ram);
+    map_fails(&mut fork, overlapping);
+    edit_fails(&mut fork, |fork| fork.unmap(hole));
+    edit_fails(&mut fork, |fork| fork.protect(hole, false, true));
+    edit_fails(&mut fork, |fork| fork.discard(gpas(RAM, 0x800)));
+    let restored = fork.reset(&template, Reset::Warm).unwrap();
+    assert!(!restored.cold);
+    assert_eq!(read(&fork, RAM, 3), [0; 3]);
+    let mut cpu = Cpu::new(0);
+    finish(fork, &mut cpu);
+    let mut ending = template.end();
+    while !ending.step(&mut cpu, 100) {}
+    spaces.end().unwrap();
+    assert_eq!(frames.figures().used, 0);
 }
 
 #[test]

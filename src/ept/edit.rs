@@ -51,6 +51,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// first touch.
     pub fn discard(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
         self.check_memory(range)?;
+        whole_pages(range)?;
         self.clear(range)
     }
 

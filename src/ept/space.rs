@@ -148,15 +148,26 @@ pub(super) struct Lineage {
 impl Faults {
     /// Adds those of another space.
     pub fn add(&mut self, other: &Self) {
-        self.zero_shared += other.zero_shared;
-        self.filled += other.filled;
-        self.copied += other.copied;
-        self.taken_over += other.taken_over;
-        self.host_mapped += other.host_mapped;
-        self.mmio += other.mmio;
-        self.around += other.around;
-        self.spurious += other.spurious;
-        self.refused += other.refused;
+        let Self {
+            zero_shared,
+            filled,
+            copied,
+            taken_over,
+            host_mapped,
+            mmio,
+            around,
+            spurious,
+            refused,
+        } = *other;
+        self.zero_shared += zero_shared;
+        self.filled += filled;
+        self.copied += copied;
+        self.taken_over += taken_over;
+        self.host_mapped += host_mapped;
+        self.mmio += mmio;
+        self.around += around;
+        self.spurious += spurious;
+        self.refused += refused;
     }
 }
 
@@ -187,7 +198,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
             return Err(RegionError::HostManaged(host));
         }
         self.check_memory_type(&region)?;
-        self.regions.change()?.add(region)
+        // What is refused leaves a fork with the regions of its template, and with its frames.
+        let mut regions = *self.regions;
+        regions.add(region)?;
+        *self.regions.change()? = regions;
+        Ok(())
     }
 
     /// As [`Space::map`], with another memory type than goes with the kind of the region.
@@ -456,8 +471,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_count_of_another_space_is_added() {
-        let one = Faults {
+    fn adding_what_violations_came_to_leaves_none_out() {
+        let each = Faults {
             zero_shared: 1,
             filled: 2,
             copied: 3,
@@ -469,7 +484,7 @@ mod tests {
             refused: 9,
         };
         let mut sum = Faults::default();
-        sum.add(&one);
-        assert_eq!(sum, one);
+        sum.add(&each);
+        assert_eq!(sum, each);
     }
 }

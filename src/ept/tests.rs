@@ -600,7 +600,7 @@ fn discarded_memory_is_as_before_the_first_touch() {
         ));
         assert!(matches!(
             space.discard(gpas(0x10, PAGE_SIZE)),
-            Err(EditError::Tables(_))
+            Err(EditError::Region(RegionError::Unaligned(_)))
         ));
         space.discard(gpas(0x1000, PAGE_SIZE)).unwrap();
         assert_eq!(read(space, 0x1ffc, 8), [0, 0, 0, 0, 1, 1, 1, 1]);

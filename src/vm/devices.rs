@@ -68,18 +68,17 @@ pub fn test_device_regions(start: Gpa) -> [Option<Region>; 2] {
 #[derive(Clone, Debug, Default)]
 pub struct MmioDevices {
     test: TestDevice,
-    /// An access has reached a device.
+    /// Something here was changed: a device, or what is noted beside it.
     used: bool,
     /// Where, last, an instruction and its access did not fit together: its RIP and the address.
-    pub misfit: Option<(Gva, Gpa)>,
+    misfit: Option<(Gva, Gpa)>,
 }
 
 impl MmioDevices {
     /// Makes them what `from` are, of which these were a copy. Most guests use none.
     #[inline]
     fn restore(&mut self, from: &Self) {
-        // An instruction can fail to fit before its access reaches a device.
-        if self.used || self.misfit.is_some() {
+        if self.used {
             self.clone_from(from);
             self.used = false;
         }
@@ -93,6 +92,16 @@ impl MmioDevices {
             TEST_DEVICE_ROM => Some((&mut self.test, test_device::ROM)),
             _ => None,
         }
+    }
+    /// Notes that an instruction, at this RIP, and its access, at this address, do not fit together. Yields whether it was
+    /// so the last time, too.
+    pub fn misfits_again(&mut self, at: (Gva, Gpa)) -> bool {
+        self.used = true;
+        self.misfit.replace(at) == Some(at)
+    }
+    /// Notes that an access was carried out.
+    pub fn fits(&mut self) {
+        self.misfit = None;
     }
     /// Whether a device is told of writes that the region with this tag does not allow.
     pub const fn takes_denied_writes(tag: u32) -> bool {
@@ -128,13 +137,18 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_forgets_an_instruction_that_did_not_fit_its_access() {
+    fn a_reset_takes_back_that_an_access_did_not_fit_its_instruction() {
+        let at = (Gva::new(0x1000), Gpa::new(0x2000));
         let template = Devices::new(Name::numbered(1));
         let mut fork = template.clone();
-        fork.mmio.misfit = Some((Gva::new(0x1000), Gpa::new(0x2000)));
-        fork.restore(&template);
-        // Else the run after the reset would be stopped where the one before had a second look.
-        assert_eq!(fork.mmio.misfit, None);
+        for _ in 0..2 {
+            assert!(!fork.mmio.misfits_again(at), "the first time in this run");
+            assert!(fork.mmio.misfits_again(at));
+            fork.restore(&template);
+        }
+        assert!(!fork.mmio.misfits_again(at));
+        fork.mmio.fits();
+        assert!(!fork.mmio.misfits_again(at), "something else came between");
     }
 
     #[test]

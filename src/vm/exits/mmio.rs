@@ -40,7 +40,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         };
         match self.try_mmio(violation, &mut refusal)? {
             Ok(next) => {
-                self.devices.mmio.misfit = None;
+                self.devices.mmio.fits();
                 Ok(next)
             }
             Err(why @ (Why::NoCode | Why::Elsewhere)) => self.misfit(Refusal { why, ..refusal }),
@@ -93,6 +93,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             translation,
             privilege,
             translated,
+            linear_mask: mode.linear_mask(),
         };
         let executed = execute(instruction, mode, &mut state, translated.gva, &mut bus);
         self.set_state(&before, &state)?;
@@ -121,11 +122,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// The instruction is not one that makes the access. That can be because the guest has changed its tables, and the
     /// CPU still used what they said before: it shall look again, once.
     fn misfit(&mut self, refusal: Refusal) -> Result<Next, VmcsError> {
-        let where_ = Some((refusal.rip, refusal.gpa));
-        if self.devices.mmio.misfit == where_ {
+        if self.devices.mmio.misfits_again((refusal.rip, refusal.gpa)) {
             return self.stop(Outcome::Mmio(refusal));
         }
-        self.devices.mmio.misfit = where_;
         if self.vcpu.vpid != 0 {
             // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
             let flushed = unsafe { self.machine.vmx.invvpid(self.vcpu.vpid) };
@@ -148,7 +147,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             (false, false) => CodeMode::Bits16,
         };
         let base = self.vmcs.read_natural(FieldNatural::GuestCsBase)?;
-        let linear = base.wrapping_add(rip.as_u64()) & 0xffff_ffff;
+        let linear = base.wrapping_add(rip.as_u64()) & mode.linear_mask();
         Ok((mode, Gva::new(linear)))
     }
 
@@ -191,7 +190,7 @@ fn fetch<M: PhysMem>(
     let in_page = (PAGE_SIZE - rip.page_offset()).min(LONGEST as u64) as usize;
     let mut known = 0;
     for end in [in_page, LONGEST] {
-        let from = Gva::new(rip.as_u64().wrapping_add(known as u64));
+        let from = Gva::new(rip.as_u64().wrapping_add(known as u64) & mode.linear_mask());
         let into = refusal.bytes.get_mut(known..end).unwrap_or_default();
         memory.read(from, into).map_err(|fault| match fault {
             VirtualFault::LegacyPaging => Why::LegacyPaging,

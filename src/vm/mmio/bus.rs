@@ -67,6 +67,8 @@ pub struct GuestBus<'b, M: GuestMemory, S> {
     pub privilege: Privilege,
     /// What the CPU has translated.
     pub translated: Translated,
+    /// The bits of a linear address: [`CodeMode::linear_mask`](super::CodeMode::linear_mask).
+    pub linear_mask: u64,
 }
 
 /// The part of an access that lies in one page, or in two of one device.
@@ -106,7 +108,7 @@ impl<M: Places, S> GuestBus<'_, M, S> {
             pieces.push(first);
             return Ok(pieces);
         }
-        let next = Gva::new(at.as_u64().wrapping_add(in_page));
+        let next = Gva::new(at.as_u64().wrapping_add(in_page) & self.linear_mask);
         let second = self.piece(next, rest, write)?;
         match (first.place, second.place) {
             (

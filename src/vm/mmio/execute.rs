@@ -150,7 +150,7 @@ impl<B: Bus> Run<'_, B> {
             offset = offset.wrapping_add_signed(bytes) & address_size.mask();
         }
         let at = self.linear(memory.segment, offset, write)?;
-        if reaches(at, width, reported) {
+        if reaches(self.mode, at, width, reported) {
             Ok(at)
         } else {
             Err(Stop::Elsewhere)
@@ -349,7 +349,8 @@ impl<B: Bus> Run<'_, B> {
             destination = Some(self.linear(SegmentRegister::Es, rdi & mask, writes)?);
         }
         if let Some(reported) = reported {
-            let hit = |at: Option<Gva>| at.is_some_and(|at| reaches(at, width, reported));
+            let hit =
+                |at: Option<Gva>| at.is_some_and(|at| reaches(self.mode, at, width, reported));
             if !hit(source) && !hit(destination) {
                 return Err(Stop::Elsewhere);
             }
@@ -418,8 +419,9 @@ impl<B: Bus> Run<'_, B> {
 }
 
 /// Whether an access of `width` at `at` touches the page of `reported`.
-fn reaches(at: Gva, width: Width, reported: Gva) -> bool {
+fn reaches(mode: CodeMode, at: Gva, width: Width, reported: Gva) -> bool {
     let page = reported.align_down(PAGE_SIZE);
-    let last = Gva::new(at.as_u64().wrapping_add(width.bytes() - 1));
+    let last = at.as_u64().wrapping_add(width.bytes() - 1);
+    let last = Gva::new(last & mode.linear_mask());
     at.align_down(PAGE_SIZE) == page || last.align_down(PAGE_SIZE) == page
 }

@@ -17,6 +17,16 @@ pub enum CodeMode {
     Bits64,
 }
 
+impl CodeMode {
+    /// The bits of a linear address. What goes beyond 4 GiB outside 64-bit mode goes on at 0.
+    pub const fn linear_mask(self) -> u64 {
+        match self {
+            Self::Bits16 | Self::Bits32 => 0xffff_ffff,
+            Self::Bits64 => u64::MAX,
+        }
+    }
+}
+
 /// An arithmetic or logic operation of two operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]

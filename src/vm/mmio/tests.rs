@@ -79,6 +79,7 @@ impl World {
                 gpa: Gpa::new(0),
                 write: false,
             },
+            linear_mask: CodeMode::Bits64.linear_mask(),
         }
     }
     fn register(&mut self, offset: u64) -> u64 {
@@ -185,6 +186,49 @@ fn the_translation_of_the_cpu_counts_for_its_page_and_its_right() {
             .is_ok()
     );
     assert_eq!(world.register(LAST_OFFSET), 0x10);
+}
+
+#[test]
+fn outside_64_bit_mode_an_access_goes_on_at_0_behind_4_gib() {
+    let mut world = World::new();
+    // The last page below 4 GiB is the second of the device, the first one is RAM.
+    fn at_the_top(world: &mut World, mode: CodeMode) -> GuestBus<'_, Memory, Segments> {
+        let mut bus = world.bus();
+        bus.linear_mask = mode.linear_mask();
+        bus.translated = Translated {
+            gva: Gva::new(0xffff_f000),
+            gpa: Gpa::new(3 * PAGE),
+            write: true,
+        };
+        bus
+    }
+    let at = Gva::new(0xffff_fffe);
+    let mut bus = at_the_top(&mut world, CodeMode::Bits64);
+    let beyond = virtual_memory(1 << 32, "nothing");
+    assert_eq!(bus.write(at, Width::Dword, 0x0403_0201), Err(beyond));
+    for mode in [CodeMode::Bits32, CodeMode::Bits16] {
+        let mut bus = at_the_top(&mut world, mode);
+        assert_eq!(bus.write(at, Width::Dword, 0x0403_0201), Ok(()));
+        assert_eq!(bus.read(at, Width::Dword), Ok(0x0403_0201));
+    }
+    assert_eq!(world.memory.0[..2], [3, 4]);
+    assert_eq!(world.register(LAST_OFFSET), 2 * PAGE - 2);
+    // The CPU may have reported either page.
+    let store = decode(CodeMode::Bits32, &[0x89, 0x03]).unwrap(); // mov [ebx], eax
+    for (reported, fits) in [(0xffff_f000, true), (0, true), (PAGE, false)] {
+        let mut state = state(0);
+        state.regs.set(Gpr::Rbx, 0xffe);
+        let mut bus = at_the_top(&mut world, CodeMode::Bits32);
+        bus.segments = |_| {
+            Ok(Segment {
+                base: 0xffff_f000,
+                ..Segment::flat(0, AccessRights::DATA)
+            })
+        };
+        let reported = Gva::new(reported);
+        let done = execute(&store, CodeMode::Bits32, &mut state, reported, &mut bus);
+        assert_eq!(done.is_ok(), fits, "{reported:#x}: {done:?}");
+    }
 }
 
 fn memory(instruction: &Instruction) -> instruction::MemoryOperand {
