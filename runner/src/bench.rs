@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// What `make bench` runs when nothing else is asked for, beside [`data`]: exits and fills; forks of guests of three sizes;
 /// as many idle forks as there is memory for.
-pub const DEFAULT: &str = "bench,testdev,map=bench-data \
+pub const DEFAULT: &str = "bench,testdev,map=bench-data,forks=2,parallel=1 \
     forks_bench,name=fork-16m,mem=16M,measure=all \
     forks_bench,name=fork-1g,mem=1G,measure=fork forks_bench,name=fork-16g,mem=16G,measure=fork \
     frozen,mem=16M,idle";

@@ -269,13 +269,20 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         }
     }
 
-    fn end(&mut self, template: &mut Self::Template, fork: Self::Fork) {
-        self.remember(template, &fork);
+    fn end(&mut self, template: Option<&mut Self::Template>, fork: Self::Fork) {
+        if let Some(template) = template {
+            self.remember(template, &fork);
+        }
         fork.into_inner().guest.end(self.machine);
     }
 
     fn end_template(&mut self, template: Self::Template) {
         template.into_inner().frozen.end(self.machine);
+    }
+
+    fn keeps_templates(&self) -> bool {
+        // They are compared with what they were.
+        self.checks
     }
 
     fn check(&mut self, alive: &Alive<'_, Self>) {
@@ -284,7 +291,10 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         }
         self.checked.walks += 1;
         for generation in alive.generations() {
-            let Template { frozen, checksum } = &**generation.template;
+            let Some(template) = generation.template else {
+                continue;
+            };
+            let Template { frozen, checksum } = &**template;
             match frozen.space().checksum() {
                 Ok(now) if now == *checksum => {}
                 Ok(_) => self.wrong(Wrong::TemplateChanged),
@@ -293,7 +303,8 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         }
         let spaces = alive.generations().flat_map(|generation| {
             let forks = generation.forks().map(|fork| fork.guest.space());
-            forks.chain([generation.template.frozen.space().as_space()])
+            let template = generation.template.into_iter();
+            forks.chain(template.map(|template| template.frozen.space().as_space()))
         });
         if let Err(flaw) = self.spaces.audit(spaces) {
             self.wrong(Wrong::Flaw(flaw));

@@ -113,10 +113,13 @@ pub trait Forks {
     ) -> Result<(), Self::End>;
     /// Makes a template of it.
     fn freeze(&mut self, fork: Self::Fork) -> Result<Self::Template, Self::End>;
-    /// Ends it.
-    fn end(&mut self, template: &mut Self::Template, fork: Self::Fork);
-    /// Ends a template, of which no fork is left.
+    /// Ends it. Its template may have ended before.
+    fn end(&mut self, template: Option<&mut Self::Template>, fork: Self::Fork);
+    /// Ends a template, of which no fork is left, or one that is not reset any more.
     fn end_template(&mut self, template: Self::Template);
+    /// Whether a template stays until its last fork has ended. Else that fork has all that both of them had for itself in
+    /// its last run, and copies nothing.
+    fn keeps_templates(&self) -> bool;
     /// Looks whether all is as it must be. It is asked to now and then, between two turns.
     fn check(&mut self, alive: &Alive<'_, Self>);
     /// The time-stamp counter.
@@ -125,8 +128,8 @@ pub trait Forks {
 
 /// All that is alive: of the generation whose turn it is, and of those above it, which wait.
 pub struct Alive<'a, F: Forks + ?Sized> {
-    /// What its forks were made of.
-    pub template: &'a F::Template,
+    /// What its forks were made of, unless it has ended.
+    pub template: Option<&'a F::Template>,
     /// Its forks: those who have turns, and those who wait for frames.
     pub forks: [&'a Queue<F::Fork>; 2],
     /// The generation above.
@@ -185,7 +188,7 @@ fn generation<F: Forks>(
     let mut crowd = Crowd {
         total: plan.options.forks(depth),
         forks,
-        template,
+        template: Some(template),
         plan,
         depth,
         above,
@@ -204,13 +207,16 @@ fn generation<F: Forks>(
     let Crowd {
         forks, template, ..
     } = crowd;
-    forks.end_template(template);
+    if let Some(template) = template {
+        forks.end_template(template);
+    }
 }
 
 /// The forks of one template.
 struct Crowd<'r, F: Forks> {
     forks: &'r mut F,
-    template: F::Template,
+    /// Until nobody needs it any more.
+    template: Option<F::Template>,
     plan: Plan<'r>,
     depth: usize,
     above: Option<&'r Alive<'r, F>>,
@@ -246,7 +252,7 @@ impl<F: Forks> Crowd<'_, F> {
 
     fn check(&mut self) {
         self.forks.check(&Alive {
-            template: &self.template,
+            template: self.template.as_ref(),
             forks: [&self.alive, &self.waiting],
             above: self.above,
         });
@@ -288,7 +294,10 @@ impl<F: Forks> Crowd<'_, F> {
 
     fn make(&mut self, slot: Slot) -> Result<(), F::End> {
         let begin = self.forks.now();
-        let fork = self.forks.fork(&mut self.template, slot)?;
+        let Some(template) = &mut self.template else {
+            return Ok(());
+        };
+        let fork = self.forks.fork(template, slot)?;
         let ticks = self.forks.now().wrapping_sub(begin);
         self.alive.push(fork);
         if let Some(sums) = self.tally.generation(self.depth) {
@@ -300,6 +309,11 @@ impl<F: Forks> Crowd<'_, F> {
 
     fn turn(&mut self, mut fork: F::Fork) {
         let Plan { budget, slice, .. } = self.plan;
+        if self.is_last(*self.forks.slot(&mut fork))
+            && let Some(template) = self.template.take()
+        {
+            self.forks.end_template(template);
+        }
         let left = budget.saturating_sub(self.forks.slot(&mut fork).ticks);
         let turn = self.forks.turn(&mut fork, left.min(slice));
         let slot = self.forks.slot(&mut fork);
@@ -313,6 +327,16 @@ impl<F: Forks> Crowd<'_, F> {
             After::Frozen if self.depth + 1 < GENERATIONS_MAX => self.frozen(fork, slot),
             After::Frozen => self.ended(fork, slot, F::End::too_deep()),
         }
+    }
+
+    /// Whether the fork whose turn it is is the last of its template, in its last run: it is not reset any more, since
+    /// it waits for nobody either.
+    fn is_last(&self, slot: Slot) -> bool {
+        self.next == self.total
+            && self.alive.is_empty()
+            && self.waiting.is_empty()
+            && self.after(slot).is_none()
+            && !self.forks.keeps_templates()
     }
 
     /// A run is over: the next one, or the end of the fork.
@@ -344,12 +368,13 @@ impl<F: Forks> Crowd<'_, F> {
 
     /// Brings a fork back to its template, for the run `next`. One that cannot be ends.
     fn reset(&mut self, mut fork: F::Fork, next: Slot, scarce: bool) -> Option<F::Fork> {
+        let template = self.template.as_mut()?;
         *self.forks.slot(&mut fork) = next;
         let begin = self.forks.now();
-        let reset = self.forks.reset(&mut self.template, &mut fork, scarce);
+        let reset = self.forks.reset(template, &mut fork, scarce);
         let ticks = self.forks.now().wrapping_sub(begin);
         let checked = reset.and_then(|pages| {
-            self.forks.check_reset(&self.template, &fork)?;
+            self.forks.check_reset(template, &fork)?;
             Ok(pages)
         });
         match checked {
@@ -376,7 +401,7 @@ impl<F: Forks> Crowd<'_, F> {
         match self.forks.freeze(fork) {
             Ok(template) => {
                 let above = Alive {
-                    template: &self.template,
+                    template: self.template.as_ref(),
                     forks: [&self.alive, &self.waiting],
                     above: self.above,
                 };
@@ -419,7 +444,7 @@ impl<F: Forks> Crowd<'_, F> {
 
     fn end(&mut self, fork: F::Fork) {
         let begin = self.forks.now();
-        self.forks.end(&mut self.template, fork);
+        self.forks.end(self.template.as_mut(), fork);
         let ticks = self.forks.now().wrapping_sub(begin);
         if let Some(sums) = self.tally.generation(self.depth) {
             sums.ends.add(ticks);

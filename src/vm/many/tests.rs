@@ -76,6 +76,10 @@ struct World {
     turns: Vec<(usize, u64, u64)>,
     resets: u64,
     checks: u64,
+    /// Templates stay until their last fork has ended.
+    keeps: bool,
+    /// Templates that have ended, and how many turns their forks had had by then.
+    ended: Vec<(usize, usize)>,
 }
 
 fn world(act: fn(Slot, usize) -> Act) -> World {
@@ -90,6 +94,8 @@ fn world(act: fn(Slot, usize) -> Act) -> World {
         turns: Vec::new(),
         resets: 0,
         checks: 0,
+        keeps: false,
+        ended: Vec::new(),
     }
 }
 
@@ -172,15 +178,20 @@ impl Forks for World {
         self.frames += fork.frames;
         Ok(fork.depth + 1)
     }
-    fn end(&mut self, template: &mut usize, fork: Box<Living>) {
-        assert_eq!(*template, fork.depth);
+    fn end(&mut self, template: Option<&mut usize>, fork: Box<Living>) {
+        assert!(template.is_none_or(|template| *template == fork.depth));
         self.time += 2;
         self.alive -= 1;
         self.frames += fork.frames;
     }
-    fn end_template(&mut self, _: usize) {
+    fn end_template(&mut self, template: usize) {
         assert_eq!(self.templates, self.templates.max(1));
         self.templates -= 1;
+        let turns = self.turns.iter().filter(|turn| turn.0 == template).count();
+        self.ended.push((template, turns));
+    }
+    fn keeps_templates(&self) -> bool {
+        self.keeps
     }
     fn check(&mut self, alive: &Alive<'_, Self>) {
         self.checks += 1;
@@ -188,7 +199,11 @@ impl Forks for World {
         let mut forks = 0;
         for generation in alive.generations() {
             depth -= 1;
-            assert_eq!(*generation.template, depth);
+            assert!(
+                generation
+                    .template
+                    .is_none_or(|template| *template == depth)
+            );
             forks += generation.forks().count() as u64;
             assert!(generation.forks().all(|fork| fork.depth == depth));
         }
@@ -222,6 +237,24 @@ fn play(world: &mut World, line: &str, budget: u64) -> Box<Tally<End>> {
         "not all was given back"
     );
     tally
+}
+
+#[test]
+fn the_last_run_of_the_last_fork_has_no_template_beside_it() {
+    for (keeps, line, ended) in [
+        (false, "forks=1", 0),
+        (false, "forks=1 runs=3", 4),
+        (false, "forks=3 parallel=1", 4),
+        // They take turns, and end one after the other.
+        (false, "forks=2 parallel=2", 3),
+        (true, "forks=1", 2),
+        (true, "forks=2 parallel=2", 4),
+    ] {
+        let mut world = world(|_, _| Act::Exit(2, 0));
+        world.keeps = keeps;
+        assert!(play(&mut world, line, 1000).is_success());
+        assert_eq!(world.ended, [(0, ended)], "{line}");
+    }
 }
 
 #[test]
