@@ -10,7 +10,7 @@ use super::invalidate::OnlyCpu;
 use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
 use super::machine::Machine;
 use super::outcome::{Outcome, Turn};
-use super::post_mortem::explain;
+use super::post_mortem::{explain, tell_fork};
 use super::run::Running;
 use super::stats::RunStats;
 use super::template::ForkId;
@@ -357,6 +357,8 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             Turn::Ended(outcome) => outcome,
         };
         let _ = self.devices.console.flush(out);
+        let name = self.devices.name;
+        let _ = tell_fork(&outcome, name, self.space.generation(), self.fork, out);
         let (regs, cr2) = (&area.regs, self.vcpu.resident.cr2);
         let _ = explain(&outcome, &self.space, regs, cr2, &vmcs, &capabilities, out);
         Ok(turn)

@@ -2,7 +2,9 @@
 
 use core::fmt::{self, Write};
 
+use super::cmdline::Name;
 use super::outcome::Outcome;
+use super::template::ForkId;
 use crate::ept::{RegionKind, Space, Unresolved};
 use crate::frames::PhysMem;
 use crate::paging::Step;
@@ -10,6 +12,24 @@ use crate::vmx::{
     Capabilities, CheckGroup, FieldNatural, Gpr, GuestRegs, Vmcs, dump_vmcs, report_failed_entry,
     summarize_vmcs,
 };
+
+/// Says which fork the explanation that follows is of, and how it ended. Of a guest that is no fork that is said later.
+pub(super) fn tell_fork(
+    outcome: &Outcome,
+    name: Name,
+    generation: u32,
+    fork: ForkId,
+    out: &mut impl Write,
+) -> fmt::Result {
+    if generation == 0 || matches!(outcome, Outcome::Exited(_)) {
+        return Ok(());
+    }
+    let number = fork.number;
+    writeln!(
+        out,
+        "guest {name}, fork {number} in generation {generation}: {outcome}"
+    )
+}
 
 /// Explains `outcome` from what the processor holds.
 pub(super) fn explain<M: PhysMem>(
@@ -118,4 +138,28 @@ fn registers(regs: &GuestRegs, cr2: u64, vmcs: &impl Vmcs, out: &mut impl Write)
         writeln!(out)?;
     }
     writeln!(out, "cr2 {cr2:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_forks_it_is_said_which_one_ended() {
+        let told = |outcome, generation| {
+            let mut out = String::new();
+            let name = Name::numbered(1);
+            tell_fork(&outcome, name, generation, ForkId { number: 7 }, &mut out).unwrap();
+            out
+        };
+        let line = told(Outcome::OutOfBudget, 2);
+        let ended = Outcome::OutOfBudget.to_string();
+        let name = Name::numbered(1);
+        assert_eq!(
+            line,
+            format!("guest {name}, fork 7 in generation 2: {ended}\n")
+        );
+        assert_eq!(told(Outcome::OutOfBudget, 0), "");
+        assert_eq!(told(Outcome::Exited(3), 1), "");
+    }
 }
