@@ -57,6 +57,9 @@ pub struct Privilege {
     pub user: bool,
     /// CR0.WP: read-only pages are so for the supervisor too.
     pub write_protect: bool,
+    /// CR4.SMAP without RFLAGS.AC: pages of user mode are not for the supervisor (SDM "Determination of Access Rights",
+    /// 5.6.1).
+    pub smap: bool,
 }
 
 /// Why an access to guest-virtual memory failed.
@@ -143,7 +146,12 @@ impl<'m, M: GuestMemory> GuestVirtual<'m, M> {
         };
         let may_write =
             attr.write() == Write::Allowed || !self.privilege.user && !self.privilege.write_protect;
-        if write && !may_write || self.privilege.user && !attr.user() {
+        let others = if self.privilege.user {
+            !attr.user()
+        } else {
+            self.privilege.smap && attr.user()
+        };
+        if write && !may_write || others {
             return Err(fault(code::PRESENT));
         }
         mapping.phys_of(at).ok_or(fault(0))
@@ -250,10 +258,12 @@ mod tests {
     const KERNEL: Privilege = Privilege {
         user: false,
         write_protect: true,
+        smap: false,
     };
     const USER: Privilege = Privilege {
         user: true,
         write_protect: true,
+        smap: false,
     };
     const W: u64 = 2;
     const U: u64 = 4;
@@ -346,6 +356,18 @@ mod tests {
         assert_eq!(
             [0, 1, 2, 3].map(|page| write(unprotected, page)),
             [Ok(()); 4]
+        );
+        let kept_out = Privilege {
+            smap: true,
+            ..KERNEL
+        };
+        assert_eq!(write(kept_out, 2), fault(0x2000, 3));
+        assert_eq!(write(kept_out, 3), Ok(()));
+        let mut read =
+            |privilege, page: u64| at(&mut memory, privilege).read(Gva::new(page << 12), &mut [0]);
+        assert_eq!(
+            [0, 1, 2, 3].map(|page| read(kept_out, page)),
+            [Ok(()), fault(0x1000, 1), fault(0x2000, 1), Ok(())]
         );
     }
 

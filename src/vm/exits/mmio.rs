@@ -62,7 +62,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         };
         let (translation, privilege) = self.view()?;
         let (mode, rip) = self.code(violation.rip)?;
-        let mut memory = GuestVirtual::new(self.space, translation, privilege);
+        // SMAP is about data.
+        let fetching = Privilege {
+            smap: false,
+            ..privilege
+        };
+        let mut memory = GuestVirtual::new(self.space, translation, fetching);
         let instruction = match fetch(&mut memory, mode, rip, refusal) {
             Ok(instruction) => instruction,
             Err(why) => return Ok(Err(why)),

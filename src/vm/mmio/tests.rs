@@ -73,6 +73,7 @@ impl World {
             privilege: Privilege {
                 user: false,
                 write_protect: true,
+                smap: false,
             },
             translated: Translated {
                 gva: Gva::new(1 << 40),
