@@ -19,7 +19,7 @@ help: ## list the targets
 		printf '  %-12s %s\n' "$$name" "$$text"; done
 	@echo 'Variables of run, bench and iso:'
 	@echo '  GUEST="a.elf,mem=64M,budget=2s b.elf"  static x86-64 ELF files or names of sample guests, each with'
-	@echo '                 options name= mem= budget= pages=4k|2m|1g|auto around= map= testdev after commas (default: hello sparse,mem=1G selfcheck);'
+	@echo '                 options name= mem= budget= pages=4k|2m|1g|auto around= map= testdev after commas (default: four samples);'
 	@echo '                 "a.elf,map=x b.bin,data,name=x": guest a sees the bytes of b.bin; map=x:ro: and may not write'
 	@echo '  GUEST="my.elf,forks=1000,parallel=100,reset=warm,runs=10"  a guest that freezes itself, and its forks:'
 	@echo '                 also forks=N:M (they freeze again) reset=cold|auto prefetch slice=1ms idle'

@@ -7,7 +7,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// What `make run` runs when nothing else is asked for: sample guests, with the options each needs.
-pub const DEFAULT: &str = "hello sparse,mem=1G selfcheck";
+pub const DEFAULT: &str = "hello sparse,mem=1G selfcheck \
+    forks_isolation,mem=16M,forks=100,parallel=20,runs=3";
 /// Options that need no value.
 const FLAGS: [&str; 4] = [DATA, "prefetch", "idle", "testdev"];
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const USAGE: &str = "\
 usage: offshoot-runner run|iso|bench [OPTION VALUE]...
-  --guests \"FILE[,OPTION]... ...\"  guests, each with name=, mem=, budget=, pages=, around=, map=NAME[:ro], forks= ..., or data with name=  (hello sparse,mem=1G selfcheck)
+  --guests \"FILE[,OPTION]... ...\"  guests, each with name=, mem=, budget=, pages=, around=, map=NAME[:ro], forks= ..., or data with name=  (hello, sparse, selfcheck and forks of forks_isolation)
   --cmdline WORDS                  the kernel's command line
   --mem SIZE                       memory of the machine  (512M)
   --cpu MODEL                      CPU model of the emulator  (tigerlake)
