@@ -120,7 +120,8 @@ fn several_guests_from_one_file_run_one_after_the_other() {
 #[test]
 fn exits_cost_no_more_than_promised() {
     let data = bench::data(&image().root.join("target/run/figures-data")).unwrap();
-    let guests = vec![sample("bench").with("map=bench-data").with("testdev"), data];
+    let bench = sample("bench").with("map=bench-data").with("testdev");
+    let guests = vec![bench.with("forks=2").with("parallel=1"), data];
     let booted = boot(&run("figures", guests));
     booted.healthy("bench");
     for (name, most) in [
@@ -135,6 +136,8 @@ fn exits_cost_no_more_than_promised() {
         ("fill.write.zeroing", 300 + 512),
         ("cow.zero", 350),
         ("cow.copy", 300 + 512),
+        ("cow.copy.fork", 350 + 512),
+        ("cow.takeover", 300),
         ("fill.around.per_page", 100),
         ("boot.to_first_guest", 20_000_000),
     ] {
