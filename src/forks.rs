@@ -13,7 +13,7 @@ use offshoot::vm::many::{
     schedule,
 };
 use offshoot::vm::report::Ending;
-use offshoot::vm::{Guest, Template};
+use offshoot::vm::{FreezeError, Guest, Template};
 use offshoot_abi::FIGURE_NAME_MAX;
 use spin::Mutex;
 
@@ -33,7 +33,15 @@ impl Run<'_> {
         index: usize,
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
-        match guest.freeze(self.machine) {
+        let frozen = match guest.freeze(self.machine) {
+            // It was stopped just then: once the event is delivered it can be.
+            Err((FreezeError::EventPending, mut guest)) => {
+                guest.run(self.machine, &mut Kernel, Some(1));
+                guest.freeze(self.machine)
+            }
+            other => other,
+        };
+        match frozen {
             Ok(template) if options.forks.measure.is_some() => {
                 (self.measure(template, options), None)
             }

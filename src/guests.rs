@@ -202,7 +202,8 @@ impl Run<'_> {
         if options.fuzz.executions != 0 {
             return self.fuzz(guest, module, &options, summary);
         }
-        let turn = guest.run(self.machine, &mut Kernel, None);
+        let limit = options.forks.freeze.map(|after| after.ticks(self.tsc_hz));
+        let turn = self.run_up_to(&mut guest, limit);
         summary.faults = guest.space().faults();
         summary.memory = self.look_at(&guest, &options.name);
         summary.invalidations = guest.space().invalidations();
@@ -217,12 +218,23 @@ impl Run<'_> {
                 };
                 (ending, None)
             }
-            // Without a slice it leaves for nothing else.
             Turn::AsksFreeze | Turn::Halts | Turn::SliceOver => {
                 self.freeze_and_fork(guest, index, &options)
             }
         };
         summary
+    }
+
+    /// Runs a guest until it ends, asks to be frozen, or has run for `limit` ticks.
+    fn run_up_to(&mut self, guest: &mut Guest<'_, DirectMap>, limit: Option<u64>) -> Turn {
+        loop {
+            let left = limit.map(|limit| limit.saturating_sub(guest.stats.ticks()));
+            match guest.run(self.machine, &mut Kernel, left) {
+                // There is nobody else.
+                Turn::Halts if left != Some(0) => {}
+                turn => return turn,
+            }
+        }
     }
 
     /// Freezes a guest and runs inputs on forks of it.

@@ -299,3 +299,35 @@ fn forks_cost_no_more_than_promised() {
     assert_eq!(unit("fork.idle_memory"), Some("bytes"));
     assert_eq!(unit("reset.warm.base.vmwrites"), Some("times"));
 }
+
+/// The host freezes guests that know nothing of it, and each fork of them finds what it had: memory, and every register.
+fn guests_are_frozen_by_the_host(model: &str) {
+    let forked = |guest: &str| {
+        sample(guest)
+            .with("forks=3")
+            .with("parallel=2")
+            .with("runs=2")
+    };
+    let guests = vec![
+        forked("sparse").with("mem=1G").with("freeze=20ms"),
+        forked("selfcheck").with("freeze=3ms"),
+    ];
+    let mut run = run(&format!("forks-by-host-{model}"), guests);
+    run.emulator = Emulator::bochs(model);
+    run.cmdline = "pool=128M audit".into();
+    let booted = boot(&run);
+    booted.all_well();
+    booted.says(&["sparse", "froze, and 6 runs of forks ended well"]);
+    booted.says(&["selfcheck", "froze, and 6 runs of forks ended well"]);
+    assert_eq!(booted.figure("sparse.words_wrong"), 0);
+}
+
+#[test]
+fn guests_are_frozen_by_the_host_on_tiger_lake() {
+    guests_are_frozen_by_the_host("tigerlake");
+}
+
+#[test]
+fn guests_are_frozen_by_the_host_on_lynnfield() {
+    guests_are_frozen_by_the_host("corei5_lynnfield_750");
+}

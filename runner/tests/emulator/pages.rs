@@ -5,9 +5,11 @@ use offshoot_runner::{Emulator, Guest, report};
 
 const WRITTEN: u64 = 8192;
 
-/// A guest that writes 32 MiB in order.
+/// A guest that writes 32 MiB in order, and is given one page at a time.
 fn dense(name: &str, options: &[&str]) -> Guest {
-    let named = sample("dense").with(format!("name={name}"));
+    let named = sample("dense")
+        .with(format!("name={name}"))
+        .with("around=1");
     options
         .iter()
         .fold(named, |guest, option| guest.with(*option))

@@ -53,6 +53,8 @@ pub struct ForkOptions {
     pub prefetch: bool,
     /// `slice=`: how long a fork runs before it is the turn of the next.
     pub slice: Duration,
+    /// `freeze=`: freeze the guest when it has run so long, if it has not asked for it by then.
+    pub freeze: Option<Duration>,
     /// `idle`: make forks that never run, all alive, until their number or the memory is reached.
     pub idle: bool,
     /// `measure=`: instead of all this, measure what forks cost.
@@ -71,6 +73,7 @@ impl ForkOptions {
             reset: ResetMode::Auto,
             prefetch: false,
             slice: DEFAULT_SLICE,
+            freeze: None,
             idle: false,
             measure: None,
             given: false,
@@ -96,6 +99,7 @@ impl ForkOptions {
             "reset" => ForkKey::Reset,
             "prefetch" => ForkKey::Prefetch,
             "slice" => ForkKey::Slice,
+            "freeze" => ForkKey::Freeze,
             "idle" => ForkKey::Idle,
             "measure" => ForkKey::Measure,
             _ => return None,
@@ -126,6 +130,7 @@ impl ForkOptions {
             }
             ForkKey::Prefetch => self.prefetch = switch(word)?,
             ForkKey::Slice => self.slice = duration(word.needs_value()?)?,
+            ForkKey::Freeze => self.freeze = Some(duration(word.needs_value()?)?),
             ForkKey::Idle => self.idle = switch(word)?,
             ForkKey::Measure => {
                 self.measure = match word.needs_value()? {
@@ -154,6 +159,7 @@ pub(super) enum ForkKey {
     Reset,
     Prefetch,
     Slice,
+    Freeze,
     Idle,
     Measure,
 }
@@ -195,6 +201,9 @@ mod tests {
         assert_eq!(forks("measure=all").unwrap().measure, Some(Measure::All));
         assert_eq!(forks("measure=fork").unwrap().measure, Some(Measure::Fork));
         assert_eq!(forks("forks=0x10").unwrap().forks(0), 16);
+        let frozen = forks("freeze=2ms").unwrap();
+        assert_eq!(frozen.freeze, Some(Duration::Nanoseconds(2_000_000)));
+        assert!(frozen.given && none.freeze.is_none());
     }
 
     #[test]
@@ -233,6 +242,9 @@ mod tests {
             ("prefetch prefetch", Problem::Repeated),
             ("slice=0", Problem::Zero),
             ("slice=5min", Problem::NotADuration),
+            ("freeze", Problem::NeedsValue),
+            ("freeze=0", Problem::Zero),
+            ("freeze=soon", Problem::NotADuration),
             ("slice=1ms slice=1ms", Problem::Repeated),
             ("idle=yes", Problem::NotOnOrOff),
             ("measure=some", Problem::NotAMeasure),
