@@ -127,8 +127,14 @@ fn forks_freeze_again_and_are_forked() {
             &["forks=3:3", "runs=3", "prefetch", "reset=cold"],
         ),
     ];
+    let deep = sample("forks_deep").with("mem=16M");
+    let deep = deep.with("forks=2:1:1:2:1:1:1:3").with("parallel=2");
+    let guests = [guests, vec![deep]].concat();
     let booted = forked("nested", TIGER_LAKE, guests);
     booted.all_well();
+    // In as many generations as there may be.
+    let deep = &forks(&booted, "forks_deep").generations;
+    assert_eq!((deep.len(), deep[7].templates, deep[7].ok), (8, 4, 12));
     // Without a number each template has one fork.
     let once = &forks(&booted, "once").generations;
     assert_eq!((once[0].frozen, once[1].ok), (1, 1));
