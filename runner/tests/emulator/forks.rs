@@ -318,6 +318,14 @@ fn guests_are_frozen_by_the_host(model: &str) {
         forked("sparse").with("mem=1G").with("freeze=20ms"),
         forked("selfcheck").with("freeze=3ms"),
     ];
+    // Nearly always in the middle of the delivery of an exception.
+    let in_delivery = ["400K", "500K", "600K", "700K"].map(|time| {
+        let guest = forked("stacks").with("mem=8M");
+        guest
+            .with(format!("name=at-{time}"))
+            .with(format!("freeze={time}"))
+    });
+    let guests = [guests, in_delivery.to_vec()].concat();
     let mut run = run(&format!("forks-by-host-{model}"), guests);
     run.emulator = Emulator::bochs(model);
     run.cmdline = "pool=128M audit".into();
