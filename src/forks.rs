@@ -37,6 +37,12 @@ impl Run<'_> {
         index: usize,
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
+        if guest.message_room().is_none() && guest.stats.harvests.count != 0 {
+            log::warn!(
+                "guest {}: it asks for its dirty pages; its forks are not told of those it wrote before",
+                options.name
+            );
+        }
         let mut frozen = guest.freeze(self.machine);
         for _ in 0..DELIVERY_EXITS {
             frozen = match frozen {

@@ -110,6 +110,34 @@ fn all_registers_are_reset_on_lynnfield() {
     state(LYNNFIELD);
 }
 
+/// What a fork is told of its dirty pages is of this run: nothing of the run before or of the template.
+fn forks_harvest(model: &str, resets: &[&str]) {
+    let guests = resets.iter().map(|reset| {
+        sample("forks_harvest")
+            .with(format!("name={reset}"))
+            .with("mem=16M")
+            .with("forks=3")
+            .with("runs=9")
+            .with(format!("reset={reset}"))
+    });
+    let booted = forked("harvest", model, guests.collect());
+    booted.all_well();
+    for reset in resets {
+        assert_eq!(first(&booted, reset).ok, 27);
+    }
+}
+
+#[test]
+fn forks_are_told_what_they_wrote_on_tiger_lake() {
+    forks_harvest(TIGER_LAKE, &["warm", "auto", "cold"]);
+}
+
+/// After a warm reset it may be more, as docs/forks.md says.
+#[test]
+fn forks_are_told_what_they_wrote_on_lynnfield() {
+    forks_harvest(LYNNFIELD, &["cold"]);
+}
+
 #[test]
 fn forks_freeze_again_and_are_forked() {
     let nested = |name: &str, options: &[&str]| {
