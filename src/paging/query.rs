@@ -4,8 +4,8 @@ use super::access::{EntryOf, FormatOf, TableOf, TableReadOps, VirtOf};
 use super::cursor::slot;
 use super::error::{Error, Fault, PagingError};
 use super::format::{
-    Content, ContentOf, Decoded, DecodedOf, Format, FormatExt, MAX_LEVELS, Mapping, MappingOf,
-    Rights,
+    Content, ContentOf, Decoded, DecodedOf, Entry, Format, FormatExt, MAX_LEVELS, Mapping,
+    MappingOf, Rights,
 };
 use crate::addr::{Address, PageSize};
 
@@ -90,19 +90,41 @@ pub fn query<O: TableReadOps>(
         rights,
         entry,
     } = find(ops, va)?;
-    let (Ok(Decoded::Content(content)), Some(size)) =
-        (O::Format::decode(level, entry), O::Format::leaf_size(level))
-    else {
-        return Ok(None);
-    };
-    Ok(match effective::<O::Format>(content, rights) {
+    Ok(match O::Format::decode(level, entry) {
+        Ok(Decoded::Content(content)) => mapping::<O::Format>(va, level, rights, content),
+        _ => None,
+    })
+}
+
+/// As [`query`], and shows `see` every entry on the way, the root's first.
+#[inline(always)]
+pub fn query_seeing<O: TableReadOps>(
+    ops: &O,
+    address: VirtOf<O>,
+    see: impl FnMut(EntryOf<O>),
+) -> Result<Option<MappingOf<O::Format>>, Error<O::Format>> {
+    let va = FormatOf::<O>::va_of(address)?;
+    let (level, rights, content) = find_seeing(ops, va, see)?;
+    Ok(mapping::<O::Format>(va, level, rights, content))
+}
+
+/// The leaf of `level` for `va`, with what the tables above it let through.
+#[inline(always)]
+fn mapping<F: Format>(
+    va: u64,
+    level: u8,
+    rights: Rights,
+    content: ContentOf<F>,
+) -> Option<MappingOf<F>> {
+    let size = F::leaf_size(level)?;
+    match effective::<F>(content, rights) {
         Content::Unmapped => None,
         content => Some(Mapping {
-            virt: O::Format::virt(va & !O::Format::span_mask(level)),
+            virt: F::virt(va & !F::span_mask(level)),
             size,
             content,
         }),
-    })
+    }
 }
 
 /// An entry that is not a table, and what the tables above let through.
@@ -116,6 +138,22 @@ struct Leaf<E> {
 /// the frequent case above in registers.
 #[inline(never)]
 fn find<O: TableReadOps>(ops: &O, va: u64) -> Result<Leaf<EntryOf<O>>, Error<O::Format>> {
+    let mut entry = Entry::EMPTY;
+    let (level, rights, _) = find_seeing(ops, va, |seen| entry = seen)?;
+    Ok(Leaf {
+        level,
+        rights,
+        entry,
+    })
+}
+
+/// The content at which the way of an address ends, its level, and what the tables above let through.
+#[inline(always)]
+fn find_seeing<O: TableReadOps>(
+    ops: &O,
+    va: u64,
+    mut see: impl FnMut(EntryOf<O>),
+) -> Result<(u8, Rights, ContentOf<O::Format>), Error<O::Format>> {
     let mut table = ops.root();
     let mut level = O::Format::LEVELS;
     let mut rights = Rights::ALL;
@@ -124,6 +162,7 @@ fn find<O: TableReadOps>(ops: &O, va: u64) -> Result<Leaf<EntryOf<O>>, Error<O::
         let Some(entry) = ops.read_entry(table, index) else {
             return Err(bad::<O::Format>(va, level, Fault::NotMemory));
         };
+        see(entry);
         match O::Format::decode(level, entry) {
             Ok(Decoded::Table {
                 table: next,
@@ -133,13 +172,7 @@ fn find<O: TableReadOps>(ops: &O, va: u64) -> Result<Leaf<EntryOf<O>>, Error<O::
                 rights = rights.and(granted);
                 level -= 1;
             }
-            Ok(Decoded::Content(_)) => {
-                return Ok(Leaf {
-                    level,
-                    rights,
-                    entry,
-                });
-            }
+            Ok(Decoded::Content(content)) => return Ok((level, rights, content)),
             Err(fault) => return Err(bad::<O::Format>(va, level, fault)),
         }
     }
