@@ -10,6 +10,7 @@ mod execute;
 mod instruction;
 mod refusal;
 mod segments;
+mod strings;
 mod test_device;
 
 pub use bus::{BusFault, GuestBus, Place, Places, Translated};
