@@ -292,6 +292,12 @@ impl RegionMap {
         self.iter().find(|region| region.range.contains(gpa))
     }
 
+    /// The region at a place.
+    #[inline(always)]
+    fn at(&self, place: usize) -> Option<&Region> {
+        Some(&self.regions.get(place)?.as_ref()?.region)
+    }
+
     /// As [`RegionMap::find`], beginning at the place `last`, which then is where it was found.
     #[inline]
     pub fn find_from(&self, gpa: Gpa, last: &mut usize) -> Option<&Known> {
@@ -392,6 +398,15 @@ impl<'f, M: PhysMem> Regions<'f, M> {
             .and_then(|known| Writable::of(known, marked));
         self.writable = found.unwrap_or(Writable::NONE);
         found.is_some()
+    }
+
+    /// Whether `gpa` is in the region that the last look-up ended in, and that is a device's.
+    #[inline(always)]
+    pub fn last_is_device(&self, gpa: Gpa) -> bool {
+        let region = self.map.at(self.last);
+        region.is_some_and(|region| {
+            matches!(region.kind, RegionKind::Mmio) && region.range.contains(gpa)
+        })
     }
 
     /// What [`Regions::find_writable`] found last.

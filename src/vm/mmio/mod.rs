@@ -5,6 +5,7 @@
 
 mod alu;
 mod bus;
+mod code;
 mod decode;
 mod execute;
 mod instruction;
@@ -14,6 +15,7 @@ mod strings;
 mod test_device;
 
 pub use bus::{BusFault, GuestBus, Place, Places, Translated};
+pub use code::{Code, Decoded, fetch};
 pub use decode::{DecodeError, decode};
 pub use execute::{Progress, State, Stop, execute};
 pub use instruction::{CodeMode, Instruction, LONGEST};
