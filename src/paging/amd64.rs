@@ -316,17 +316,6 @@ impl<V: Address + 'static, P: Address + 'static> Format for Amd64<V, P> {
     }
 }
 
-impl Amd64Entry {
-    /// Whether it has been used.
-    pub const fn accessed(self) -> bool {
-        self.0 & ACCESSED != 0
-    }
-    /// The entry as the CPU leaves it when it has used it, and written the page that it is the leaf of if `written`.
-    pub const fn used(self, written: bool) -> Self {
-        Self(self.0 | if written { ACCESSED | DIRTY } else { ACCESSED })
-    }
-}
-
 impl Entry for Amd64Entry {
     type Word = AtomicU64;
     const EMPTY: Self = Self(0);

@@ -4,8 +4,7 @@ use super::super::loader::{GuestMemory, MemoryFault};
 use super::{GuestVirtual, Translation, VirtualFault};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
 use crate::paging::{
-    Amd64Entry, Content, Entry, GuestAmd64, PagingError, Step, TableReadOps, Write, path,
-    query_seeing,
+    Amd64Entry, Entry, GuestAmd64, PagingError, Step, TableReadOps, path, query_seeing,
 };
 
 /// The error code of a page fault (SDM "Page-Fault Exceptions", 5.7).
@@ -15,6 +14,13 @@ mod code {
     pub const USER: u32 = 1 << 2;
     pub const RESERVED: u32 = 1 << 3;
 }
+
+/// Of an entry: it lets writes through, and user mode; it was used; as a leaf, its page was written (SDM "4-Level Paging and
+/// 5-Level Paging", 5.5).
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
 
 /// How often an access is walked for again whose tables change while it is marked in them.
 const TRIES: u32 = 4;
@@ -88,9 +94,10 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
             memory: &*self.memory,
             root,
         };
-        let mut all_accessed = true;
+        let (mut all, mut leaf) = (u64::MAX, 0);
         let found = query_seeing(&tables, at, |entry: Amd64Entry| {
-            all_accessed &= entry.accessed();
+            leaf = entry.to_bits();
+            all &= leaf;
         });
         let mapping = match found {
             Ok(Some(mapping)) => mapping,
@@ -99,23 +106,19 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
             // A table outside the guest's memory, or a reserved bit: to the guest it is its tables' fault.
             Err(_) => return Err(fault(code::PRESENT | code::RESERVED)),
         };
-        let Content::Page { attr, .. } = mapping.content else {
-            return Err(fault(0));
-        };
+        let gpa = mapping.phys_of(at).ok_or(fault(0))?;
         let may_write =
-            attr.write() == Write::Allowed || !self.privilege.user && !self.privilege.write_protect;
+            all & WRITABLE != 0 || !self.privilege.user && !self.privilege.write_protect;
         let others = if self.privilege.user {
-            !attr.user()
+            all & USER == 0
         } else {
-            self.privilege.smap && attr.user()
+            self.privilege.smap && all & USER != 0
         };
         if write && !may_write || others {
             return Err(fault(code::PRESENT));
         }
-        Ok(Walked {
-            gpa: mapping.phys_of(at).ok_or(fault(0))?,
-            marked: all_accessed && (attr.dirty() || !write),
-        })
+        let marked = all & ACCESSED != 0 && (leaf & DIRTY != 0 || !write);
+        Ok(Walked { gpa, marked })
     }
 
     /// The words that hold the code at `at`, as the CPU has fetched it, of which those behind its page are 0, and how many
@@ -149,13 +152,13 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
         let mut steps = steps.into_iter().flatten().peekable();
         while let Some(step) = steps.next() {
             let is_leaf = steps.peek().is_none();
-            let old = Amd64Entry::from_bits(step.bits);
-            let new = old.used(write && is_leaf);
+            let old = step.bits;
+            let new = old | ACCESSED | if write && is_leaf { DIRTY } else { 0 };
             let address = Gpa::new(step.table.as_u64() + 8 * step.index as u64);
             if new != old
                 && !self
                     .memory
-                    .exchange_word(address, old.to_bits(), new.to_bits())
+                    .exchange_word(address, old, new)
                     .map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))?
             {
                 return Ok(false);
