@@ -292,12 +292,6 @@ impl RegionMap {
         self.iter().find(|region| region.range.contains(gpa))
     }
 
-    /// The region at a place.
-    #[inline(always)]
-    fn at(&self, place: usize) -> Option<&Region> {
-        Some(&self.regions.get(place)?.as_ref()?.region)
-    }
-
     /// As [`RegionMap::find`], beginning at the place `last`, which then is where it was found.
     #[inline]
     pub fn find_from(&self, gpa: Gpa, last: &mut usize) -> Option<&Known> {
@@ -403,10 +397,8 @@ impl<'f, M: PhysMem> Regions<'f, M> {
     /// Whether `gpa` is in the region that the last look-up ended in, and that is a device's.
     #[inline(always)]
     pub fn last_is_device(&self, gpa: Gpa) -> bool {
-        let region = self.map.at(self.last);
-        region.is_some_and(|region| {
-            matches!(region.kind, RegionKind::Mmio) && region.range.contains(gpa)
-        })
+        matches!(self.map.regions.get(self.last), Some(Some(known))
+            if matches!(known.region.kind, RegionKind::Mmio) && known.region.range.contains(gpa))
     }
 
     /// What [`Regions::find_writable`] found last.

@@ -88,10 +88,17 @@ pub fn query<O: TableReadOps>(
     let Leaf {
         level,
         rights,
-        entry,
+        leaf: entry,
     } = find(ops, va)?;
     Ok(match O::Format::decode(level, entry) {
-        Ok(Decoded::Content(content)) => mapping::<O::Format>(va, level, rights, content),
+        Ok(Decoded::Content(leaf)) => mapping::<O::Format>(
+            va,
+            Leaf {
+                level,
+                rights,
+                leaf,
+            },
+        ),
         _ => None,
     })
 }
@@ -104,18 +111,17 @@ pub fn query_seeing<O: TableReadOps>(
     see: impl FnMut(EntryOf<O>),
 ) -> Result<Option<MappingOf<O::Format>>, Error<O::Format>> {
     let va = FormatOf::<O>::va_of(address)?;
-    let (level, rights, content) = find_seeing(ops, va, see)?;
-    Ok(mapping::<O::Format>(va, level, rights, content))
+    Ok(mapping::<O::Format>(va, find_seeing(ops, va, see)?))
 }
 
-/// The leaf of `level` for `va`, with what the tables above it let through.
+/// The leaf for `va`, with what the tables above it let through.
 #[inline(always)]
-fn mapping<F: Format>(
-    va: u64,
-    level: u8,
-    rights: Rights,
-    content: ContentOf<F>,
-) -> Option<MappingOf<F>> {
+fn mapping<F: Format>(va: u64, found: Leaf<ContentOf<F>>) -> Option<MappingOf<F>> {
+    let Leaf {
+        level,
+        rights,
+        leaf: content,
+    } = found;
     let size = F::leaf_size(level)?;
     match effective::<F>(content, rights) {
         Content::Unmapped => None,
@@ -127,11 +133,11 @@ fn mapping<F: Format>(
     }
 }
 
-/// An entry that is not a table, and what the tables above let through.
-struct Leaf<E> {
+/// An entry that is not a table, or what it says, and what the tables above let through.
+struct Leaf<T> {
     level: u8,
     rights: Rights,
-    entry: E,
+    leaf: T,
 }
 
 /// The entry at which the way of any address ends. It is decoded again by who asks: what is returned stays small, and
@@ -139,21 +145,21 @@ struct Leaf<E> {
 #[inline(never)]
 fn find<O: TableReadOps>(ops: &O, va: u64) -> Result<Leaf<EntryOf<O>>, Error<O::Format>> {
     let mut entry = Entry::EMPTY;
-    let (level, rights, _) = find_seeing(ops, va, |seen| entry = seen)?;
+    let Leaf { level, rights, .. } = find_seeing(ops, va, |seen| entry = seen)?;
     Ok(Leaf {
         level,
         rights,
-        entry,
+        leaf: entry,
     })
 }
 
-/// The content at which the way of an address ends, its level, and what the tables above let through.
+/// What stands at the end of the way of an address. Shows `see` every entry.
 #[inline(always)]
 fn find_seeing<O: TableReadOps>(
     ops: &O,
     va: u64,
     mut see: impl FnMut(EntryOf<O>),
-) -> Result<(u8, Rights, ContentOf<O::Format>), Error<O::Format>> {
+) -> Result<Leaf<ContentOf<O::Format>>, Error<O::Format>> {
     let mut table = ops.root();
     let mut level = O::Format::LEVELS;
     let mut rights = Rights::ALL;
@@ -172,7 +178,13 @@ fn find_seeing<O: TableReadOps>(
                 rights = rights.and(granted);
                 level -= 1;
             }
-            Ok(Decoded::Content(content)) => return Ok((level, rights, content)),
+            Ok(Decoded::Content(leaf)) => {
+                return Ok(Leaf {
+                    level,
+                    rights,
+                    leaf,
+                });
+            }
             Err(fault) => return Err(bad::<O::Format>(va, level, fault)),
         }
     }

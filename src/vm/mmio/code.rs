@@ -50,9 +50,9 @@ impl Code {
     }
 }
 
-/// The lowest `len` of 16 bytes.
+/// The lowest bytes of 16, at most [`LONGEST`].
 const fn first(len: u8) -> u128 {
-    (1 << (8 * len as u32 & 127)) - 1
+    (1 << (8 * (len as u32 % 16))) - 1
 }
 
 /// An instruction that was decoded, and the bytes that made it.
@@ -210,7 +210,7 @@ mod tests {
                 let (bytes, known) = code.bytes();
                 let known = usize::from(known);
                 assert_eq!(bytes[..known], memory.0[rip as usize..][..known]);
-                assert!(known == LONGEST || (rip as usize + known) % 0x1000 == 0);
+                assert!(known == LONGEST || (rip as usize + known).is_multiple_of(0x1000));
                 assert!(bytes[known..].iter().all(|&byte| byte == 0));
             }
         }
