@@ -32,6 +32,7 @@ mod resolve;
 mod space;
 mod tables;
 mod template;
+mod tree;
 mod violation;
 mod warm;
 mod working_set;

@@ -5,7 +5,8 @@
 
 use super::edit::out;
 use super::log::Log;
-use super::space::{Lineage, Tree};
+use super::space::Lineage;
+use super::tree::Tree;
 use super::{
     AccessError, EditError, Ending, Faults, Invalidate, Region, RegionKind, ResetError, Space,
 };
