@@ -29,6 +29,7 @@ mod region;
 mod region_map;
 mod reset;
 mod resolve;
+mod sharing;
 mod space;
 mod tables;
 mod template;

@@ -146,7 +146,7 @@ fn share<'s, M: PhysMem>(
     let to = fork.tree.root();
     let mut tables = fork.tree.page_tables(frames);
     for index in each(used) {
-        tables.share_entry(root, 4, to, index);
+        tables.share_entry(root, to, index);
     }
     let Some(error) = tables.failed else {
         return Ok(fork);

@@ -28,6 +28,31 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// The record of frame `number`.
+    ///
+    /// # Safety
+    /// `records` must be where the [`Counts`] of `mem` are, and the number one of a frame that they count.
+    #[inline(always)]
+    pub unsafe fn at(mem: &impl PhysMem, records: Hpa, number: u64) -> &Self {
+        let at = Hpa::new(records.as_u64() + number * RECORD);
+        // SAFETY: `carve` made room for the record in frames that are handed to nobody, so the place is valid as long as
+        // `mem`, only ever seen as this atomic pair, and initialised. Records are 8 bytes at multiples of 8, so none
+        // crosses a frame.
+        unsafe { &*mem.ptr(at).cast::<Self>() }
+    }
+
+    /// Counts one more reference to a frame that keeps its own count. Yields whether it did: not where the count is the
+    /// largest, or where somebody else is changing it.
+    #[inline(always)]
+    pub fn take_one(&self) -> bool {
+        let count = self.count.load(Relaxed);
+        count.wrapping_sub(1) < MAX_COUNT - 1
+            && self
+                .count
+                .compare_exchange(count, count + 1, Relaxed, Relaxed)
+                .is_ok()
+    }
+
     /// How many references there are, where the frame keeps its own count and that is more than 1.
     #[inline(always)]
     pub fn own_count_of_many(&self) -> Option<u32> {
@@ -177,6 +202,13 @@ impl Counts {
         self.spans.get(..self.used).unwrap_or(&[])
     }
 
+    /// The largest span, whose frames have the first numbers: its first frame and how many; and where the records are.
+    #[inline(always)]
+    pub fn largest(&self) -> (u64, u64, Hpa) {
+        let [largest, ..] = &self.spans;
+        (largest.start, u64::from(largest.frames), self.records)
+    }
+
     /// The number of the frame that starts at `address`.
     #[inline(always)]
     pub fn number(&self, address: Hpa) -> Result<u32, FrameError> {
@@ -229,11 +261,8 @@ impl Counts {
     #[inline(always)]
     pub(super) fn record<'a>(&self, mem: &'a impl PhysMem, number: u32) -> &'a Record {
         assert!(number < self.total);
-        let at = Hpa::new(self.records.as_u64() + u64::from(number) * RECORD);
-        // SAFETY: `carve` made room for a record of every number below the total in frames that are handed to nobody,
-        // so the place is valid as long as `mem`, only ever seen as this atomic pair, and initialised. Records are 8
-        // bytes at multiples of 8, so none crosses a frame.
-        unsafe { &*mem.ptr(at).cast::<Record>() }
+        // SAFETY: just checked.
+        unsafe { Record::at(mem, self.records, u64::from(number)) }
     }
 
     /// The frame that keeps the count for `number`: itself, or the first of its block. `None` where it is free.

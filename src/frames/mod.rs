@@ -14,6 +14,7 @@ mod lists;
 mod many;
 mod memory_map;
 mod phys;
+mod quick;
 mod ranges;
 mod shared;
 
@@ -29,4 +30,5 @@ pub use lists::Retired;
 pub use many::OneOfMany;
 pub use memory_map::MemoryMap;
 pub use phys::PhysMem;
+pub use quick::QuickCounts;
 pub use shared::{FrameBox, FrameRc};
