@@ -6,7 +6,7 @@
 use super::entry::{Origin, counted, decode};
 use super::tables::{DIRTY, ENTRIES, Eight, Tables, WRITE, each_used, is_empty};
 use crate::addr::Hpa;
-use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
+use crate::frames::{FrameAllocator, FrameError, PhysMem, QuickCounts, Retired};
 use crate::paging::{Content, Decoded, Entry, EptEntry};
 use core::sync::atomic::Ordering;
 
@@ -38,20 +38,27 @@ impl<M: PhysMem> Tables<'_, M> {
         for (from, to) in from.iter().zip(to) {
             if is_empty(from) {
                 to.iter().for_each(|word| word.store(0, Ordering::Release));
-                continue;
+            } else {
+                self.copy_eight(&counts, from, to);
             }
-            for (from, to) in from.iter().zip(to) {
-                let entry = EptEntry::from_bits(from.load(Ordering::Acquire));
-                let shared = match counted(entry) {
-                    Some(target) if counts.take(target) => closed(entry),
-                    Some(_) => self.share(entry),
-                    None => entry,
-                };
-                to.store(shared.to_bits(), Ordering::Release);
-                if shared != entry && shared != EptEntry::EMPTY {
-                    // The CPU may be setting accessed and dirty in the old one.
-                    from.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
-                }
+        }
+    }
+
+    /// Of its own, so that looking at empty ones is a short loop.
+    #[inline(never)]
+    fn copy_eight(&mut self, counts: &QuickCounts<'_, M>, from: &Eight, to: &Eight) {
+        let counts = *counts;
+        for (from, to) in from.iter().zip(to) {
+            let entry = EptEntry::from_bits(from.load(Ordering::Acquire));
+            let shared = match counted(entry) {
+                Some(target) if counts.take(target) => closed(entry),
+                Some(_) => self.share(entry),
+                None => entry,
+            };
+            to.store(shared.to_bits(), Ordering::Release);
+            if shared != entry && shared != EptEntry::EMPTY {
+                // The CPU may be setting accessed and dirty in the old one.
+                from.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
             }
         }
     }

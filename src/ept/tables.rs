@@ -85,12 +85,6 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire))
     }
 
-    /// The entry for the address `gpa` in its lowest table.
-    #[inline(always)]
-    pub fn entry_for(&self, gpa: Gpa, table: Hpa) -> EptEntry {
-        self.entry(table, (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES)
-    }
-
     /// Puts a page into the lowest table `table`, for the address `gpa`. What stood there before is the caller's to
     /// invalidate, and the entry owns the caller's reference to the frame.
     #[inline(always)]

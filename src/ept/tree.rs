@@ -8,6 +8,7 @@ use super::tables::{DIRTY, ENTRIES, Tables, View, WRITE, word};
 use super::{EptCapability, Eptp, PagePolicy};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
+use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format, open_slot};
 use core::sync::atomic::Ordering;
 
 /// The tables of one space, and what is owed for changes to them.
@@ -91,6 +92,55 @@ impl Tree {
         ((number ^ (page.as_u64() / PAGE_SIZE)) / ENTRIES as u64 == 0).then_some(table)
     }
 
+    /// The lowest table for `page` and its entry there, if every entry above grants write: all tables are this tree's own.
+    #[inline(always)]
+    pub fn lowest_entry<M: PhysMem>(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        page: Gpa,
+    ) -> Option<(Hpa, EptEntry)> {
+        if let Some(table) = self.recent_table(page) {
+            // SAFETY: the table is this tree's own.
+            let word = unsafe { word(frames.mem(), table, index_of(page)) };
+            return Some((table, EptEntry::from_bits(word.load(Ordering::Acquire))));
+        }
+        let slot = open_slot(&self.page_tables(frames), page)?;
+        Some((slot.table, slot.entry))
+    }
+
+    /// Puts a page into `table`, where [`Tree::lowest_entry`] found the entry for it. What stood there before is the caller's
+    /// to invalidate, and the entry owns the caller's reference to the frame.
+    #[inline(always)]
+    pub fn put_page<M: PhysMem>(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        page: Gpa,
+        table: Hpa,
+        phys: Hpa,
+        attr: EptAttr,
+    ) {
+        self.go_on_from(page, table);
+        let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
+        // SAFETY: the table is this tree's own, as the caller found.
+        unsafe { word(frames.mem(), table, index_of(page)) }.store(bits, Ordering::Release);
+    }
+
+    /// The same for a page that is this space's own from now on and may be written.
+    #[inline(always)]
+    pub fn put_own_page<M: PhysMem>(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        page: Gpa,
+        table: Hpa,
+        phys: Hpa,
+        attr: EptAttr,
+    ) {
+        self.put_page(frames, page, table, phys, attr);
+        if self.log.is_on() {
+            self.log.note(frames, leaf_address(page, table), page);
+        }
+    }
+
     /// The number of the page that was put by the last edit.
     pub fn recent_page(&self) -> u64 {
         self.recent.0
@@ -119,18 +169,17 @@ impl Tree {
     }
 
     /// Notes that pages up to `page` were put into `table` by the last edit, and that all that must be logged is.
+    #[inline(always)]
     pub fn go_on_from(&mut self, page: Gpa, table: Hpa) {
         self.recent = (page.as_u64() / PAGE_SIZE, table);
     }
 
     /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it.
     fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
-        let index = (page.as_u64() >> 12) as usize % ENTRIES;
         // SAFETY: the table is this tree's own, as the last edit says.
-        let leaf = unsafe { word(frames.mem(), table, index) }.load(Ordering::Relaxed);
+        let leaf = unsafe { word(frames.mem(), table, index_of(page)) }.load(Ordering::Relaxed);
         if leaf & (WRITE | DIRTY) != 0 {
-            let at = Hpa::new(table.as_u64() + 8 * index as u64);
-            self.log.note(frames, at, page);
+            self.log.note(frames, leaf_address(page, table), page);
         }
     }
 
@@ -144,4 +193,16 @@ impl Tree {
             frames.free_retired(&mut self.debt.retired);
         }
     }
+}
+
+/// Which entry of its lowest table is for a page.
+#[inline(always)]
+fn index_of(page: Gpa) -> usize {
+    (page.as_u64() / PAGE_SIZE) as usize % ENTRIES
+}
+
+/// Where the leaf of a page is.
+#[inline(always)]
+fn leaf_address(page: Gpa, table: Hpa) -> Hpa {
+    Hpa::new(table.as_u64() + 8 * index_of(page) as u64)
 }

@@ -373,8 +373,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     #[inline(always)]
     fn hand_out(&self, lists: &mut Lists, number: u32) -> Frame {
         lists.note_used(1);
-        self.counts.start(&self.mem, number, 0);
-        Frame::new(self.counts.address(number))
+        Frame::new(self.counts.start_one(&self.mem, number))
     }
 
     #[cfg(not(test))]

@@ -41,6 +41,13 @@ impl Record {
         unsafe { &*mem.ptr(at).cast::<Self>() }
     }
 
+    /// Makes this the first frame of a block with a count of 1.
+    #[inline(always)]
+    fn start(&self, order: u32) {
+        self.link.store(order, Relaxed);
+        self.count.store(1, Relaxed);
+    }
+
     /// Counts one more reference to a frame that keeps its own count. Yields whether it did: not where the count is the
     /// largest, or where somebody else is changing it.
     #[inline(always)]
@@ -212,11 +219,11 @@ impl Counts {
     /// The number of the frame that starts at `address`.
     #[inline(always)]
     pub fn number(&self, address: Hpa) -> Result<u32, FrameError> {
-        // Nearly all frames are of the largest span, the first.
+        // Nearly all frames are of the largest span, the first, whose numbers start at 0.
         let [largest, ..] = &self.spans;
         let offset = (address.as_u64() / PAGE_SIZE).wrapping_sub(largest.start);
         if address.is_aligned(PAGE_SIZE) && offset < u64::from(largest.frames) {
-            return Ok(largest.base + offset as u32);
+            return Ok(offset as u32);
         }
         self.number_anywhere(address)
     }
@@ -239,9 +246,8 @@ impl Counts {
     #[inline(always)]
     pub fn address(&self, number: u32) -> Hpa {
         let [largest, ..] = &self.spans;
-        let offset = number.wrapping_sub(largest.base);
-        if offset < largest.frames {
-            return Hpa::new((largest.start + u64::from(offset)) * PAGE_SIZE);
+        if number < largest.frames {
+            return Hpa::new((largest.start + u64::from(number)) * PAGE_SIZE);
         }
         self.address_anywhere(number)
     }
@@ -393,6 +399,25 @@ impl Counts {
         }
     }
 
+    /// Gives free frame `number` a count of 1. Yields its address.
+    #[inline(always)]
+    pub fn start_one(&self, mem: &impl PhysMem, number: u32) -> Hpa {
+        let (first, frames, records) = self.largest();
+        let number = u64::from(number);
+        if number < frames {
+            // SAFETY: a frame of the largest span, whose numbers are the first.
+            unsafe { Record::at(mem, records, number) }.start(0);
+            return Hpa::new((first + number) * PAGE_SIZE);
+        }
+        self.start_anywhere(mem, number as u32)
+    }
+
+    #[inline(never)]
+    fn start_anywhere(&self, mem: &impl PhysMem, number: u32) -> Hpa {
+        self.record(mem, number).start(0);
+        self.address_anywhere(number)
+    }
+
     /// Makes the `1 << order` free frames from `number` on one block with a count of 1.
     #[inline(always)]
     pub fn start(&self, mem: &impl PhysMem, number: u32, order: u32) {
@@ -401,9 +426,7 @@ impl Counts {
             record.link.store(number, Relaxed);
             record.count.store(TAIL, Relaxed);
         }
-        let head = self.record(mem, number);
-        head.link.store(order, Relaxed);
-        head.count.store(1, Relaxed);
+        self.record(mem, number).start(order);
     }
 
     /// Turns a block with one reference into blocks of `1 << part` frames with one reference each.

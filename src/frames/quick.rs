@@ -5,13 +5,19 @@ use super::{FrameAllocator, PhysMem};
 use crate::addr::{Hpa, PAGE_SIZE};
 
 /// The way to the counts of nearly all frames: those of the largest span.
-#[derive(Clone, Copy)]
 pub struct QuickCounts<'a, M> {
     mem: &'a M,
     first: u64,
     frames: u64,
     records: Hpa,
 }
+
+impl<M> Clone for QuickCounts<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M> Copy for QuickCounts<'_, M> {}
 
 impl<M: PhysMem> FrameAllocator<M> {
     /// The quick way to count references to frames, as many as there are to be counted.
@@ -34,7 +40,7 @@ impl Counts {
     }
 }
 
-impl<M: PhysMem> QuickCounts<'_, M> {
+impl<'a, M: PhysMem> QuickCounts<'a, M> {
     /// Counts one more reference to a page that a table entry refers to. `false`, and nothing is changed, where that is not
     /// quickly done.
     #[inline(always)]
@@ -53,8 +59,9 @@ impl<M: PhysMem> QuickCounts<'_, M> {
         })
     }
 
+    /// The record of a frame.
     #[inline(always)]
-    fn record(&self, page: Hpa) -> Option<&Record> {
+    pub(super) fn record(&self, page: Hpa) -> Option<&'a Record> {
         let number = (page.as_u64() / PAGE_SIZE).wrapping_sub(self.first);
         // SAFETY: the number is that of a frame of the largest span.
         (number < self.frames).then(|| unsafe { Record::at(self.mem, self.records, number) })
