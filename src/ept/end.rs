@@ -2,8 +2,9 @@
 
 use super::debt::{Debt, Invalidate};
 use super::entry::{counted, decode};
+use super::reach::Reach;
 use super::sharing::{drop_leaves, retire};
-use super::tables::{ENTRIES, is_empty, words};
+use super::tables::{is_empty, words};
 use super::{Eptp, Space};
 use crate::addr::Hpa;
 use crate::frames::{FrameAllocator, PhysMem};
@@ -18,6 +19,7 @@ const LOWEST: usize = 3;
 pub struct Ending<'s, M: PhysMem> {
     frames: &'s FrameAllocator<M>,
     eptp: Eptp,
+    reach: Reach,
     debt: Debt,
     /// The tables on the way to the one being emptied, with the entry to look at next. The last is the deepest.
     path: [(Hpa, usize); 4],
@@ -34,6 +36,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         Ending {
             frames: self.spaces.frames,
             eptp: self.eptp(),
+            reach: self.tree.reach,
             path: [(self.tree.root(), 0); 4],
             debt: self.tree.debt,
             depth: 1,
@@ -51,36 +54,38 @@ impl<M: PhysMem> Ending<'_, M> {
         }
         let mut left = entries;
         while left > 0 {
-            let Some(level) = self.depth.checked_sub(1) else {
+            let Some(place) = self.depth.checked_sub(1) else {
                 break;
             };
-            let (table, index) = self.path[level];
-            if index == ENTRIES {
+            let (table, index) = self.path[place];
+            let rest = self.reach.entries(level_of(place)).saturating_sub(index);
+            if rest == 0 {
                 retire(self.frames, table, &mut self.debt.retired);
-                self.depth = level;
+                self.depth = place;
                 left -= 1;
                 continue;
             }
             // SAFETY: the path holds tables of this space, whose last reference was found to be ours and which are given
             // back only after their last entry.
             let words = unsafe { words(self.frames.mem(), table) };
-            let end = index + (ENTRIES - index).min(left as usize);
+            let end = index + rest.min(left as usize);
             let eights = match index % 8 {
                 0 => words.get(index / 8..end / 8).unwrap_or(&[]),
                 _ => &[],
             };
-            let many = if level == LOWEST {
+            let many = if place == LOWEST {
                 drop_leaves(self.frames, eights, &mut self.debt.retired);
                 8 * eights.len()
             } else {
                 8 * eights.iter().take_while(|eight| is_empty(eight)).count()
             };
             let looked_at = many.max(1);
-            self.path[level].1 += looked_at;
+            self.path[place].1 += looked_at;
             left -= looked_at as u64;
             if many == 0 {
                 let word = &words[index / 8][index % 8];
-                self.drop_entry(level, EptEntry::from_bits(word.load(Ordering::Acquire)));
+                let entry = EptEntry::from_bits(word.load(Ordering::Acquire));
+                self.drop_entry(level_of(place), entry);
             }
         }
         self.frames.free_retired(&mut self.debt.retired);
@@ -89,11 +94,11 @@ impl<M: PhysMem> Ending<'_, M> {
 
     /// Drops the reference of an entry of the deepest table on the path. A table to which it was the last becomes the
     /// deepest.
-    fn drop_entry(&mut self, level: usize, entry: EptEntry) {
+    fn drop_entry(&mut self, level: u8, entry: EptEntry) {
         let Some(target) = counted(entry) else {
             return;
         };
-        let table = matches!(decode(4 - level as u8, entry), Decoded::Table { .. });
+        let table = matches!(decode(level, entry), Decoded::Table { .. });
         if !table {
             retire(self.frames, target, &mut self.debt.retired);
         } else if let Ok(false) = self.frames.release_unless_last(target)
@@ -103,4 +108,9 @@ impl<M: PhysMem> Ending<'_, M> {
             self.depth += 1;
         }
     }
+}
+
+/// Of which level the table at a place of the path is.
+const fn level_of(place: usize) -> u8 {
+    4 - place as u8
 }

@@ -25,6 +25,7 @@ mod merge;
 mod mtrr;
 mod policy;
 mod provide;
+mod reach;
 mod region;
 mod region_map;
 mod reset;

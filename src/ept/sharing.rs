@@ -7,7 +7,7 @@ use super::entry::{Origin, counted, decode};
 use super::tables::{DIRTY, ENTRIES, Eight, Tables, WRITE, each_used, is_empty};
 use crate::addr::Hpa;
 use crate::frames::{FrameAllocator, FrameError, PhysMem, QuickCounts, Retired};
-use crate::paging::{Content, Decoded, Entry, EptEntry};
+use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, TableReadOps};
 use core::sync::atomic::Ordering;
 
 impl<M: PhysMem> Tables<'_, M> {
@@ -30,14 +30,16 @@ impl<M: PhysMem> Tables<'_, M> {
         })
     }
 
-    /// Fills `to`, whatever it holds, with what the table `from` refers to; write is withdrawn in both, and nothing counts
-    /// as dirty.
-    pub fn copy_shared(&mut self, from: Hpa, to: Hpa) {
+    /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both, and
+    /// nothing counts as dirty.
+    pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
         let counts = self.frames.quick_counts();
-        let [from, to] = [from, to].map(|table| self.words(table));
+        let from = self.usable(from, level);
+        let (to, rest) = self.split(to, level);
+        rest.iter().for_each(clear);
         for (from, to) in from.iter().zip(to) {
             if is_empty(from) {
-                to.iter().for_each(|word| word.store(0, Ordering::Release));
+                clear(to);
             } else {
                 self.copy_eight(&counts, from, to);
             }
@@ -71,11 +73,11 @@ impl<M: PhysMem> Tables<'_, M> {
             .store(shared.to_bits(), Ordering::Release);
     }
 
-    /// Withdraws write from all entries of a table, so that everything below it is read-only. Yields which entries there
-    /// are, a bit for each.
-    pub fn withdraw_write(&mut self, table: Hpa) -> [u64; ENTRIES / 64] {
+    /// Withdraws write from all entries of the top table, so that everything below it is read-only. Yields which entries
+    /// there are, a bit for each.
+    pub fn withdraw_write(&mut self) -> [u64; ENTRIES / 64] {
         let mut used = [0; ENTRIES / 64];
-        each_used(self.words(table), |index, word, _| {
+        each_used(self.usable(self.root(), Ept::LEVELS), |index, word, _| {
             word.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
             used[index / 64] |= 1 << (index % 64);
         });
@@ -107,7 +109,7 @@ impl<M: PhysMem> Tables<'_, M> {
         if !matches!(self.frames.release_unless_last(table), Ok(false)) {
             return;
         }
-        let words = self.words(table);
+        let words = self.usable(table, level);
         if level == 1 {
             drop_leaves(self.frames, words, self.retired);
         } else {
@@ -130,6 +132,14 @@ impl<M: PhysMem> Tables<'_, M> {
     pub fn retire(&mut self, address: Hpa) {
         retire(self.frames, address, self.retired);
     }
+}
+
+/// Empties eight entries.
+#[inline(always)]
+fn clear(eight: &Eight) {
+    eight
+        .iter()
+        .for_each(|word| word.store(0, Ordering::Release));
 }
 
 /// The entry as it may stand in two tables.

@@ -199,6 +199,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let mut regions = *self.regions;
         regions.add(region)?;
         *self.regions.change()? = regions;
+        self.tree.reach.include(region.range);
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 
 use super::dirty::Marks;
 use super::entry::{Origin, decode};
+use super::reach::Reach;
 use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
 use crate::paging::{
@@ -28,6 +29,7 @@ pub(super) const DIRTY: u64 = 1 << 9;
 pub(super) struct Tables<'a, M> {
     pub frames: &'a FrameAllocator<M>,
     root: Hpa,
+    reach: Reach,
     /// Where tables go that no entry refers to any more.
     pub retired: &'a mut Retired,
     /// How writes are noted.
@@ -50,12 +52,14 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     pub unsafe fn new(
         frames: &'a FrameAllocator<M>,
         root: Hpa,
+        reach: Reach,
         retired: &'a mut Retired,
         marks: &'a mut Marks,
     ) -> Self {
         Self {
             frames,
             root,
+            reach,
             retired,
             marks,
             moved: false,
@@ -69,6 +73,20 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     pub fn words(&self, table: Hpa) -> &'a [Eight; EIGHTS] {
         // SAFETY: as in `word`.
         unsafe { words(self.frames.mem(), table) }
+    }
+
+    /// Those of a table of `level` that can be in use, and what fills the last eight.
+    #[inline(always)]
+    pub fn usable(&self, table: Hpa, level: u8) -> &'a [Eight] {
+        let (usable, _) = self.split(table, level);
+        usable
+    }
+
+    /// The same, and the others.
+    #[inline(always)]
+    pub fn split(&self, table: Hpa, level: u8) -> (&'a [Eight], &'a [Eight]) {
+        let eights = self.reach.entries(level).div_ceil(8);
+        self.words(table).split_at(eights.min(EIGHTS))
     }
 
     #[inline(always)]
@@ -262,7 +280,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         (self.frames.count(table) > 1).then_some(table)
     }
     fn move_table(&mut self, from: Hpa, level: u8, to: Hpa) {
-        self.copy_shared(from, to);
+        self.copy_shared(from, level, to);
         self.moved = true;
         self.drop_table(from, level);
     }
@@ -273,7 +291,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         // What was written before is of a time when others had the table too. The tables below stay closed until they are
         // needed, so that what they hold is looked at then.
         let marks = self.marks.clear;
-        each_used(self.words(table), |_, word, bits| {
+        each_used(self.usable(table, level), |_, word, bits| {
             let away = match decode(level, EptEntry::from_bits(bits)) {
                 Decoded::Table { .. } => WRITE,
                 Decoded::Content(_) if bits & DIRTY != 0 => marks,

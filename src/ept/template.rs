@@ -78,8 +78,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let frames = self.spaces.frames;
         self.tree.log.clear(frames);
         self.tree.marks.release(frames);
-        let root = self.tree.root();
-        let used = self.tree.tables(frames).withdraw_write(root);
+        let used = self.tree.tables(frames).withdraw_write();
         self.tree.close(frames, true);
         let number = self.spaces.next_template();
         self.lineage.generation = generation;
@@ -104,7 +103,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         };
         let fork = empty_fork(self, lineage)?;
         let (root, frames) = (self.tree.root(), self.spaces.frames);
-        let used = self.tree.tables(frames).withdraw_write(root);
+        let used = self.tree.tables(frames).withdraw_write();
         self.tree.close(frames, true);
         self.tree.marks.forget();
         share(root, &used, fork)
@@ -124,6 +123,7 @@ fn empty_fork<'s, M: PhysMem>(
 ) -> Result<Space<'s, M>, EditError> {
     let regions = from.regions.share().map_err(out)?;
     let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
+    tree.reach = from.tree.reach;
     tree.pages = from.tree.pages;
     tree.around = from.tree.around;
     Ok(Space {

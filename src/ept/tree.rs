@@ -4,6 +4,7 @@ use super::around::{AROUND, Around};
 use super::debt::Debt;
 use super::dirty::Marks;
 use super::log::Log;
+use super::reach::Reach;
 use super::tables::{DIRTY, ENTRIES, Tables, View, WRITE, word};
 use super::{EptCapability, Eptp, PagePolicy};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
@@ -17,6 +18,8 @@ pub(super) struct Tree {
     root: Hpa,
     /// The pointer to it: the top table stays where it is.
     pub eptp: Eptp,
+    /// How much of the tables can be in use.
+    pub reach: Reach,
     pub debt: Debt,
     /// How writes are noted in the leaves.
     pub marks: Marks,
@@ -43,6 +46,7 @@ impl Tree {
         Ok(Self {
             root,
             eptp: Eptp::new(root, capability, true),
+            reach: Reach::default(),
             debt: Debt::default(),
             marks: Marks::new(capability),
             pages: PagePolicy::Small,
@@ -79,9 +83,10 @@ impl Tree {
         frames: &'a FrameAllocator<M>,
     ) -> Tables<'a, M> {
         self.recent.0 = NOWHERE;
+        let (retired, marks) = (&mut self.debt.retired, &mut self.marks);
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
-        unsafe { Tables::new(frames, self.root, &mut self.debt.retired, &mut self.marks) }
+        unsafe { Tables::new(frames, self.root, self.reach, retired, marks) }
     }
 
     /// The lowest table for `page`, if a page was put into it by the last edit: there was no other since, so that it and all
