@@ -6,6 +6,7 @@
 
 mod alloc;
 mod audit;
+mod blocks;
 mod bytes;
 mod content;
 mod counts;
@@ -16,6 +17,7 @@ mod memory_map;
 mod phys;
 mod quick;
 mod ranges;
+mod references;
 mod shared;
 
 #[cfg(test)]
