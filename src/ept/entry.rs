@@ -75,6 +75,9 @@ pub(super) fn quick(entry: EptEntry) -> Quick {
     }
 }
 
+/// `Origin::Host` in the software bits of a leaf. Entries of tables have none.
+const HOST: u64 = 1 << 11 | 1 << 53;
+
 /// Where an entry leads that is read through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
@@ -91,8 +94,6 @@ pub(super) enum Way {
 pub(super) fn step(level: u8, entry: EptEntry) -> Way {
     const READ: u64 = 1 << 0;
     const LARGE: u64 = 1 << 7;
-    // What `EptAttr::soft` tells of a page that is the host's.
-    const HOST: u64 = 1 << 11 | 1 << 53;
     let bits = entry.to_bits();
     let is_leaf = level == 1 || bits & LARGE != 0;
     if bits & READ == 0 || is_leaf && bits & HOST == HOST {
@@ -104,6 +105,15 @@ pub(super) fn step(level: u8, entry: EptEntry) -> Way {
     }
 }
 
+/// The table or the page to which an entry, as ours are, holds a counted reference: the quick way to what [`decode`] and
+/// [`Origin::is_counted`] say.
+#[inline(always)]
+pub(super) fn counted(entry: EptEntry) -> Option<Hpa> {
+    const GRANTS: u64 = 7;
+    let bits = entry.to_bits();
+    (bits & GRANTS != 0 && bits & HOST != HOST).then(|| entry.frame())
+}
+
 /// What an entry of a table of `level` says. An entry that cannot be decoded is a bug of ours; it says nothing.
 #[inline(always)]
 pub(super) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
@@ -113,7 +123,7 @@ pub(super) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paging::Write;
+    use crate::paging::{Rights, Write};
 
     #[test]
     fn the_quick_look_sees_what_is_there() {
@@ -134,6 +144,37 @@ mod tests {
         }
         assert_eq!(quick(EptEntry::EMPTY), Quick::Empty);
         assert_eq!(quick(entry(EptAttr::EXECUTE)), Quick::Other);
+    }
+
+    #[test]
+    fn counted_references_are_those_that_decoding_tells() {
+        let phys = Hpa::new(0x000f_edc0_0000_0000);
+        let table = Ept::table_entry(phys);
+        let closed = Ept::restricted_table(phys, Rights::READ.or(Rights::EXECUTE));
+        for entry in [EptEntry::EMPTY, table, closed, table.write_protected()] {
+            let told = match decode(3, entry) {
+                Decoded::Table { table, .. } => Some(table),
+                Decoded::Content(_) => None,
+            };
+            assert_eq!(counted(entry), told, "{entry:?}");
+        }
+        let attrs = [
+            EptAttr::READ,
+            EptAttr::EXECUTE,
+            EptAttr::READ_WRITE_EXECUTE.with_dirty(true),
+        ];
+        for level in 1..=3 {
+            for origin in [Origin::Filled, Origin::Zero, Origin::Copied, Origin::Host] {
+                for attr in attrs.map(|attr| origin.mark(attr.with_accessed(true))) {
+                    let entry = EptEntry::from_bits(Ept::leaf_bits(level, attr) | phys.as_u64());
+                    let page = Content::Page { phys, attr };
+                    assert_eq!(decode(level, entry), Decoded::Content(page));
+                    assert_eq!(counted(entry), origin.is_counted().then_some(phys));
+                }
+            }
+            let later = Ept::zero_bits(level, EptAttr::READ_WRITE);
+            assert_eq!(counted(EptEntry::from_bits(later)), None);
+        }
     }
 
     #[test]

@@ -22,7 +22,8 @@ struct Warm<'a, 's, M: PhysMem> {
     retired: &'a mut Retired,
     /// After how many resets a page that was not written goes.
     idle: u64,
-    /// Pages that were not written, and those of them that went.
+    /// Pages that were copied back, those that were not written, and those of these that went.
+    copied: u64,
     clean: u64,
     dropped: u64,
     /// The log was right about every page.
@@ -46,11 +47,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
             frames,
             retired: &mut self.tree.debt.retired,
             idle,
+            copied: 0,
             clean: 0,
             dropped: 0,
             sound: true,
         };
-        let pages = self.tree.log.len();
         self.tree.log.retain(frames, |record| {
             // SAFETY: the leaf of a page that became this space's own, in a table that is its own since: no edit has
             // moved it, or the log would be lost.
@@ -59,6 +60,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             if marks && bits & DIRTY == 0 {
                 return warm.is_idle(record, leaf);
             }
+            warm.copied += 1;
             let frame = EptEntry::from_bits(bits).frame();
             match record.source {
                 UNKNOWN => warm.first_time(record, bits),
@@ -73,8 +75,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
             }
             true
         });
-        let (clean, dropped, sound) = (warm.clean, warm.dropped, warm.sound);
-        let copied = pages - clean;
+        let Warm {
+            copied,
+            clean,
+            dropped,
+            sound,
+            ..
+        } = warm;
         let freed = self.tree.debt.retired.frames() - before;
         // What CPUs have cached of a leaf may not be what it says now.
         self.tree.close(frames, marks && copied + dropped != 0);
@@ -82,7 +89,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             cold: false,
             copied,
             dropped,
-            kept: pages - dropped,
+            kept: copied + clean - dropped,
             frames: freed,
         })
     }

@@ -16,19 +16,6 @@ pub(super) unsafe fn zero(mem: &impl PhysMem, frame: Hpa) {
     unsafe { mem.ptr(frame).write_bytes(0, PAGE_SIZE as usize) }
 }
 
-/// Copies a whole frame.
-///
-/// # Safety
-/// Both must be managed frames, not the same; nobody may write `from` meanwhile, and the caller alone uses `to`.
-pub(super) unsafe fn copy(mem: &impl PhysMem, from: Hpa, to: Hpa) {
-    // SAFETY: both pointers are valid to the end of their frame, frames do not overlap, and the caller vouches for the
-    // absence of other writers.
-    unsafe {
-        mem.ptr(from)
-            .copy_to_nonoverlapping(mem.ptr(to), PAGE_SIZE as usize)
-    }
-}
-
 /// Copies bytes out of memory, from `at` up to the end of its frame at most.
 ///
 /// # Safety

@@ -14,7 +14,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         let frame = self.alloc()?;
         // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
         // writes the old one on another CPU can only spoil bytes of its own.
-        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        unsafe { self.mem.copy_frame(from, frame.address()) };
         Ok(frame)
     }
 
@@ -26,7 +26,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub unsafe fn alloc_host_copy(&self, from: Hpa) -> Result<Frame, FrameError> {
         let frame = self.alloc_inline()?;
         // SAFETY: as in `copy_host_into`; the frame is fresh.
-        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        unsafe { self.mem.copy_frame(from, frame.address()) };
         Ok(frame)
     }
 
@@ -42,7 +42,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         self.check_exclusive(frame)?;
         // SAFETY: both frames are managed and allocated, `frame` to the caller alone, so that the other, which an entry
         // refers to, is another one. A guest that still writes that one can only spoil bytes of its own.
-        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        unsafe { self.mem.copy_frame(from, frame.address()) };
         Ok(())
     }
 
@@ -100,7 +100,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub unsafe fn overwrite_page(&self, to: Hpa, from: Hpa) {
         debug_assert!(self.count(to) == 1 && from != to);
         // SAFETY: the caller's.
-        unsafe { bytes::copy(&self.mem, from, to) };
+        unsafe { self.mem.copy_frame(from, to) };
     }
 
     #[inline]

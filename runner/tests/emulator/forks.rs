@@ -314,6 +314,10 @@ fn forks_cost_no_more_than_promised() {
         ("reset.warm.base", 500),
         // 512 of these copy the page.
         ("reset.warm.per_page", 30 + 512),
+        // Walks over the tables that any fork copies.
+        ("fork.first_run.16_pages", 40_000),
+        ("reset.cold.base", 15_000),
+        ("drop.base", 15_000),
         ("fork.idle_memory", 20 << 10),
     ] {
         let value = booted.figure(name);

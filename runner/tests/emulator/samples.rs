@@ -141,7 +141,7 @@ fn exits_cost_no_more_than_promised() {
         ("fill.write.zeroing", 300 + 512),
         ("cow.zero", 350),
         ("cow.copy", 300 + 512),
-        ("cow.copy.fork", 350 + 512),
+        ("cow.copy.fork", 300 + 512),
         ("cow.takeover", 300),
         ("fill.around.per_page", 100),
         ("boot.to_first_guest", 20_000_000),
