@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::schedule::Verdict;
+use super::forks::Verdict;
 use crate::frames::FrameError;
 use crate::vm::cmdline::GENERATIONS_MAX;
 use crate::vm::{Difference, ForkError, FreezeError, Outcome, ResetError};

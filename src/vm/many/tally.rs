@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::schedule::{Cost, Slot, Verdict};
+use super::forks::{Cost, Slot, Verdict};
 use super::spread::{Spread, SpreadFigures};
 use crate::vm::cmdline::GENERATIONS_MAX;
 
