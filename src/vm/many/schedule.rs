@@ -4,10 +4,15 @@
 //! that need much memory do not bring down those that need little. Only one that finds too little while all others wait,
 //! each with the few frames of an idle fork, fails for it.
 
-use super::forks::{After, Alive, Forks, Slot, Verdict};
+use arrayvec::ArrayVec;
+
+use super::forks::{After, Alive, Cost, Forks, Slot, Verdict};
 use super::queue::Queue;
 use super::tally::{RunRecord, Tally};
 use crate::vm::cmdline::{ForkOptions, GENERATIONS_MAX};
+
+/// So many forks that froze may wait for a frame for their next run; any other that would freeze waits before it does.
+const OWED_MAX: usize = 4;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +61,7 @@ fn generation<F: Forks>(
         tally,
         alive: Queue::new(),
         waiting: Queue::new(),
+        owed: ArrayVec::new(),
         next: 0,
         scarce: false,
         ended: 0,
@@ -86,6 +92,8 @@ struct Crowd<'r, F: Forks> {
     alive: Queue<F::Fork>,
     /// Those who wait for frames, at the start of their run.
     waiting: Queue<F::Fork>,
+    /// The runs to come of forks that have become templates, each that of a new fork of the same number.
+    owed: ArrayVec<Slot, OWED_MAX>,
     /// The number of the fork to make next.
     next: u64,
     /// How many forks there are to be.
@@ -131,26 +139,40 @@ impl<F: Forks> Crowd<'_, F> {
     /// Makes forks as long as more of them may be alive.
     fn fill(&mut self, parallel: u64) {
         while self.alive.len() + self.waiting.len() < parallel
-            && self.waiting.is_empty()
-            && self.next < self.total
             && !self.scarce
+            && let Some(slot) = self.next_slot()
         {
-            let first = Slot {
-                fork: self.next,
-                ..Slot::default()
-            };
-            match self.make(first) {
+            match self.make(slot) {
+                Ok(()) if self.owed.pop_at(0).is_some() => {}
                 Ok(()) => self.next += 1,
                 Err(end) if end.is_out_of_frames() && !self.alive.is_empty() => self.scarce = true,
-                Err(end) => {
-                    // What fails now fails for all that follow.
-                    let others = self.total - self.next;
-                    let runs = others.saturating_mul(self.plan.options.runs);
-                    self.tally.lost(self.depth, first, runs, end);
-                    self.next = self.total;
-                }
+                Err(end) => self.give_up(slot, end),
             }
         }
+    }
+
+    /// The run for which a fork is to be made next.
+    fn next_slot(&self) -> Option<Slot> {
+        let first = Slot {
+            fork: self.next,
+            ..Slot::default()
+        };
+        let more = self.next < self.total && self.waiting.is_empty();
+        self.owed.first().copied().or(more.then_some(first))
+    }
+
+    /// Counts the runs of a fork that cannot be made.
+    fn give_up(&mut self, slot: Slot, end: F::End) {
+        let runs = self.plan.options.runs;
+        let lost = if self.owed.pop_at(0).is_some() {
+            runs - slot.run
+        } else {
+            // What fails now fails for all that follow.
+            let others = self.total - self.next;
+            self.next = self.total;
+            others.saturating_mul(runs)
+        };
+        self.tally.lost(self.depth, slot, lost, end);
     }
 
     fn make(&mut self, slot: Slot) -> Result<(), F::End> {
@@ -185,8 +207,15 @@ impl<F: Forks> Crowd<'_, F> {
             After::Going if slot.ticks < budget => self.alive.push(fork),
             After::Going => self.ended(fork, slot, F::End::out_of_budget()),
             After::Ended(end) => self.ended(fork, slot, end),
-            After::Frozen if self.depth + 1 < GENERATIONS_MAX => self.frozen(fork, slot),
-            After::Frozen => self.ended(fork, slot, F::End::too_deep()),
+            After::Frozen if self.depth + 1 >= GENERATIONS_MAX => {
+                self.ended(fork, slot, F::End::too_deep());
+            }
+            After::Frozen if self.owed.is_full() => {
+                // It gives its frames back, of which those who wait may make use.
+                self.scarce = false;
+                self.wait(fork, slot);
+            }
+            After::Frozen => self.frozen(fork, slot),
         }
     }
 
@@ -196,6 +225,7 @@ impl<F: Forks> Crowd<'_, F> {
         self.next == self.total
             && self.alive.is_empty()
             && self.waiting.is_empty()
+            && self.owed.is_empty()
             && self.after(slot).is_none()
             && !self.forks.keeps_templates()
     }
@@ -206,7 +236,8 @@ impl<F: Forks> Crowd<'_, F> {
         if scarce && !self.alive.is_empty() {
             return self.wait(fork, slot);
         }
-        self.record(&fork, slot, Some(end));
+        let cost = self.forks.cost(&fork);
+        self.record(slot, cost, Some(end));
         self.ended += 1;
         let Some(next) = self.after(slot) else {
             return self.end(fork);
@@ -258,9 +289,10 @@ impl<F: Forks> Crowd<'_, F> {
     /// A fork becomes a template, whose forks run until none is left. Its own next run is that of a new fork of the same
     /// number.
     fn frozen(&mut self, fork: F::Fork, slot: Slot) {
-        self.record(&fork, slot, None);
+        let cost = self.forks.cost(&fork);
         match self.forks.freeze(fork) {
             Ok(template) => {
+                self.record(slot, cost, None);
                 let above = Alive {
                     template: self.template.as_ref(),
                     forks: [&self.alive, &self.waiting],
@@ -268,16 +300,11 @@ impl<F: Forks> Crowd<'_, F> {
                 };
                 generation(self.forks, template, self.plan, Some(&above), self.tally);
             }
-            Err(end) => self.tally.lost(self.depth, slot, 1, end),
+            Err(end) => self.record(slot, cost, Some(end)),
         }
         self.scarce = false;
-        let Some(next) = self.after(slot) else {
-            return;
-        };
-        if let Err(end) = self.make(next) {
-            let runs = self.plan.options.runs - next.run;
-            self.tally.lost(self.depth, next, runs, end);
-        }
+        // There is room, else it would not have come to this.
+        let _ = self.after(slot).map(|next| self.owed.try_push(next));
     }
 
     /// The run after this one, if there is one.
@@ -291,8 +318,7 @@ impl<F: Forks> Crowd<'_, F> {
         })
     }
 
-    fn record(&mut self, fork: &F::Fork, slot: Slot, end: Option<F::End>) {
-        let cost = self.forks.cost(fork);
+    fn record(&mut self, slot: Slot, cost: Cost, end: Option<F::End>) {
         self.tally.ran(RunRecord {
             generation: self.depth,
             fork: slot.fork,
