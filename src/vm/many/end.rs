@@ -53,6 +53,7 @@ impl Verdict for ForkEnd {
         match self {
             Self::Ran(outcome) => outcome.is_out_of_frames(),
             Self::NotMade(error) => error.is_out_of_frames(),
+            Self::NotReset(error) => error.is_out_of_frames(),
             Self::NoFrame(error) => *error == FrameError::OutOfFrames,
             _ => false,
         }

@@ -378,7 +378,7 @@ fn one_that_hoards_memory_does_not_harm_others() {
     world.frames = 25;
     let tally = play(&mut world, "forks=8 parallel=5 runs=3", 1000);
     let all = tally.generations()[0];
-    assert_eq!((all.ok, all.failed, all.lost), (21, 3, 0));
+    assert_eq!((all.ok, all.failed, all.lost, all.starved), (21, 3, 0, 3));
     assert!(all.waited > 0);
     for failure in tally.failures() {
         assert_eq!((failure.fork, &failure.end), (1, &End::OutOfFrames));
@@ -392,6 +392,7 @@ fn forks_that_cannot_be_made_are_told_once() {
     let tally = play(&mut none, "forks=20 runs=3", 1000);
     let all = tally.generations()[0];
     assert_eq!((all.ok, all.lost, tally.failures().len()), (0, 60, 1));
+    assert_eq!(all.starved, 60);
     assert!(!tally.is_success());
 
     let mut broken = world(|_, _| Act::Exit(1, 0));
