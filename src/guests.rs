@@ -150,7 +150,7 @@ impl Run<'_> {
         let options = match GuestOptions::parse(module.cmdline, index, width) {
             Ok(options) => options,
             Err(error) => {
-                summary.name = error.guest.unwrap_or(summary.name);
+                summary.name = error.whose.name().unwrap_or(summary.name);
                 summary.ending = Ending::BadOptions(error);
                 return summary;
             }
@@ -312,7 +312,7 @@ fn refused_data(
     let name = match options {
         Ok(options) => options.name,
         Err(error) => {
-            let name = error.guest.unwrap_or(Name::numbered(index));
+            let name = error.whose.name().unwrap_or(Name::numbered(index));
             return Some(not_run(name, Ending::BadOptions(error)));
         }
     };
