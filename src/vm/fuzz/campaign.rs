@@ -16,6 +16,10 @@ pub trait Target {
     type Error: From<FrameError>;
     /// Runs `input` to its end.
     fn execute(&mut self, input: &[u8]) -> Result<Execution, Self::Error>;
+    /// Has the next input run in a fresh fork, without what earlier runs have left to this one.
+    fn renew(&mut self);
+    /// Why it cannot go on if even a fresh fork finds too little memory.
+    fn exhausted(&self) -> Self::Error;
     /// How many basic blocks there are, and how many of them were reached so far.
     fn coverage(&self) -> (u32, u32);
     /// The time-stamp counter.
@@ -41,6 +45,21 @@ pub struct Execution {
     pub learn: u64,
     /// Pages that the reset brought back.
     pub pages: u64,
+}
+
+impl Execution {
+    /// The same input run once more: both together, and how the second ended.
+    const fn then(self, again: Self) -> Self {
+        Self {
+            new_blocks: self.new_blocks + again.new_blocks,
+            guest: self.guest + again.guest,
+            host: self.host + again.host,
+            reset: self.reset + again.reset,
+            learn: self.learn + again.learn,
+            pages: self.pages + again.pages,
+            ..again
+        }
+    }
 }
 
 /// How long a campaign is.
@@ -138,7 +157,15 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
         let len = self.make_input();
         let made = target.now();
         let input = self.input.get(..len).unwrap_or_default();
-        let execution = target.execute(input)?;
+        let mut execution = target.execute(input)?;
+        if execution.outcome.is_out_of_frames() {
+            // That says nothing of the input: the fork keeps pages of earlier runs.
+            target.renew();
+            execution = execution.then(target.execute(input)?);
+            if execution.outcome.is_out_of_frames() {
+                return Err(target.exhausted());
+            }
+        }
         let ran = target.now();
         let stats = &mut self.stats;
         stats.executions += 1;

@@ -2,6 +2,8 @@
 
 use super::super::dictionary::Token;
 use super::*;
+use crate::addr::Gpa;
+use crate::ept::{AccessError, Reason};
 use crate::frames::arena::Arena;
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -14,6 +16,10 @@ struct Toy {
     bug: bool,
     lengths: Vec<usize>,
     frames_left: Option<u64>,
+    /// Pages that the fork keeps from run to run, how many there are, and how often it was replaced.
+    hoarded: u64,
+    room: Option<u64>,
+    renewed: u64,
 }
 
 impl Toy {
@@ -62,6 +68,14 @@ impl Target for Toy {
         if let Some(left) = &mut self.frames_left {
             *left = left.checked_sub(1).ok_or(FrameError::OutOfFrames)?;
         }
+        self.hoarded += 1;
+        if self.room.is_some_and(|room| self.hoarded > room) {
+            let outcome = Outcome::Access(AccessError {
+                gpa: Gpa::new(0x5000),
+                reason: Reason::OutOfFrames,
+            });
+            return Ok(Execution { outcome, ..ran() });
+        }
         self.lengths.push(input.len());
         let mut new = BTreeSet::new();
         let outcome = self.parse(input, |block| {
@@ -74,6 +88,13 @@ impl Target for Toy {
             new_blocks: (self.reached.len() - before) as u32,
             ..ran()
         })
+    }
+    fn renew(&mut self) {
+        self.renewed += 1;
+        self.hoarded = 0;
+    }
+    fn exhausted(&self) -> FrameError {
+        FrameError::OutOfFrames
     }
     fn coverage(&self) -> (u32, u32) {
         (4, self.reached.len() as u32)
@@ -165,6 +186,10 @@ impl Target for Gates {
             ..ran()
         })
     }
+    fn renew(&mut self) {}
+    fn exhausted(&self) -> FrameError {
+        FrameError::OutOfFrames
+    }
     fn coverage(&self) -> (u32, u32) {
         (4, self.reached.len() as u32)
     }
@@ -250,6 +275,36 @@ fn a_target_that_cannot_go_on_ends_it() {
     assert_eq!(campaign.stats().executions, 3);
     drop(campaign);
     assert_eq!(frames.figures().used, 0);
+}
+
+#[test]
+fn running_out_of_frames_is_no_crash_of_the_guest() {
+    let frames = Arena::allocator(0x10_0000, 64);
+    let limits = Limits {
+        executions: 100,
+        ..LIMITS
+    };
+    // Each tenth run finds the fork full, and is run again in a fresh one.
+    let mut toy = Toy {
+        room: Some(9),
+        ..Toy::default()
+    };
+    let mut campaign = Campaign::new(&frames, limits, 1, dictionary(), []).unwrap();
+    while campaign.step(&mut toy).unwrap() != Step::Over {}
+    assert_eq!((toy.renewed, toy.lengths.len()), (11, 100));
+    assert_eq!(
+        (campaign.stats().crashes, campaign.stats().failures),
+        (0, 0)
+    );
+    assert_eq!(campaign.stats().guest, 111 * 100, "both runs count");
+    // Even a fresh fork is too much.
+    let mut toy = Toy {
+        room: Some(0),
+        ..Toy::default()
+    };
+    let mut campaign = Campaign::new(&frames, limits, 1, dictionary(), []).unwrap();
+    assert_eq!(campaign.step(&mut toy), Err(FrameError::OutOfFrames));
+    assert_eq!((toy.renewed, campaign.stats().crashes), (1, 0));
 }
 
 #[test]
