@@ -18,7 +18,7 @@ pub use data::{DATA, DataOptions, MapOption};
 pub use error::{CmdlineError, Problem, Whose};
 pub use forks::{
     DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, Measure,
-    PARALLEL_MAX, ResetMode,
+    PARALLEL_MAX, ResetMode, SLICE_LEAST,
 };
 pub use fuzz::{DEFAULT_HANG, EXECUTIONS_MAX, FuzzOptions};
 pub use kernel::KernelOptions;

@@ -189,6 +189,17 @@ fn hostile_forks_are_stopped_and_others_unharmed() {
 }
 
 #[test]
+fn the_shortest_turn_gets_somewhere() {
+    let guest = sample("forks_isolation")
+        .with("mem=16M")
+        .with("forks=4")
+        .with("slice=1");
+    let booted = forked("slice", TIGER_LAKE, vec![guest]);
+    booted.all_well();
+    assert_eq!(first(&booted, "forks_isolation").ok, 4);
+}
+
+#[test]
 fn forks_are_refused_where_the_guest_is_not_made_for_them() {
     let guests = vec![
         sample("hello").with("forks=3"),
