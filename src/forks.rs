@@ -17,6 +17,10 @@ use offshoot::vm::{FreezeError, Guest, Template};
 use offshoot_abi::FIGURE_NAME_MAX;
 use spin::Mutex;
 
+/// The delivery of one event may exit for each page that it uses: two of the stack, of the TSS and of the descriptor
+/// tables, and the guest's page tables for them. A guest may also make one event follow the other without end.
+const DELIVERY_EXITS: u32 = 64;
+
 /// So many runs of forks are told one by one, of all guests together.
 const RUNS_MAX: usize = 2 * RECORDS_MAX;
 
@@ -33,14 +37,23 @@ impl Run<'_> {
         index: usize,
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
-        let frozen = match guest.freeze(self.machine) {
-            // It was stopped just then: once the event is delivered it can be.
-            Err((FreezeError::EventPending, mut guest)) => {
-                guest.run(self.machine, &mut Kernel, Some(1));
-                guest.freeze(self.machine)
-            }
-            other => other,
-        };
+        if guest.message_room().is_none() && guest.stats.harvests.count != 0 {
+            log::warn!(
+                "guest {}: it asks for its dirty pages; its forks are not told of those it wrote before",
+                options.name
+            );
+        }
+        let mut frozen = guest.freeze(self.machine);
+        for _ in 0..DELIVERY_EXITS {
+            frozen = match frozen {
+                // It was stopped just then: once the event is delivered it can be.
+                Err((FreezeError::EventPending, mut guest)) => {
+                    guest.run(self.machine, &mut Kernel, Some(1));
+                    guest.freeze(self.machine)
+                }
+                other => other,
+            };
+        }
         match frozen {
             Ok(template) if options.forks.measure.is_some() => {
                 (self.measure(template, options), None)

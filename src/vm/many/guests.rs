@@ -7,6 +7,7 @@ use crate::ept::{Flaw, Reason, Reset, Spaces};
 use crate::frames::{FrameBox, PhysMem};
 use crate::vm::cmdline::{ForkOptions, ResetMode};
 use crate::vm::run::now;
+use crate::vm::template::ForkId;
 use crate::vm::{self, Guest, Host, Machine};
 
 /// Of the resets, the memory is checked after the first so many, and after each so many later.
@@ -172,7 +173,10 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         } else {
             template.frozen.fork(self.machine, &message)
         };
-        let living = LivingFork::new(guest.map_err(ForkEnd::NotMade)?, slot);
+        let mut guest = guest.map_err(ForkEnd::NotMade)?;
+        // One that could not be kept was counted by its template too, and one that froze is made again for its next run.
+        guest.fork = ForkId { number: slot.fork };
+        let living = LivingFork::new(guest, slot);
         let fork = FrameBox::new(frames, living).map_err(|(error, living)| {
             living.guest.end(self.machine);
             ForkEnd::NoFrame(error)
