@@ -18,7 +18,7 @@ pub trait Target {
     fn execute(&mut self, input: &[u8]) -> Result<Execution, Self::Error>;
     /// Has the next input run in a fresh fork, without what earlier runs have left to this one.
     fn renew(&mut self);
-    /// Why it cannot go on if even a fresh fork finds too little memory.
+    /// Why it cannot go on where there is too little memory, even for a fresh fork.
     fn exhausted(&self) -> Self::Error;
     /// How many basic blocks there are, and how many of them were reached so far.
     fn coverage(&self) -> (u32, u32);
@@ -174,7 +174,10 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
         stats.reset += execution.reset;
         stats.learn += execution.learn;
         stats.pages += execution.pages;
-        let step = self.judge(&execution, len)?;
+        let step = self.judge(&execution, len).map_err(|error| match error {
+            FrameError::OutOfFrames => target.exhausted(),
+            other => other.into(),
+        })?;
         let stats = &mut self.stats;
         (stats.known, stats.reached) = target.coverage();
         stats.corpus = self.corpus.len() as u32;
@@ -196,7 +199,7 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
         }
         // Half of the inputs are changed in one place, in order: with luck alone an input that has all but one byte right may
         // be tried a hundred thousand times in vain. The others are left to luck, as some need more than one change.
-        if self.stats.executions % 2 == 0
+        if self.stats.executions.is_multiple_of(2)
             && let Some((input, at, mask)) = self.corpus.walk()
         {
             let len = fill(buffer, input);

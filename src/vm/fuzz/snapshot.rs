@@ -41,7 +41,7 @@ pub enum SnapshotError {
     Patch(PatchError),
     /// The processor of a fork could not be changed or read.
     Vcpu(VcpuError),
-    /// Even a fresh fork finds too little memory. So many bytes are there for guests.
+    /// There is too little memory, even for a fresh fork. So many bytes are there for guests.
     Exhausted(u64),
     /// No frame for what is to be kept.
     Frames(FrameError),
@@ -61,9 +61,8 @@ impl fmt::Display for SnapshotError {
             Self::Vcpu(error) => error.fmt(f),
             Self::Exhausted(bytes) => write!(
                 f,
-                "a fresh fork finds too little memory, with {} MiB for all guests: raise pool= or the memory of the \
-                 machine (MEM=), or lower what the guest touches",
-                bytes >> 20
+                "out of memory, with {} KiB for guests in all: raise pool= or the memory of the machine (MEM=)",
+                bytes >> 10
             ),
             Self::Frames(error) => error.fmt(f),
         }
