@@ -219,10 +219,11 @@ impl RegionMap {
         range: AddrRange<Gpa>,
         change: impl Fn(Region) -> Option<Region>,
     ) -> Result<Self, RegionError> {
+        let last = range.last().ok_or(RegionError::Empty(range.start()))?;
         let mut new = Self::new(self.width);
-        let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
         let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
-        let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
+        let end = last.checked_add(1);
+        let after = end.and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
         for region in self.iter() {
             for (place, changes) in [(before, false), (Some(range), true), (after, false)] {
                 let Some(place) = place.filter(|place| place.overlaps(region.range)) else {
@@ -257,9 +258,6 @@ impl RegionMap {
 
     /// The same regions without `range`, all of which must be in regions; those that are partly in it are cut.
     pub fn without(&self, range: AddrRange<Gpa>) -> Result<Self, RegionError> {
-        if range.is_empty() {
-            return Err(RegionError::Empty(range.start()));
-        }
         if self.first_hole(range, |_| true).is_some() {
             return Err(RegionError::NoSuchRegion(range));
         }
@@ -392,6 +390,13 @@ impl<'f, M: PhysMem> Regions<'f, M> {
             .and_then(|known| Writable::of(known, marked));
         self.writable = found.unwrap_or(Writable::NONE);
         found.is_some()
+    }
+
+    /// Whether `gpa` is in the region that the last look-up ended in, and that is a device's.
+    #[inline(always)]
+    pub fn last_is_device(&self, gpa: Gpa) -> bool {
+        matches!(self.map.regions.get(self.last), Some(Some(known))
+            if matches!(known.region.kind, RegionKind::Mmio) && known.region.range.contains(gpa))
     }
 
     /// What [`Regions::find_writable`] found last.

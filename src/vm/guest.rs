@@ -70,6 +70,13 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
     fn write(&mut self, to: Gpa, bytes: &[u8]) -> Result<(), AccessError> {
         Space::write(self, to, bytes)
     }
+    #[inline(always)]
+    fn words<const N: usize>(&self, at: Gpa) -> Result<[u64; N], AccessError> {
+        Space::words(self, at)
+    }
+    fn exchange_word(&mut self, at: Gpa, old: u64, new: u64) -> Result<bool, AccessError> {
+        Space::exchange_word(self, at, old, new)
+    }
 }
 
 /// A guest. It ends by [`Guest::end`].
@@ -161,6 +168,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
     }
+
+    /// How many frames a guest holds beside those of its space: its VMCS and what goes with that.
+    pub const FRAMES_HELD: u64 = 2;
 
     /// Runs the guest until it ends, asks to be frozen, or has had its time slice, which is in ticks of the TSC. With a
     /// slice it gives the CPU away where it halts; without one that is over at once.
