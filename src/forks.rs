@@ -79,7 +79,7 @@ impl Run<'_> {
         let plan = Plan {
             options: &options.forks,
             budget: options.budget.ticks(self.tsc_hz),
-            slice: options.forks.slice.ticks(self.tsc_hz),
+            slice: options.forks.slice_ticks(self.tsc_hz),
         };
         let mut tally = TALLY.lock();
         tally.clear();

@@ -217,6 +217,20 @@ fn hostile_forks_are_stopped_and_others_unharmed() {
         assert!(found.count() >= 8, "{}", booted.tell(outcome));
     }
     assert!(!forks.failures.is_empty() && forks.failures.len() <= 8);
+    // One in six finds too little memory, in each of its two runs.
+    assert_eq!(all.starved, 8, "{}", booted.tell("starved"));
+    booted.says(&["8 runs found too little memory with up to 6 forks alive"]);
+}
+
+#[test]
+fn the_shortest_turn_gets_somewhere() {
+    let guest = sample("forks_isolation")
+        .with("mem=16M")
+        .with("forks=4")
+        .with("slice=1");
+    let booted = forked("slice", TIGER_LAKE, vec![guest]);
+    booted.all_well();
+    assert_eq!(first(&booted, "forks_isolation").ok, 4);
 }
 
 #[test]
