@@ -86,8 +86,8 @@ impl<M: PhysMem> Space<'_, M> {
         };
         let written = self.regions.writable().written;
         // What was written before it was protected is still to be told as dirty.
-        let attr = Origin::of(old)
-            .mark(written)
+        let attr = written
+            .with_soft(old.soft())
             .with_dirty(written.dirty() || old.dirty());
         let mut tables = self.tree.page_tables(frames);
         tables.put_page(gpa, table, entry.frame(), attr);

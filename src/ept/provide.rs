@@ -271,7 +271,8 @@ pub(super) fn take_over<M: PhysMem>(
         Content::Page { attr, .. } => attr,
         _ => attr,
     };
-    let wanted = Origin::of(attr).mark(cursor.ops().marks.given(wanted));
+    // Whose frame it is stays, and whether it was told as dirty.
+    let wanted = cursor.ops().marks.given(wanted).with_soft(attr.soft());
     let wanted = wanted.with_dirty(wanted.dirty() || attr.dirty());
     if wanted == attr {
         return Ok((Fill::Present, false));

@@ -4,7 +4,7 @@ use super::entry::{Origin, decode};
 use super::log::Record;
 use super::provide::Source;
 use super::reset::Restored;
-use super::tables::{DIRTY, word};
+use super::tables::{DIRTY, TOLD, WRITE, word};
 use super::{FrozenSpace, Space};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
@@ -38,7 +38,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
         template: &FrozenSpace<'s, M>,
         idle: u64,
     ) -> Option<Restored> {
-        let marks = self.eptp().accessed_dirty();
+        let clear = self.tree.marks.clear_like_template();
+        // A page that loses write is noted again when it is written.
+        let forgets = clear & WRITE != 0;
+        let idle = if forgets { u64::MAX } else { idle };
         let frames = self.spaces.frames;
         let before = self.tree.debt.retired.frames();
         let mut warm = Warm {
@@ -56,7 +59,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             // moved it, or the log would be lost.
             let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
             let bits = leaf.load(Ordering::Relaxed);
-            if marks && bits & DIRTY == 0 {
+            if bits & (DIRTY | TOLD) == 0 {
                 return warm.is_idle(record, leaf);
             }
             let frame = EptEntry::from_bits(bits).frame();
@@ -67,17 +70,20 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 // never changes.
                 from => unsafe { frames.overwrite_page(frame, Hpa::new(from)) },
             }
-            if marks {
-                leaf.fetch_and(!DIRTY, Ordering::AcqRel);
+            if clear != 0 {
+                leaf.fetch_and(!(clear | TOLD), Ordering::AcqRel);
                 *record = record.with_idle(0);
             }
             true
         });
+        if forgets {
+            self.tree.log.clear(frames);
+        }
         let (clean, dropped, sound) = (warm.clean, warm.dropped, warm.sound);
         let copied = pages - clean;
         let freed = self.tree.debt.retired.frames() - before;
         // What CPUs have cached of a leaf may not be what it says now.
-        self.tree.close(frames, marks && copied + dropped != 0);
+        self.tree.close(frames, clear != 0 && copied + dropped != 0);
         sound.then_some(Restored {
             cold: false,
             copied,
