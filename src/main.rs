@@ -9,7 +9,7 @@ mod guests;
 
 use boot::console::{self, say};
 use boot::info::{self, BootInfo};
-use boot::{clock, memory, power, segments, traps};
+use boot::{apic, clock, memory, power, segments, traps};
 use offshoot::vm::Machine;
 use offshoot::vm::cmdline::KernelOptions;
 use offshoot_memfuncs as _;
@@ -46,6 +46,8 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
     if let Err(error) = unsafe { memory::init_tables(boot, &mut free, gib_pages()) } {
         power::end(Err(format_args!("{error}")));
     }
+    let test = options.selftest.and_then(apic::SelfTest::of);
+    apic::init(test);
     // SAFETY: called once, on the tables just made.
     let frames = match unsafe { memory::init_frames(free, options.pool) } {
         Ok(frames) => frames,
@@ -59,9 +61,15 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
         figures.total,
         boot.modules().count()
     );
+    if boot.beyond != 0 {
+        log::warn!(
+            "{} MiB of memory are not used: this CPU cannot address them",
+            boot.beyond >> 20
+        );
+    }
     if let Some(which) = options
         .selftest
-        .filter(|which| *which != guests::SELFTEST_ENTRY)
+        .filter(|which| *which != guests::SELFTEST_ENTRY && test.is_none())
     {
         traps::self_test(which);
     }

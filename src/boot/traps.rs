@@ -352,7 +352,8 @@ pub fn self_test(which: &str) {
             "mc" => raise_machine_check(),
             "panic" => panic!("selftest=panic"),
             _ => log::error!(
-                "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic, entry"
+                "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic, entry, {}",
+                super::apic::SelfTest::NAMES
             ),
         }
     }
