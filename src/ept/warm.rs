@@ -39,7 +39,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         idle: u64,
     ) -> Option<Restored> {
         let clear = self.tree.marks.clear_like_template();
-        // A page that loses write is noted again when it is written.
+        // A page that loses write is noted again when it is written, so it is forgotten here.
         let forgets = clear & WRITE != 0;
         let idle = if forgets { u64::MAX } else { idle };
         let frames = self.spaces.frames;
@@ -77,7 +77,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
             true
         });
         if forgets {
-            self.tree.log.clear(frames);
+            let regions = &self.regions;
+            let host_alone = |record: &mut Record| {
+                let region = regions.find(record.page());
+                region.is_some_and(|region| !region.is_writable())
+            };
+            self.tree.log.retain(frames, host_alone);
         }
         let (clean, dropped, sound) = (warm.clean, warm.dropped, warm.sound);
         let copied = pages - clean;
