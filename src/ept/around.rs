@@ -7,8 +7,8 @@
 //! docs/memory.md has the measurements.
 
 use super::entry::Origin;
+use super::known::Known;
 use super::provide::Source;
-use super::region_map::Known;
 use super::space::Tree;
 use super::tables::{ENTRIES, Tables};
 use super::{Fill, Space};

@@ -3,7 +3,7 @@
 //! Each way is a function of its own that does all by itself: what they have in common would have to wait in memory.
 
 use super::entry::{Origin, Quick, decode, quick};
-use super::region_map::Untouched;
+use super::known::Untouched;
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};

@@ -1,9 +1,9 @@
 //! Making one page accessible: what stands in its slot decides, by one descent.
 
 use super::entry::Origin;
+use super::known::Known;
 use super::large::large_page;
 use super::policy::PagePolicy;
-use super::region_map::Known;
 use super::space::{Shared, Tree};
 use super::tables::Tables;
 use super::{Access, Fill, Reason, Region, RegionKind};
