@@ -17,6 +17,9 @@ use offshoot::vm::{FreezeError, Guest, Template};
 use offshoot_abi::FIGURE_NAME_MAX;
 use spin::Mutex;
 
+/// Violations that the delivery of one event can meet at most: in two pages each of the interrupt-descriptor table, the
+/// descriptor table, the task state and the stack, and in the tables that lead there.
+const DELIVERY_MAX: u32 = 8 * 5;
 /// So many runs of forks are told one by one, of all guests together.
 const RUNS_MAX: usize = 2 * RECORDS_MAX;
 
@@ -29,18 +32,28 @@ impl Run<'_> {
     /// Makes a guest a template and runs its forks, as its options say. `index` is its place in the report.
     pub fn freeze_and_fork(
         &mut self,
-        guest: Guest<'_, DirectMap>,
+        mut guest: Guest<'_, DirectMap>,
         index: usize,
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
-        let frozen = match guest.freeze(self.machine) {
-            // It was stopped just then: once the event is delivered it can be.
-            Err((FreezeError::EventPending, mut guest)) => {
-                guest.run(self.machine, &mut Kernel, Some(1));
-                guest.freeze(self.machine)
+        let mut waited = 0;
+        let frozen = loop {
+            match guest.freeze(self.machine) {
+                // It was stopped just then: once the event is delivered it can be. On the way there can be violations again.
+                Err((FreezeError::EventPending, still)) if waited < DELIVERY_MAX => {
+                    guest = still;
+                    guest.run(self.machine, &mut Kernel, Some(1));
+                    waited += 1;
+                }
+                other => break other,
             }
-            other => other,
         };
+        if waited != 0 {
+            log::info!(
+                "guest {}: an event was delivered before it froze",
+                options.name
+            );
+        }
         match frozen {
             Ok(template) if options.forks.measure.is_some() => {
                 (self.measure(template, options), None)

@@ -6,6 +6,7 @@ mod boot;
 mod forks;
 mod fuzz;
 mod guests;
+mod selftest;
 
 use boot::console::{self, say};
 use boot::info::{self, BootInfo};
@@ -13,6 +14,7 @@ use boot::{apic, clock, memory, power, segments, traps};
 use offshoot::vm::Machine;
 use offshoot::vm::cmdline::KernelOptions;
 use offshoot_memfuncs as _;
+use selftest::GuestTest;
 
 /// What a budget given as time is counted with where the TSC's speed could not be learned.
 const ASSUMED_TSC_HZ: u64 = 1_000_000_000;
@@ -67,11 +69,9 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
             boot.beyond >> 20
         );
     }
-    if let Some(which) = options
-        .selftest
-        .filter(|which| *which != guests::SELFTEST_ENTRY && test.is_none())
-    {
-        traps::self_test(which);
+    match options.selftest {
+        Some(which) if test.is_none() && GuestTest::of(which).is_none() => traps::self_test(which),
+        _ => {}
     }
     if let Some(period) = options.tick {
         clock::start_tick(period);

@@ -5,7 +5,7 @@ use offshoot_runner::Emulator;
 use offshoot_runner::report::Dirty;
 
 /// Forks that ask in each of their runs, between resets, and are given pages ahead of need: each looks whether it is told
-/// what it wrote. Having asked makes no reset a cold one, which takes more than 40,000 instructions.
+/// what it wrote. Having asked makes no reset a cold one.
 #[test]
 fn forks_are_told_what_they_wrote_on_three_kinds_of_cpu() {
     for model in ["tigerlake", "corei7_haswell_4770", "corei5_lynnfield_750"] {
@@ -21,14 +21,18 @@ fn forks_are_told_what_they_wrote_on_three_kinds_of_cpu() {
         run.cmdline = "audit".into();
         let booted = boot(&run);
         booted.all_well();
-        for (guest, cold) in [("warm", false), ("cold", true), ("ahead", false)] {
+        let [warm, cold, ahead] = ["warm", "cold", "ahead"].map(|guest| {
             let Some(forks) = &booted.guest(guest).forks else {
                 panic!("{}", booted.tell(&format!("{guest} was not forked")))
             };
             let all = &forks.generations[0];
             assert_eq!((all.ok, all.reset.count), (30, 24), "{model} {guest}");
-            assert_eq!(all.reset.median > 40_000, cold, "{model} {guest} {all:?}");
-        }
+            all.pages_private
+        });
+        // A fork that was not reset cold has most of its pages still. Without marks it is given write for each.
+        let kept = warm * 3 < cold * 2 && ahead * 3 < cold * 2;
+        let marks = model != "corei5_lynnfield_750";
+        assert_eq!(kept, marks, "{model}: {warm}, {ahead}; cold {cold}");
     }
 }
 
