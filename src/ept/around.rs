@@ -74,9 +74,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Maps what follows the page of RAM at `gpa`, which was just put behind page number `last`, and is not mapped.
     fn fill_around(&mut self, last: u64, write: bool, gpa: Gpa) {
-        // Without marks of the CPU's it takes a violation to know that a page was written.
-        let alone = write && !self.spaces.capability.accessed_dirty;
-        if alone || self.tree.around.most == 1 {
+        if self.tree.around.most == 1 {
             return;
         }
         let (ram, frames) = (*self.regions.ram(), self.spaces.frames);
@@ -91,7 +89,10 @@ impl<M: PhysMem> Space<'_, M> {
         };
         // Which of them were mapped, a bit for each.
         let filled = if write {
-            // The CPU tells when a page is written.
+            // Without marks of the CPU's it takes a violation to know that a page was written.
+            if !self.spaces.capability.accessed_dirty {
+                return;
+            }
             let attr = ram.written.with_dirty(false);
             let goal = (end - first - 1) as u32;
             let Some(spare) = frames.zeroed_to_spare(goal) else {

@@ -37,8 +37,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub(super) struct Marks {
     /// What a leaf loses whose page is to count as clean.
     pub clear: u64,
-    /// Whether no page may be marked that was not written.
-    pub exact: bool,
     /// The pages whose leaves may be marked, where somebody keeps account of them.
     log: Option<DirtyLog>,
 }
@@ -52,15 +50,8 @@ impl Marks {
             } else {
                 DIRTY | WRITE
             },
-            exact: capability.accessed_dirty,
             log: None,
         }
-    }
-
-    /// What a leaf loses whose page holds again what a template holds.
-    #[inline(always)]
-    pub const fn clear_like_template(&self) -> u64 {
-        if self.exact { self.clear } else { 0 }
     }
 
     /// The leaf that a page which is to be written gets for one with the mark: the CPU logs only what was not marked.
@@ -284,7 +275,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// Looks at all leaves in the range, or at all there are where the log is to be complete again.
     fn harvest_all(&mut self, first: u64, last: u64, page: impl FnMut(Gpa, PageSize)) -> u64 {
         let root = self.tree.root();
-        let Marks { clear, log, .. } = &mut self.tree.marks;
+        let Marks { clear, log } = &mut self.tree.marks;
         if let Some(log) = log {
             log.clear();
         }
@@ -305,7 +296,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// difference on CPUs that do not mark pages: without it a fork there is not stopped by a first write to pages that
     /// it was given ahead of need or that it keeps at a warm reset, and they count as written. Harvesting asks for it too.
     pub const fn track_dirty(&mut self) {
-        self.tree.marks.exact = true;
+        self.tree.exact = true;
     }
 
     /// Has dirty pages told by a log: from now on whoever runs the space calls [`Space::note_logged`] for each page that the

@@ -332,6 +332,8 @@ pub(super) struct Tree {
     pub debt: Debt,
     /// How writes are noted in the leaves.
     pub marks: Marks,
+    /// Whether no page may be marked that was not written; where the CPU marks them, none is.
+    pub exact: bool,
     /// Of what size the pages are that a first write is given.
     pub pages: PagePolicy,
     /// How many pages one violation may map.
@@ -357,6 +359,7 @@ impl Tree {
             eptp: Eptp::new(root, capability, true),
             debt: Debt::default(),
             marks: Marks::new(capability),
+            exact: false,
             pages: PagePolicy::Small,
             around: Around::new(AROUND),
             recent: (NOWHERE, Hpa::new(0)),

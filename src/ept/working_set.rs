@@ -55,8 +55,8 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
             }
             given += 1;
         }
-        let away = fork.tree.marks.clear_like_template();
-        if away != 0 {
+        if fork.tree.exact || fork.eptp().accessed_dirty() {
+            let away = fork.tree.marks.clear;
             // They hold what the template holds. No CPU has seen them yet.
             for record in fork.tree.log.records(frames) {
                 // SAFETY: a leaf in a table of the fork's own: it was made just now.
