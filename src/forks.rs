@@ -17,9 +17,10 @@ use offshoot::vm::{FreezeError, Guest, Template};
 use offshoot_abi::FIGURE_NAME_MAX;
 use spin::Mutex;
 
-/// Violations that the delivery of one event can meet at most: in two pages each of the interrupt-descriptor table, the
-/// descriptor table, the task state and the stack, and in the tables that lead there.
-const DELIVERY_MAX: u32 = 8 * 5;
+/// The delivery of one event may exit for each page that it uses: two of the stack, of the TSS and of the descriptor
+/// tables, and the guest's page tables for them. A guest may also make one event follow the other without end.
+const DELIVERY_EXITS: u32 = 64;
+
 /// So many runs of forks are told one by one, of all guests together.
 const RUNS_MAX: usize = 2 * RECORDS_MAX;
 
@@ -32,27 +33,32 @@ impl Run<'_> {
     /// Makes a guest a template and runs its forks, as its options say. `index` is its place in the report.
     pub fn freeze_and_fork(
         &mut self,
-        mut guest: Guest<'_, DirectMap>,
+        guest: Guest<'_, DirectMap>,
         index: usize,
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
-        let mut waited = 0;
-        let frozen = loop {
-            match guest.freeze(self.machine) {
-                // It was stopped just then: once the event is delivered it can be. On the way there can be violations again.
-                Err((FreezeError::EventPending, still)) if waited < DELIVERY_MAX => {
-                    guest = still;
-                    guest.run(self.machine, &mut Kernel, Some(1));
-                    waited += 1;
-                }
-                other => break other,
-            }
-        };
-        if waited != 0 {
-            log::info!(
-                "guest {}: an event was delivered before it froze",
+        if guest.message_room().is_none() && guest.stats.harvests.count != 0 {
+            log::warn!(
+                "guest {}: it asks for its dirty pages; its forks are not told of those it wrote before",
                 options.name
             );
+        }
+        let mut frozen = guest.freeze(self.machine);
+        if matches!(frozen, Err((FreezeError::EventPending, _))) {
+            log::info!(
+                "guest {}: an event is delivered before it freezes",
+                options.name
+            );
+        }
+        for _ in 0..DELIVERY_EXITS {
+            frozen = match frozen {
+                // It was stopped just then: once the event is delivered it can be.
+                Err((FreezeError::EventPending, mut guest)) => {
+                    guest.run(self.machine, &mut Kernel, Some(1));
+                    guest.freeze(self.machine)
+                }
+                other => other,
+            };
         }
         match frozen {
             Ok(template) if options.forks.measure.is_some() => {

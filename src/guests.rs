@@ -283,8 +283,15 @@ impl Run<'_> {
             Census::default()
         });
         if self.audit {
+            // What no space refers to is the host's: were there fewer, a guest would have one of them.
+            let held = self.machine.frames_held() + Guest::<DirectMap>::FRAMES_HELD;
             match self.spaces.audit([guest.space()]) {
-                Ok(others) => log::info!("guest {name}: audited, {others} frames of the host"),
+                Ok(others) if others == held => {
+                    log::info!("guest {name}: audited, {others} frames of the host");
+                }
+                Ok(others) => power::end(Err(format_args!(
+                    "audit after guest {name}: {others} frames in use are in no space, but the host holds {held}"
+                ))),
                 Err(flaw) => power::end(Err(format_args!("audit after guest {name}: {flaw}"))),
             }
         }

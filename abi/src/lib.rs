@@ -35,7 +35,10 @@ pub enum Call {
     /// set if page `n` was written. Returns how many bits it set, or an [`Error`].
     ///
     /// The bitmap is written too. Pages with page tables of the guest count as written where the CPU notes writes, as it
-    /// takes its use of them for writes.
+    /// takes its use of them for writes. Where the CPU does not, more pages may be told: such as were only made writable, or
+    /// were written in a run before the fork was reset.
+    ///
+    /// A fork, and one that was reset, begins with none: it is not told what was written before the guest was frozen.
     HarvestDirty = 5,
 }
 

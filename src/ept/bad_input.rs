@@ -269,6 +269,8 @@ fn what_is_not_there_cannot_be_unmapped_or_protected() {
         }
         let empty = EditError::Region(RegionError::Empty(Gpa::new(RAM)));
         assert_eq!(edit_fails(space, |s| s.unmap(gpas(RAM, 0))), empty);
+        let error = edit_fails(space, |s| s.protect(gpas(RAM, 0), false, false));
+        assert_eq!(error, empty);
         // What is left is there, and what was taken away is not.
         let gone = space.resolve(&violation(part.start().as_u64(), Access::READ));
         assert_eq!(gone.unwrap_err().reason, Reason::NoRegion);

@@ -22,6 +22,11 @@ pub(super) fn large_page<M: PhysMem>(
     policy: PagePolicy,
 ) -> Result<Option<(Fill, bool)>, Reason> {
     match (content, size) {
+        (Content::Page { attr, .. }, Some(_)) if !Origin::of(attr).is_counted() => {
+            // The host's, joined by `merge`: each page is given by itself.
+            split(tables, page, PageSize::Size4K)?;
+            Ok(None)
+        }
         (Content::Page { .. }, Some(size)) => write_to_mapped(tables, known, page, size).map(Some),
         _ if policy == PagePolicy::Small => Ok(None),
         _ => fill(tables, known, page, policy),

@@ -1,13 +1,13 @@
 //! Random lives of spaces, against a model of what memory holds, on CPUs that cache what they may.
 
 use super::tests::{
-    HIGH, HOST_LEN, MODULE, RAM, add_regions, all_capabilities, gpas, host_byte, memory, read,
+    HIGH, HOST_LEN, MODULE, RAM, ROM, SHARED, add_regions, all_capabilities, gpas, host_byte, read,
 };
 use super::tlb::Cpu;
 use super::*;
 use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::arena::Arena;
-use crate::frames::{FrameError, PhysMem};
+use crate::frames::{FrameAllocator, FrameError, PhysMem};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::SeqCst;
@@ -15,19 +15,26 @@ use std::sync::atomic::Ordering::SeqCst;
 /// One step of a random life.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A guest reads or writes, through one of two linear addresses.
+    /// A guest reads, writes or fetches, through one of two linear addresses.
     Guest {
         space: usize,
         cpu: usize,
         page: usize,
         alias: bool,
         write: Option<u8>,
+        fetch: bool,
     },
-    /// The host copies in, across the end of the page.
+    /// A guest reads every page of a large block of host bytes.
+    ReadBlock {
+        space: usize,
+        cpu: usize,
+    },
+    /// The host copies in, across the end of the page, for the guest or to load it.
     Host {
         space: usize,
         page: usize,
         byte: u8,
+        load: bool,
     },
     Discard {
         space: usize,
@@ -42,7 +49,9 @@ enum Step {
     Protect {
         space: usize,
         page: usize,
+        pages: u64,
         write: bool,
+        execute: bool,
     },
     Unmap {
         space: usize,
@@ -66,17 +75,23 @@ enum Step {
 
 /// RAM that large pages fit in.
 const BIG: u64 = 0x1_0000_0000;
+/// Host bytes that a large page fits in.
+const BLOCK: u64 = 0x2_0000_0000;
+const BLOCK_LEN: u64 = 2 << 20;
 
 fn step() -> impl Strategy<Value = Step> {
     let index = any::<usize>;
     prop_oneof![
-        12 => (index(), 0usize..2, index(), any::<bool>(), prop::option::of(any::<u8>()))
-            .prop_map(|(space, cpu, page, alias, write)| Step::Guest { space, cpu, page, alias, write }),
-        3 => (index(), index(), any::<u8>()).prop_map(|(space, page, byte)| Step::Host { space, page, byte }),
+        12 => (index(), 0usize..2, index(), any::<bool>(), prop::option::of(any::<u8>()), any::<bool>())
+            .prop_map(|(space, cpu, page, alias, write, fetch)| Step::Guest { space, cpu, page, alias, write, fetch }),
+        1 => (index(), 0usize..2).prop_map(|(space, cpu)| Step::ReadBlock { space, cpu }),
+        3 => (index(), index(), any::<u8>(), any::<bool>())
+            .prop_map(|(space, page, byte, load)| Step::Host { space, page, byte, load }),
         1 => (index(), index()).prop_map(|(space, page)| Step::Discard { space, page }),
         2 => index().prop_map(|space| Step::Fork { space }),
         2 => index().prop_map(|space| Step::Harvest { space }),
-        2 => (index(), index(), any::<bool>()).prop_map(|(space, page, write)| Step::Protect { space, page, write }),
+        3 => (index(), index(), 1u64..3, any::<bool>(), any::<bool>())
+            .prop_map(|(space, page, pages, write, execute)| Step::Protect { space, page, pages, write, execute }),
         1 => (index(), index()).prop_map(|(space, page)| Step::Unmap { space, page }),
         2 => (index(), index()).prop_map(|(space, page)| Step::Map { space, page }),
         1 => index().prop_map(|space| Step::Merge { space }),
@@ -86,7 +101,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// The pages that the steps use.
-const PAGES: [u64; 15] = [
+const PAGES: [u64; 19] = [
     RAM,
     RAM + PAGE_SIZE,
     RAM + 5 * PAGE_SIZE,
@@ -102,38 +117,82 @@ const PAGES: [u64; 15] = [
     RAM + 2 * PAGE_SIZE,
     RAM + 3 * PAGE_SIZE,
     MODULE + PAGE_SIZE,
+    ROM,
+    SHARED + PAGE_SIZE,
+    BLOCK + 3 * PAGE_SIZE,
+    BLOCK + 4 * PAGE_SIZE,
 ];
 
 fn page_address(page: usize) -> u64 {
     PAGES[page % PAGES.len()]
 }
 
+/// The host's bytes: those of the module, and the large block.
+#[derive(Clone, Copy)]
+struct Host {
+    module: HostBytes,
+    block: HostBytes,
+}
+
+/// An allocator of `frames` frames with the host's bytes behind them.
+fn memory(frames: u64) -> (FrameAllocator<Arena>, Host) {
+    const BASE: u64 = 0x100_0000;
+    let at = (BASE + frames * PAGE_SIZE).next_multiple_of(BLOCK_LEN);
+    let arena = Arena::new(BASE, (at - BASE + 2 * BLOCK_LEN) / PAGE_SIZE);
+    let range = |start, len| AddrRange::new(Hpa::new(start), len).unwrap();
+    let (block, module) = (range(at, BLOCK_LEN), range(at + BLOCK_LEN, HOST_LEN));
+    for (range, len) in [(block, BLOCK_LEN), (module, 4 * PAGE_SIZE)] {
+        for page in (0..len).step_by(PAGE_SIZE as usize) {
+            let to = arena.ptr(Hpa::new(range.start().as_u64() + page));
+            let bytes: [u8; PAGE_SIZE as usize] =
+                core::array::from_fn(|byte| host_byte(page + byte as u64));
+            // SAFETY: a page of the new arena.
+            unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        }
+    }
+    let usable = range(BASE, frames * PAGE_SIZE);
+    // SAFETY: the arena is new, and the host's bytes are not in the range; nobody writes them any more.
+    unsafe {
+        let frames = FrameAllocator::new(arena, [usable], []).unwrap();
+        let (module, block) = (HostBytes::new(module), HostBytes::new(block));
+        (frames, Host { module, block })
+    }
+}
+
 /// The region of one page as it was in the beginning.
-fn original(gpa: u64, host: HostBytes) -> Region {
+fn original(gpa: u64, host: Host) -> Region {
     let range = gpas(gpa, PAGE_SIZE);
-    if gpa >= BIG {
-        return Region::new(range, RegionKind::Ram);
-    }
-    if gpa >= MODULE {
-        let offset = gpa - MODULE;
-        let left = HOST_LEN.saturating_sub(offset).min(PAGE_SIZE);
-        let start = Hpa::new(host.range().start().as_u64() + offset);
+    let part = |bytes: HostBytes, offset: u64| {
+        let bytes = bytes.range();
+        let left = bytes.len().saturating_sub(offset).min(PAGE_SIZE);
+        let start = Hpa::new(bytes.start().as_u64() + offset);
         // SAFETY: a part of the bytes.
-        let part = unsafe { HostBytes::new(AddrRange::new(start, left).unwrap()) };
-        return Region::new(range, RegionKind::CopyOnWrite(part)).with_tag(3);
-    }
-    let (tag, execute) = if gpa >= HIGH { (2, false) } else { (1, true) };
-    Region::new(range, RegionKind::Ram)
+        unsafe { HostBytes::new(AddrRange::new(start, left).unwrap()) }
+    };
+    let (kind, tag) = match gpa {
+        BLOCK.. => (RegionKind::CopyOnWrite(part(host.block, gpa - BLOCK)), 8),
+        BIG.. => (RegionKind::Ram, 0),
+        ROM.. => (RegionKind::Rom, 5),
+        SHARED.. => (RegionKind::ReadOnly(part(host.module, gpa - SHARED)), 4),
+        MODULE.. => (RegionKind::CopyOnWrite(part(host.module, gpa - MODULE)), 3),
+        HIGH.. => (RegionKind::Ram, 2),
+        _ => (RegionKind::Ram, 1),
+    };
+    Region::new(range, kind)
         .with_tag(tag)
-        .with_execute(execute)
+        .with_execute(tag != 2)
 }
 
 fn fresh_byte(gpa: u64) -> u8 {
-    if gpa >= MODULE && gpa - MODULE < HOST_LEN {
-        host_byte(gpa - MODULE)
-    } else {
-        0
-    }
+    let host = |start: u64, len: u64| (gpa - start < len).then(|| host_byte(gpa - start));
+    let byte = match gpa {
+        BLOCK.. => host(BLOCK, BLOCK_LEN),
+        ROM.. => None,
+        SHARED.. => host(SHARED, HOST_LEN),
+        MODULE.. => host(MODULE, HOST_LEN),
+        _ => None,
+    };
+    byte.unwrap_or(0)
 }
 
 /// What a space holds where it differs from what it held in the beginning.
@@ -143,10 +202,26 @@ struct Model {
     /// Pages that were written since the last harvest, and pages that somebody tried to write.
     dirty: BTreeSet<u64>,
     tried: BTreeSet<u64>,
-    /// Pages that may not be written.
+    /// Pages that may not be written, and whether those that were protected may be executed.
     protected: BTreeSet<u64>,
+    execute: BTreeMap<u64, bool>,
     /// Pages in no region.
     holes: BTreeSet<u64>,
+}
+
+impl Model {
+    fn may_write(&self, page: u64) -> bool {
+        let never = (SHARED..BIG).contains(&page);
+        !never && !self.protected.contains(&page)
+    }
+    fn may_execute(&self, page: u64) -> bool {
+        let first = !(HIGH..MODULE).contains(&page);
+        self.execute.get(&page).copied().unwrap_or(first)
+    }
+    fn unmapped(&mut self, page: u64) {
+        self.protected.remove(&page);
+        self.execute.remove(&page);
+    }
 }
 
 fn model_byte(model: &Model, gpa: u64) -> u8 {
@@ -185,6 +260,16 @@ struct Life {
     harvests: Vec<Vec<(Gpa, PageSize)>>,
 }
 
+impl Cpu {
+    /// Hands what it has logged for the space that it ran `before` to that, if it is to run another one now.
+    fn switch(&mut self, before: Option<Eptp>, now: Eptp, alive: &mut [(Space<'_, Arena>, Model)]) {
+        let before = before.filter(|before| *before != now);
+        if let Some((space, _)) = alive.iter_mut().find(|(s, _)| Some(s.eptp()) == before) {
+            self.unload(space);
+        }
+    }
+}
+
 /// Lives through the steps, on two CPUs of which one may leave out one INVEPT.
 fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
     let capability = kind.capability;
@@ -199,10 +284,14 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
     let big = policy.largest().bytes().max(2 << 21);
     let spaces = Spaces::new(&frames, capability).unwrap();
     let mut first = spaces.create(36).unwrap();
-    add_regions(&mut first, host);
-    first
-        .map(Region::new(gpas(BIG, big), RegionKind::Ram))
-        .unwrap();
+    add_regions(&mut first, host.module);
+    let block = Region::new(gpas(BLOCK, BLOCK_LEN), RegionKind::CopyOnWrite(host.block));
+    for region in [
+        Region::new(gpas(BIG, big), RegionKind::Ram),
+        block.with_tag(8),
+    ] {
+        first.map(region).unwrap();
+    }
     assert_eq!(first.set_page_policy(policy), policy);
     assert_eq!(kind.log && first.log_dirty(), kind.log);
     let scarce = |step: &Step| matches!(step, Step::Scarce { .. });
@@ -225,23 +314,23 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
                 page,
                 alias,
                 write,
+                fetch,
             } => {
                 let eptp = alive[space % count].0.eptp();
-                if let Some(before) = loaded[cpu].replace(eptp).filter(|before| *before != eptp)
-                    && let Some((space, _)) = alive.iter_mut().find(|(s, _)| s.eptp() == before)
-                {
-                    cpus[cpu].unload(space);
-                }
+                cpus[cpu].switch(loaded[cpu].replace(eptp), eptp, &mut alive);
                 let (space, model) = &mut alive[space % count];
                 let gpa = page_address(page) + 0x18;
                 let gva = if alias { gpa + (1 << 40) } else { gpa };
-                let access = if write.is_some() {
-                    Access::WRITE
-                } else {
-                    Access::READ
+                let access = match (write, fetch) {
+                    (Some(_), _) => Access::WRITE,
+                    (None, true) => Access::FETCH,
+                    (None, false) => Access::READ,
                 };
+                let page = gpa - 0x18;
+                let denied = access.write && !model.may_write(page)
+                    || access.fetch && !model.may_execute(page);
                 if write.is_some() {
-                    model.tried.insert(gpa - 0x18);
+                    model.tried.insert(page);
                 }
                 match cpus[cpu].run(space, gva, gpa, access) {
                     Ok(frame) => {
@@ -252,8 +341,8 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
                         // SAFETY: in the arena; what it is is the question here.
                         unsafe {
                             match write {
-                                Some(_) if model.protected.contains(&(gpa - 0x18)) => {
-                                    return wrong(format!("write to protected {gpa:#x}"));
+                                _ if denied => {
+                                    return wrong(format!("{access} of protected {gpa:#x}"));
                                 }
                                 Some(byte) => {
                                     at.write(byte);
@@ -275,16 +364,36 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
                     Err(Unresolved {
                         reason: Reason::Denied { .. },
                         ..
-                    }) if write.is_some() && model.protected.contains(&(gpa - 0x18)) => {}
+                    }) if denied => {}
                     Err(error) => return wrong(error.to_string()),
                 }
             }
-            Step::Host { space, page, byte } => {
+            Step::ReadBlock { space, cpu } => {
+                let eptp = alive[space % count].0.eptp();
+                cpus[cpu].switch(loaded[cpu].replace(eptp), eptp, &mut alive);
+                let (space, _) = &mut alive[space % count];
+                for page in 0..BLOCK_LEN / PAGE_SIZE {
+                    let gpa = BLOCK + page * PAGE_SIZE;
+                    // Some may be gone.
+                    let _ = cpus[cpu].run(space, gpa, gpa, Access::READ);
+                }
+            }
+            Step::Host {
+                space,
+                page,
+                byte,
+                load,
+            } => {
                 let (space, model) = &mut alive[space % count];
                 let gpa = page_address(page) + PAGE_SIZE - 2;
                 let pages = [page_address(page), page_address(page) + PAGE_SIZE];
                 model.tried.extend(pages);
-                match space.write(Gpa::new(gpa), &[byte; 4]) {
+                let done = if load {
+                    space.load(Gpa::new(gpa), &[byte; 4])
+                } else {
+                    space.write(Gpa::new(gpa), &[byte; 4])
+                };
+                match done {
                     Ok(()) => {
                         model.bytes.extend((gpa..gpa + 4).map(|gpa| (gpa, byte)));
                         model.dirty.extend(pages);
@@ -292,7 +401,7 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
                     Err(error) => match error.reason {
                         Reason::OutOfFrames => {}
                         Reason::Denied { .. }
-                            if model.protected.contains(&(error.gpa.as_u64() & !0xfff)) => {}
+                            if !load && !model.may_write(error.gpa.as_u64() & !0xfff) => {}
                         Reason::NoRegion
                             if model.holes.contains(&(error.gpa.as_u64() & !0xfff)) => {}
                         // The last page of a region.
@@ -321,7 +430,7 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
                     Ok(()) if model.holes.insert(start) => {
                         model.bytes.retain(|gpa, _| gpa - gpa % PAGE_SIZE != start);
                         model.dirty.remove(&start);
-                        model.protected.remove(&start);
+                        model.unmapped(start);
                     }
                     Err(EditError::Region(RegionError::NoSuchRegion(_)))
                         if model.holes.contains(&start) => {}
@@ -358,15 +467,33 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
                     Err(error) => return wrong(error.to_string()),
                 }
             }
-            Step::Protect { space, page, write } => {
+            Step::Protect {
+                space,
+                page,
+                pages,
+                write,
+                execute,
+            } => {
                 let (space, model) = &mut alive[space % count];
                 let start = page_address(page);
-                match space.protect(gpas(start, PAGE_SIZE), write, true) {
-                    Ok(()) if write => drop(model.protected.remove(&start)),
-                    Ok(()) => drop(model.protected.insert(start)),
+                let range = gpas(start, pages * PAGE_SIZE);
+                let mut each = (start..start + range.len()).step_by(PAGE_SIZE as usize);
+                match space.protect(range, write, execute) {
+                    Ok(()) => {
+                        for page in each {
+                            model.execute.insert(page, execute);
+                            if write {
+                                model.protected.remove(&page);
+                            } else {
+                                model.protected.insert(page);
+                            }
+                        }
+                    }
                     Err(EditError::Region(RegionError::TooMany)) => {}
                     Err(EditError::Tables(Reason::OutOfFrames)) => {}
-                    Err(EditError::NotMemory(_)) if model.holes.contains(&start) => {}
+                    Err(EditError::NotMemory(_))
+                        if start == MODULE + 3 * PAGE_SIZE
+                            || each.any(|page| model.holes.contains(&page)) => {}
                     Err(error) => return wrong(error.to_string()),
                 }
             }
@@ -547,6 +674,7 @@ fn a_full_log_loses_nothing() {
         page,
         alias: false,
         write: Some(1),
+        fetch: false,
     };
     let mut steps: Vec<_> = (0..12).rev().map(|page| write(0, page)).collect();
     steps.push(Step::Harvest { space: 0 });
@@ -574,6 +702,7 @@ fn no_single_invept_can_be_left_out() {
             page,
             alias,
             write,
+            fetch: false,
         })
     };
     let mut steps = vec![];
@@ -600,6 +729,7 @@ fn no_single_invept_can_be_left_out() {
         space: 1,
         page: 2,
         byte: 6,
+        load: false,
     });
     steps.extend(guest(1, 2, None));
     // And on another CPU.
@@ -609,6 +739,7 @@ fn no_single_invept_can_be_left_out() {
         page: 2,
         alias: false,
         write: None,
+        fetch: false,
     });
     steps.push(Step::Discard { space: 1, page: 2 });
     steps.push(Step::Guest {
@@ -617,6 +748,7 @@ fn no_single_invept_can_be_left_out() {
         page: 2,
         alias: true,
         write: Some(7),
+        fetch: false,
     });
     steps.extend(guest(1, 2, None));
     // Pages written again after they were told as dirty, read in between.

@@ -64,10 +64,12 @@ mod tests {
     use super::super::tests::{all_capabilities, finish, gpas, memory, read, violation};
     use super::super::tlb::Cpu;
     use super::super::{
-        Access, Census, DeviceRange, EptCapability, Fill, Region, RegionKind, Resolution, Spaces,
+        Access, Census, DeviceRange, EptCapability, Fill, HostBytes, Reason, Region, RegionKind,
+        Resolution, Spaces,
     };
     use super::*;
     use crate::addr::Hpa;
+    use crate::frames::FrameAllocator;
     use crate::frames::arena::Arena;
     use std::sync::atomic::Ordering::SeqCst;
 
@@ -302,6 +304,72 @@ mod tests {
             assert_eq!(space.merge(gpas(start, 2 * MIB2)), Ok(1));
             assert_eq!(large(space), 512);
         });
+    }
+
+    /// Frames behind 4 MiB of bytes of the host's, which start at a multiple of 2 MiB and count their pages.
+    fn memory_behind_a_module() -> (FrameAllocator<Arena>, HostBytes) {
+        let arena = Arena::new(MIB2, 1024 + 64);
+        let bytes = AddrRange::new(Hpa::new(MIB2), 2 * MIB2).unwrap();
+        for page in 0..1024 {
+            let at = arena.ptr(Hpa::new(MIB2 + page * PAGE));
+            // SAFETY: inside the new arena, at the start of a page.
+            unsafe { at.cast::<u64>().write(page) };
+        }
+        let usable = arena.range();
+        // SAFETY: the arena is new, and the bytes are reserved; nobody writes them any more.
+        unsafe {
+            let frames = FrameAllocator::new(arena, [usable], [bytes]).unwrap();
+            (frames, HostBytes::new(bytes))
+        }
+    }
+
+    #[test]
+    fn what_the_host_has_in_large_pages_is_copied_page_by_page() {
+        type Kind = fn(HostBytes) -> RegionKind;
+        let writable: Kind = RegionKind::CopyOnWrite;
+        for (kind, by_guest) in [
+            (writable, true),
+            (writable, false),
+            (RegionKind::ReadOnly, false),
+        ] {
+            let (frames, bytes) = memory_behind_a_module();
+            let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+            let mut space = spaces.create(36).unwrap();
+            let module = Region::new(gpas(BLOCK, 2 * MIB2), kind(bytes));
+            space.map(module).unwrap();
+            let mut cpu = Cpu::new(0);
+            for page in 0..1024 {
+                let at = BLOCK + page * PAGE;
+                cpu.run(&mut space, at, at, Access::READ).unwrap();
+            }
+            assert_eq!(space.merge(gpas(0, 8 * MIB2)), Ok(2));
+            let written = BLOCK + 5 * PAGE;
+            // Without a frame nothing is lost.
+            frames.allowance.store(1, SeqCst);
+            let refused = space.load(Gpa::new(written), b"new");
+            frames.allowance.store(u64::MAX, SeqCst);
+            assert_eq!(refused.unwrap_err().reason, Reason::OutOfFrames);
+            assert_eq!(spaces.audit([&space]), Ok(0));
+            if by_guest {
+                cpu.run(&mut space, written, written, Access::WRITE)
+                    .unwrap();
+            }
+            space.load(Gpa::new(written), b"new").unwrap();
+            assert_eq!(read(&space, written, 4), b"new\0");
+            for page in [0, 4, 6, 1023] {
+                let at = BLOCK + page * PAGE;
+                let bytes = read(&space, at, 8);
+                assert_eq!(u64::from_le_bytes(bytes.try_into().unwrap()), page);
+                cpu.run(&mut space, at, at, Access::READ).unwrap();
+            }
+            assert!(!cpu.is_stale(space.eptp(), frames.mem()));
+            let census = space.census().unwrap();
+            assert_eq!((census.large, census.host, census.copied), (512, 1023, 1));
+            assert_eq!(spaces.audit([&space]), Ok(0));
+            finish(space, &mut cpu);
+            spaces.end().unwrap();
+            assert_eq!(frames.figures().used, 0);
+        }
     }
 
     #[test]

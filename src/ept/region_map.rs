@@ -80,10 +80,11 @@ impl RegionMap {
         range: AddrRange<Gpa>,
         change: impl Fn(Region) -> Option<Region>,
     ) -> Result<Self, RegionError> {
+        let last = range.last().ok_or(RegionError::Empty(range.start()))?;
         let mut new = Self::new(self.width);
-        let end = |range: AddrRange<Gpa>| range.last().and_then(|last| last.checked_add(1));
         let before = AddrRange::new(Gpa::new(0), range.start().as_u64());
-        let after = end(range).and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
+        let end = last.checked_add(1);
+        let after = end.and_then(|end| AddrRange::new(end, u64::MAX - end.as_u64()));
         for region in self.iter() {
             for (place, changes) in [(before, false), (Some(range), true), (after, false)] {
                 let Some(place) = place.filter(|place| place.overlaps(region.range)) else {
@@ -118,9 +119,6 @@ impl RegionMap {
 
     /// The same regions without `range`, all of which must be in regions; those that are partly in it are cut.
     pub fn without(&self, range: AddrRange<Gpa>) -> Result<Self, RegionError> {
-        if range.is_empty() {
-            return Err(RegionError::Empty(range.start()));
-        }
         if self.first_hole(range, |_| true).is_some() {
             return Err(RegionError::NoSuchRegion(range));
         }

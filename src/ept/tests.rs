@@ -807,6 +807,19 @@ fn the_end_takes_bounded_steps_and_gives_back_what_was_held_alone() {
     assert_eq!(frames.figures().used, 0);
 }
 
+/// Has the leaf of `gpa` lead to another frame. Yields the one that it led to.
+fn map_instead(space: &Space<'_, Arena>, gpa: u64, frame: Hpa) -> Hpa {
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    let mem = space.spaces.frames.mem();
+    let step = space.path(Gpa::new(gpa)).last().unwrap();
+    let index = (gpa / PAGE_SIZE % 512) as usize;
+    // SAFETY: the lowest table of a space that nobody runs.
+    let leaf = unsafe { super::tables::word(mem, step.table, index) };
+    let bits = leaf.load(SeqCst);
+    leaf.store(bits & !ADDRESS | frame.as_u64(), SeqCst);
+    Hpa::new(bits & ADDRESS)
+}
+
 #[test]
 fn the_audit_finds_what_is_wrong() {
     with_space(64, |spaces, space, _| {
@@ -820,6 +833,15 @@ fn the_audit_finds_what_is_wrong() {
         assert_eq!(spaces.audit([&*space]), Err(shared));
         spaces.frames().release(extra).unwrap();
         let held = spaces.frames().alloc().unwrap();
+        assert_eq!(spaces.audit([&*space]), Ok(1));
+        // A frame of the host's in a leaf has the right count; the host's are one fewer then.
+        let own = map_instead(space, RAM, held.address());
+        let own = spaces.frames().from_entry(own).unwrap();
+        spaces.frames().release(own).unwrap();
+        assert_eq!(spaces.audit([&*space]), Ok(0));
+        let own = spaces.frames().alloc().unwrap().into_raw();
+        assert_eq!(own, page);
+        map_instead(space, RAM, own);
         assert_eq!(spaces.audit([&*space]), Ok(1));
         spaces.frames().release(held).unwrap();
         retry(space, 0x1000, Access::READ);

@@ -239,7 +239,7 @@ impl Key {
             Self::Testdev => 1 << 10,
             Self::Around => 1 << 11,
             Self::Forks(key) => 1 << (16 + key as u32),
-            Self::Fuzz(key) => 1 << (24 + key as u32),
+            Self::Fuzz(key) => 1 << (25 + key as u32),
         }
     }
 }

@@ -101,7 +101,7 @@ impl MmioDevices {
     }
     /// Notes that an access was carried out.
     pub fn fits(&mut self) {
-        self.misfit = None;
+        self.used |= self.misfit.take().is_some();
     }
     /// Whether a device is told of writes that the region with this tag does not allow.
     pub const fn takes_denied_writes(tag: u32) -> bool {
@@ -149,6 +149,15 @@ mod tests {
         assert!(!fork.mmio.misfits_again(at));
         fork.mmio.fits();
         assert!(!fork.mmio.misfits_again(at), "something else came between");
+        // A template that was frozen between the first time and the second.
+        let template = fork;
+        let mut fork = template.clone();
+        for _ in 0..2 {
+            fork.restore(&template);
+            fork.mmio.fits();
+        }
+        fork.restore(&template);
+        assert!(fork.mmio.misfits_again(at), "as it was in the template");
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub struct Guest<'s, M: PhysMem> {
 }
 
 impl<'s, M: PhysMem> Guest<'s, M> {
+    /// How many frames a guest holds beside those of its space: its VMCS and what goes with that.
+    pub const FRAMES_HELD: u64 = 2;
+
     /// Runs the guest until it ends, asks to be frozen, or has had its time slice, which is in ticks of the TSC. With a
     /// slice it gives the CPU away where it halts; without one that is over at once.
     pub fn run(

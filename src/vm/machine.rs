@@ -173,6 +173,13 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         &self.limits.features
     }
 
+    /// How many frames it holds.
+    pub fn frames_held(&self) -> u64 {
+        let Bitmaps { msr: _, io, pml } = &self.bitmaps;
+        let vmxon_and_msr = 2;
+        vmxon_and_msr + io.len() as u64 + u64::from(pml.is_some())
+    }
+
     /// A frame that begins with the VMCS revision identifier.
     pub(super) fn vmcs_region(&self) -> Result<Frame, FrameError> {
         region(self.frames, &self.capabilities)

@@ -92,6 +92,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 }
 
 impl<'s, M: PhysMem> Template<'s, M> {
+    /// How many frames a template holds beside those of its space.
+    pub const FRAMES_HELD: u64 = 1;
+
     /// A guest that goes on where this one was frozen, in the same time and with the same few frames however large it is.
     /// `message` is put where the guest has asked for one, as much of it as there is room for.
     pub fn fork(

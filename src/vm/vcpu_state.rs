@@ -96,8 +96,51 @@ impl VcpuState {
                 !components(now_area),
             );
         }
-        if now.tsc < self.tsc {
+        // The guest may have set it to just before it begins again at 0.
+        if (now.tsc.wrapping_sub(self.tsc) as i64) < 0 {
             compare("TSC", self.tsc, now.tsc);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::arena::Arena;
+    use crate::vmx::fake::FakeVmcs;
+
+    #[test]
+    fn time_that_goes_on_is_no_difference_and_time_that_goes_back_is() {
+        let frames = Arena::allocator(0x10_0000, 4);
+        let area = frames.alloc().unwrap();
+        // SAFETY: the frame is fresh, and large enough.
+        unsafe {
+            frames
+                .mem()
+                .ptr(area.address())
+                .cast::<EntryArea>()
+                .write(EntryArea::new())
+        };
+        let mut vmcs = FakeVmcs::new();
+        vmcs.set(crate::vmx::FieldNatural::GuestCr0, 0);
+        let at = |tsc| VcpuState {
+            area: area.address(),
+            fields: StateFields::capture(&vmcs).unwrap(),
+            resident: Resident::RESET,
+            cr8: 0,
+            tsc,
+        };
+        for (frozen, now, differs) in [
+            (5, 5, false),
+            (5, 6, false),
+            (5, 4, true),
+            (u64::MAX - 1, 3, false),
+            (3, u64::MAX - 1, true),
+        ] {
+            let mut told = vec![];
+            at(frozen).differences(&at(now), &frames, |difference| told.push(difference.name));
+            let expected: &[&str] = if differs { &["TSC"] } else { &[] };
+            assert_eq!(told, expected, "{frozen} {now}");
         }
     }
 }

@@ -24,7 +24,9 @@ fn main(info: &StartInfo) -> u64 {
         return 2;
     };
     let one = owner(1, first.fork << 8 | first.run);
-    checks.equal(format_args!("generation"), call::fork_number().0.into(), 1);
+    let (generation, number) = call::fork_number();
+    checks.equal(format_args!("generation"), generation.into(), 1);
+    checks.equal(format_args!("number"), number.into(), first.fork);
     (0..PAGES).for_each(|page| pages.check(&mut checks, page, owner(0, 0)));
     (0..8).for_each(|page| pages.write(page, one));
     give_way();
@@ -34,7 +36,9 @@ fn main(info: &StartInfo) -> u64 {
         return 3;
     };
     let two = owner(2, second.fork << 8 | second.run);
-    checks.equal(format_args!("generation"), call::fork_number().0.into(), 2);
+    let (generation, number) = call::fork_number();
+    checks.equal(format_args!("generation"), generation.into(), 2);
+    checks.equal(format_args!("number"), number.into(), second.fork);
     for _ in 0..2 {
         (0..8).for_each(|page| pages.check(&mut checks, page, one));
         (8..PAGES).for_each(|page| pages.check(&mut checks, page, owner(0, 0)));

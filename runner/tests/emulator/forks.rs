@@ -110,6 +110,34 @@ fn all_registers_are_reset_on_lynnfield() {
     state(LYNNFIELD);
 }
 
+/// What a fork is told of its dirty pages is of this run: nothing of the run before or of the template.
+fn forks_harvest(model: &str, resets: &[&str]) {
+    let guests = resets.iter().map(|reset| {
+        sample("forks_harvest")
+            .with(format!("name={reset}"))
+            .with("mem=16M")
+            .with("forks=3")
+            .with("runs=9")
+            .with(format!("reset={reset}"))
+    });
+    let booted = forked("harvest", model, guests.collect());
+    booted.all_well();
+    for reset in resets {
+        assert_eq!(first(&booted, reset).ok, 27);
+    }
+}
+
+#[test]
+fn forks_are_told_what_they_wrote_on_tiger_lake() {
+    forks_harvest(TIGER_LAKE, &["warm", "auto", "cold"]);
+}
+
+/// After a warm reset it may be more, as docs/forks.md says.
+#[test]
+fn forks_are_told_what_they_wrote_on_lynnfield() {
+    forks_harvest(LYNNFIELD, &["cold"]);
+}
+
 #[test]
 fn forks_freeze_again_and_are_forked() {
     let nested = |name: &str, options: &[&str]| {
@@ -127,8 +155,14 @@ fn forks_freeze_again_and_are_forked() {
             &["forks=3:3", "runs=3", "prefetch", "reset=cold"],
         ),
     ];
+    let deep = sample("forks_deep").with("mem=16M");
+    let deep = deep.with("forks=2:1:1:2:1:1:1:3").with("parallel=2");
+    let guests = [guests, vec![deep]].concat();
     let booted = forked("nested", TIGER_LAKE, guests);
     booted.all_well();
+    // In as many generations as there may be.
+    let deep = &forks(&booted, "forks_deep").generations;
+    assert_eq!((deep.len(), deep[7].templates, deep[7].ok), (8, 4, 12));
     // Without a number each template has one fork.
     let once = &forks(&booted, "once").generations;
     assert_eq!((once[0].frozen, once[1].ok), (1, 1));
@@ -312,6 +346,14 @@ fn guests_are_frozen_by_the_host(model: &str) {
         forked("sparse").with("mem=1G").with("freeze=20ms"),
         forked("selfcheck").with("freeze=3ms"),
     ];
+    // Nearly always in the middle of the delivery of an exception.
+    let in_delivery = ["400K", "500K", "600K", "700K"].map(|time| {
+        let guest = forked("stacks").with("mem=8M");
+        guest
+            .with(format!("name=at-{time}"))
+            .with(format!("freeze={time}"))
+    });
+    let guests = [guests, in_delivery.to_vec()].concat();
     let mut run = run(&format!("forks-by-host-{model}"), guests);
     run.emulator = Emulator::bochs(model);
     run.cmdline = "pool=128M audit".into();
@@ -340,7 +382,7 @@ fn a_guest_is_not_frozen_while_an_event_is_delivered_to_it() {
     });
     let booted = forked("event", TIGER_LAKE, guests.into());
     booted.all_well();
-    booted.says(&["an event was delivered before it froze"]);
+    booted.says(&["an event is delivered before it freezes"]);
 }
 
 /// A device cannot be in two spaces, so a guest that has one is refused as a template; what comes after it is not harmed.

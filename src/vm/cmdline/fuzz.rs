@@ -107,6 +107,19 @@ mod tests {
     }
 
     #[test]
+    fn no_option_is_taken_for_another() {
+        let line = "p.elf name=p mem=16M budget=1s pages=4k testdev around=1 map=x forks=1 parallel=1 runs=1 \
+            reset=warm prefetch slice=1M freeze=1M idle measure=fork fuzz=1 seed=7 crashes=1 hang=1M inputs=x \
+            expect=crash";
+        assert!(GuestOptions::parse(line, 0, 36).is_ok());
+        for word in line.split_whitespace().skip(1) {
+            let twice = format!("{line} {word}");
+            let error = GuestOptions::parse(&twice, 0, 36).unwrap_err();
+            assert_eq!(error.problem, Problem::Repeated, "{word}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (line, problem) in [
             ("p.elf fuzz=0", Problem::Zero),

@@ -11,7 +11,8 @@ use crate::addr::Gva;
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
 use crate::vmx::qualification::IoAccess;
-use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
+use crate::vmx::register_bits::RFLAGS_TF;
+use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, repeat};
 
 const RFLAGS_DF: u64 = 1 << 10;
 const RFLAGS_AC: u64 = 1 << 18;
@@ -57,13 +58,15 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     #[inline(never)]
     fn string_io(&mut self, access: IoAccess) -> Result<Next, VmcsError> {
         let pointer = if access.input { Gpr::Rdi } else { Gpr::Rsi };
+        let rflags = self.vmcs.read_natural(FieldNatural::GuestRflags)?;
         let string = StringIo {
             access,
             address_size: self.address_size()?,
             linear: Gva::new(self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?),
             index: self.area.regs.get(pointer),
             rcx: self.area.regs.get(Gpr::Rcx),
-            down: self.vmcs.read_natural(FieldNatural::GuestRflags)? & RFLAGS_DF != 0,
+            down: rflags & RFLAGS_DF != 0,
+            stepped: rflags & RFLAGS_TF != 0,
         };
         let (translation, privilege) = self.view()?;
         let (console, host) = (&mut self.devices.console, &mut *self.host);
@@ -76,7 +79,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         match fault {
             Some(fault) => self.virtual_fault(fault),
             None if progress.done => self.advance(),
-            None => Ok(Next::Resume),
+            None => {
+                repeat(&mut self.vmcs)?;
+                Ok(Next::Resume)
+            }
         }
     }
 

@@ -21,6 +21,8 @@ pub struct StringIo {
     pub rcx: u64,
     /// RFLAGS.DF: addresses go down.
     pub down: bool,
+    /// RFLAGS.TF: it stops after each element.
+    pub stepped: bool,
 }
 
 /// The registers after some elements.
@@ -58,6 +60,7 @@ impl StringIo {
         if !self.access.rep {
             return 1;
         }
+        let most = if self.stepped { 1 } else { AT_ONCE };
         let size = self.access.size as u64;
         let offset = self.linear.page_offset();
         let in_page = match (self.address_size, self.down) {
@@ -65,7 +68,7 @@ impl StringIo {
             (AddressSize::Bits64, true) => offset / size + 1,
             _ => 1,
         };
-        self.steps().left(self.rcx).min(in_page.clamp(1, AT_ONCE))
+        self.steps().left(self.rcx).min(in_page.clamp(1, most))
     }
 
     const fn steps(&self) -> Steps {
@@ -171,12 +174,30 @@ mod tests {
             index: 0x100,
             rcx: 5,
             down: false,
+            stepped: false,
         }
     }
     fn step(io: StringIo, memory: &mut Memory) -> (StringProgress, bool, Vec<u8>) {
         let mut sent = Vec::new();
         let (progress, fault) = io.step(&mut Ports::default(), memory, |byte| sent.push(byte));
         (progress, fault.is_some(), sent)
+    }
+
+    #[test]
+    fn a_single_stepped_repetition_stops_after_each_element() {
+        let mut memory = Memory::new(0x200);
+        let mut io = StringIo {
+            stepped: true,
+            ..instruction(COM1, IoSize::Byte, false, true)
+        };
+        for left in (0..5).rev() {
+            let (progress, faulted, printed) = step(io, &mut memory);
+            assert!(!faulted);
+            assert_eq!((progress.rcx, progress.done), (left, left == 0));
+            assert_eq!(printed, [io.linear.as_u64() as u8]);
+            (io.rcx, io.index) = (progress.rcx, progress.index);
+            io.linear = Gva::new(io.index);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::ept::{Flaw, Reason, Reset, Spaces};
 use crate::frames::{FrameBox, PhysMem};
 use crate::vm::cmdline::{ForkOptions, ResetMode};
 use crate::vm::run::now;
+use crate::vm::template::ForkId;
 use crate::vm::{self, Guest, Host, Machine};
 
 /// Of the resets, the memory is checked after the first so many, and after each so many later.
@@ -59,6 +60,9 @@ pub enum Wrong {
     TemplateChanged,
     /// The memory of a template could not be read.
     Unreadable(Reason),
+    /// So many frames were found to be in use that no space refers to, and so many should be: a guest has one of the
+    /// host's, or one is lost.
+    Host(u64, u64),
 }
 
 impl core::fmt::Display for Wrong {
@@ -67,6 +71,10 @@ impl core::fmt::Display for Wrong {
             Self::Flaw(flaw) => flaw.fmt(f),
             Self::TemplateChanged => f.write_str("the memory of a template has changed"),
             Self::Unreadable(reason) => write!(f, "the memory of a template: {reason}"),
+            Self::Host(found, held) => write!(
+                f,
+                "{found} frames in use are in no space, but the host holds {held}"
+            ),
         }
     }
 }
@@ -172,7 +180,10 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         } else {
             template.frozen.fork(self.machine, &message)
         };
-        let living = LivingFork::new(guest.map_err(ForkEnd::NotMade)?, slot);
+        let mut guest = guest.map_err(ForkEnd::NotMade)?;
+        // One that could not be kept was counted by its template too, and one that froze is made again for its next run.
+        guest.fork = ForkId { number: slot.fork };
+        let living = LivingFork::new(guest, slot);
         let fork = FrameBox::new(frames, living).map_err(|(error, living)| {
             living.guest.end(self.machine);
             ForkEnd::NoFrame(error)
@@ -290,10 +301,14 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
             return;
         }
         self.checked.walks += 1;
+        let mut held = self.machine.frames_held();
         for generation in alive.generations() {
+            // And the frame that each is in.
+            held += generation.forks().count() as u64 * (Guest::<M>::FRAMES_HELD + 1);
             let Some(template) = generation.template else {
                 continue;
             };
+            held += vm::Template::<M>::FRAMES_HELD + 1;
             let Template { frozen, checksum } = &**template;
             match frozen.space().checksum() {
                 Ok(now) if now == *checksum => {}
@@ -306,8 +321,10 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
             let template = generation.template.into_iter();
             forks.chain(template.map(|template| template.frozen.space().as_space()))
         });
-        if let Err(flaw) = self.spaces.audit(spaces) {
-            self.wrong(Wrong::Flaw(flaw));
+        match self.spaces.audit(spaces) {
+            Ok(found) if found == held => {}
+            Ok(found) => self.wrong(Wrong::Host(found, held)),
+            Err(flaw) => self.wrong(Wrong::Flaw(flaw)),
         }
     }
 

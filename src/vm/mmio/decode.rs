@@ -38,13 +38,9 @@ fn corrected(
     mode: CodeMode,
     bytes: &[u8],
 ) -> Result<Instruction, DecodeError> {
-    const PREFIXES: [u8; 11] = [
-        0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3,
-    ];
-    let mut prefixes = bytes.iter().take_while(|byte| PREFIXES.contains(byte));
-    let after = bytes.iter().find(|byte| !PREFIXES.contains(byte));
-    let rex_w = mode == CodeMode::Bits64 && after.is_some_and(|byte| byte & 0xf8 == 0x48);
-    let other_size = prefixes.any(|&byte| byte == 0x66);
+    let Prefixes {
+        other_size, rex_w, ..
+    } = Prefixes::of(bytes, mode);
     match (instruction.op, instruction.first, instruction.second) {
         (Op::Bit(_), _, Operand::Immediate(_)) => {
             instruction.width = match (mode, other_size) {
@@ -66,26 +62,47 @@ fn corrected(
     Ok(instruction)
 }
 
-/// The segment that a prefix names, of the last such prefix. The decoder forgets one that names DS, which counts where
-/// the base is RSP or RBP outside 64-bit mode.
-fn segment_override(bytes: &[u8], mode: CodeMode) -> Option<SegmentRegister> {
-    let long = matches!(mode, CodeMode::Bits64);
-    let mut segment = None;
-    for byte in bytes {
-        segment = match byte {
-            0x64 => Some(SegmentRegister::Fs),
-            0x65 => Some(SegmentRegister::Gs),
-            // Ignored in 64-bit mode (SDM "Segmentation in 64-bit Mode", 3.2.4).
-            0x26 | 0x2e | 0x36 | 0x3e if long => segment,
-            0x26 => Some(SegmentRegister::Es),
-            0x2e => Some(SegmentRegister::Cs),
-            0x36 => Some(SegmentRegister::Ss),
-            0x3e => Some(SegmentRegister::Ds),
-            0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 => segment,
-            _ => return segment,
+/// What of the prefixes the decoder does not tell, or not right.
+struct Prefixes {
+    /// The segment that the last such prefix names. The decoder forgets one that names DS, which counts where the base is
+    /// RSP or RBP outside 64-bit mode.
+    segment: Option<SegmentRegister>,
+    other_size: bool,
+    rex_w: bool,
+}
+
+impl Prefixes {
+    /// Those that an instruction begins with. A REX prefix counts only right before the opcode (SDM "REX Prefixes", vol. 2,
+    /// 2.2.1).
+    fn of(bytes: &[u8], mode: CodeMode) -> Self {
+        let long = matches!(mode, CodeMode::Bits64);
+        let mut found = Self {
+            segment: None,
+            other_size: false,
+            rex_w: false,
         };
+        for byte in bytes {
+            match byte {
+                0x40..=0x4f if long => {
+                    found.rex_w = byte & 8 != 0;
+                    continue;
+                }
+                0x64 => found.segment = Some(SegmentRegister::Fs),
+                0x65 => found.segment = Some(SegmentRegister::Gs),
+                // Ignored in 64-bit mode (SDM "Segmentation in 64-bit Mode", 3.2.4).
+                0x26 | 0x2e | 0x36 | 0x3e if long => {}
+                0x26 => found.segment = Some(SegmentRegister::Es),
+                0x2e => found.segment = Some(SegmentRegister::Cs),
+                0x36 => found.segment = Some(SegmentRegister::Ss),
+                0x3e => found.segment = Some(SegmentRegister::Ds),
+                0x66 => found.other_size = true,
+                0x67 | 0xf0 | 0xf2 | 0xf3 => {}
+                _ => break,
+            }
+            found.rex_w = false;
+        }
+        found
     }
-    segment
 }
 
 /// What an address without a segment prefix refers to.
@@ -142,7 +159,7 @@ macro_rules! mode {
                 })?;
                 let opcode = decoded.opcode();
                 let op = op(opcode).ok_or(DecodeError::NotCarriedOut)?;
-                let segment = segment_override(bytes, $mode);
+                let segment = Prefixes::of(bytes, $mode).segment;
                 let operand = |at: u8| {
                     if at < decoded.operand_count() {
                         operand(decoded.operand(at), segment).ok_or(DecodeError::NotCarriedOut)

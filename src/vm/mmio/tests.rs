@@ -399,6 +399,17 @@ fn widths_and_repetitions_are_understood() {
 }
 
 #[test]
+fn a_rex_prefix_counts_only_before_the_opcode() {
+    let bit = decode(CodeMode::Bits64, &[0x48, 0x66, 0x0f, 0xba, 0x2b, 5]).unwrap();
+    assert_eq!(bit.width, Width::Word);
+    let bit = decode(CodeMode::Bits64, &[0x66, 0x48, 0x0f, 0xba, 0x2b, 5]).unwrap();
+    assert_eq!(bit.width, Width::Qword);
+    let load = decode(CodeMode::Bits64, &[0x48, 0x64, 0x8b, 0x03]).unwrap();
+    assert_eq!(load.width, Width::Dword);
+    assert_eq!(memory(&load).segment, SegmentRegister::Fs);
+}
+
+#[test]
 fn what_is_not_carried_out_is_refused() {
     let not = Err(DecodeError::NotCarriedOut);
     for bytes in [

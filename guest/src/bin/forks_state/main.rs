@@ -17,7 +17,7 @@ fn main(info: &StartInfo) -> u64 {
     let mut checks = Checks::default();
     let vectors = system::enable_vectors();
     let around = Around::at(info.heap);
-    system::set_before_the_freeze();
+    system::set_before_the_freeze(vectors);
     let before = System::read();
     let told = frozen::freeze(around, vectors);
     // Now in each run of each fork.

@@ -91,7 +91,7 @@ pub fn enable_vectors() -> bool {
 }
 
 /// Gives the registers values other than those after a reset.
-pub fn set_before_the_freeze() {
+pub fn set_before_the_freeze(has_xsave: bool) {
     for (_, msr, value) in MSRS {
         // Of the entries of the PAT few values are legal.
         write_msr(
@@ -113,6 +113,9 @@ pub fn set_before_the_freeze() {
     set!("cr2", 0x5555_0000);
     set!("cr8", 3);
     vectors(0x1111_1111_1111_1111);
+    if has_xsave && xcr0() & 4 != 0 {
+        wide_vectors([0x11; 32]);
+    }
 }
 
 /// Puts numbers into x87 and SSE registers.
@@ -141,13 +144,13 @@ fn vectors(seed: u64) {
 }
 
 /// The upper halves of the vector registers too.
-fn wide_vectors() {
+fn wide_vectors(bytes: [u8; 32]) {
     // SAFETY: XCR0 has AVX.
     unsafe {
         asm!(
-            "vpcmpeqd xmm3, xmm3, xmm3",
-            "vinsertf128 ymm3, ymm3, xmm3, 1",
-            "vinsertf128 ymm12, ymm3, xmm3, 1",
+            "vmovdqu ymm3, [{bytes}]",
+            "vmovdqu ymm12, [{bytes}]",
+            bytes = in(reg) &bytes,
             out("xmm3") _, out("xmm12") _,
         );
     }
@@ -247,7 +250,7 @@ pub fn change_everything(has_xsave: bool) -> u64 {
     write_msr(TSC, 1 << 50);
     vectors(0x2222_2222_2222_2222);
     if has_xsave && xcr0() & 4 != 0 {
-        wide_vectors();
+        wide_vectors([0x22; 32]);
         // With AVX switched off its registers are where they are.
         set_xcr0(3);
     }

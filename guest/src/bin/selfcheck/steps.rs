@@ -114,6 +114,7 @@ fn stepping(checks: &mut Checks, heap: &mut Heap) {
         let xcr0 = u64::from(cpu::cpuid(0xd, 0).eax);
         step!(checks, "xsetbv", xcr0, 0_u64, 0_u64);
     }
+    step_into_repetition(checks);
     step_over_fill!(checks, "mov rax, [rcx]", heap);
     step_over_fill!(checks, "mov [rcx], rax", heap);
 
@@ -143,6 +144,30 @@ fn stepping(checks: &mut Checks, heap: &mut Heap) {
     let rip = trap.map_or(0, |trap| trap.rip);
     checks.equal(format_args!("INT1 behind a load of SS"), rip, behind);
     reset_dr6();
+}
+
+/// A step over a repetition ends after its first element.
+fn step_into_repetition(checks: &mut Checks) {
+    reset_dr6();
+    let (start, left): (u64, u64);
+    // SAFETY: reads its own bytes, for a port that nothing listens at; the exception is caught.
+    let trap = unsafe {
+        probe!(
+            "lea r8, [rip + 66f]",
+            "mov rsi, r8",
+            "pushfq",
+            "or qword ptr [rsp], 0x100",
+            "popfq",
+            "66:",
+            "rep outsb",
+            "nop",
+            "nop";
+            inout("rcx") 3_u64 => left, in("rdx") 0x80_u64, out("rsi") _, out("r8") start)
+    };
+    let what = format_args!("step into rep outsb");
+    checks.trapped(what, trap, DB, 0);
+    checks.equal(what, trap.map_or(0, |trap| trap.rip), start);
+    checks.equal(what, left, 2);
 }
 
 /// The saved RIP of a fault is that of the instruction, of a trap that of the next.
