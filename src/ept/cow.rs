@@ -19,6 +19,8 @@ impl<M: PhysMem> Space<'_, M> {
             None
         } else if self.regions.is_writable(gpa) {
             self.make_known_private(gpa)
+        } else if self.regions.last_is_device(gpa) {
+            None
         } else {
             self.find_and_make_private(gpa)
         }

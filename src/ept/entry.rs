@@ -1,5 +1,6 @@
 //! What the leaves of a space say beside what the CPU reads: whose their frame is.
 
+use crate::addr::Hpa;
 use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
 
 /// Where the frame behind a leaf came from. It stands in software bits of the leaf.
@@ -79,6 +80,35 @@ pub(super) fn quick(entry: EptEntry) -> Quick {
     }
 }
 
+/// Where an entry leads that is read through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To a table.
+    Table(Hpa),
+    /// To a page that is a counted frame or more.
+    Counted(Hpa),
+    /// Elsewhere: nothing is there, or the host's.
+    Other,
+}
+
+/// Looks where an entry of a table of `level` leads, which is as ours are: no table withholds reading.
+#[inline(always)]
+pub(super) fn step(level: u8, entry: EptEntry) -> Way {
+    const READ: u64 = 1 << 0;
+    const LARGE: u64 = 1 << 7;
+    // What `EptAttr::soft` tells of a page that is the host's.
+    const HOST: u64 = 1 << 11 | 1 << 53;
+    let bits = entry.to_bits();
+    let is_leaf = level == 1 || bits & LARGE != 0;
+    if bits & READ == 0 || is_leaf && bits & HOST == HOST {
+        Way::Other
+    } else if is_leaf {
+        Way::Counted(entry.frame())
+    } else {
+        Way::Table(entry.frame())
+    }
+}
+
 /// What an entry of a table of `level` says. An entry that cannot be decoded is a bug of ours; it says nothing.
 #[inline(always)]
 pub(super) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
@@ -88,7 +118,6 @@ pub(super) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Hpa;
     use crate::paging::Write;
 
     #[test]

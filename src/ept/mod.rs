@@ -35,6 +35,7 @@ mod tables;
 mod template;
 mod violation;
 mod warm;
+mod words;
 mod working_set;
 
 pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};

@@ -18,8 +18,8 @@ pub(super) const HIGH: u64 = 0x20_0000 - 2 * PAGE_SIZE;
 pub(super) const MODULE: u64 = 0x4000_0000;
 pub(super) const SHARED: u64 = 0x8000_0000;
 pub(super) const ROM: u64 = 0xc000_0000;
-const MMIO: u64 = 0xd000_0000;
-const DEVICE: u64 = 0xe000_0000;
+pub(super) const MMIO: u64 = 0xd000_0000;
+pub(super) const DEVICE: u64 = 0xe000_0000;
 const DEVICE_HOST: u64 = 0xfee0_0000;
 
 pub(super) fn gpas(start: u64, len: u64) -> AddrRange<Gpa> {
@@ -68,7 +68,7 @@ pub(super) fn add_regions(space: &mut Space<'_, Arena>, host: HostBytes) {
     }
 }
 
-fn add_device(space: &mut Space<'_, Arena>) {
+pub(super) fn add_device(space: &mut Space<'_, Arena>) {
     // SAFETY: the model CPU never touches what the address leads to.
     let device =
         unsafe { DeviceRange::new(AddrRange::new(Hpa::new(DEVICE_HOST), PAGE_SIZE).unwrap()) };

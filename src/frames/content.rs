@@ -144,6 +144,27 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(())
     }
 
+    /// The words from `at` on, which must be a multiple of 8; those behind its frame are 0.
+    ///
+    /// # Safety
+    /// An entry must refer to the frame.
+    #[inline(always)]
+    pub unsafe fn words<const N: usize>(&self, at: Hpa) -> [u64; N] {
+        debug_assert!(self.check_bytes(at, 8).is_ok());
+        // SAFETY: what an entry refers to is managed and allocated.
+        unsafe { bytes::words(&self.mem, at) }
+    }
+
+    /// Puts `new` at `at`, a multiple of 8, if `old` stands there, in one step, also for CPUs. Yields whether it did.
+    ///
+    /// # Safety
+    /// As for [`FrameAllocator::write`].
+    pub unsafe fn exchange(&self, at: Hpa, old: u64, new: u64) -> Result<bool, FrameError> {
+        self.check_bytes(at, 8)?;
+        // SAFETY: the bounds are just checked, and the caller vouches for the frame.
+        Ok(unsafe { bytes::exchange(&self.mem, at, old, new) })
+    }
+
     fn check_exclusive(&self, frame: &Frame) -> Result<(), FrameError> {
         match self.count(frame.address()) {
             1 => Ok(()),

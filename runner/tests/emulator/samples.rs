@@ -133,6 +133,8 @@ fn exits_cost_no_more_than_promised() {
         ("exit.hlt", 150),
         ("exit.rdmsr", 150),
         ("exit.io", 200),
+        ("exit.mmio.read", 1300),
+        ("exit.mmio.write", 1750),
         ("fill.read", 200),
         ("fill.write", 250),
         // 512 of these zero or copy the page.
