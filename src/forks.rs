@@ -44,6 +44,12 @@ impl Run<'_> {
             );
         }
         let mut frozen = guest.freeze(self.machine);
+        if matches!(frozen, Err((FreezeError::EventPending, _))) {
+            log::info!(
+                "guest {}: an event is delivered before it freezes",
+                options.name
+            );
+        }
         for _ in 0..DELIVERY_EXITS {
             frozen = match frozen {
                 // It was stopped just then: once the event is delivered it can be.

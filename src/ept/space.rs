@@ -44,11 +44,14 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
         }
     }
 
-    /// A space without regions, in which a guest-physical address has `width` bits (at most 48).
+    /// A space without regions, in which a guest-physical address has `width` bits (at most 48, and what the CPU has).
     pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
         Ok(Space {
             spaces: self.shared(),
-            regions: Regions::new(self.frames, width.min(48))?,
+            regions: Regions::new(
+                self.frames,
+                width.min(48).min(self.capability.physical_bits.into()),
+            )?,
             tree: Tree::new(self.frames, &self.capability)?,
             faults: Faults::default(),
             lineage: Lineage::default(),
@@ -189,10 +192,15 @@ impl<'s, M: PhysMem> Space<'s, M> {
             RegionKind::PassThrough(device) => Some(device.range()),
             ref kind => kind.host_bytes(),
         };
-        if let Some(host) = host
-            && self.spaces.frames.overlaps(host)
-        {
-            return Err(RegionError::HostManaged(host));
+        if let Some(host) = host {
+            let width = self.spaces.capability.physical_bits;
+            let last = host.last().unwrap_or(host.start());
+            if last.as_u64() >> width != 0 {
+                return Err(RegionError::HostTooWide { range: host, width });
+            }
+            if self.spaces.frames.overlaps(host) {
+                return Err(RegionError::HostManaged(host));
+            }
         }
         self.check_memory_type(&region)?;
         // What is refused leaves a fork with the regions of its template, and with its frames.

@@ -126,6 +126,7 @@ fn empty_fork<'s, M: PhysMem>(
     tree.reach = from.tree.reach;
     tree.pages = from.tree.pages;
     tree.around = from.tree.around;
+    tree.exact = from.tree.exact;
     Ok(Space {
         spaces: from.spaces,
         tree,

@@ -23,6 +23,8 @@ pub(super) struct Tree {
     pub debt: Debt,
     /// How writes are noted in the leaves.
     pub marks: Marks,
+    /// Whether no page may be marked that was not written; where the CPU marks them, none is.
+    pub exact: bool,
     /// Of what size the pages are that a first write is given.
     pub pages: PagePolicy,
     /// How many pages one violation may map.
@@ -49,6 +51,7 @@ impl Tree {
             reach: Reach::default(),
             debt: Debt::default(),
             marks: Marks::new(capability),
+            exact: false,
             pages: PagePolicy::Small,
             around: Around::new(AROUND),
             recent: (NOWHERE, Hpa::new(0)),

@@ -5,6 +5,7 @@ pub mod cmdline;
 pub mod console;
 pub mod cpuid;
 pub mod cr;
+mod create;
 pub mod data;
 mod devices;
 mod dirty;
@@ -32,8 +33,9 @@ mod vcpu_state;
 pub mod virtual_memory;
 pub mod xcr0;
 
+pub use create::GuestError;
 pub use dirty::Harvests;
-pub use guest::{Guest, GuestError};
+pub use guest::Guest;
 pub use machine::{Machine, StartError};
 pub use outcome::{Outcome, Turn};
 pub use stats::RunStats;
