@@ -266,6 +266,24 @@ fn what_the_host_writes_is_brought_back_too() {
 }
 
 #[test]
+fn what_goes_because_it_is_idle_waits_for_cpus_that_may_have_it() {
+    for capability in both() {
+        template!(spaces, template, cpu, capability);
+        let mut fork = template.fork().unwrap();
+        fork.track_dirty();
+        fork.load(Gpa::new(ROM), &[9; 3]).unwrap();
+        for round in 0..=IDLE {
+            cpu.run(&mut fork, ROM, ROM, Access::READ).unwrap();
+            let restored = fork.reset(&template, Reset::Auto).unwrap();
+            let gone = u64::from(round == IDLE);
+            assert_eq!((restored.dropped, restored.frames), (gone, gone));
+            assert_eq!(fork.retired_frames(), gone);
+        }
+        finish!(spaces, template, cpu, fork);
+    }
+}
+
+#[test]
 fn a_prefetched_fork_writes_its_working_set_without_a_violation() {
     for capability in both() {
         template!(spaces, template, cpu, capability);

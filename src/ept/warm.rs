@@ -107,7 +107,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
         } = warm;
         let freed = self.tree.debt.retired.frames() - before;
         // What CPUs have cached of a leaf may not be what it says now.
-        self.tree.close(frames, MARKS && copied + dropped != 0);
+        self.tree
+            .close(frames, MARKS && copied != 0 || dropped != 0);
         sound.then_some(Restored {
             cold: false,
             copied,
