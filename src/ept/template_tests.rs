@@ -284,6 +284,24 @@ fn what_goes_because_it_is_idle_waits_for_cpus_that_may_have_it() {
 }
 
 #[test]
+fn a_page_that_a_harvest_told_and_that_was_written_again_is_copied_back_once() {
+    template!(spaces, template, cpu, all_capabilities());
+    let mut fork = template.fork().unwrap();
+    let page = gpas(RAM, PAGE_SIZE);
+    for writes_again in [false, true] {
+        guest_write(&mut fork, &mut cpu, RAM, 7);
+        assert_eq!(fork.harvest_dirty(page, |_, _| ()), Ok(1));
+        if writes_again {
+            guest_write(&mut fork, &mut cpu, RAM, 8);
+        }
+        let copied = [(); 2].map(|()| fork.reset(&template, Reset::Warm).unwrap().copied);
+        assert_eq!(copied, [1, 0]);
+        assert_eq!(byte(&fork, RAM), 1);
+    }
+    finish!(spaces, template, cpu, fork);
+}
+
+#[test]
 fn a_prefetched_fork_writes_its_working_set_without_a_violation() {
     for capability in both() {
         template!(spaces, template, cpu, capability);
