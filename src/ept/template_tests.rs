@@ -302,6 +302,27 @@ fn a_page_that_a_harvest_told_and_that_was_written_again_is_copied_back_once() {
 }
 
 #[test]
+fn a_page_that_is_harvested_again_and_again_is_noted_once() {
+    for capability in both() {
+        template!(spaces, template, cpu, capability);
+        let mut fork = template.fork().unwrap();
+        guest_write(&mut fork, &mut cpu, RAM, 7);
+        let used = spaces.frames().figures().used;
+        for _ in 0..1000 {
+            guest_write(&mut fork, &mut cpu, RAM, 7);
+            assert_eq!(fork.harvest_dirty(gpas(RAM, PAGE_SIZE), |_, _| ()), Ok(1));
+        }
+        let _ = fork.enter(&mut cpu);
+        assert_eq!(spaces.frames().figures().used, used);
+        assert_eq!(template.remember_working_set(&fork), Ok(1));
+        let restored = fork.reset(&template, Reset::Warm).unwrap();
+        assert_eq!((restored.copied, restored.kept), (1, 1));
+        assert_eq!(byte(&fork, RAM), 1);
+        finish!(spaces, template, cpu, fork);
+    }
+}
+
+#[test]
 fn a_prefetched_fork_writes_its_working_set_without_a_violation() {
     for capability in both() {
         template!(spaces, template, cpu, capability);

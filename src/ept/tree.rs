@@ -5,7 +5,7 @@ use super::debt::Debt;
 use super::dirty::Marks;
 use super::log::Log;
 use super::reach::Reach;
-use super::tables::{DIRTY, ENTRIES, Tables, View, WRITE, word};
+use super::tables::{DIRTY, ENTRIES, TOLD, Tables, View, WRITE, word};
 use super::{EptCapability, Eptp, PagePolicy};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
@@ -182,11 +182,12 @@ impl Tree {
         self.recent = (page.as_u64() / PAGE_SIZE, table);
     }
 
-    /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it.
-    fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
+    /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it. One that lost
+    /// its mark, and write with it, to a harvest is logged already: else whoever harvests on and on would fill all memory.
+    pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
         // SAFETY: the table is this tree's own, as the last edit says.
         let leaf = unsafe { word(frames.mem(), table, index_of(page)) }.load(Ordering::Relaxed);
-        if leaf & (WRITE | DIRTY) != 0 {
+        if leaf & (WRITE | DIRTY) != 0 && leaf & TOLD == 0 {
             self.log.note(frames, leaf_address(page, table), page);
         }
     }
