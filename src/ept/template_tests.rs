@@ -349,7 +349,16 @@ fn a_prefetched_fork_writes_its_working_set_without_a_violation() {
         let (mut idle, _) = template.fork_prefetched().unwrap();
         let copied = idle.reset(&template, Reset::Warm).unwrap().copied;
         assert_eq!(copied, if capability.accessed_dirty { 0 } else { 3 });
-        // Without frames it is given less, and is a fork all the same.
+        // Without frames it is given less, is a fork all the same, and has written nothing.
+        for allowed in (2..12).filter(|_| capability.accessed_dirty) {
+            spaces.frames().allowance.store(allowed, SeqCst);
+            let made = template.fork_prefetched();
+            spaces.frames().allowance.store(u64::MAX, SeqCst);
+            let (mut poor, _) = made.unwrap();
+            let told = poor.harvest_dirty(gpas(RAM, 16 * PAGE_SIZE), |_, _| ());
+            assert_eq!(told, Ok(0), "{allowed}");
+            finish(poor, &mut cpu);
+        }
         spaces.frames().allowance.store(6, SeqCst);
         let (poor, given) = template.fork_prefetched().unwrap();
         spaces.frames().allowance.store(u64::MAX, SeqCst);

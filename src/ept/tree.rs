@@ -10,7 +10,7 @@ use super::{EptCapability, Eptp, PagePolicy};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
 use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format, open_slot};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The tables of one space, and what is owed for changes to them.
 #[derive(Debug)]
@@ -98,6 +98,17 @@ impl Tree {
     pub fn recent_table(&self, page: Gpa) -> Option<Hpa> {
         let (number, table) = self.recent;
         ((number ^ (page.as_u64() / PAGE_SIZE)) / ENTRIES as u64 == 0).then_some(table)
+    }
+
+    /// The leaf of `page`, if it was put by the last edit.
+    pub fn recent_leaf<'a, M: PhysMem>(
+        &self,
+        frames: &'a FrameAllocator<M>,
+        page: Gpa,
+    ) -> Option<&'a AtomicU64> {
+        let table = self.recent_table(page)?;
+        // SAFETY: the table is this tree's own.
+        Some(unsafe { word(frames.mem(), table, index_of(page)) })
     }
 
     /// The lowest table for `page` and its entry there, if every entry above grants write: all tables are this tree's own.
