@@ -15,10 +15,11 @@ use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{Difference, VcpuState};
 use crate::addr::{AddrRange, Gpa};
+use crate::counting::Counts;
 use crate::ept::{self, AccessError, FrozenSpace, Reset, Restored, Space};
 use crate::frames::{Frame, PhysMem};
 use crate::vmx::interruption::Interruption;
-use crate::vmx::{Field32, Gpr, VmcsCounts};
+use crate::vmx::{Field32, Gpr};
 
 pub use error::{ForkError, FreezeError, PatchError, ResetError};
 
@@ -126,7 +127,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
         machine: &mut Machine<'_, M>,
         message: &[u8],
     ) -> Result<Guest<'s, M>, ForkError> {
-        let begin = now();
+        let (begin, counts) = (now(), Counts::now());
         let vcpu = match Vcpu::fork(machine, space.eptp().as_u64(), &self.state) {
             Ok(vcpu) => vcpu,
             Err(error) => {
@@ -134,7 +135,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
                 return Err(ForkError::Vcpu(error));
             }
         };
-        let setup_ticks = now().wrapping_sub(begin);
+        let setup = (now().wrapping_sub(begin), counts.so_far());
         let mut guest = Guest {
             space,
             vcpu,
@@ -147,7 +148,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
             ended: None,
             asked: None,
             message: None,
-            setup_ticks,
+            setup,
             stats: RunStats::ZERO,
         };
         match self.give_message(&mut guest, machine, message) {
@@ -220,17 +221,6 @@ impl<'s, M: PhysMem> Template<'s, M> {
         let now = fork.vcpu.capture(machine)?;
         self.state.differences(&now, machine.frames, each);
         Ok(())
-    }
-
-    /// How many VMREADs and VMWRITEs a fork takes, and how many a reset. Brings the processor of `fork`, one of this
-    /// template's, back to its start.
-    pub fn count_vmcs_accesses(
-        &self,
-        fork: &mut Guest<'s, M>,
-        machine: &mut Machine<'_, M>,
-    ) -> Result<(VmcsCounts, VmcsCounts), VcpuError> {
-        let eptp = fork.space.eptp().as_u64();
-        fork.vcpu.count_fork(machine, eptp, &self.state)
     }
 
     /// Replaces this template by one whose memory `change` has changed. Forks of the old one see nothing of it, and cannot be

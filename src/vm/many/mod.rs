@@ -8,6 +8,7 @@ mod forks;
 mod guests;
 mod line;
 mod measure;
+mod price;
 mod queue;
 mod schedule;
 mod spread;
