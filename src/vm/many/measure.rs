@@ -71,7 +71,10 @@ pub fn measure<'s, M: PhysMem, H: Host>(
     bench.forks(what, file)?;
     match what {
         Measure::Fork => Ok(()),
-        Measure::All => bench.by_pages(file),
+        Measure::All => {
+            bench.idle(file)?;
+            bench.by_pages(file)
+        }
     }
 }
 
@@ -258,7 +261,6 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
         warm_first.tell("reset.first.base", "reset.first.per_page", file);
         cold.tell("reset.cold.base", "reset.cold.per_page", file);
         end.tell("drop.base", "drop.per_page", file);
-        self.idle(file)?;
         log::info!("of {most} pages a cold reset gives back {last} frames, tables included");
         Ok(())
     }
