@@ -196,14 +196,19 @@ impl<'s, M: PhysMem> Template<'s, M> {
         machine: &Machine<'_, M>,
         message: &[u8],
     ) -> Result<(), AccessError> {
-        let Some(buffer) = self.message else {
+        let Some((buffer, message)) = self.part_told(message) else {
             return Ok(());
         };
-        let room = buffer.len().min(MESSAGE_MAX as u64) as usize;
-        let message = message.get(..room).unwrap_or(message);
         let area = guest.vcpu.area(machine.frames);
         area.regs.set(Gpr::Rax, message.len() as u64);
-        guest.put_message(machine.frames, buffer.start(), message)
+        guest.put_message(machine.frames, buffer, message)
+    }
+
+    /// Where a message goes, and as much of it as there is room for, if the guest has asked for one.
+    fn part_told<'m>(&self, message: &'m [u8]) -> Option<(Gpa, &'m [u8])> {
+        let buffer = self.message?;
+        let room = buffer.len().min(MESSAGE_MAX as u64) as usize;
+        Some((buffer.start(), message.get(..room).unwrap_or(message)))
     }
 
     /// Remembers which pages `fork` has made its own, for [`Template::fork_prefetched`]. Yields how many.
@@ -211,15 +216,18 @@ impl<'s, M: PhysMem> Template<'s, M> {
         self.space.remember_working_set(&fork.space)
     }
 
-    /// Tells `each` of everything in which the processor of `fork` differs from what it was when the guest was frozen.
+    /// Tells `each` of everything in which the processor of `fork`, which has got `message` and has not run since, differs from
+    /// what it was when the guest was frozen: RAX holds the length of the message, if the guest has asked for one.
     pub fn differences(
         &self,
         fork: &Guest<'s, M>,
         machine: &mut Machine<'_, M>,
+        message: &[u8],
         each: impl FnMut(Difference),
     ) -> Result<(), VcpuError> {
         let now = fork.vcpu.capture(machine)?;
-        self.state.differences(&now, machine.frames, each);
+        let rax = self.part_told(message).map(|(_, told)| told.len() as u64);
+        self.state.differences(&now, machine.frames, rax, each);
         Ok(())
     }
 
