@@ -43,9 +43,11 @@ pub fn entries(figures: &[Figure]) -> Vec<Entry> {
         .collect()
 }
 
-/// What is run once more, with a kernel that counts: the guests of `run` that measure forks, if there are any.
+/// What is run once more, with a kernel that counts: the guests of `run` that measure forks or how many there can be, if
+/// there are any.
 pub fn counted(run: &Run) -> Option<Run> {
-    let measures = |guest: &&Guest| guest.options.iter().any(|o| o.starts_with("measure="));
+    let is_counted = |option: &String| option.starts_with("measure=") || option == "idle";
+    let measures = |guest: &&Guest| guest.options.iter().any(is_counted);
     let guests: Vec<_> = run.guests.iter().filter(measures).cloned().collect();
     (!guests.is_empty()).then(|| Run {
         name: format!("{}-counting", run.name),

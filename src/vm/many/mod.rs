@@ -20,6 +20,7 @@ pub use forks::{After, Alive, Cost, Forks, Slot, Turn, Verdict};
 pub use guests::{Checked, GuestForks, LivingFork, Template, Wrong};
 pub use line::Line;
 pub use measure::{Measurement, measure};
+pub use price::tell_counted;
 pub use queue::{Linked, Queue};
 pub use schedule::{Plan, schedule};
 pub use spread::{Spread, SpreadFigures};

@@ -69,6 +69,22 @@ impl Price {
     }
 }
 
+/// Tells `file` of what was counted for each of so many operations, which take so many frames each. Nothing, where nothing is
+/// counted.
+pub fn tell_counted(
+    name: &str,
+    (all, operations): (Counts, u64),
+    frames: u64,
+    file: &mut impl FnMut(Measurement<'_>),
+) {
+    if counting::ON {
+        let each = |count: u64| count.checked_div(operations).unwrap_or(0);
+        let mut price = Price(Price::new(0, all, 0).0.map(each));
+        price.0[FRAMES] = frames;
+        price.tell(name, file);
+    }
+}
+
 /// A moment from which on is measured.
 pub(super) struct Moment {
     frames: u64,
