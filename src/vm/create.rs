@@ -12,6 +12,7 @@ use super::stats::RunStats;
 use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use crate::addr::{AddrRange, Gpa};
+use crate::counting::Counts;
 use crate::ept::{AccessError, Region, RegionError, RegionKind, Space, Spaces};
 use crate::frames::{FrameError, PhysMem};
 
@@ -105,7 +106,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
                 ended: None,
                 asked: None,
                 message: None,
-                setup_ticks: 0,
+                setup: (0, Counts::default()),
                 stats: RunStats::ZERO,
             }),
             Err(error) => {

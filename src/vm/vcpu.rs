@@ -4,14 +4,14 @@ use super::loader::Start;
 use super::machine::{Machine, give_back};
 use super::run::now;
 use super::vcpu_state::VcpuState;
+use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::{Entry, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
 use crate::vmx::register_bits::CR4_VMXE;
 use crate::vmx::state::{GuestState, NO_LINK_POINTER, Start64};
 use crate::vmx::{
-    Counting, Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsCounts,
-    VmcsError,
+    Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsError,
 };
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
@@ -100,6 +100,7 @@ impl Vcpu {
         state: &VcpuState,
     ) -> Result<Self, VcpuError> {
         let mut this = Self::new(machine)?;
+        add(Counted::Bytes, size_of::<EntryArea>() as u64);
         // SAFETY: the frame is fresh, larger than the area and aligned to a page.
         unsafe { this.area_ptr(machine.frames).write(EntryArea::new()) };
         let done = this
@@ -183,24 +184,6 @@ impl Vcpu {
         vmcs.write_natural(FieldNatural::Cr0GuestHostMask, limits.cr0_mask())?;
         vmcs.write_natural(FieldNatural::Cr4GuestHostMask, limits.cr4_mask())?;
         Ok(())
-    }
-
-    /// Does once more what [`Vcpu::fork`] did with the VMCS, and counts: all of it, and the part that a reset does too.
-    pub(super) fn count_fork<M: PhysMem>(
-        &mut self,
-        machine: &mut Machine<'_, M>,
-        eptp: u64,
-        state: &VcpuState,
-    ) -> Result<(VmcsCounts, VmcsCounts), VcpuError> {
-        let mut vmcs = self.make_current(machine)?;
-        let mut counting = Counting::new(&mut vmcs);
-        self.restore(machine, &mut counting, state)?;
-        let reset = counting.counts();
-        self.write_controls(machine, &mut counting, eptp)?;
-        let all = counting.counts();
-        // The time comes last.
-        self.restore(machine, &mut vmcs, state)?;
-        Ok((all, reset))
     }
 
     fn set_up<M: PhysMem>(
