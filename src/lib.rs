@@ -10,5 +10,7 @@ pub mod counting;
 pub mod ept;
 pub mod frames;
 pub mod paging;
+#[cfg(test)]
+mod testing;
 pub mod vm;
 pub mod vmx;

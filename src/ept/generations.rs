@@ -762,7 +762,7 @@ fn machines() -> [Machine; 5] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(64)))]
 
     /// In any order of everything a fork holds what its template held and what it has written since, a reset brings back
     /// exactly the first, no template ever changes, nothing stale is used, and all frames come back.

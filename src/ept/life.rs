@@ -623,7 +623,7 @@ fn fine(steps: &[Step], kind: Kind) -> Result<Life, TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(96)))]
 
     /// What a guest reads is what was last written, in any order of everything; nothing stale is ever used, counts are
     /// right after each step, what was written is told as dirty, and all frames come back.
@@ -653,7 +653,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(12)))]
 
     /// What a guest reads is what was last written, with pages of 1 GiB too.
     #[test]

@@ -508,7 +508,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(64)))]
 
     /// Against a map from the start of each block to its length and the handles to it.
     #[test]

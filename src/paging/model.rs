@@ -563,14 +563,8 @@ where
     }
 }
 
-/// `PROPTEST_CASES` for a long run, else few.
-pub fn cases() -> u32 {
-    let given = std::env::var("PROPTEST_CASES").ok();
-    given.and_then(|n| n.parse().ok()).unwrap_or(64)
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(cases()))]
+    #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(64)))]
     #[test]
     fn amd64_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {
         check::<GuestAmd64, false>(&ops);

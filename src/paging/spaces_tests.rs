@@ -111,7 +111,7 @@ fn edits() -> impl Strategy<Value = Vec<Edit>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(super::model::cases()))]
+    #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(64)))]
     #[test]
     fn amd64_spaces_survive_a_round_trip(edits in edits()) {
         round_trip::<GuestAmd64, false>(&edits);

@@ -375,7 +375,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        #![proptest_config(proptest::test_runner::Config::with_cases(256))]
+        #![proptest_config(proptest::test_runner::Config::with_cases(crate::testing::cases(256)))]
         /// Whatever the bytes, blocks begin inside the code, and at most one at each byte.
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {

@@ -378,7 +378,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        #![proptest_config(proptest::test_runner::Config::with_cases(256))]
+        #![proptest_config(proptest::test_runner::Config::with_cases(crate::testing::cases(256)))]
         #[test]
         fn no_file_panics(changes in proptest::collection::vec((0usize..400, proptest::prelude::any::<u8>()), 0..8)) {
             let mut file = ElfFile::new(0x1000)

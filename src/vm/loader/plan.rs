@@ -621,7 +621,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        #![proptest_config(proptest::test_runner::Config::with_cases(128))]
+        #![proptest_config(proptest::test_runner::Config::with_cases(crate::testing::cases(128)))]
         #[test]
         fn random_images(
             segments in proptest::collection::vec((1u64..0x4000, 1u64..0x90_0000), 1..6),

@@ -255,7 +255,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        #![proptest_config(proptest::test_runner::Config::with_cases(256))]
+        #![proptest_config(proptest::test_runner::Config::with_cases(crate::testing::cases(256)))]
 
         /// What comes behind an instruction does not change what it is: so it may be found by its own bytes alone.
         #[test]

@@ -644,7 +644,7 @@ fn segments_count_outside_64_bit_mode() {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::test_runner::Config::with_cases(256))]
+    #![proptest_config(proptest::test_runner::Config::with_cases(crate::testing::cases(256)))]
 
     /// Whatever the guest has for code: no panic, and a length within what was fetched.
     #[test]

@@ -274,7 +274,7 @@ fn memory_that_fails_at_any_access_is_named() {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+    #![proptest_config(proptest::test_runner::Config::with_cases(crate::testing::cases(64)))]
     #[test]
     fn the_planned_tables_are_exactly_enough(
         segments in proptest::collection::vec((1u64..0x4000, 1u64..0x90_0000, 0u32..8), 1..6),
