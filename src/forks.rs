@@ -33,7 +33,7 @@ impl Run<'_> {
     /// Makes a guest a template and runs its forks, as its options say. `index` is its place in the report.
     pub fn freeze_and_fork(
         &mut self,
-        guest: Guest<'_, DirectMap>,
+        mut guest: Guest<'_, DirectMap>,
         index: usize,
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
@@ -43,16 +43,23 @@ impl Run<'_> {
                 options.name
             );
         }
-        let mut frozen = guest.freeze(self.machine);
-        for _ in 0..DELIVERY_EXITS {
-            frozen = match frozen {
+        let mut waited = 0;
+        let frozen = loop {
+            match guest.freeze(self.machine) {
                 // It was stopped just then: once the event is delivered it can be.
-                Err((FreezeError::EventPending, mut guest)) => {
+                Err((FreezeError::EventPending, still)) if waited < DELIVERY_EXITS => {
+                    guest = still;
                     guest.run(self.machine, &mut Kernel, Some(1));
-                    guest.freeze(self.machine)
+                    waited += 1;
                 }
-                other => other,
-            };
+                other => break other,
+            }
+        };
+        if waited != 0 {
+            log::info!(
+                "guest {}: an event was delivered before it froze",
+                options.name
+            );
         }
         match frozen {
             Ok(template) if options.forks.measure.is_some() => {

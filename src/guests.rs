@@ -6,6 +6,7 @@ use crate::boot::layout::{self, DirectMap};
 use crate::boot::{clock, power, traps};
 use crate::forks::RUNS;
 use crate::fuzz::Job;
+use crate::selftest::GuestTest;
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Faults, HostBytes, Spaces};
@@ -16,17 +17,12 @@ use offshoot::vm::figures::{Figure, FigureName, Figures, Unit};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
 use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError, Turn};
-use offshoot::vmx::cpu::CurrentVmcs;
-use offshoot::vmx::{FieldNatural, Vmcs};
 use spin::Mutex;
 
 /// Who files the hypervisor's own figures.
 const OWN_NAME: &str = "hypervisor";
 /// From the boot loader's hand-over to the first instruction of the first guest, in TSC ticks.
 const BOOT_FIGURE: &[u8] = b"boot.to_first_guest";
-
-/// The self-test in which every VM entry fails on the guest's state, to see how that is reported.
-pub const SELFTEST_ENTRY: &str = "entry";
 
 type Summaries = ArrayVec<GuestSummary<'static>, MAX_MODULES>;
 
@@ -74,7 +70,7 @@ pub fn run_all(
             spaces: &spaces,
             tsc_hz,
             audit: options.audit,
-            spoil: options.selftest == Some(SELFTEST_ENTRY),
+            test: options.selftest.and_then(GuestTest::of),
         };
         let summary = run.module(index, &module, &summaries, &mut first);
         match summary.ending {
@@ -132,8 +128,8 @@ pub struct Run<'r> {
     pub spaces: &'r Spaces<'static, DirectMap>,
     pub tsc_hz: u64,
     pub audit: bool,
-    /// Make every VM entry fail.
-    spoil: bool,
+    /// What is done to guests before they run.
+    test: Option<GuestTest>,
 }
 
 impl Run<'_> {
@@ -187,14 +183,8 @@ impl Run<'_> {
                 return summary;
             }
         };
-        if self.spoil {
-            // Bit 1 of RFLAGS is always 1.
-            let spoil = |vmcs: &mut CurrentVmcs| vmcs.write_natural(FieldNatural::GuestRflags, 0);
-            // SAFETY: RFLAGS is guest state.
-            let spoilt = unsafe { guest.with_vmcs(self.machine, spoil) };
-            if let Err(error) = spoilt {
-                log::error!("guest {}: {error}", options.name);
-            }
+        if let Some(test) = self.test {
+            test.apply(&mut guest, self.machine, options.name);
         }
         if let Some(hand_over) = first.take() {
             file_boot_figure(hand_over);

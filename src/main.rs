@@ -6,13 +6,15 @@ mod boot;
 mod forks;
 mod fuzz;
 mod guests;
+mod selftest;
 
 use boot::console::{self, say};
 use boot::info::{self, BootInfo};
-use boot::{clock, memory, power, segments, traps};
+use boot::{apic, clock, memory, power, segments, traps};
 use offshoot::vm::Machine;
 use offshoot::vm::cmdline::KernelOptions;
 use offshoot_memfuncs as _;
+use selftest::GuestTest;
 
 /// What a budget given as time is counted with where the TSC's speed could not be learned.
 const ASSUMED_TSC_HZ: u64 = 1_000_000_000;
@@ -46,6 +48,8 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
     if let Err(error) = unsafe { memory::init_tables(boot, &mut free, gib_pages()) } {
         power::end(Err(format_args!("{error}")));
     }
+    let test = options.selftest.and_then(apic::SelfTest::of);
+    apic::init(test);
     // SAFETY: called once, on the tables just made.
     let frames = match unsafe { memory::init_frames(free, options.pool) } {
         Ok(frames) => frames,
@@ -59,11 +63,15 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
         figures.total,
         boot.modules().count()
     );
-    if let Some(which) = options
-        .selftest
-        .filter(|which| *which != guests::SELFTEST_ENTRY)
-    {
-        traps::self_test(which);
+    if boot.beyond != 0 {
+        log::warn!(
+            "{} MiB of memory are not used: this CPU cannot address them",
+            boot.beyond >> 20
+        );
+    }
+    match options.selftest {
+        Some(which) if test.is_none() && GuestTest::of(which).is_none() => traps::self_test(which),
+        _ => {}
     }
     if let Some(period) = options.tick {
         clock::start_tick(period);

@@ -1,6 +1,7 @@
 //! The machine's old clockwork: the interrupt controller silenced, the timer used once to learn the speed of the TSC
 //! and, where asked for, to interrupt guests.
 
+use super::apic;
 use offshoot::vm::cmdline::Duration;
 
 use core::arch::x86_64::_rdtsc;
@@ -47,6 +48,9 @@ pub fn start_tick(period: Duration) {
 
 /// Tells the interrupt controller that the interrupt of `vector` was taken.
 pub fn end_of_interrupt(vector: u8) {
+    if apic::end_of_interrupt(vector) {
+        return;
+    }
     if vector.wrapping_sub(PIC_BASE) < 16 {
         if vector >= PIC_BASE + 8 {
             out(0xa0, 0x20);

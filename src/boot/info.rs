@@ -4,6 +4,8 @@ use core::ffi::CStr;
 use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
 use offshoot::addr::{AddrRange, Hpa};
 use offshoot::frames::MemoryMap;
+use offshoot::vmx::capabilities::address_bits;
+use offshoot::vmx::cpu::ThisCpu;
 
 use super::layout::{self, BOOT_MAPPED, DIRECT_MAPPED};
 
@@ -32,6 +34,8 @@ pub struct BootInfo {
     pub memory: MemoryMap,
     /// What the firmware reports as anything else, which counts where the two overlap.
     other: MemoryMap,
+    /// Bytes of usable memory at addresses that the CPU does not have.
+    pub beyond: u64,
     modules: [Option<Module>; MAX_MODULES],
     /// The boot loader's own structures, with the texts.
     pub keep: [Option<AddrRange<Hpa>>; MAX_MODULES + 2],
@@ -86,6 +90,7 @@ impl BootInfo {
         cmdline: "",
         memory: MemoryMap::new(),
         other: MemoryMap::new(),
+        beyond: 0,
         modules: [None; MAX_MODULES],
         keep: [None; MAX_MODULES + 2],
     };
@@ -109,10 +114,11 @@ impl BootInfo {
         for range in self.other.ranges() {
             self.memory.remove(range);
         }
+        self.beyond = self.memory.keep_below(Hpa::new(addressable()));
     }
     fn add_module(&mut self, start: u64, len: u64, cmdline: &'static str) -> Result<(), BootError> {
         // Read only once the kernel's own tables are there, so it may lie higher than what the boot tables map.
-        let range = within("module", start, len, DIRECT_MAPPED)?;
+        let range = within("module", start, len, DIRECT_MAPPED.min(addressable()))?;
         let slot = self
             .modules
             .iter_mut()
@@ -126,6 +132,12 @@ impl BootInfo {
             *slot = Some(range);
         }
     }
+}
+
+/// The first physical address that the CPU does not have.
+fn addressable() -> u64 {
+    let (physical_bits, _) = address_bits(&ThisCpu);
+    1 << physical_bits.min(52)
 }
 
 /// The range, if the boot tables map all of it.

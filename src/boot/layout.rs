@@ -11,6 +11,8 @@ pub const KERNEL_BASE: u64 = 0xffff_ffff_8000_0000;
 pub const BOOT_MAPPED: u64 = 4 << 30;
 /// How much of it the direct map has room for below the image: 64 TiB.
 pub const DIRECT_MAPPED: u64 = 1 << 46;
+/// Where the registers of the local APIC are mapped, where they lie in memory: behind the direct map.
+pub const APIC: u64 = DIRECT_MAP + DIRECT_MAPPED;
 
 /// Where the direct map has a physical address.
 pub fn direct(address: Hpa) -> *mut u8 {

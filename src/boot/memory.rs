@@ -1,5 +1,6 @@
 //! The kernel's memory: its own page tables, and the frame allocator over what is left of the machine's.
 
+use super::apic;
 use super::info::BootInfo;
 use super::layout::{self, BOOT_MAPPED, DIRECT_MAP, DirectMap};
 use super::segments;
@@ -125,6 +126,15 @@ pub unsafe fn init_tables(
             Amd64Attr::READ_WRITE,
         )?;
     }
+    if let Some(registers) = apic::page() {
+        // The third entry of the page attribute table is for uncacheable, as the CPU has it at first.
+        map(
+            layout::APIC,
+            registers,
+            PAGE_SIZE,
+            Amd64Attr::READ_WRITE.with_pat_index(3),
+        )?;
+    }
     for guard in segments::guard_pages() {
         paging::unmap(
             &mut tables,
@@ -138,6 +148,7 @@ pub unsafe fn init_tables(
     let root = PhysFrame::containing_address(PhysAddr::new(tables.root().as_u64()));
     // SAFETY: the tables map the code that runs here, its stack and its data as the boot tables do.
     unsafe { Cr3::write(root, Cr3Flags::empty()) };
+    apic::set_mapped();
     Ok(())
 }
 

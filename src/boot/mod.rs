@@ -1,5 +1,6 @@
 //! The machine under the hypervisor: from the boot loader to a running kernel, and the end.
 
+pub mod apic;
 pub mod clock;
 pub mod console;
 pub mod info;

@@ -24,6 +24,15 @@ fn host_bytes(start: u64, len: u64) -> HostBytes {
     unsafe { HostBytes::new(hpas(start, len)) }
 }
 
+/// Each kind of region with host addresses behind it.
+fn kinds(start: u64, len: u64) -> [RegionKind; 3] {
+    [
+        RegionKind::CopyOnWrite(host_bytes(start, len)),
+        RegionKind::ReadOnly(host_bytes(start, len)),
+        RegionKind::PassThrough(device(start, len)),
+    ]
+}
+
 /// Everything that a space can tell of itself.
 #[derive(Debug, PartialEq)]
 struct State {
@@ -155,13 +164,6 @@ fn host_ranges_that_cannot_be_given_away() {
         let (first, last) = (managed.start().as_u64(), managed.last().unwrap().as_u64());
         let arena = spaces.frames().mem().range().start().as_u64();
         let at = |len, kind| Region::new(gpas(0x1_0000_0000, len), kind);
-        let kinds = |start: u64, len: u64| {
-            [
-                RegionKind::CopyOnWrite(host_bytes(start, len)),
-                RegionKind::ReadOnly(host_bytes(start, len)),
-                RegionKind::PassThrough(device(start, len)),
-            ]
-        };
         for (start, len) in [
             (first, PAGE_SIZE),
             (last - 0xfff, PAGE_SIZE),
@@ -179,7 +181,8 @@ fn host_ranges_that_cannot_be_given_away() {
         // What no entry can refer to.
         for (start, len) in [(1 << 52, PAGE_SIZE), ((1 << 52) - PAGE_SIZE, 2 * PAGE_SIZE)] {
             for kind in kinds(start, len) {
-                let error = RegionError::HostRange(hpas(start, len));
+                let range = hpas(start, len);
+                let error = RegionError::HostTooWide { range, width: 52 };
                 assert_eq!(map_fails(space, at(len, kind)), error);
             }
         }
@@ -189,6 +192,45 @@ fn host_ranges_that_cannot_be_given_away() {
         // What is not managed is what these regions are for.
         assert_eq!(space.map(at(PAGE_SIZE, through)), Ok(()));
     });
+}
+
+#[test]
+fn what_the_cpu_cannot_address_is_refused() {
+    let (frames, host) = memory(64);
+    let capability = EptCapability {
+        physical_bits: 36,
+        ..all_capabilities()
+    };
+    let spaces = Spaces::new(&frames, capability).unwrap();
+    let mut space = spaces.create(48).unwrap();
+    assert_eq!(space.width(), 36, "a guest's addresses are no wider");
+    add_regions(&mut space, host);
+    let at = |len, kind| Region::new(gpas(8 << 32, len), kind);
+    let end = 1 << 36;
+    for (start, len) in [
+        (end, PAGE_SIZE),
+        (end - PAGE_SIZE, 2 * PAGE_SIZE),
+        (1 << 51, PAGE_SIZE),
+    ] {
+        let range = hpas(start, len);
+        let error = RegionError::HostTooWide { range, width: 36 };
+        for kind in kinds(start, len) {
+            assert_eq!(map_fails(&mut space, at(len, kind)), error);
+        }
+        let identity = space.identity_map_range(device(start, len));
+        assert_eq!(identity, Err(error));
+    }
+    for kind in kinds(end - PAGE_SIZE, PAGE_SIZE) {
+        assert_eq!(space.map(at(PAGE_SIZE, kind)), Ok(()));
+        space.unmap(gpas(8 << 32, PAGE_SIZE)).unwrap();
+    }
+    assert_eq!(
+        space.identity_map_range(device(end - PAGE_SIZE, PAGE_SIZE)),
+        Ok(())
+    );
+    finish(space, &mut Cpu::new(0));
+    spaces.end().unwrap();
+    assert_eq!(frames.figures().used, 0);
 }
 
 #[test]

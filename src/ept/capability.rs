@@ -1,6 +1,7 @@
 //! What the CPU's EPT can do, and the pointer that it is given.
 
 use crate::addr::{Address, Hpa, PAGE_SIZE, PageSize};
+use crate::paging::{Ept, Format};
 use bit_field::BitField;
 
 /// What the CPU reports of EPT and VPIDs in IA32_VMX_EPT_VPID_CAP (SDM "VPID and EPT Capabilities", appendix A.10).
@@ -38,11 +39,13 @@ pub struct EptCapability {
     pub invvpid_all: bool,
     /// INVVPID can act on one VPID and spare global translations.
     pub invvpid_single_globals: bool,
+    /// Bits of a physical address: an entry with others set is a misconfiguration.
+    pub physical_bits: u8,
 }
 
 impl EptCapability {
-    /// Decodes the value of IA32_VMX_EPT_VPID_CAP.
-    pub fn from_msr(value: u64) -> Self {
+    /// Decodes the value of IA32_VMX_EPT_VPID_CAP. `physical_bits` is MAXPHYADDR, what CPUID says of physical addresses.
+    pub fn new(value: u64, physical_bits: u8) -> Self {
         Self {
             execute_only: value.get_bit(0),
             four_levels: value.get_bit(6),
@@ -60,6 +63,7 @@ impl EptCapability {
             invvpid_single: value.get_bit(41),
             invvpid_all: value.get_bit(42),
             invvpid_single_globals: value.get_bit(43),
+            physical_bits: physical_bits.min(Ept::PHYS_BITS as u8),
         }
     }
 
@@ -143,7 +147,7 @@ mod tests {
             ]
         };
         for bit in 0..64 {
-            for (set, of) in fields(EptCapability::from_msr(1 << bit)) {
+            for (set, of) in fields(EptCapability::new(1 << bit, 0)) {
                 assert_eq!(set, bit == of, "bit {bit}");
             }
         }
@@ -151,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        let all = EptCapability::from_msr(u64::MAX);
+        let all = EptCapability::new(u64::MAX, 52);
         assert_eq!(all.missing(), None);
         assert_eq!(
             EptCapability {
@@ -185,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_pointer_uses_only_what_the_cpu_has() {
-        let all = EptCapability::from_msr(u64::MAX);
+        let all = EptCapability::new(u64::MAX, 52);
         let root = Hpa::new(0x12_3456_7000);
         assert_eq!(Eptp::new(root, &all, true).as_u64(), 0x12_3456_705e);
         assert_eq!(Eptp::new(root, &all, false).as_u64(), 0x12_3456_701e);

@@ -3,7 +3,7 @@
 //! Each way is a function of its own that does all by itself: what they have in common would have to wait in memory.
 
 use super::entry::{Origin, Quick, decode, quick};
-use super::region_map::Untouched;
+use super::known::Untouched;
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
@@ -86,8 +86,8 @@ impl<M: PhysMem> Space<'_, M> {
         };
         let written = self.regions.writable().written;
         // What was written before it was protected is still to be told as dirty.
-        let attr = Origin::of(old)
-            .mark(written)
+        let attr = written
+            .with_soft(old.soft())
             .with_dirty(written.dirty() || old.dirty());
         let mut tables = self.tree.page_tables(frames);
         tables.put_page(gpa, table, entry.frame(), attr);

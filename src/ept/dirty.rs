@@ -9,7 +9,7 @@
 //! - The CPU sets them, and the leaves are looked at one by one. Whoever gives write also sets the mark, which saves
 //!   the CPU the trouble.
 //! - The CPU does not know of them. Whoever gives write sets the mark; harvesting takes write too, and the next write
-//!   comes back as a violation.
+//!   comes back as a violation. So write is given to nothing but what is being written; see [`Space::track_dirty`].
 //!
 //! The log only says where to look; the marks decide. So it may have too much, and where it may lack something
 //! the leaves are looked at one by one, all of them: then the log is complete again.
@@ -18,12 +18,14 @@
 //! carry no marks, and those that become a space's own again lose theirs: a fork starts out clean, and so does the space
 //! that was forked.
 //!
+//! Of a fork that is reset, a mark says that the page is to be copied back. A harvest leaves another in its place.
+//!
 //! A CPU that sets marks takes its walks of the guest's own page tables for writes (SDM "Accessed and Dirty Flags for EPT",
 //! 30.3.5), so it marks pages that hold them whenever it uses them.
 
 use super::dirty_log::DirtyLog;
 use super::entry::decode;
-use super::tables::{DIRTY, ENTRIES, WRITE, word};
+use super::tables::{DIRTY, ENTRIES, TOLD, WRITE, word};
 use super::{EditError, EptCapability, Space};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{FrameAllocator, PhysMem};
@@ -109,9 +111,9 @@ impl Leaf<'_> {
     fn is_marked(&self) -> bool {
         self.word.load(Ordering::Acquire) & DIRTY != 0
     }
-    /// Takes the mark away, with `clear`; yields whether there was one.
+    /// Takes the mark away, with `clear`, and leaves [`TOLD`]; yields whether there was one.
     fn take_mark(&self, clear: u64) -> bool {
-        let cleared = |bits: u64| (bits & DIRTY != 0).then_some(bits & !clear);
+        let cleared = |bits: u64| (bits & DIRTY != 0).then_some(bits & !clear | TOLD);
         self.word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, cleared)
             .is_ok()
@@ -220,13 +222,14 @@ impl<M: PhysMem> Space<'_, M> {
     /// in order, each once, and yields how many. The range must be in memory regions. The work is in proportion to the
     /// pages that were written where there is a log ([`Space::log_dirty`]), else to those that this space alone holds.
     ///
-    /// A page may be told that was made writable and then not written.
+    /// Exactly these are told, but for large pages, of which a part was written, and what [`Space::track_dirty`] says.
     pub fn harvest_dirty(
         &mut self,
         range: AddrRange<Gpa>,
         page: impl FnMut(Gpa, PageSize),
     ) -> Result<u64, EditError> {
         self.check_memory(range)?;
+        self.track_dirty();
         let Some(last) = range.last() else {
             return Ok(0);
         };
@@ -235,10 +238,6 @@ impl<M: PhysMem> Space<'_, M> {
             Some(log) if log.is_complete() => self.harvest_logged(first, last, page),
             _ => self.harvest_all(first, last, page),
         };
-        if found > 0 {
-            // A reset must not take a page for clean whose mark went this way.
-            self.tree.log.lose();
-        }
         // The CPU does not mark a page again whose mark it has cached, nor does it notice that write is gone.
         self.tree.close(self.spaces.frames, found > 0);
         Ok(found)
@@ -291,6 +290,13 @@ impl<M: PhysMem> Space<'_, M> {
         };
         scan.table(root, 4, 0);
         scan.found
+    }
+
+    /// Has the forks of this space, or the fork that it is, tell no page as dirty that they have not written. It makes a
+    /// difference on CPUs that do not mark pages: without it a fork there is not stopped by a first write to pages that
+    /// it was given ahead of need or that it keeps at a warm reset, and they count as written. Harvesting asks for it too.
+    pub const fn track_dirty(&mut self) {
+        self.tree.exact = true;
     }
 
     /// Has dirty pages told by a log: from now on whoever runs the space calls [`Space::note_logged`] for each page that the

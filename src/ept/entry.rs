@@ -18,6 +18,11 @@ pub enum Origin {
 impl Origin {
     const BITS: u16 = 3;
 
+    /// The leaf with nothing in its software bits but this.
+    pub(super) const fn alone(attr: EptAttr) -> EptAttr {
+        attr.with_soft(attr.soft() & Self::BITS)
+    }
+
     /// The origin that a leaf tells.
     #[inline(always)]
     pub const fn of(attr: EptAttr) -> Self {

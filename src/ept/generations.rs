@@ -9,8 +9,9 @@ use super::*;
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::PhysMem;
 use crate::frames::arena::Arena;
+use core::ops::Range;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::SeqCst;
 
 #[derive(Clone, Debug)]
@@ -142,6 +143,8 @@ fn fresh_byte(gpa: u64) -> u8 {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
     bytes: BTreeMap<u64, u8>,
+    /// Pages that were written since the last harvest, fork or reset.
+    dirty: BTreeSet<u64>,
     protected: Vec<u64>,
     extra: bool,
     /// The number of its template.
@@ -154,6 +157,18 @@ impl Model {
             .get(&gpa)
             .copied()
             .unwrap_or_else(|| fresh_byte(gpa))
+    }
+    fn write(&mut self, at: Range<u64>, byte: u8) {
+        self.dirty.extend(at.clone().map(|gpa| gpa & !0xfff));
+        self.bytes.extend(at.map(|gpa| (gpa, byte)));
+    }
+    /// What a fork holds at first, or after a reset.
+    fn of_fork(&self, template: Option<usize>) -> Self {
+        Self {
+            template,
+            dirty: BTreeSet::new(),
+            ..self.clone()
+        }
     }
     fn may_write(&self, page: u64) -> bool {
         !self.protected.contains(&page)
@@ -176,6 +191,8 @@ struct Tally {
     dropped: u64,
     prefetched: u64,
     deepest: u32,
+    /// What each harvest told.
+    harvests: Vec<Vec<u64>>,
     /// The numbers of the INVEPTs that resets owed to the first CPU.
     owed: Vec<u64>,
 }
@@ -208,13 +225,36 @@ fn holds_what_the_model_says(space: &Space<'_, Arena>, model: &Model) -> Result<
     Ok(())
 }
 
-/// Lives through the steps. All forks are compared with the model after each reset, and all that there is in the end.
-fn live(
-    steps: &[Step],
+/// What CPUs can do, and how spaces use it.
+#[derive(Clone, Copy, Debug)]
+struct Machine {
     capability: EptCapability,
     large: bool,
-    skip: Option<u64>,
-) -> Result<Tally, String> {
+    /// Whether dirty pages are told by the CPUs' logs.
+    log: bool,
+    /// Whether somebody asks for dirty pages from the start.
+    tracked: bool,
+    /// How many pages a violation may map.
+    around: u64,
+}
+
+impl Machine {
+    /// Before a space runs, or is asked for dirty pages.
+    fn prepare(&self, space: &mut Space<'_, Arena>) {
+        assert_eq!(self.log && space.log_dirty(), self.log);
+    }
+    /// Whether a harvest tells just what was written.
+    fn is_exact(&self) -> bool {
+        !self.large && (self.tracked || self.capability.accessed_dirty)
+    }
+}
+
+/// Lives through the steps. All forks are compared with the model after each reset, and all that there is in the end.
+fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, String> {
+    let Machine {
+        capability, large, ..
+    } = machine;
+    let plenty = !steps.iter().any(|step| matches!(step, Step::Scarce { .. }));
     let (frames, host) = memory(if large { 900 + 8 * 512 } else { 900 });
     let spaces = Spaces::new(&frames, capability).unwrap();
     let mut first = spaces.create(48).unwrap();
@@ -224,6 +264,10 @@ fn live(
         .unwrap();
     if large {
         first.set_page_policy(PagePolicy::Large2M);
+    }
+    assert!(first.set_around(machine.around));
+    if machine.tracked {
+        first.track_dirty();
     }
     let mut alive: Vec<Life<'_>> = vec![(first, Model::default())];
     let mut templates: Vec<Template<'_>> = vec![];
@@ -252,6 +296,7 @@ fn live(
                 write,
             } if count > 0 => {
                 let (space, model) = &mut alive[at(space)];
+                machine.prepare(space);
                 let page = page_address(page);
                 let gpa = page + 0x18;
                 let gva = if alias { gpa + (1 << 40) } else { gpa };
@@ -260,7 +305,9 @@ fn live(
                 } else {
                     Access::READ
                 };
-                match cpus[cpu].run(space, gva, gpa, access) {
+                let done = cpus[cpu].run(space, gva, gpa, access);
+                cpus[cpu].unload(space);
+                match done {
                     Ok(frame) => {
                         if cpus[cpu].is_stale(space.eptp(), frames.mem()) {
                             return wrong(&"stale translation");
@@ -272,7 +319,7 @@ fn live(
                                 Some(_) if !model.may_write(page) => return wrong(&"written"),
                                 Some(byte) => {
                                     at.write(byte);
-                                    model.bytes.insert(gpa, byte);
+                                    model.write(gpa..gpa + 1, byte);
                                 }
                                 None if at.read() != model.byte(gpa) => return wrong(&at.read()),
                                 None => {}
@@ -291,7 +338,7 @@ fn live(
                 let (space, model) = &mut alive[at(space)];
                 let gpa = page_address(page) + PAGE_SIZE - 2;
                 match space.write(Gpa::new(gpa), &[byte; 4]) {
-                    Ok(()) => model.bytes.extend((gpa..gpa + 4).map(|gpa| (gpa, byte))),
+                    Ok(()) => model.write(gpa..gpa + 4, byte),
                     Err(error) => match error.reason {
                         Reason::OutOfFrames => {}
                         Reason::Denied { .. } if !model.may_write(error.gpa.as_u64() & !0xfff) => {}
@@ -303,9 +350,7 @@ fn live(
             Step::Load { space, byte } if count > 0 => {
                 let (space, model) = &mut alive[at(space)];
                 match space.load(Gpa::new(ROM + 3), &[byte; 2]) {
-                    Ok(()) => model
-                        .bytes
-                        .extend((ROM + 3..ROM + 5).map(|gpa| (gpa, byte))),
+                    Ok(()) => model.write(ROM + 3..ROM + 5, byte),
                     Err(error) if scarce(&error.reason) => {}
                     Err(error) => return wrong(&error),
                 }
@@ -314,7 +359,10 @@ fn live(
                 let (space, model) = &mut alive[at(space)];
                 let start = page_address(page);
                 match space.discard(gpas(start, PAGE_SIZE)) {
-                    Ok(()) => model.bytes.retain(|gpa, _| gpa - gpa % PAGE_SIZE != start),
+                    Ok(()) => {
+                        model.bytes.retain(|gpa, _| gpa - gpa % PAGE_SIZE != start);
+                        model.dirty.remove(&start);
+                    }
                     Err(error) if scarce_edit(&error) => {}
                     Err(error) => return wrong(&error),
                 }
@@ -334,10 +382,21 @@ fn live(
                 }
             }
             Step::Harvest { space } if count > 0 => {
-                let (space, _) = &mut alive[at(space)];
-                space
-                    .harvest_dirty(gpas(RAM, 16 * PAGE_SIZE), |_, _| {})
-                    .unwrap();
+                let (space, model) = &mut alive[at(space)];
+                machine.prepare(space);
+                let memory = space.regions().filter(|region| region.kind.is_memory());
+                let memory: Vec<_> = memory.map(|region| region.range).collect();
+                let mut told = vec![];
+                for range in memory {
+                    let page = |gpa: Gpa, _| told.push(gpa.as_u64());
+                    space.harvest_dirty(range, page).unwrap();
+                }
+                if plenty && machine.is_exact() && !told.iter().eq(&model.dirty) {
+                    let dirty = &model.dirty;
+                    return wrong(&format_args!("{told:x?} told instead of {dirty:x?}"));
+                }
+                tally.harvests.push(told);
+                model.dirty.clear();
             }
             Step::AddRegion { space } if count > 0 => {
                 let (space, model) = &mut alive[at(space)];
@@ -346,7 +405,9 @@ fn live(
                     Ok(()) => {
                         model.extra = true;
                         // It is touched, so that there is a table.
-                        let _ = space.write(Gpa::new(EXTRA), &[1]);
+                        if space.write(Gpa::new(EXTRA), &[1]).is_ok() {
+                            model.dirty.insert(EXTRA);
+                        }
                     }
                     Err(RegionError::Overlaps { .. }) if model.extra => {}
                     Err(RegionError::Frames(_) | RegionError::TooMany) => {}
@@ -388,11 +449,7 @@ fn live(
                         tally.prefetched += pages;
                         assert!(pages <= template.frozen.working_set());
                         assert_eq!(fork.generation(), template.frozen.generation());
-                        let model = Model {
-                            template: Some(template.number),
-                            ..template.model.clone()
-                        };
-                        alive.push((fork, model));
+                        alive.push((fork, template.model.of_fork(Some(template.number))));
                     }
                     Err(error) if scarce_edit(&error) => {}
                     Err(error) => return wrong(&error),
@@ -402,10 +459,8 @@ fn live(
                 let (space, model) = &mut alive[at(space)];
                 match space.fork() {
                     Ok(fork) => {
-                        let model = Model {
-                            template: None,
-                            ..model.clone()
-                        };
+                        model.dirty.clear();
+                        let model = model.of_fork(None);
                         alive.push((fork, model));
                     }
                     Err(error) if scarce_edit(&error) => {}
@@ -508,10 +563,7 @@ fn reset<'s>(
             let warm = u64::from(!restored.cold);
             (tally.warm, tally.cold) = (tally.warm + warm, tally.cold + 1 - warm);
             tally.dropped += if restored.cold { 0 } else { restored.dropped };
-            *model = Model {
-                template: model.template,
-                ..template.model.clone()
-            };
+            *model = template.model.of_fork(model.template);
             holds_what_the_model_says(space, model).err()
         }
         Ok(_) => Some("reset to another's template".into()),
@@ -576,13 +628,16 @@ fn a_life_of_resets() -> Vec<Step> {
 /// The steps that the properties are about are really taken.
 #[test]
 fn a_life_has_resets_of_both_kinds() {
-    for (capability, large) in machines() {
-        let tally = live(&a_life_of_resets(), capability, large, None).unwrap();
+    for machine in machines() {
+        let tally = live(&a_life_of_resets(), machine, None).unwrap();
         assert!(tally.warm >= 4 && tally.cold == 1, "{tally:?}");
         // Without marks nobody knows that a page is idle.
-        let dropped = if capability.accessed_dirty { 3 } else { 0 };
+        let marks = machine.capability.accessed_dirty;
+        let dropped = if marks { 3 } else { 0 };
         assert_eq!((tally.dropped, tally.deepest), (dropped, 2), "{tally:?}");
-        assert_eq!(tally.prefetched, 3);
+        // Where write was withdrawn, a fork notes a page again when it is written.
+        let noted = marks || !machine.tracked;
+        assert_eq!(tally.prefetched, if noted { 3 } else { 0 });
     }
 }
 
@@ -590,26 +645,41 @@ fn a_life_has_resets_of_both_kinds() {
 /// a page.
 #[test]
 fn no_invept_of_a_reset_can_be_left_out() {
-    for (capability, large) in machines() {
+    for machine in machines() {
         let steps = a_life_of_resets();
-        let owed = live(&steps, capability, large, None).unwrap().owed;
-        let expected = if capability.accessed_dirty { 5 } else { 1 };
+        let owed = live(&steps, machine, None).unwrap().owed;
+        let known = machine.capability.accessed_dirty || machine.tracked;
+        let expected = if known { 5 } else { 1 };
         assert_eq!(owed.len(), expected, "{owed:?}");
         for nth in owed {
-            let outcome = live(&steps, capability, large, Some(nth));
+            let outcome = live(&steps, machine, Some(nth));
             assert!(outcome.is_err(), "INVEPT {nth} was not missed");
         }
     }
 }
 
-/// CPUs that mark pages dirty or not, with large pages or without.
-fn machines() -> [(EptCapability, bool); 3] {
+/// CPUs that mark pages dirty and log them, that mark them, and that do neither, where somebody asks for dirty pages from the
+/// start and where nobody does; and one with large pages.
+fn machines() -> [Machine; 5] {
     let all = all_capabilities();
     let no_marks = EptCapability {
         accessed_dirty: false,
         ..all
     };
-    [(all, false), (no_marks, false), (all, true)]
+    let machine = |capability, log, tracked, large| Machine {
+        capability,
+        large,
+        log,
+        tracked,
+        around: AROUND,
+    };
+    [
+        machine(all, false, false, false),
+        machine(all, true, false, false),
+        machine(no_marks, false, true, false),
+        machine(no_marks, false, false, false),
+        machine(all, false, false, true),
+    ]
 }
 
 proptest! {
@@ -620,10 +690,31 @@ proptest! {
     #[test]
     fn forks_hold_their_own_and_templates_never_change(
         steps in prop::collection::vec(step(), 1..90),
-        machine in 0usize..3,
+        machine in 0usize..5,
+        around in 0u32..5,
     ) {
-        let (capability, large) = machines()[machine];
-        let outcome = live(&steps, capability, large, None);
+        let outcome = live(&steps, Machine { around: 1 << around, ..machines()[machine] }, None);
         prop_assert!(outcome.is_ok(), "{:?}", outcome);
+    }
+
+    /// The log, the marks and write protection tell the same pages of templates' forks, whatever they are given ahead
+    /// of need, and before and after resets of any kind.
+    #[test]
+    fn the_three_ways_to_tell_what_forks_wrote_agree(
+        steps in prop::collection::vec(step(), 1..90),
+        around in 0u32..5,
+    ) {
+        let steps: Vec<_> = steps
+            .into_iter()
+            .filter(|step| !matches!(step, Step::Scarce { .. }))
+            .collect();
+        let [marked, logged, protected, ..] = machines()
+            .map(|machine| live(&steps, Machine { around: 1 << around, ..machine }, None));
+        let marked = marked.map_err(TestCaseError::fail)?;
+        let (logged, protected) = (logged.map_err(TestCaseError::fail)?, protected.map_err(TestCaseError::fail)?);
+        prop_assert_eq!(&marked.harvests, &logged.harvests);
+        prop_assert_eq!(&marked.harvests, &protected.harvests);
+        // What was told and what a reset has to copy back do not depend on each other.
+        prop_assert_eq!((marked.warm, marked.cold), (protected.warm, protected.cold));
     }
 }

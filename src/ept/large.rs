@@ -1,9 +1,9 @@
 //! Large pages: given at a first write, split when a part is to be copied.
 
 use super::entry::Origin;
+use super::known::Known;
 use super::policy::PagePolicy;
 use super::provide::{put, take_over};
-use super::region_map::Known;
 use super::tables::Tables;
 use super::{Fill, Reason, RegionKind};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PageSize};

@@ -18,6 +18,7 @@ mod edit;
 mod end;
 mod entry;
 mod fill;
+mod known;
 mod large;
 mod log;
 mod memory;

@@ -1,9 +1,9 @@
 //! Making one page accessible: what stands in its slot decides, by one descent.
 
 use super::entry::Origin;
+use super::known::Known;
 use super::large::large_page;
 use super::policy::PagePolicy;
-use super::region_map::Known;
 use super::space::{Shared, Tree};
 use super::tables::Tables;
 use super::{Access, Fill, Reason, Region, RegionKind};
@@ -271,7 +271,8 @@ pub(super) fn take_over<M: PhysMem>(
         Content::Page { attr, .. } => attr,
         _ => attr,
     };
-    let wanted = Origin::of(attr).mark(cursor.ops().marks.given(wanted));
+    // Whose frame it is stays, and whether it was told as dirty.
+    let wanted = cursor.ops().marks.given(wanted).with_soft(attr.soft());
     let wanted = wanted.with_dirty(wanted.dirty() || attr.dirty());
     if wanted == attr {
         return Ok((Fill::Present, false));

@@ -2,7 +2,7 @@
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::FrameError;
-use crate::paging::{Ept, Format, MemoryType};
+use crate::paging::MemoryType;
 use core::fmt;
 
 /// How many regions a space has at most.
@@ -220,16 +220,9 @@ impl Region {
         if last.as_u64() >> width != 0 {
             return Err(RegionError::TooWide { range, width });
         }
-        // An entry cannot refer to what is beyond.
-        let reachable = |host: AddrRange<Hpa>| {
-            let last = host.last().unwrap_or(host.start());
-            last.as_u64() >> Ept::PHYS_BITS == 0
-        };
         match self.kind {
             RegionKind::CopyOnWrite(HostBytes(host)) | RegionKind::ReadOnly(HostBytes(host)) => {
-                let fits = reachable(host)
-                    && host.start().is_aligned(PAGE_SIZE)
-                    && host.len() <= range.len();
+                let fits = host.start().is_aligned(PAGE_SIZE) && host.len() <= range.len();
                 if fits {
                     Ok(())
                 } else {
@@ -237,9 +230,7 @@ impl Region {
                 }
             }
             RegionKind::PassThrough(DeviceRange(host)) => {
-                let fits = reachable(host)
-                    && pages(host.start().as_u64(), host.len())
-                    && host.len() == range.len();
+                let fits = pages(host.start().as_u64(), host.len()) && host.len() == range.len();
                 if fits {
                     Ok(())
                 } else {
@@ -274,8 +265,15 @@ pub enum RegionError {
     },
     /// There are [`MAX_REGIONS`] already.
     TooMany,
-    /// The host's bytes do not start at a page, do not fit the region, or have addresses of more than 52 bits.
+    /// The host's bytes do not start at a page, or do not fit the region.
     HostRange(AddrRange<Hpa>),
+    /// The host's bytes reach beyond what the CPU can address.
+    HostTooWide {
+        /// Where they are.
+        range: AddrRange<Hpa>,
+        /// Bits of a physical address.
+        width: u8,
+    },
     /// The host's bytes lie in memory whose frames the allocator hands out.
     HostManaged(AddrRange<Hpa>),
     /// The memory cannot be cached so: memory that the host also uses is write-back, a device is uncacheable or what the
@@ -320,7 +318,13 @@ impl fmt::Display for RegionError {
             Self::HostRange(range) => {
                 write!(
                     f,
-                    "the host range {range} does not start at a page, does not fit the region or cannot be reached"
+                    "the host range {range} does not start at a page or does not fit the region"
+                )
+            }
+            Self::HostTooWide { range, width } => {
+                write!(
+                    f,
+                    "the host range {range} reaches beyond physical addresses of {width} bits"
                 )
             }
             Self::HostManaged(range) => {

@@ -47,11 +47,14 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
         }
     }
 
-    /// A space without regions, in which a guest-physical address has `width` bits (at most 48).
+    /// A space without regions, in which a guest-physical address has `width` bits (at most 48, and what the CPU has).
     pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
         Ok(Space {
             spaces: self.shared(),
-            regions: Regions::new(self.frames, width.min(48))?,
+            regions: Regions::new(
+                self.frames,
+                width.min(48).min(self.capability.physical_bits.into()),
+            )?,
             tree: Tree::new(self.frames, &self.capability)?,
             faults: Faults::default(),
             lineage: Lineage::default(),
@@ -192,10 +195,15 @@ impl<'s, M: PhysMem> Space<'s, M> {
             RegionKind::PassThrough(device) => Some(device.range()),
             ref kind => kind.host_bytes(),
         };
-        if let Some(host) = host
-            && self.spaces.frames.overlaps(host)
-        {
-            return Err(RegionError::HostManaged(host));
+        if let Some(host) = host {
+            let width = self.spaces.capability.physical_bits;
+            let last = host.last().unwrap_or(host.start());
+            if last.as_u64() >> width != 0 {
+                return Err(RegionError::HostTooWide { range: host, width });
+            }
+            if self.spaces.frames.overlaps(host) {
+                return Err(RegionError::HostManaged(host));
+            }
         }
         self.check_memory_type(&region)?;
         // What is refused leaves a fork with the regions of its template, and with its frames.
@@ -324,6 +332,8 @@ pub(super) struct Tree {
     pub debt: Debt,
     /// How writes are noted in the leaves.
     pub marks: Marks,
+    /// Whether no page may be marked that was not written; where the CPU marks them, none is.
+    pub exact: bool,
     /// Of what size the pages are that a first write is given.
     pub pages: PagePolicy,
     /// How many pages one violation may map.
@@ -349,6 +359,7 @@ impl Tree {
             eptp: Eptp::new(root, capability, true),
             debt: Debt::default(),
             marks: Marks::new(capability),
+            exact: false,
             pages: PagePolicy::Small,
             around: Around::new(AROUND),
             recent: (NOWHERE, Hpa::new(0)),

@@ -20,6 +20,8 @@ pub(super) const ENTRIES: usize = 512;
 pub(super) const WRITE: u64 = 1 << 1;
 /// The mark of a leaf that it was written, by the CPU or by whoever gave write.
 pub(super) const DIRTY: u64 = 1 << 9;
+/// The mark of a leaf that it had lost [`DIRTY`] to a harvest since the last reset, to which that must not be lost.
+pub(super) const TOLD: u64 = 1 << 54;
 
 /// Access to the tables of one tree.
 pub(super) struct Tables<'a, M> {
@@ -382,6 +384,8 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         }
     }
     fn merge_attr(&self, attr: EptAttr, other: EptAttr) -> Option<EptAttr> {
+        // Who merges has lost count of what a reset would have to copy.
+        let (attr, other) = (Origin::alone(attr), Origin::alone(other));
         // Write is given back by the next violation, and what was written stays marked.
         let (attr, other) = if attr.write() == other.write() {
             (attr, other)

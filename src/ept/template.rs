@@ -125,6 +125,7 @@ fn empty_fork<'s, M: PhysMem>(
     let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
     tree.pages = from.tree.pages;
     tree.around = from.tree.around;
+    tree.exact = from.tree.exact;
     Ok(Space {
         spaces: from.spaces,
         tree,

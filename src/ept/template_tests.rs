@@ -191,7 +191,7 @@ fn a_cold_reset_gives_back_all_but_the_root() {
 #[test]
 fn what_the_log_does_not_tell_is_reset_cold() {
     type Edit = fn(&mut Space<'_, Arena>);
-    let edits: [(&str, Edit); 7] = [
+    let edits: [(&str, Edit); 6] = [
         ("discard", |space| {
             space.discard(gpas(RAM, PAGE_SIZE)).unwrap()
         }),
@@ -205,10 +205,6 @@ fn what_the_log_does_not_tell_is_reset_cold() {
             let region = Region::new(gpas(1 << 40, PAGE_SIZE), RegionKind::Ram);
             space.map(region).unwrap();
             space.write(Gpa::new(1 << 40), &[1]).unwrap();
-        }),
-        ("harvest", |space| {
-            let told = space.harvest_dirty(gpas(RAM, PAGE_SIZE), |_, _| {});
-            assert_eq!(told, Ok(1));
         }),
         ("fork", |space| {
             finish(space.fork().unwrap(), &mut Cpu::new(0))

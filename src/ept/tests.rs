@@ -27,7 +27,7 @@ pub(super) fn gpas(start: u64, len: u64) -> AddrRange<Gpa> {
 }
 
 pub(super) fn all_capabilities() -> EptCapability {
-    EptCapability::from_msr(u64::MAX)
+    EptCapability::new(u64::MAX, 52)
 }
 
 /// An allocator of `frames` frames with the module's bytes behind them.

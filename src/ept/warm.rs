@@ -4,7 +4,7 @@ use super::entry::{Origin, decode};
 use super::log::Record;
 use super::provide::Source;
 use super::reset::Restored;
-use super::tables::{DIRTY, word};
+use super::tables::{DIRTY, TOLD, WRITE, word};
 use super::{FrozenSpace, Space};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
@@ -38,7 +38,28 @@ impl<'s, M: PhysMem> Space<'s, M> {
         template: &FrozenSpace<'s, M>,
         idle: u64,
     ) -> Option<Restored> {
-        let marks = self.eptp().accessed_dirty();
+        if self.eptp().accessed_dirty() {
+            return self.copy_back::<true>(template, idle);
+        }
+        self.copy_back_all(template, idle)
+    }
+
+    /// The same on a CPU that does not mark pages.
+    #[inline(never)]
+    fn copy_back_all(&mut self, template: &FrozenSpace<'s, M>, idle: u64) -> Option<Restored> {
+        let restored = self.copy_back::<false>(template, idle);
+        if self.tree.exact {
+            self.withdraw_write();
+        }
+        restored
+    }
+
+    #[inline(always)]
+    fn copy_back<const MARKS: bool>(
+        &mut self,
+        template: &FrozenSpace<'s, M>,
+        idle: u64,
+    ) -> Option<Restored> {
         let frames = self.spaces.frames;
         let before = self.tree.debt.retired.frames();
         let mut warm = Warm {
@@ -56,8 +77,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
             // moved it, or the log would be lost.
             let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
             let bits = leaf.load(Ordering::Relaxed);
-            if marks && bits & DIRTY == 0 {
-                return warm.is_idle(record, leaf);
+            if bits & DIRTY == 0
+                && let Some(stays) = warm.not_dirty(record, leaf)
+            {
+                return stays;
             }
             let frame = EptEntry::from_bits(bits).frame();
             match record.source {
@@ -67,7 +90,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 // never changes.
                 from => unsafe { frames.overwrite_page(frame, Hpa::new(from)) },
             }
-            if marks {
+            if MARKS {
                 leaf.fetch_and(!DIRTY, Ordering::AcqRel);
                 *record = record.with_idle(0);
             }
@@ -77,7 +100,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let copied = pages - clean;
         let freed = self.tree.debt.retired.frames() - before;
         // What CPUs have cached of a leaf may not be what it says now.
-        self.tree.close(frames, marks && copied + dropped != 0);
+        self.tree.close(frames, MARKS && copied + dropped != 0);
         sound.then_some(Restored {
             cold: false,
             copied,
@@ -86,11 +109,34 @@ impl<'s, M: PhysMem> Space<'s, M> {
             frames: freed,
         })
     }
+
+    /// Has the next write to each page that was copied back be a violation, which tells that it was written, and notes it
+    /// again; so it is forgotten here, unless only the host writes it.
+    fn withdraw_write(&mut self) {
+        let (frames, regions) = (self.spaces.frames, &self.regions);
+        self.tree.log.retain(frames, |record| {
+            // SAFETY: as in `reset_warm`.
+            let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
+            leaf.fetch_and(!(WRITE | DIRTY | TOLD), Ordering::AcqRel);
+            let region = regions.find(record.page());
+            region.is_some_and(|region| !region.is_writable())
+        });
+        self.tree.close(frames, true);
+    }
 }
 
 impl<M: PhysMem> Warm<'_, '_, M> {
-    /// A page that was not written: it goes if that is so for long. Yields whether it stays.
+    /// A page without the mark. If it was not written either, it goes if that is so for long; yields whether it stays.
     #[inline(never)]
+    fn not_dirty(&mut self, record: &mut Record, leaf: &AtomicU64) -> Option<bool> {
+        if leaf.load(Ordering::Relaxed) & TOLD == 0 {
+            return Some(self.is_idle(record, leaf));
+        }
+        leaf.fetch_and(!TOLD, Ordering::AcqRel);
+        None
+    }
+
+    /// A page that was not written: yields whether it stays.
     fn is_idle(&mut self, record: &mut Record, leaf: &AtomicU64) -> bool {
         self.clean += 1;
         let age = record.idle() + 1;

@@ -1,7 +1,7 @@
 //! The pages that the forks of a template write: a first fork shows them, later forks are given them at once.
 
 use super::log::Log;
-use super::tables::{DIRTY, word};
+use super::tables::word;
 use super::{Access, EditError, FrozenSpace, ResetError, Space};
 use crate::frames::PhysMem;
 use core::sync::atomic::Ordering;
@@ -55,12 +55,13 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
             }
             given += 1;
         }
-        if fork.eptp().accessed_dirty() {
+        if fork.tree.exact || fork.eptp().accessed_dirty() {
+            let away = fork.tree.marks.clear;
             // They hold what the template holds. No CPU has seen them yet.
             for record in fork.tree.log.records(frames) {
                 // SAFETY: a leaf in a table of the fork's own: it was made just now.
                 let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
-                leaf.fetch_and(!DIRTY, Ordering::AcqRel);
+                leaf.fetch_and(!away, Ordering::AcqRel);
             }
         }
         Ok((fork, given))

@@ -34,6 +34,14 @@ impl MemoryMap {
     pub fn keep_lowest(&mut self, bytes: u64) {
         self.0.keep_lowest(bytes / PAGE_SIZE);
     }
+    /// Keeps only what lies below `limit`. Yields how many bytes go.
+    pub fn keep_below(&mut self, limit: Hpa) -> u64 {
+        let before = self.bytes();
+        AddrRange::new(limit, u64::MAX - limit.as_u64())
+            .into_iter()
+            .for_each(|beyond| self.remove(beyond));
+        before - self.bytes()
+    }
     /// The ranges, disjoint, in no order.
     pub fn ranges(&self) -> impl Iterator<Item = AddrRange<Hpa>> + '_ {
         self.0.as_slice().iter().filter_map(|span| {
@@ -55,6 +63,32 @@ impl Default for MemoryMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_cpu_cannot_address_is_left_out() {
+        let with = |limit| {
+            let mut map = MemoryMap::new();
+            map.add(range(0x1000, 0x9000));
+            map.add(range((1 << 36) - 0x2000, (1 << 36) + 0x3000));
+            map.add(range(1 << 51, (1 << 51) + 0x7000));
+            let gone = map.keep_below(Hpa::new(limit));
+            let mut left: Vec<_> = map.ranges().collect();
+            left.sort_by_key(|range| range.start());
+            (gone, left)
+        };
+        let low = range(0x1000, 0x9000);
+        let below = range((1 << 36) - 0x2000, 1 << 36);
+        assert_eq!(with(1 << 36), (0xa000, vec![low, below]));
+        assert_eq!(with(1 << 52).0, 0);
+        assert_eq!(
+            with(1 << 51),
+            (
+                0x7000,
+                vec![low, range((1 << 36) - 0x2000, (1 << 36) + 0x3000)]
+            )
+        );
+        assert_eq!(with(0).1, []);
+    }
 
     fn range(start: u64, end: u64) -> AddrRange<Hpa> {
         AddrRange::new(Hpa::new(start), end - start).unwrap()

@@ -17,22 +17,22 @@ use crate::addr::PageSize;
 /// not be written in place, and can fail, in which case nothing has changed. After it [`Cursor::set`] cannot fail for
 /// want of memory. Between the steps, [`Cursor::ops`] is at hand, for instance to take a frame.
 pub struct Cursor<'o, O: TableOps> {
-    ops: &'o mut O,
-    va: u64,
+    pub(super) ops: &'o mut O,
+    pub(super) va: u64,
     /// The level asked for.
-    target: u8,
+    pub(super) target: u8,
     /// The level of the slot: above `target` where a leaf or nothing is in the way.
-    level: u8,
+    pub(super) level: u8,
     /// The tables from the root to the slot's, by their level less 1.
-    path: [TableOf<O>; MAX_LEVELS],
-    entry: EntryOf<O>,
-    content: ContentOf<O::Format>,
+    pub(super) path: [TableOf<O>; MAX_LEVELS],
+    pub(super) entry: EntryOf<O>,
+    pub(super) content: ContentOf<O::Format>,
     /// The highest level whose table must move, or whose entry must be opened again; 0 where none must.
-    fix: u8,
+    pub(super) fix: u8,
     /// The highest level whose table must move; 0 where none must.
-    moves: u8,
+    pub(super) moves: u8,
     /// What the tables above let through.
-    rights: Rights,
+    pub(super) rights: Rights,
 }
 
 impl<'o, O: TableOps> Cursor<'o, O> {
@@ -201,7 +201,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     }
 
     #[inline(always)]
-    fn lacks_tables(&self) -> bool {
+    pub(super) fn lacks_tables(&self) -> bool {
         self.level > self.target && matches!(self.content, Content::Unmapped)
     }
 
@@ -212,111 +212,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         if self.is_ready() {
             return Ok(());
         }
-        self.prepare_slow()
-    }
-
-    fn prepare_slow(&mut self) -> Result<(), Error<O::Format>> {
-        // What may be needed at most: a copy of each table from the first that must move down, and each missing one.
-        let bottom = if self.lacks_tables() {
-            self.target
-        } else {
-            self.level
-        };
-        let moves = match self.moves {
-            0 => 0,
-            highest => highest + 1 - self.level,
-        };
-        let mut spare = Spare::<O> {
-            tables: [None; MAX_LEVELS],
-        };
-        for place in spare
-            .tables
-            .iter_mut()
-            .take((moves + self.level - bottom) as usize)
-        {
-            *place = self.ops.alloc_table();
-            if place.is_none() {
-                spare.give_back(self.ops);
-                return Err(PagingError::OutOfTables);
-            }
-        }
-        let done = self.rebuild(&mut spare, bottom);
-        spare.give_back(self.ops);
-        done
-    }
-
-    fn rebuild(&mut self, spare: &mut Spare<O>, bottom: u8) -> Result<(), Error<O::Format>> {
-        let not_memory = |va, level| move || bad::<O::Format>(va, level, Fault::NotMemory);
-        for level in (self.level..=self.fix).rev() {
-            let mut table = self.path[slot(level)];
-            let must_move = self.ops.must_move(table, level);
-            if let Some(from) = must_move {
-                table = spare.take()?;
-                self.ops.move_table(from, level, table);
-                self.path[slot(level)] = table;
-                if level == O::Format::LEVELS {
-                    self.ops.set_root(from, table);
-                }
-            }
-            if level < O::Format::LEVELS {
-                if must_move.is_none() {
-                    self.ops.reopen_table(table, level);
-                }
-                let index = O::Format::index(self.va, level + 1);
-                let above = self.path[slot(level + 1)];
-                let entry = O::Format::table_entry(table);
-                self.ops
-                    .write_entry(above, index, entry)
-                    .ok_or_else(not_memory(self.va, level + 1))?;
-            }
-        }
-        if self.fix != 0 {
-            // The copy may have taken rights from the leaf.
-            let table = self.path[slot(self.level)];
-            let index = O::Format::index(self.va, self.level);
-            self.entry = self
-                .ops
-                .read_entry(table, index)
-                .ok_or_else(not_memory(self.va, self.level))?;
-            match O::Format::decode(self.level, self.entry) {
-                Ok(Decoded::Content(content)) => self.content = content,
-                Ok(Decoded::Table { .. }) => {
-                    return Err(bad::<O::Format>(self.va, self.level, Fault::Misconfigured));
-                }
-                Err(fault) => return Err(bad::<O::Format>(self.va, self.level, fault)),
-            }
-            self.fix = 0;
-            self.moves = 0;
-            self.rights = Rights::ALL;
-        }
-        if bottom < self.level {
-            // The new tables refer to one another first; the last store makes all of them visible.
-            let top = self.level;
-            let mut below = None;
-            for level in bottom..top {
-                let table = spare.take()?;
-                self.path[slot(level)] = table;
-                self.ops
-                    .write_run(table, 0, FormatOf::<O>::ENTRIES, 0, 0)
-                    .ok_or_else(not_memory(self.va, level))?;
-                if let Some(below) = below {
-                    let index = O::Format::index(self.va, level);
-                    self.ops
-                        .write_entry(table, index, O::Format::table_entry(below))
-                        .ok_or_else(not_memory(self.va, level))?;
-                }
-                below = Some(table);
-            }
-            if let Some(below) = below {
-                let index = O::Format::index(self.va, top);
-                self.ops
-                    .write_entry(self.path[slot(top)], index, O::Format::table_entry(below))
-                    .ok_or_else(not_memory(self.va, top))?;
-            }
-            self.level = bottom;
-            self.entry = EntryOf::<O>::EMPTY;
-        }
-        Ok(())
+        self.make_ready()
     }
 
     /// Replaces the entry by one store, after [`Cursor::prepare`] if need be. What stood there before is the caller's
@@ -411,22 +307,4 @@ impl<'o, O: TableOps> Cursor<'o, O> {
 #[inline(always)]
 pub(super) fn slot(level: u8) -> usize {
     (level as usize).wrapping_sub(1) % MAX_LEVELS
-}
-
-/// Tables taken ahead of a change.
-struct Spare<O: TableOps> {
-    tables: [Option<TableOf<O>>; MAX_LEVELS],
-}
-
-impl<O: TableOps> Spare<O> {
-    fn take(&mut self) -> Result<TableOf<O>, Error<O::Format>> {
-        let table = self.tables.iter_mut().find_map(Option::take);
-        // As many were taken as can be needed.
-        table.ok_or(PagingError::OutOfTables)
-    }
-    fn give_back(&mut self, ops: &mut O) {
-        for table in self.tables.iter_mut().filter_map(Option::take) {
-            ops.free_table(table);
-        }
-    }
 }

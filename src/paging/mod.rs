@@ -30,6 +30,7 @@ mod path;
 mod phys;
 mod plan;
 mod query;
+mod ready;
 mod reserve;
 mod runs;
 mod spaces;

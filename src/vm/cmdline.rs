@@ -140,7 +140,7 @@ impl GuestOptions {
 pub struct KernelOptions<'a> {
     /// `log=off|error|warn|info|debug|trace`: what goes to the console.
     pub log: LevelFilter,
-    /// `selftest=`: raise this exception in the hypervisor, to see that it is reported.
+    /// `selftest=`: raise this exception in the hypervisor, to see that it is reported, or have the local APIC's timer run.
     pub selftest: Option<&'a str>,
     /// `tick=`: interrupt guests so often, as a machine with a running timer would.
     pub tick: Option<Duration>,

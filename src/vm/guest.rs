@@ -1,13 +1,8 @@
-//! A guest from its image to its end.
+//! A guest, from turn to turn until its end.
 
-use core::fmt;
-
-use super::cmdline::GuestOptions;
-use super::data::{DataError, SharedData};
-use super::devices::{Devices, test_device_regions};
+use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
-use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
 use super::machine::Machine;
 use super::outcome::{Outcome, Turn};
 use super::post_mortem::{explain, tell_fork};
@@ -17,8 +12,8 @@ use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa, Gva};
-use crate::ept::{AccessError, Region, RegionError, RegionKind, Space, Spaces};
-use crate::frames::{FrameAllocator, FrameError, PhysMem};
+use crate::ept::{AccessError, Region, RegionError, Space};
+use crate::frames::{FrameAllocator, PhysMem};
 use crate::vmx::controls::Exit;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident, restore_vector, save_vector};
 use crate::vmx::{FieldNatural, VmFail, Vmcs, VmcsError};
@@ -28,49 +23,6 @@ pub(super) const END_STEP: u64 = 4096;
 
 /// The longest message that waits in the frame of the entry area until the guest runs; longer ones are written at once.
 const WAITING_MAX: usize = 1024;
-
-/// Why a guest could not be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuestError {
-    /// The image is not one that can be run, or not with this memory.
-    Image(LoadError),
-    /// Its space could not be made.
-    Space(FrameError),
-    /// The data that it asks for cannot be mapped.
-    Data(DataError),
-    /// Its memory does not fit into its space.
-    Region(RegionError),
-    /// The image could not be written into its memory.
-    Write(WriteError<AccessError>),
-    /// Its processor could not be made.
-    Vcpu(VcpuError),
-}
-
-impl fmt::Display for GuestError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Image(error) => error.fmt(f),
-            Self::Space(error) => error.fmt(f),
-            Self::Data(error) => error.fmt(f),
-            Self::Region(error) => error.fmt(f),
-            Self::Write(error) => error.fmt(f),
-            Self::Vcpu(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for GuestError {}
-
-impl<M: PhysMem> GuestMemory for Space<'_, M> {
-    type Error = AccessError;
-
-    fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), AccessError> {
-        Space::read(self, from, into)
-    }
-    fn write(&mut self, to: Gpa, bytes: &[u8]) -> Result<(), AccessError> {
-        Space::write(self, to, bytes)
-    }
-}
 
 /// A guest. It ends by [`Guest::end`].
 #[must_use = "a guest that is dropped without `end` leaks its frames"]
@@ -94,74 +46,6 @@ pub struct Guest<'s, M: PhysMem> {
 }
 
 impl<'s, M: PhysMem> Guest<'s, M> {
-    /// Makes a guest of an image, with the `data` behind its memory that its options ask for. `budget` is in ticks of the
-    /// TSC.
-    pub fn create(
-        machine: &mut Machine<'_, M>,
-        spaces: &'s Spaces<'_, M>,
-        image: &Image<'_>,
-        options: &GuestOptions,
-        data: Option<SharedData>,
-        budget: u64,
-    ) -> Result<Self, GuestError> {
-        let mapped = data.map(|data| MappedData {
-            len: data.bytes.range().len(),
-            write: data.write,
-        });
-        let gib_pages = machine.limits.features.gib_pages;
-        let mut plan =
-            Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
-        if options.testdev {
-            plan = plan.with_test_device();
-        }
-        let width = u32::from(machine.capabilities.physical_bits);
-        let mut space = spaces.create(width).map_err(GuestError::Space)?;
-        space.set_around(options.around);
-        let pages = space.set_page_policy(options.pages);
-        if pages != options.pages {
-            let (name, wanted) = (options.name, options.pages);
-            log::warn!("guest {name}: this CPU cannot do pages={wanted}: pages={pages} instead");
-        }
-        match Self::fill(machine, &mut space, image, &plan, data) {
-            Ok(vcpu) => Ok(Self {
-                space,
-                vcpu,
-                devices: Devices::new(options.name),
-                budget,
-                used: 0,
-                fork: ForkId::default(),
-                ended: None,
-                asked: None,
-                message: None,
-                setup_ticks: 0,
-                stats: RunStats::ZERO,
-            }),
-            Err(error) => {
-                end_space(space, machine);
-                Err(error)
-            }
-        }
-    }
-
-    fn fill(
-        machine: &mut Machine<'_, M>,
-        space: &mut Space<'s, M>,
-        image: &Image<'_>,
-        plan: &Plan,
-        data: Option<SharedData>,
-    ) -> Result<Vcpu, GuestError> {
-        let ram = AddrRange::new(Gpa::new(0), plan.memory);
-        let ram = ram.map(|range| Region::new(range, RegionKind::Ram));
-        let data = data.zip(plan.data_pages());
-        let data = data.map(|(data, range)| Region::new(range, data.region_kind()));
-        let device = plan.test_device.map_or([None; 2], test_device_regions);
-        for region in [ram, data].into_iter().chain(device).flatten() {
-            space.map(region).map_err(GuestError::Region)?;
-        }
-        let start = load(image, plan, space).map_err(GuestError::Write)?;
-        Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
-    }
-
     /// How many frames a guest holds beside those of its space: its VMCS and what goes with that.
     pub const FRAMES_HELD: u64 = 2;
 
@@ -265,6 +149,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     /// The room for a message, if it has asked to be frozen.
     pub fn message_room(&self) -> Option<u64> {
         self.asked.map(AddrRange::len)
+    }
+
+    /// Gives it another region, as [`Space::map`] does.
+    pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
+        self.space.map(region)
     }
 
     /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with

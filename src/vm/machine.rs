@@ -116,7 +116,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         Ok(Self {
             frames,
             vmx,
-            ept: EptCapability::from_msr(capabilities.ept_vpid.0),
+            ept: EptCapability::new(capabilities.ept_vpid.0, capabilities.physical_bits),
             limits: Limits {
                 cr0: capabilities.cr0,
                 cr4: capabilities.cr4,

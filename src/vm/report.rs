@@ -7,13 +7,13 @@ mod table;
 use core::fmt;
 
 use super::cmdline::{CmdlineError, Name};
+use super::create::GuestError;
 use super::figures::Figures;
 use super::fuzz::SnapshotError;
-use super::guest::GuestError;
 use super::many::{ForkEnd, ForksSummary, GuestRun};
 use super::outcome::Outcome;
 use super::stats::RunStats;
-use super::template::FreezeError;
+use super::template_error::FreezeError;
 use crate::ept::{Census, Faults};
 use crate::frames::FrameFigures;
 

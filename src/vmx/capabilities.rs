@@ -142,20 +142,16 @@ impl Capabilities {
             ept_vpid: EptVpid::default(),
             vm_functions: 0,
             highest_field_index: cpu.rdmsr(msr::IA32_VMX_VMCS_ENUM).get_bits(1..10) as u32,
-            physical_bits: 36,
-            linear_bits: 48,
+            physical_bits: 0,
+            linear_bits: 0,
             allowed,
         };
+        (this.physical_bits, this.linear_bits) = address_bits(cpu);
         if this.offers(Secondary::EnableEpt) || this.offers(Secondary::EnableVpid) {
             this.ept_vpid = EptVpid(cpu.rdmsr(msr::IA32_VMX_EPT_VPID_CAP));
         }
         if this.offers(Secondary::EnableVmFunctions) {
             this.vm_functions = cpu.rdmsr(msr::IA32_VMX_VMFUNC);
-        }
-        if highest_extended_leaf(cpu) >= 0x8000_0008 {
-            let widths = cpu.cpuid(0x8000_0008, 0).eax;
-            this.physical_bits = widths.get_bits(0..8) as u8;
-            this.linear_bits = widths.get_bits(8..16) as u8;
         }
         Ok(this)
     }
@@ -175,6 +171,15 @@ impl Capabilities {
         let control = control.into();
         self.allowed(control.word()).must_be_one & control.mask() != 0
     }
+}
+
+/// Bits of a physical address, also known as MAXPHYADDR, and of a linear address.
+pub fn address_bits(cpu: &impl CpuRead) -> (u8, u8) {
+    if highest_extended_leaf(cpu) < 0x8000_0008 {
+        return (36, 48);
+    }
+    let widths = cpu.cpuid(0x8000_0008, 0).eax;
+    (widths.get_bits(0..8) as u8, widths.get_bits(8..16) as u8)
 }
 
 fn highest_extended_leaf(cpu: &impl CpuRead) -> u32 {

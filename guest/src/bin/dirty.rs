@@ -13,6 +13,8 @@ offshoot_guest::entry!(main);
 const PAGE: u64 = 4096;
 /// The pages that are looked at, from the start of the heap on.
 const PAGES: u64 = 4000;
+/// More of them behind those.
+const RUNS: u64 = 200;
 /// A prime: its multiples visit every page once, in an order without neighbours.
 const STEP: u64 = 2_654_435_761;
 /// More than the log of a CPU has room for.
@@ -125,7 +127,7 @@ fn refusals(checks: &mut Checks, info: &StartInfo, heap: &mut Heap) {
 fn main(info: &StartInfo) -> u64 {
     trap::install();
     let mut checks = Checks::default();
-    if info.heap_len < PAGES * PAGE {
+    if info.heap_len < (PAGES + RUNS) * PAGE {
         println!("a heap of {} KiB is too small", info.heap_len >> 10);
         return 2;
     }
@@ -135,7 +137,12 @@ fn main(info: &StartInfo) -> u64 {
         told: [0; HARVEST_MAX as usize / 8],
     };
     let mut told = 0;
-    // Before anybody has asked; some pages are only read.
+    // Before anybody has asked: one page after the other, but not all that a guest that does so is given.
+    (PAGES..PAGES + RUNS)
+        .filter(|page| page % 8 < 3)
+        .for_each(|page| heap.write(page));
+    told += heap.ask(&mut checks, "runs", PAGES, RUNS);
+    // Some pages are only read.
     (0..1500).for_each(|n| heap.write(n * STEP % PAGES));
     (1500..2500).for_each(|n| checks.that(heap.read(n * STEP % PAGES) == 0, format_args!("{n}")));
     told += heap.ask(&mut checks, "first", 0, PAGES);

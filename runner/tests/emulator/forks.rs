@@ -364,6 +364,38 @@ fn guests_are_frozen_by_the_host(model: &str) {
     assert_eq!(booted.figure("sparse.words_wrong"), 0);
 }
 
+/// A guest whose every exception meets an EPT violation while it is delivered is stopped just then: it freezes once the
+/// exception is there, and each fork has it once.
+#[test]
+fn a_guest_is_not_frozen_while_an_event_is_delivered_to_it() {
+    let names = ["a", "b", "c"];
+    let guests = names.map(|name| {
+        let after = match name {
+            "a" => "freeze=1ms",
+            "b" => "freeze=1500us",
+            _ => "freeze=2ms",
+        };
+        let guest = sample("bad_event")
+            .with(format!("name={name}"))
+            .with("forks=2");
+        guest.with("runs=2").with(after)
+    });
+    let booted = forked("event", TIGER_LAKE, guests.into());
+    booted.all_well();
+    booted.says(&["an event was delivered before it froze"]);
+}
+
+/// A device cannot be in two spaces, so a guest that has one is refused as a template; what comes after it is not harmed.
+#[test]
+fn a_guest_with_a_device_of_its_own_is_not_frozen() {
+    let mut run = run("forks-device", vec![sample("frozen"), sample("hello")]);
+    run.cmdline = "selftest=device audit".into();
+    let booted = boot(&run);
+    booted.failed_with(&["frozen", "the device at", "cannot be shared by forks"]);
+    booted.healthy("hello");
+    booted.no_frame_lost();
+}
+
 #[test]
 fn guests_are_frozen_by_the_host_on_tiger_lake() {
     guests_are_frozen_by_the_host("tigerlake");

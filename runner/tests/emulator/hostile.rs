@@ -41,11 +41,22 @@ fn guests_that_go_too_far_are_stopped() {
     booted.no_frame_lost();
 }
 
+/// An IRET that meets an EPT violation has unblocked NMIs, as the CPU says; it is undone, so that they are blocked again.
+#[test]
+fn nmis_are_blocked_again_where_an_iret_meets_a_violation() {
+    let mut run = run("hostile-iret", vec![sample("bad_iret")]);
+    run.cmdline = "log=debug selftest=block-nmis".into();
+    let booted = boot(&run);
+    booted.all_well();
+    booted.says(&["by an IRET; interruptibility state 0x8 again"]);
+}
+
 fn withstood(model: &str) {
     let hostile = [
         "bad_calls",
         "bad_crs",
         "bad_event",
+        "bad_iret",
         "bad_msrs",
         "bad_ports",
         "bad_vmxon",

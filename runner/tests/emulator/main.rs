@@ -2,6 +2,7 @@
 //!
 //! The tests share one build of the image, and at most two emulators run at a time.
 
+mod apic;
 mod bad_input;
 mod booted;
 mod dirty;

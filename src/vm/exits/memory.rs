@@ -69,8 +69,18 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         if violation.during_delivery {
             return self.deliver_again();
         }
-        restore_nmi_blocking(&mut self.vmcs, violation.nmi_unblocked_by_iret)?;
+        if violation.nmi_unblocked_by_iret {
+            self.block_nmis_again(&violation)?;
+        }
         Ok(Next::Resume)
+    }
+
+    #[cold]
+    fn block_nmis_again(&mut self, violation: &Violation) -> Result<(), VmcsError> {
+        restore_nmi_blocking(&mut self.vmcs, true)?;
+        let state = self.vmcs.read32(Field32::GuestInterruptibilityState)?;
+        log::debug!("{violation}: by an IRET; interruptibility state {state:#x} again");
+        Ok(())
     }
 }
 
