@@ -50,6 +50,10 @@ pub fn run_all(
         Ok(spaces) => spaces,
         Err(error) => power::end(Err(format_args!("no frame of zeroes: {error}"))),
     };
+    let spaces = match boot.mtrrs {
+        Some(mtrrs) => spaces.with_mtrrs(mtrrs),
+        None => spaces,
+    };
     let before = frames.figures().used;
     let mut first = Some(hand_over);
     let mut summaries = SUMMARIES.lock();

@@ -334,10 +334,7 @@ impl fmt::Display for RegionError {
                 )
             }
             Self::MemoryType { range, memory_type } => {
-                write!(
-                    f,
-                    "the region {range} cannot have memory type {memory_type:?}"
-                )
+                write!(f, "the region {range} cannot be {memory_type}")
             }
             Self::NoSuchRegion(range) => write!(f, "{range} is not all in regions"),
             Self::Indivisible(range) => {

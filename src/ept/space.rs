@@ -246,8 +246,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
             }
             // Nothing is mapped.
             (RegionKind::Mmio, _) => true,
-            // The host reads and writes these frames too, as write-back; two types for one frame are undefined.
-            (_, memory_type) => memory_type == MemoryType::WriteBack,
+            // The host reads and writes these frames too, as write-back; two types for one frame are undefined. So would
+            // it be if the machine had another for the host's bytes.
+            (kind, MemoryType::WriteBack) => kind.host_bytes().is_none_or(|bytes| {
+                mtrrs.is_none_or(|mtrrs| mtrrs.type_of(bytes) == Some(memory_type))
+            }),
+            _ => false,
         };
         let range = region.range;
         if right {

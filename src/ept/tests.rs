@@ -474,6 +474,18 @@ fn memory_types_that_cannot_be_are_refused() {
     );
     assert!(add(Some(&through), device, MemoryType::WriteThrough));
     assert!(!add(Some(&through), device, MemoryType::WriteProtected));
+    // Bytes of the host are as the machine has them, and must be write-back.
+    let bytes = AddrRange::new(Hpa::new(DEVICE_HOST), PAGE_SIZE).unwrap();
+    // SAFETY: nothing is ever accessed there.
+    let bytes = RegionKind::CopyOnWrite(unsafe { HostBytes::new(bytes) });
+    let back = MtrrRegisters {
+        default: 1 << 11 | 6,
+        ..uncached
+    };
+    for (mtrrs, allowed) in [(None, true), (Some(&back), true), (Some(&through), false)] {
+        assert_eq!(add(mtrrs, bytes, MemoryType::WriteBack), allowed);
+        assert!(!add(mtrrs, bytes, MemoryType::WriteThrough));
+    }
     assert_eq!(frames.figures().used, 0);
 }
 

@@ -20,6 +20,7 @@ mod machine;
 pub mod many;
 pub mod mmio;
 pub mod msr;
+pub mod mtrr;
 mod outcome;
 mod post_mortem;
 pub mod repetition;

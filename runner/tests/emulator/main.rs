@@ -13,6 +13,7 @@ mod hostile;
 mod machines;
 mod memory;
 mod mmio;
+mod mtrr;
 mod pages;
 // Guests use the rest of it.
 #[allow(dead_code)]
