@@ -33,7 +33,7 @@ impl Run<'_> {
     /// Makes a guest a template and runs its forks, as its options say. `index` is its place in the report.
     pub fn freeze_and_fork(
         &mut self,
-        mut guest: Guest<'_, DirectMap>,
+        guest: Guest<'_, DirectMap>,
         index: usize,
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
@@ -43,23 +43,22 @@ impl Run<'_> {
                 options.name
             );
         }
-        let mut waited = 0;
-        let frozen = loop {
-            match guest.freeze(self.machine) {
-                // It was stopped just then: once the event is delivered it can be.
-                Err((FreezeError::EventPending, still)) if waited < DELIVERY_EXITS => {
-                    guest = still;
-                    guest.run(self.machine, &mut Kernel, Some(1));
-                    waited += 1;
-                }
-                other => break other,
-            }
-        };
-        if waited != 0 {
+        let mut frozen = guest.freeze(self.machine);
+        if matches!(frozen, Err((FreezeError::EventPending, _))) {
             log::info!(
-                "guest {}: an event was delivered before it froze",
+                "guest {}: an event is delivered before it freezes",
                 options.name
             );
+        }
+        for _ in 0..DELIVERY_EXITS {
+            frozen = match frozen {
+                // It was stopped just then: once the event is delivered it can be.
+                Err((FreezeError::EventPending, mut guest)) => {
+                    guest.run(self.machine, &mut Kernel, Some(1));
+                    guest.freeze(self.machine)
+                }
+                other => other,
+            };
         }
         match frozen {
             Ok(template) if options.forks.measure.is_some() => {
@@ -86,7 +85,7 @@ impl Run<'_> {
         let plan = Plan {
             options: &options.forks,
             budget: options.budget.ticks(self.tsc_hz),
-            slice: options.forks.slice.ticks(self.tsc_hz),
+            slice: options.forks.slice_ticks(self.tsc_hz),
         };
         let mut tally = TALLY.lock();
         tally.clear();

@@ -4,15 +4,15 @@ use crate::boot::console::{self, Out};
 use crate::boot::info::{BootInfo, MAX_MODULES, Module};
 use crate::boot::layout::{self, DirectMap};
 use crate::boot::{clock, power, traps};
+use crate::data;
 use crate::forks::RUNS;
 use crate::fuzz::Job;
 use crate::selftest::GuestTest;
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
-use offshoot::ept::{Census, Faults, HostBytes, Spaces};
+use offshoot::ept::{Census, Faults, Spaces};
 use offshoot::frames::{FrameAllocator, FrameFigures};
-use offshoot::vm::cmdline::{CmdlineError, DataOptions, GuestOptions, KernelOptions, Name};
-use offshoot::vm::data::{self, DataError, SharedData};
+use offshoot::vm::cmdline::{DataOptions, GuestOptions, KernelOptions, Name};
 use offshoot::vm::figures::{Figure, FigureName, Figures, Unit};
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::{Ending, GuestSummary, Report};
@@ -59,7 +59,7 @@ pub fn run_all(
     let mut summaries = SUMMARIES.lock();
     for (index, module) in boot.modules().enumerate() {
         if let Some(options) = DataOptions::parse(module.cmdline) {
-            if let Some(refused) = refused_data(index, &module, options, boot) {
+            if let Some(refused) = data::refused(index, &module, options, boot) {
                 match refused.ending {
                     Ending::BadOptions(error) => log::error!("{error}"),
                     ref ending => log::error!("data {}: {ending}", refused.name),
@@ -150,7 +150,7 @@ impl Run<'_> {
         let options = match GuestOptions::parse(module.cmdline, index, width) {
             Ok(options) => options,
             Err(error) => {
-                summary.name = error.guest.unwrap_or(summary.name);
+                summary.name = error.whose.name().unwrap_or(summary.name);
                 summary.ending = Ending::BadOptions(error);
                 return summary;
             }
@@ -159,16 +159,7 @@ impl Run<'_> {
         if earlier.iter().any(|guest| guest.name == options.name) {
             return summary;
         }
-        let data = options.map.map(|map| {
-            let modules = self.boot.modules();
-            let places = modules.map(|module| (module.cmdline, module.range));
-            data::find(&map, places).map(|range| SharedData {
-                // SAFETY: a module's memory is never given to the allocator and nobody writes to it; the direct map shows
-                // it like all memory.
-                bytes: unsafe { HostBytes::new(range) },
-                write: map.write,
-            })
-        });
+        let data = options.map.map(|map| data::shared(self.boot, &map));
         let made = match (Image::parse(bytes(module)), data.transpose()) {
             (Ok(image), Ok(data)) => {
                 for warning in image.warnings() {
@@ -241,7 +232,11 @@ impl Run<'_> {
         mut summary: GuestSummary<'static>,
     ) -> GuestSummary<'static> {
         let name = options.name;
-        let input = match options.fuzz.inputs.map(|wanted| self.data(wanted)) {
+        let input = match options
+            .fuzz
+            .inputs
+            .map(|wanted| data::input(self.boot, wanted))
+        {
             Some(Err(error)) => {
                 summary.ending = Ending::NotMade(GuestError::Data(error));
                 guest.end(self.machine);
@@ -270,16 +265,6 @@ impl Run<'_> {
         summary
     }
 
-    /// The bytes of the data with this name.
-    fn data(&self, name: Name) -> Result<&'static [u8], DataError> {
-        let named = |module: &Module| {
-            let data = DataOptions::parse(module.cmdline).and_then(Result::ok);
-            data.is_some_and(|data| data.name == name)
-        };
-        let module = self.boot.modules().find(named);
-        Ok(bytes(&module.ok_or(DataError::NoSuchInput(name))?))
-    }
-
     /// Counts what the guest holds and, where asked for, checks every frame's count and every table.
     fn look_at(&self, guest: &Guest<'_, DirectMap>, name: &Name) -> Census {
         let census = guest.space().census().unwrap_or_else(|flaw| {
@@ -303,37 +288,8 @@ impl Run<'_> {
     }
 }
 
-/// What the report says of data that nobody can map, if it is such.
-fn refused_data(
-    index: usize,
-    module: &Module,
-    options: Result<DataOptions, CmdlineError<'static>>,
-    boot: &BootInfo,
-) -> Option<GuestSummary<'static>> {
-    let name = match options {
-        Ok(options) => options.name,
-        Err(error) => {
-            let name = error.guest.unwrap_or(Name::numbered(index));
-            return Some(not_run(name, Ending::BadOptions(error)));
-        }
-    };
-    let same = |other: &Module| matches!(DataOptions::parse(other.cmdline), Some(Ok(other)) if other.name == name);
-    let ending = if boot.modules().take(index).any(|earlier| same(&earlier)) {
-        Ending::DuplicateName
-    } else if let Err(error) = data::check(name, module.range) {
-        Ending::NotMade(GuestError::Data(error))
-    } else {
-        log::info!(
-            "data {name}: {} bytes for guests to map",
-            module.range.len()
-        );
-        return None;
-    };
-    Some(not_run(name, ending))
-}
-
 /// The summary of a module that comes to no run.
-fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
+pub fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
     GuestSummary {
         name,
         ending,
@@ -346,7 +302,7 @@ fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
 }
 
 /// The bytes of a module. They stay as they are: its memory is never given to the allocator.
-fn bytes(module: &Module) -> &'static [u8] {
+pub fn bytes(module: &Module) -> &'static [u8] {
     // SAFETY: the boot loader put the module there, the direct map shows it, and nobody writes to it.
     unsafe {
         core::slice::from_raw_parts(

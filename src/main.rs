@@ -3,6 +3,7 @@
 #![no_main]
 
 mod boot;
+mod data;
 mod forks;
 mod fuzz;
 mod guests;

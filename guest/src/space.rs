@@ -59,6 +59,18 @@ pub fn enter(info: &StartInfo) {
     unsafe { asm!("mov cr3, {}", in(reg) ROOT.address(), options(nostack)) };
 }
 
+/// Makes the 2 MiB of addresses that hold `address`, below [`LIMIT`], lead to those that hold `to`, by an entry without
+/// marks. Yields the entry.
+pub fn alias(address: u64, to: u64) -> &'static AtomicU64 {
+    const SIZE: u64 = 1 << 21;
+    let entry = &DIRECTORIES[(address >> 30) as usize].0[(address / SIZE % 512) as usize];
+    let target = to & !(SIZE - 1);
+    entry.store(target | PRESENT | WRITABLE | USER | LARGE, Relaxed);
+    // SAFETY: who calls uses these addresses for nothing else.
+    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack)) };
+    entry
+}
+
 /// Where CPL 3 finds what the kernel has at `address`, below [`LIMIT`].
 pub const fn user(address: u64) -> u64 {
     USER_BASE + address

@@ -130,6 +130,8 @@ pub struct Generation {
     pub lost: u64,
     /// Runs that were begun again for lack of memory.
     pub waited: u64,
+    /// Runs that failed or could not be for lack of memory.
+    pub starved: u64,
     /// Runs that became templates.
     pub frozen: u64,
     /// Pages that became private to forks.

@@ -30,6 +30,21 @@ unsafe impl PhysMem for DirectMap {
     fn ptr(&self, address: Hpa) -> *mut u8 {
         direct(address)
     }
+
+    #[inline(always)]
+    unsafe fn copy_frame(&self, from: Hpa, to: Hpa) {
+        // SAFETY: both are whole frames in the direct map, of which the caller alone uses `to`. The direction flag is clear,
+        // as everywhere.
+        unsafe {
+            core::arch::asm!(
+                "rep movsq",
+                inout("rcx") PAGE_SIZE / 8 => _,
+                inout("rsi") direct(from) => _,
+                inout("rdi") direct(to) => _,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
 }
 
 macro_rules! symbols {

@@ -9,8 +9,8 @@
 use super::entry::Origin;
 use super::known::Known;
 use super::provide::Source;
-use super::space::Tree;
 use super::tables::{ENTRIES, Tables};
+use super::tree::Tree;
 use super::{Fill, Space};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{Frame, FrameAllocator, PhysMem};

@@ -4,11 +4,12 @@
 
 use super::entry::{Origin, Quick, decode, quick};
 use super::known::Untouched;
+use super::sharing::retire;
 use super::violation::{PLAIN_WRITE, WRITE};
 use super::{Fill, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{OneOfMany, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptEntry, open_slot};
+use crate::paging::{Content, Decoded, Entry, EptEntry};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the page at `gpa` this space's own and writable, if a violation with this exit qualification was for a write
@@ -19,6 +20,8 @@ impl<M: PhysMem> Space<'_, M> {
             None
         } else if self.regions.is_writable(gpa) {
             self.make_known_private(gpa)
+        } else if self.regions.last_is_device(gpa) {
+            None
         } else {
             self.find_and_make_private(gpa)
         }
@@ -32,15 +35,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     #[inline(always)]
     fn make_known_private(&mut self, gpa: Gpa) -> Option<Fill> {
-        let near = self.tree.recent_table(gpa);
-        let tables = self.tree.page_tables(self.spaces.frames);
-        let (table, entry) = match near {
-            Some(table) => (table, tables.entry_for(gpa, table)),
-            None => {
-                let slot = open_slot(&tables, gpa)?;
-                (slot.table, slot.entry)
-            }
-        };
+        let (table, entry) = self.tree.lowest_entry(self.spaces.frames, gpa)?;
         match quick(entry) {
             Quick::OwnFrame => self.copy_or_take_over(gpa, table, entry),
             Quick::NotOwnFrame | Quick::Empty => {
@@ -61,15 +56,13 @@ impl<M: PhysMem> Space<'_, M> {
         let Some(old) = frames.one_of_many(entry.frame()) else {
             return self.take_over(gpa, table, entry);
         };
-        let frame = frames.copy_of(&old).ok()?;
-        let attr = Origin::Copied.mark(self.regions.writable().written);
-        let mut tables = self.tree.page_tables(frames);
-        tables.put_page(gpa, table, frame.into_raw(), attr);
+        let frame = frames.copy_of(&old).ok()?.into_raw();
+        let attr = self.regions.writable().copied;
+        self.tree.put_own_page(frames, gpa, table, frame, attr);
         if !old.leave() {
-            tables.retire(entry.frame());
+            retire(frames, entry.frame(), &mut self.tree.debt.retired);
         }
         self.faults.copied += 1;
-        self.tree.set_recent(frames, gpa, Some(table));
         self.tree.close(frames, true);
         Some(Fill::Copied)
     }
@@ -89,10 +82,9 @@ impl<M: PhysMem> Space<'_, M> {
         let attr = written
             .with_soft(old.soft())
             .with_dirty(written.dirty() || old.dirty());
-        let mut tables = self.tree.page_tables(frames);
-        tables.put_page(gpa, table, entry.frame(), attr);
+        self.tree
+            .put_own_page(frames, gpa, table, entry.frame(), attr);
         self.faults.taken_over += 1;
-        self.tree.set_recent(frames, gpa, Some(table));
         Some(Fill::TakenOver)
     }
 
@@ -100,19 +92,17 @@ impl<M: PhysMem> Space<'_, M> {
     #[inline(never)]
     fn give_zeroes(&mut self, gpa: Gpa, table: Hpa, entry: EptEntry) -> Option<Fill> {
         let frames = self.spaces.frames;
-        let frame = frames.alloc_zeroed().ok()?;
+        let frame = frames.alloc_zeroed().ok()?.into_raw();
         let attr = Origin::Filled.mark(self.regions.writable().written);
-        let mut tables = self.tree.page_tables(frames);
-        tables.put_page(gpa, table, frame.into_raw(), attr);
+        self.tree.put_own_page(frames, gpa, table, frame, attr);
         let replaced = entry != EptEntry::EMPTY;
         if replaced {
             let zero = frames.one_of_many(entry.frame());
             if !zero.is_some_and(OneOfMany::leave) {
-                tables.retire(entry.frame());
+                retire(frames, entry.frame(), &mut self.tree.debt.retired);
             }
         }
         self.faults.filled += 1;
-        self.tree.set_recent(frames, gpa, Some(table));
         self.tree.close(frames, replaced);
         Some(Fill::Zeroed)
     }
@@ -122,12 +112,10 @@ impl<M: PhysMem> Space<'_, M> {
     fn copy_host_page(&mut self, gpa: Gpa, table: Hpa, entry: EptEntry, from: Hpa) -> Option<Fill> {
         let frames = self.spaces.frames;
         // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
-        let frame = unsafe { frames.alloc_host_copy(from) }.ok()?;
-        let attr = Origin::Copied.mark(self.regions.writable().written);
-        let mut tables = self.tree.page_tables(frames);
-        tables.put_page(gpa, table, frame.into_raw(), attr);
+        let frame = unsafe { frames.alloc_host_copy(from) }.ok()?.into_raw();
+        let attr = self.regions.writable().copied;
+        self.tree.put_own_page(frames, gpa, table, frame, attr);
         self.faults.copied += 1;
-        self.tree.set_recent(frames, gpa, Some(table));
         self.tree.close(frames, entry != EptEntry::EMPTY);
         Some(Fill::Copied)
     }

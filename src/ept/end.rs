@@ -1,20 +1,26 @@
 //! The end of a space: all that it alone held goes back, in bounded steps.
 
-use super::debt::Invalidate;
-use super::entry::{Origin, decode};
-use super::tables::{ENTRIES, word};
+use super::debt::{Debt, Invalidate};
+use super::entry::{counted, decode};
+use super::reach::Reach;
+use super::sharing::{drop_leaves, retire};
+use super::tables::{is_empty, words};
 use super::{Eptp, Space};
 use crate::addr::Hpa;
 use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptEntry};
+use crate::paging::{Decoded, Entry, EptEntry};
 use core::sync::atomic::Ordering;
+
+/// The place of lowest tables in [`Ending::path`].
+const LOWEST: usize = 3;
 
 /// A space that is being taken apart.
 #[must_use = "what is left of the space is leaked unless `step` is called until it is done"]
 pub struct Ending<'s, M: PhysMem> {
     frames: &'s FrameAllocator<M>,
     eptp: Eptp,
-    debt: super::debt::Debt,
+    reach: Reach,
+    debt: Debt,
     /// The tables on the way to the one being emptied, with the entry to look at next. The last is the deepest.
     path: [(Hpa, usize); 4],
     depth: usize,
@@ -30,6 +36,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         Ending {
             frames: self.spaces.frames,
             eptp: self.eptp(),
+            reach: self.tree.reach,
             path: [(self.tree.root(), 0); 4],
             debt: self.tree.debt,
             depth: 1,
@@ -47,51 +54,63 @@ impl<M: PhysMem> Ending<'_, M> {
         }
         let mut left = entries;
         while left > 0 {
-            left -= 1;
-            let Some(level) = self.depth.checked_sub(1) else {
-                return true;
+            let Some(place) = self.depth.checked_sub(1) else {
+                break;
             };
-            let (table, index) = self.path[level];
-            if index == ENTRIES {
-                self.release(table);
-                self.depth = level;
+            let (table, index) = self.path[place];
+            let rest = self.reach.entries(level_of(place)).saturating_sub(index);
+            if rest == 0 {
+                retire(self.frames, table, &mut self.debt.retired);
+                self.depth = place;
+                left -= 1;
                 continue;
             }
-            let mut index = index;
-            let bits = loop {
-                // SAFETY: the path holds tables of this space, whose last reference was found to be ours and which are
-                // given back only after their last entry.
-                let bits = unsafe { word(self.frames.mem(), table, index) }.load(Ordering::Acquire);
-                index += 1;
-                if bits != 0 || index == ENTRIES || left == 0 {
-                    break bits;
-                }
-                left -= 1;
+            // SAFETY: the path holds tables of this space, whose last reference was found to be ours and which are given
+            // back only after their last entry.
+            let words = unsafe { words(self.frames.mem(), table) };
+            let end = index + rest.min(left as usize);
+            let eights = match index % 8 {
+                0 => words.get(index / 8..end / 8).unwrap_or(&[]),
+                _ => &[],
             };
-            self.path[level].1 = index;
-            match decode(4 - level as u8, EptEntry::from_bits(bits)) {
-                Decoded::Table { table, .. } => {
-                    if let Ok(false) = self.frames.release_unless_last(table)
-                        && let Some(next) = self.path.get_mut(self.depth)
-                    {
-                        *next = (table, 0);
-                        self.depth += 1;
-                    }
-                }
-                Decoded::Content(Content::Page { phys, attr }) if Origin::of(attr).is_counted() => {
-                    self.release(phys)
-                }
-                Decoded::Content(_) => {}
+            let many = if place == LOWEST {
+                drop_leaves(self.frames, eights, &mut self.debt.retired);
+                8 * eights.len()
+            } else {
+                8 * eights.iter().take_while(|eight| is_empty(eight)).count()
+            };
+            let looked_at = many.max(1);
+            self.path[place].1 += looked_at;
+            left -= looked_at as u64;
+            if many == 0 {
+                let word = &words[index / 8][index % 8];
+                let entry = EptEntry::from_bits(word.load(Ordering::Acquire));
+                self.drop_entry(level_of(place), entry);
             }
         }
+        self.frames.free_retired(&mut self.debt.retired);
         self.depth == 0
     }
 
-    fn release(&self, address: Hpa) {
-        let gone = self
-            .frames
-            .from_entry(address)
-            .and_then(|frame| self.frames.release(frame));
-        debug_assert!(gone.is_ok(), "{gone:?}");
+    /// Drops the reference of an entry of the deepest table on the path. A table to which it was the last becomes the
+    /// deepest.
+    fn drop_entry(&mut self, level: u8, entry: EptEntry) {
+        let Some(target) = counted(entry) else {
+            return;
+        };
+        let table = matches!(decode(level, entry), Decoded::Table { .. });
+        if !table {
+            retire(self.frames, target, &mut self.debt.retired);
+        } else if let Ok(false) = self.frames.release_unless_last(target)
+            && let Some(next) = self.path.get_mut(self.depth)
+        {
+            *next = (target, 0);
+            self.depth += 1;
+        }
     }
+}
+
+/// Of which level the table at a place of the path is.
+const fn level_of(place: usize) -> u8 {
+    4 - place as u8
 }

@@ -1,5 +1,6 @@
 //! What the leaves of a space say beside what the CPU reads: whose their frame is.
 
+use crate::addr::Hpa;
 use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
 
 /// Where the frame behind a leaf came from. It stands in software bits of the leaf.
@@ -79,6 +80,45 @@ pub(super) fn quick(entry: EptEntry) -> Quick {
     }
 }
 
+/// `Origin::Host` in the software bits of a leaf. Entries of tables have none.
+const HOST: u64 = 1 << 11 | 1 << 53;
+
+/// Where an entry leads that is read through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To a table.
+    Table(Hpa),
+    /// To a page that is a counted frame or more.
+    Counted(Hpa),
+    /// Elsewhere: nothing is there, or the host's.
+    Other,
+}
+
+/// Looks where an entry of a table of `level` leads, which is as ours are: no table withholds reading.
+#[inline(always)]
+pub(super) fn step(level: u8, entry: EptEntry) -> Way {
+    const READ: u64 = 1 << 0;
+    const LARGE: u64 = 1 << 7;
+    let bits = entry.to_bits();
+    let is_leaf = level == 1 || bits & LARGE != 0;
+    if bits & READ == 0 || is_leaf && bits & HOST == HOST {
+        Way::Other
+    } else if is_leaf {
+        Way::Counted(entry.frame())
+    } else {
+        Way::Table(entry.frame())
+    }
+}
+
+/// The table or the page to which an entry, as ours are, holds a counted reference: the quick way to what [`decode`] and
+/// [`Origin::is_counted`] say.
+#[inline(always)]
+pub(super) fn counted(entry: EptEntry) -> Option<Hpa> {
+    const GRANTS: u64 = 7;
+    let bits = entry.to_bits();
+    (bits & GRANTS != 0 && bits & HOST != HOST).then(|| entry.frame())
+}
+
 /// What an entry of a table of `level` says. An entry that cannot be decoded is a bug of ours; it says nothing.
 #[inline(always)]
 pub(super) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
@@ -88,8 +128,7 @@ pub(super) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Hpa;
-    use crate::paging::Write;
+    use crate::paging::{Rights, Write};
 
     #[test]
     fn the_quick_look_sees_what_is_there() {
@@ -110,6 +149,37 @@ mod tests {
         }
         assert_eq!(quick(EptEntry::EMPTY), Quick::Empty);
         assert_eq!(quick(entry(EptAttr::EXECUTE)), Quick::Other);
+    }
+
+    #[test]
+    fn counted_references_are_those_that_decoding_tells() {
+        let phys = Hpa::new(0x000f_edc0_0000_0000);
+        let table = Ept::table_entry(phys);
+        let closed = Ept::restricted_table(phys, Rights::READ.or(Rights::EXECUTE));
+        for entry in [EptEntry::EMPTY, table, closed, table.write_protected()] {
+            let told = match decode(3, entry) {
+                Decoded::Table { table, .. } => Some(table),
+                Decoded::Content(_) => None,
+            };
+            assert_eq!(counted(entry), told, "{entry:?}");
+        }
+        let attrs = [
+            EptAttr::READ,
+            EptAttr::EXECUTE,
+            EptAttr::READ_WRITE_EXECUTE.with_dirty(true),
+        ];
+        for level in 1..=3 {
+            for origin in [Origin::Filled, Origin::Zero, Origin::Copied, Origin::Host] {
+                for attr in attrs.map(|attr| origin.mark(attr.with_accessed(true))) {
+                    let entry = EptEntry::from_bits(Ept::leaf_bits(level, attr) | phys.as_u64());
+                    let page = Content::Page { phys, attr };
+                    assert_eq!(decode(level, entry), Decoded::Content(page));
+                    assert_eq!(counted(entry), origin.is_counted().then_some(phys));
+                }
+            }
+            let later = Ept::zero_bits(level, EptAttr::READ_WRITE);
+            assert_eq!(counted(EptEntry::from_bits(later)), None);
+        }
     }
 
     #[test]

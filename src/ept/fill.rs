@@ -4,7 +4,7 @@ use super::violation::{NOT_PLAIN, WRITE};
 use super::{Fill, Space};
 use crate::addr::Gpa;
 use crate::frames::PhysMem;
-use crate::paging::{Entry, EptEntry, open_slot};
+use crate::paging::{Entry, EptEntry};
 
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the access possible that a violation with this exit qualification was for, if that is one of the frequent
@@ -36,32 +36,23 @@ impl<M: PhysMem> Space<'_, M> {
     pub(super) fn fill_one(&mut self, qualification: u64, gpa: Gpa) -> Option<Fill> {
         let ram = self.regions.ram();
         let frames = self.spaces.frames;
-        let near = self.tree.recent_table(gpa);
-        let mut tables = self.tree.page_tables(frames);
-        let (table, entry) = match near {
-            Some(table) => (table, tables.entry_for(gpa, table)),
-            None => {
-                let slot = open_slot(&tables, gpa)?;
-                (slot.table, slot.entry)
-            }
-        };
+        let (table, entry) = self.tree.lowest_entry(frames, gpa)?;
         if entry != EptEntry::EMPTY {
             return None;
         }
         // Each way puts its frame itself: what they have in common would have to wait in memory.
-        let fill = if qualification & WRITE != 0 {
-            let frame = frames.alloc_zeroed().ok()?;
-            tables.put_page(gpa, table, frame.into_raw(), ram.written);
+        if qualification & WRITE != 0 {
+            let frame = frames.alloc_zeroed().ok()?.into_raw();
+            self.tree
+                .put_own_page(frames, gpa, table, frame, ram.written);
             self.faults.filled += 1;
-            Fill::Zeroed
+            Some(Fill::Zeroed)
         } else {
-            let frame = frames.share_entry(self.spaces.zero).ok()?;
-            tables.put_page(gpa, table, frame.into_raw(), ram.read);
+            let frame = frames.share_entry(self.spaces.zero).ok()?.into_raw();
+            self.tree.put_page(frames, gpa, table, frame, ram.read);
             self.faults.zero_shared += 1;
-            Fill::ZeroShared
-        };
-        self.tree.set_recent(frames, gpa, Some(table));
-        Some(fill)
+            Some(Fill::ZeroShared)
+        }
     }
 }
 

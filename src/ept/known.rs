@@ -84,8 +84,9 @@ impl Ram {
 pub(super) struct Writable {
     start: u64,
     len: u64,
-    /// The leaf of a page that was written, beside the address and whose frame it is.
+    /// The leaf of a page that was written, beside the address and whose frame it is; and if that is a copy.
     pub written: EptAttr,
+    pub copied: EptAttr,
     /// The host's bytes behind it: where, and how many.
     host: u64,
     host_len: u64,
@@ -97,6 +98,7 @@ impl Writable {
         start: 0,
         len: 0,
         written: EptAttr::READ,
+        copied: EptAttr::READ,
         host: 0,
         host_len: 0,
     };
@@ -105,10 +107,12 @@ impl Writable {
         let region = &known.region;
         let memory = region.is_writable() && region.kind.is_memory();
         let host = region.kind.host_bytes();
+        let written = known.written().with_dirty(marked);
         memory.then(|| Self {
             start: region.range.start().as_u64(),
             len: region.range.len(),
-            written: known.written().with_dirty(marked),
+            written,
+            copied: Origin::Copied.mark(written),
             host: host.map_or(0, |host| host.start().as_u64()),
             host_len: host.map_or(0, |host| host.len()),
         })

@@ -36,16 +36,21 @@ impl Record {
     }
 }
 
+/// Bytes of a record.
+const RECORD: u64 = size_of::<Record>() as u64;
 /// How many records fit into a frame, behind the address of the frame before it.
-const RECORDS: usize = (PAGE_SIZE as usize - size_of::<u64>()) / size_of::<Record>();
+const RECORDS: usize = 170;
 
-/// A frame of the log.
+/// A frame of the log. The last record ends where it ends.
 #[repr(C)]
 struct Chunk {
     before: u64,
+    unused: u64,
     records: [Record; RECORDS],
 }
-const _: () = assert!(size_of::<Chunk>() as u64 <= PAGE_SIZE);
+const _: () = assert!(size_of::<Chunk>() as u64 == PAGE_SIZE);
+/// Where the first record is.
+const FIRST: u64 = core::mem::offset_of!(Chunk, records) as u64;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -61,11 +66,12 @@ enum State {
 #[must_use = "a log that is dropped without `clear` leaks its frames"]
 pub(super) struct Log {
     state: State,
-    /// Records in the last frame.
-    last: usize,
-    len: u64,
     /// The last frame; 0 where there is none.
     chunk: u64,
+    /// Where the next record goes: where a frame begins, if there is no room.
+    next: u64,
+    /// Records in the frames before the last.
+    before: u64,
 }
 
 impl Log {
@@ -73,9 +79,9 @@ impl Log {
     pub const fn on() -> Self {
         Self {
             state: State::On,
-            last: 0,
-            len: 0,
             chunk: 0,
+            next: 0,
+            before: 0,
         }
     }
 
@@ -87,7 +93,15 @@ impl Log {
 
     /// How many records there are.
     pub const fn len(&self) -> u64 {
-        self.len
+        self.before + self.in_last()
+    }
+
+    /// How many of them are in the last frame.
+    const fn in_last(&self) -> u64 {
+        match self.chunk {
+            0 => 0,
+            chunk => (self.next - chunk - FIRST) / RECORD,
+        }
     }
 
     /// From now on it does not tell all pages.
@@ -119,24 +133,30 @@ impl Log {
         frames: &FrameAllocator<M>,
         record: Record,
     ) -> Result<(), FrameError> {
-        if self.chunk == 0 || self.last == RECORDS {
+        if self.next.is_multiple_of(PAGE_SIZE) {
             self.grow(frames)?;
         }
-        // SAFETY: the frame is this log's, which is borrowed for writing, and the place is inside.
-        unsafe { records_of(frames, self.chunk).add(self.last).write(record) };
-        self.last += 1;
-        self.len += 1;
+        // SAFETY: a place in the last frame of this log, which is borrowed for writing.
+        unsafe { self.next_place(frames).write(record) };
+        self.next += RECORD;
         Ok(())
     }
 
     #[cold]
     fn grow<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) -> Result<(), FrameError> {
-        let before = self.chunk;
-        self.chunk = frames.alloc()?.into_raw().as_u64();
-        self.last = 0;
+        let frame = frames.alloc()?.into_raw().as_u64();
+        self.before = self.len();
+        let before = core::mem::replace(&mut self.chunk, frame);
+        self.next = frame + FIRST;
         // SAFETY: the frame is fresh, and `before` is its first word.
         unsafe { (&raw mut (*chunk(frames, self.chunk)).before).write(before) };
         Ok(())
+    }
+
+    /// Where the next record goes.
+    #[inline(always)]
+    fn next_place<M: PhysMem>(&self, frames: &FrameAllocator<M>) -> *mut Record {
+        frames.mem().ptr(Hpa::new(self.next)).cast()
     }
 
     /// Shows each record to `keep`, the latest first, which may change it. Those for which it says `false` go.
@@ -146,12 +166,15 @@ impl Log {
         frames: &FrameAllocator<M>,
         mut keep: impl FnMut(&mut Record) -> bool,
     ) {
-        let (mut at, mut records) = (self.chunk, self.last);
+        let (mut at, mut end) = (self.chunk, self.next);
         while at != 0 {
             let first = records_of(frames, at);
             // SAFETY: a frame of this log: only those behind it, whose records have been shown, may be gone. All records
-            // below the number of the frame's have been written.
-            let (before, mut place) = unsafe { ((*chunk(frames, at)).before, first.add(records)) };
+            // below its end have been written.
+            let (before, mut place) = unsafe {
+                let records = first.byte_add((end - at - FIRST) as usize);
+                ((*chunk(frames, at)).before, records)
+            };
             while place != first {
                 // SAFETY: not the first, so the one before it is in the frame too.
                 place = unsafe { place.sub(1) };
@@ -161,7 +184,7 @@ impl Log {
                     unsafe { self.replace_by_last(frames, place) };
                 }
             }
-            (at, records) = (before, RECORDS);
+            (at, end) = (before, before + PAGE_SIZE);
         }
     }
 
@@ -175,11 +198,10 @@ impl Log {
         frames: &FrameAllocator<M>,
         place: *mut Record,
     ) {
+        self.next -= RECORD;
         // SAFETY: there is a record, so the last frame has one; it is this one or another that was shown.
-        unsafe { place.write(*records_of(frames, self.chunk).add(self.last - 1)) };
-        self.last -= 1;
-        self.len -= 1;
-        if self.last == 0 {
+        unsafe { place.write(*self.next_place(frames)) };
+        if self.next == self.chunk + FIRST {
             self.drop_chunk(frames);
         }
     }
@@ -189,7 +211,10 @@ impl Log {
         let gone = Hpa::new(self.chunk);
         // SAFETY: the last frame of this log.
         self.chunk = unsafe { (*chunk(frames, self.chunk)).before };
-        self.last = if self.chunk == 0 { 0 } else { RECORDS };
+        (self.next, self.before) = match self.chunk {
+            0 => (0, 0),
+            full => (full + PAGE_SIZE, self.before - RECORDS as u64),
+        };
         let done = frames
             .from_entry(gone)
             .and_then(|frame| frames.release(frame));
@@ -201,7 +226,7 @@ impl Log {
         &self,
         frames: &'a FrameAllocator<M>,
     ) -> impl Iterator<Item = Record> + use<'a, M> {
-        let (mut at, mut left) = (self.chunk, self.last);
+        let (mut at, mut left) = (self.chunk, self.in_last() as usize);
         core::iter::from_fn(move || {
             if left == 0 && at != 0 {
                 // SAFETY: a frame of the log.
@@ -222,7 +247,6 @@ impl Log {
         while self.chunk != 0 {
             self.drop_chunk(frames);
         }
-        self.len = 0;
         if self.state == State::Lost {
             self.state = State::On;
         }
@@ -250,11 +274,10 @@ fn chunk<M: PhysMem>(frames: &FrameAllocator<M>, at: u64) -> *mut Chunk {
 
 /// The first record of the frame of a log at `at`.
 fn records_of<M: PhysMem>(frames: &FrameAllocator<M>, at: u64) -> *mut Record {
-    let chunk = chunk(frames, at);
-    // The field's offset is inside the frame.
-    chunk
+    // The offset is inside the frame.
+    chunk(frames, at)
         .cast::<u8>()
-        .wrapping_add(core::mem::offset_of!(Chunk, records))
+        .wrapping_add(FIRST as usize)
         .cast()
 }
 

@@ -29,7 +29,7 @@ impl core::error::Error for AccessError {}
 
 /// Who writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum By {
+pub(super) enum By {
     /// The host on the guest's behalf: the region must be writable.
     Guest,
     /// The host as loader: ROM can be written.
@@ -66,10 +66,28 @@ impl<M: PhysMem> Space<'_, M> {
     }
 
     fn copy_in(&mut self, gpa: Gpa, from: &[u8], by: By) -> Result<(), AccessError> {
-        self.check(gpa, from.len(), |region| {
-            by == By::Loader || region.is_writable()
-        })?;
-        for (at, _) in pages(gpa, from.len()) {
+        self.make_writable(gpa, from.len(), by)?;
+        let mut rest = from;
+        for (at, len) in pages(gpa, from.len()) {
+            let Some((now, later)) = rest.split_at_checked(len as usize) else {
+                break;
+            };
+            self.write_page(at, now)
+                .map_err(|reason| AccessError { gpa: at, reason })?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Gets every frame that a write of so many bytes needs, all of which are this space's own then and dirty.
+    pub(super) fn make_writable(
+        &mut self,
+        gpa: Gpa,
+        len: usize,
+        by: By,
+    ) -> Result<(), AccessError> {
+        self.check(gpa, len, |region| by == By::Loader || region.is_writable())?;
+        for (at, _) in pages(gpa, len) {
             let made = match self.regions.find_often(at) {
                 Some(known) => {
                     self.tree
@@ -79,15 +97,6 @@ impl<M: PhysMem> Space<'_, M> {
             };
             made.map_err(|reason| AccessError { gpa: at, reason })?;
             self.note_host_write(at);
-        }
-        let mut rest = from;
-        for (at, len) in pages(gpa, from.len()) {
-            let Some((now, later)) = rest.split_at_checked(len as usize) else {
-                break;
-            };
-            self.write_page(at, now)
-                .map_err(|reason| AccessError { gpa: at, reason })?;
-            rest = later;
         }
         Ok(())
     }

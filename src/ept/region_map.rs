@@ -253,6 +253,13 @@ impl<'f, M: PhysMem> Regions<'f, M> {
         found.is_some()
     }
 
+    /// Whether `gpa` is in the region that the last look-up ended in, and that is a device's.
+    #[inline(always)]
+    pub fn last_is_device(&self, gpa: Gpa) -> bool {
+        matches!(self.map.regions.get(self.last), Some(Some(known))
+            if matches!(known.region.kind, RegionKind::Mmio) && known.region.range.contains(gpa))
+    }
+
     /// What [`Regions::find_writable`] found last.
     #[inline(always)]
     pub fn writable(&self) -> &Writable {

@@ -110,7 +110,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         // All references are taken before one is given up.
         for index in template.used_entries() {
             let entry = tables.entry(template.root(), index);
-            if let Err(error) = tables.reference(4, entry) {
+            if let Err(error) = tables.reference(entry) {
                 for taken in template.used_entries().take_while(|taken| *taken != index) {
                     let entry = tables.entry(template.root(), taken);
                     tables.drop_entry(entry, 4);

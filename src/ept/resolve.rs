@@ -1,7 +1,8 @@
 //! Resolving EPT violations: one look at the region, one descent of the tables.
 
+use super::violation::{NOT_DATA, TRANSLATION};
 use super::{RegionKind, Space, Violation};
-use crate::addr::{Address, PAGE_SIZE};
+use crate::addr::{Address, Gpa, PAGE_SIZE};
 use crate::frames::{FrameError, PhysMem};
 use crate::paging::{Ept, Error, PagingError};
 use core::fmt;
@@ -116,6 +117,11 @@ impl<M: PhysMem> Space<'_, M> {
         if let Some(fill) = self.short_way(violation.qualification, violation.gpa) {
             return Ok(Resolution::Retry(fill));
         }
+        self.resolve_rest(violation)
+    }
+
+    /// As [`Space::resolve`], where [`Space::fill`] could not do it.
+    pub fn resolve_rest(&mut self, violation: &Violation) -> Result<Resolution, Unresolved> {
         let done = self.decide(violation);
         match done {
             Ok(Resolution::Retry(fill)) => self.count(fill),
@@ -126,6 +132,22 @@ impl<M: PhysMem> Space<'_, M> {
             violation: *violation,
             reason,
         })
+    }
+
+    /// The tag of the region of a device and how far into it `gpa` is, if a violation with this exit qualification is the
+    /// access of an instruction to one: the frequent case of [`Resolution::Mmio`].
+    #[inline]
+    pub fn device(&mut self, qualification: u64, gpa: Gpa) -> Option<(u32, u64)> {
+        if qualification & (TRANSLATION | NOT_DATA) != TRANSLATION {
+            return None;
+        }
+        let region = &self.regions.find_often(gpa)?.region;
+        if !matches!(region.kind, RegionKind::Mmio) {
+            return None;
+        }
+        let found = (region.tag, region.offset(gpa));
+        self.faults.mmio += 1;
+        Some(found)
     }
 
     #[inline]

@@ -6,6 +6,7 @@
 
 use super::dirty::Marks;
 use super::entry::{Origin, decode};
+use super::reach::Reach;
 use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
 use crate::paging::{
@@ -16,6 +17,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a table.
 pub(super) const ENTRIES: usize = 512;
+/// Eight of them, and how often a table has as many.
+pub(super) type Eight = [AtomicU64; 8];
+pub(super) const EIGHTS: usize = ENTRIES / 8;
 /// The permission to write, in a leaf and in an entry that refers to a table.
 pub(super) const WRITE: u64 = 1 << 1;
 /// The mark of a leaf that it was written, by the CPU or by whoever gave write.
@@ -27,6 +31,7 @@ pub(super) const TOLD: u64 = 1 << 54;
 pub(super) struct Tables<'a, M> {
     pub frames: &'a FrameAllocator<M>,
     root: Hpa,
+    reach: Reach,
     /// Where tables go that no entry refers to any more.
     pub retired: &'a mut Retired,
     /// How writes are noted.
@@ -49,12 +54,14 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     pub unsafe fn new(
         frames: &'a FrameAllocator<M>,
         root: Hpa,
+        reach: Reach,
         retired: &'a mut Retired,
         marks: &'a mut Marks,
     ) -> Self {
         Self {
             frames,
             root,
+            reach,
             retired,
             marks,
             moved: false,
@@ -63,63 +70,39 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         }
     }
 
+    /// The words of a table.
     #[inline(always)]
-    fn word(&self, table: Hpa, index: usize) -> &AtomicU64 {
+    pub fn words(&self, table: Hpa) -> &'a [Eight; EIGHTS] {
+        // SAFETY: as in `word`.
+        unsafe { words(self.frames.mem(), table) }
+    }
+
+    /// Those of a table of `level` that can be in use, and what fills the last eight.
+    #[inline(always)]
+    pub fn usable(&self, table: Hpa, level: u8) -> &'a [Eight] {
+        let (usable, _) = self.split(table, level);
+        usable
+    }
+
+    /// The same, and the others.
+    #[inline(always)]
+    pub fn split(&self, table: Hpa, level: u8) -> (&'a [Eight], &'a [Eight]) {
+        let eights = self.reach.entries(level).div_ceil(8);
+        self.words(table).split_at(eights.min(EIGHTS))
+    }
+
+    #[inline(always)]
+    pub fn word(&self, table: Hpa, index: usize) -> &AtomicU64 {
         // SAFETY: whoever calls asks for the root, a table that was allocated here, or one that an entry of those refers
         // to: by the promise given to `new` all are tables in managed frames that somebody holds. The offset is inside
         // the frame and aligned; entries are only ever accessed as atomic words, by the CPU too.
         unsafe { word(self.frames.mem(), table, index) }
     }
 
-    /// Counts one more reference to whatever an entry of a table of `level` refers to, and returns the entry as it may
-    /// stand in two tables: without write, and clean.
-    pub fn reference(&self, level: u8, entry: EptEntry) -> Result<EptEntry, FrameError> {
-        let target = match decode(level, entry) {
-            Decoded::Table { table, .. } => table,
-            Decoded::Content(Content::Page { phys, attr }) if Origin::of(attr).is_counted() => phys,
-            Decoded::Content(_) => return Ok(entry),
-        };
-        self.frames.share_entry(target)?.into_raw();
-        Ok(EptEntry::from_bits(entry.to_bits() & !(WRITE | DIRTY)))
-    }
-
-    /// The same; where the reference cannot be counted, [`Tables::failed`] says so and the entry is empty.
-    fn share(&mut self, level: u8, entry: EptEntry) -> EptEntry {
-        self.reference(level, entry).unwrap_or_else(|error| {
-            self.failed = Some(error);
-            EptEntry::EMPTY
-        })
-    }
-
     /// An entry of a table.
     #[inline(always)]
     pub fn entry(&self, table: Hpa, index: usize) -> EptEntry {
         EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire))
-    }
-
-    /// Puts an entry, which brings its reference along, into a table of `level`, and drops the reference that was there.
-    pub fn replace_entry(&mut self, table: Hpa, level: u8, index: usize, entry: EptEntry) {
-        let old = self
-            .word(table, index)
-            .swap(entry.to_bits(), Ordering::AcqRel);
-        self.drop_entry(EptEntry::from_bits(old), level);
-    }
-
-    /// Drops the reference that an entry of a table of `level` held.
-    pub fn drop_entry(&mut self, entry: EptEntry, level: u8) {
-        match decode(level, entry) {
-            Decoded::Table { table, .. } => self.drop_table(table, level - 1),
-            Decoded::Content(Content::Page { phys, attr }) => {
-                self.drop_leaf(phys, Origin::of(attr))
-            }
-            Decoded::Content(_) => {}
-        }
-    }
-
-    /// The entry for the address `gpa` in its lowest table.
-    #[inline(always)]
-    pub fn entry_for(&self, gpa: Gpa, table: Hpa) -> EptEntry {
-        self.entry(table, (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES)
     }
 
     /// Puts a page into the lowest table `table`, for the address `gpa`. What stood there before is the caller's to
@@ -129,75 +112,6 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
         let index = (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES;
         self.word(table, index).store(bits, Ordering::Release);
-    }
-
-    /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both,
-    /// and nothing counts as dirty.
-    pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
-        for index in 0..ENTRIES {
-            if self.entry(from, index) == EptEntry::EMPTY {
-                self.word(to, index).store(0, Ordering::Release);
-                continue;
-            }
-            let (entry, shared) = self.share_entry(from, level, to, index);
-            if shared != entry && shared != EptEntry::EMPTY {
-                // The CPU may be setting accessed and dirty in the old one.
-                self.word(from, index)
-                    .fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
-            }
-        }
-    }
-
-    /// Makes an entry of `to`, whatever it is, refer to what the same one of `from`, a table of `level`, refers to, without
-    /// write and clean. Yields both.
-    #[inline(always)]
-    pub fn share_entry(
-        &mut self,
-        from: Hpa,
-        level: u8,
-        to: Hpa,
-        index: usize,
-    ) -> (EptEntry, EptEntry) {
-        let entry = self.entry(from, index);
-        let shared = self.share(level, entry);
-        self.word(to, index)
-            .store(shared.to_bits(), Ordering::Release);
-        (entry, shared)
-    }
-
-    /// Withdraws write from all entries of a table, so that everything below it is read-only. Yields which entries there
-    /// are, a bit for each.
-    pub fn withdraw_write(&mut self, table: Hpa) -> [u64; ENTRIES / 64] {
-        let mut used = [0; ENTRIES / 64];
-        for (index, word) in (0..ENTRIES).map(|index| (index, self.word(table, index))) {
-            if word.load(Ordering::Acquire) != 0 {
-                word.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
-                used[index / 64] |= 1 << (index % 64);
-            }
-        }
-        used
-    }
-
-    /// Drops the reference to a table of `level` that an entry held. If it was the last, everything below goes too.
-    pub fn drop_table(&mut self, table: Hpa, level: u8) {
-        // A frame that an entry of ours refers to is managed and allocated: the errors do not happen.
-        if !matches!(self.frames.release_unless_last(table), Ok(false)) {
-            return;
-        }
-        for index in 0..ENTRIES {
-            let entry = self.entry(table, index);
-            if entry != EptEntry::EMPTY {
-                self.drop_entry(entry, level);
-            }
-        }
-        self.retire(table);
-    }
-
-    /// Drops the reference that a leaf held.
-    pub fn drop_leaf(&mut self, phys: Hpa, origin: Origin) {
-        if origin.is_counted() {
-            self.retire(phys);
-        }
     }
 
     /// Makes a block of `size` of what a leaf refers to, which nobody else refers to, and breaks that up.
@@ -227,13 +141,6 @@ impl<'a, M: PhysMem> Tables<'a, M> {
                 false
             }
         }
-    }
-
-    /// Drops a reference that a leaf held.
-    #[inline(never)]
-    pub fn retire(&mut self, address: Hpa) {
-        let gone = self.frames.retire_entry(address, self.retired);
-        debug_assert!(gone.is_ok(), "{gone:?}");
     }
 }
 
@@ -278,6 +185,41 @@ pub(super) unsafe fn word<M: PhysMem>(mem: &M, table: Hpa, index: usize) -> &Ato
     let address = Hpa::new(table.as_u64() + (index as u64 * 8) % PAGE_SIZE);
     // SAFETY: the address is inside the frame and a multiple of 8; the caller vouches for the frame.
     unsafe { AtomicU64::from_ptr(mem.ptr(address).cast()) }
+}
+
+/// The words of a table.
+///
+/// # Safety
+/// As for [`word`].
+#[inline(always)]
+pub(super) unsafe fn words<M: PhysMem>(mem: &M, table: Hpa) -> &[Eight; EIGHTS] {
+    // SAFETY: the caller vouches for the frame, which is aligned and as long as 512 words.
+    unsafe { &*mem.ptr(table).cast() }
+}
+
+/// Shows each entry that is in use to `show`: its number among these, where it is, and what it says.
+///
+/// Most entries of most tables are not, so they are looked at eight at a time.
+#[inline(always)]
+pub(super) fn each_used<'a>(eights: &'a [Eight], mut show: impl FnMut(usize, &'a AtomicU64, u64)) {
+    for (n, eight) in eights.iter().enumerate() {
+        if is_empty(eight) {
+            continue;
+        }
+        for (i, word) in eight.iter().enumerate() {
+            let bits = word.load(Ordering::Acquire);
+            if bits != 0 {
+                show(8 * n + i, word, bits);
+            }
+        }
+    }
+}
+
+/// Whether none of eight entries is in use.
+#[inline(always)]
+pub(super) fn is_empty(eight: &Eight) -> bool {
+    let all = |all, word: &AtomicU64| all | word.load(Ordering::Relaxed);
+    eight.iter().fold(0, all) == 0
 }
 
 impl<M: PhysMem> TableReadOps for Tables<'_, M> {
@@ -350,18 +292,17 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     fn reopen_table(&mut self, table: Hpa, level: u8) {
         // What was written before is of a time when others had the table too. The tables below stay closed until they are
         // needed, so that what they hold is looked at then.
-        for index in 0..ENTRIES {
-            let word = self.word(table, index);
-            let bits = word.load(Ordering::Relaxed);
+        let marks = self.marks.clear;
+        each_used(self.usable(table, level), |_, word, bits| {
             let away = match decode(level, EptEntry::from_bits(bits)) {
                 Decoded::Table { .. } => WRITE,
-                Decoded::Content(_) if bits & DIRTY != 0 => self.marks.clear,
+                Decoded::Content(_) if bits & DIRTY != 0 => marks,
                 Decoded::Content(_) => 0,
             };
             if bits & away != 0 {
                 word.fetch_and(!away, Ordering::AcqRel);
             }
-        }
+        });
     }
     fn split_leaf(&mut self, entry: EptEntry, level: u8) {
         let Decoded::Content(Content::Page { phys, attr }) = decode(level, entry) else {

@@ -5,7 +5,8 @@
 
 use super::edit::out;
 use super::log::Log;
-use super::space::{Lineage, Tree};
+use super::space::Lineage;
+use super::tree::Tree;
 use super::{
     AccessError, EditError, Ending, Faults, Invalidate, Region, RegionKind, ResetError, Space,
 };
@@ -77,8 +78,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let frames = self.spaces.frames;
         self.tree.log.clear(frames);
         self.tree.marks.release(frames);
-        let root = self.tree.root();
-        let used = self.tree.tables(frames).withdraw_write(root);
+        let used = self.tree.tables(frames).withdraw_write();
         self.tree.close(frames, true);
         let number = self.spaces.next_template();
         self.lineage.generation = generation;
@@ -103,7 +103,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         };
         let fork = empty_fork(self, lineage)?;
         let (root, frames) = (self.tree.root(), self.spaces.frames);
-        let used = self.tree.tables(frames).withdraw_write(root);
+        let used = self.tree.tables(frames).withdraw_write();
         self.tree.close(frames, true);
         self.tree.marks.forget();
         share(root, &used, fork)
@@ -123,6 +123,7 @@ fn empty_fork<'s, M: PhysMem>(
 ) -> Result<Space<'s, M>, EditError> {
     let regions = from.regions.share().map_err(out)?;
     let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
+    tree.reach = from.tree.reach;
     tree.pages = from.tree.pages;
     tree.around = from.tree.around;
     tree.exact = from.tree.exact;
@@ -146,7 +147,7 @@ fn share<'s, M: PhysMem>(
     let to = fork.tree.root();
     let mut tables = fork.tree.page_tables(frames);
     for index in each(used) {
-        tables.share_entry(root, 4, to, index);
+        tables.share_entry(root, to, index);
     }
     let Some(error) = tables.failed else {
         return Ok(fork);

@@ -101,6 +101,12 @@ pub(super) const NOT_PLAIN: u64 = 1 << 2 | 0xf << 3 | 0x1f << 12;
 /// unblocked and so on.
 pub(super) const PLAIN_WRITE: u64 = WRITE | 1 << 2 | 1 << 4 | 0x1f << 12;
 
+/// The bits of a qualification that are set where an access was to the translation of a linear address.
+pub(super) const TRANSLATION: u64 = 3 << 7;
+/// The bits of a qualification that only others than an instruction's accesses to data have: a fetch, NMIs unblocked, shadow
+/// stacks, guest-paging verification, asynchronous.
+pub(super) const NOT_DATA: u64 = 1 << 2 | 0x1f << 12;
+
 /// An EPT violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {

@@ -22,7 +22,8 @@ struct Warm<'a, 's, M: PhysMem> {
     retired: &'a mut Retired,
     /// After how many resets a page that was not written goes.
     idle: u64,
-    /// Pages that were not written, and those of them that went.
+    /// Pages that were copied back, those that were not written, and those of these that went.
+    copied: u64,
     clean: u64,
     dropped: u64,
     /// The log was right about every page.
@@ -67,11 +68,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
             frames,
             retired: &mut self.tree.debt.retired,
             idle,
+            copied: 0,
             clean: 0,
             dropped: 0,
             sound: true,
         };
-        let pages = self.tree.log.len();
         self.tree.log.retain(frames, |record| {
             // SAFETY: the leaf of a page that became this space's own, in a table that is its own since: no edit has
             // moved it, or the log would be lost.
@@ -82,6 +83,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             {
                 return stays;
             }
+            warm.copied += 1;
             let frame = EptEntry::from_bits(bits).frame();
             match record.source {
                 UNKNOWN => warm.first_time(record, bits),
@@ -96,8 +98,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
             }
             true
         });
-        let (clean, dropped, sound) = (warm.clean, warm.dropped, warm.sound);
-        let copied = pages - clean;
+        let Warm {
+            copied,
+            clean,
+            dropped,
+            sound,
+            ..
+        } = warm;
         let freed = self.tree.debt.retired.frames() - before;
         // What CPUs have cached of a leaf may not be what it says now.
         self.tree.close(frames, MARKS && copied + dropped != 0);
@@ -105,7 +112,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             cold: false,
             copied,
             dropped,
-            kept: pages - dropped,
+            kept: copied + clean - dropped,
             frames: freed,
         })
     }

@@ -4,7 +4,8 @@
 //! reference and are moved by volatile accesses: each byte is read or written once, in no promised order.
 
 use super::PhysMem;
-use crate::addr::{Hpa, PAGE_SIZE};
+use crate::addr::{Address, Hpa, PAGE_SIZE};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Fills the frame at `frame` with zeroes.
 ///
@@ -13,19 +14,6 @@ use crate::addr::{Hpa, PAGE_SIZE};
 pub(super) unsafe fn zero(mem: &impl PhysMem, frame: Hpa) {
     // SAFETY: the pointer is valid to the end of the frame by the contract of `PhysMem`; the caller alone uses it.
     unsafe { mem.ptr(frame).write_bytes(0, PAGE_SIZE as usize) }
-}
-
-/// Copies a whole frame.
-///
-/// # Safety
-/// Both must be managed frames, not the same; nobody may write `from` meanwhile, and the caller alone uses `to`.
-pub(super) unsafe fn copy(mem: &impl PhysMem, from: Hpa, to: Hpa) {
-    // SAFETY: both pointers are valid to the end of their frame, frames do not overlap, and the caller vouches for the
-    // absence of other writers.
-    unsafe {
-        mem.ptr(from)
-            .copy_to_nonoverlapping(mem.ptr(to), PAGE_SIZE as usize)
-    }
 }
 
 /// Copies bytes out of memory, from `at` up to the end of its frame at most.
@@ -77,4 +65,34 @@ pub(super) unsafe fn write(mem: &impl PhysMem, at: Hpa, bytes: &[u8]) {
             to = to.add(1);
         }
     }
+}
+
+/// Reads the words from `at`, a multiple of 8, on. Those behind the frame are 0.
+///
+/// # Safety
+/// `at` must lie in a managed frame.
+#[inline(always)]
+pub(super) unsafe fn words<const N: usize>(mem: &impl PhysMem, at: Hpa) -> [u64; N] {
+    debug_assert!(at.is_aligned(8));
+    let from: *const u64 = mem.ptr(at).cast();
+    let in_frame = (PAGE_SIZE - at.page_offset()) as usize / 8;
+    core::array::from_fn(|number| {
+        if number >= in_frame {
+            return 0;
+        }
+        // SAFETY: inside the frame, and aligned as `at` is.
+        unsafe { from.add(number).read_volatile() }
+    })
+}
+
+/// Puts `new` at `at`, a multiple of 8, if `old` stands there, in one step, also for CPUs. Yields whether it did.
+///
+/// # Safety
+/// `at` must lie in a managed frame that holds nothing but guest bytes.
+pub(super) unsafe fn exchange(mem: &impl PhysMem, at: Hpa, old: u64, new: u64) -> bool {
+    debug_assert!(at.is_aligned(8));
+    // SAFETY: inside the frame and aligned as `at` is; nobody has a reference to guest bytes that is not atomic.
+    let word = unsafe { AtomicU64::from_ptr(mem.ptr(at).cast()) };
+    word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+        .is_ok()
 }

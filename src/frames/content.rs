@@ -14,7 +14,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         let frame = self.alloc()?;
         // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
         // writes the old one on another CPU can only spoil bytes of its own.
-        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        unsafe { self.mem.copy_frame(from, frame.address()) };
         Ok(frame)
     }
 
@@ -26,7 +26,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub unsafe fn alloc_host_copy(&self, from: Hpa) -> Result<Frame, FrameError> {
         let frame = self.alloc_inline()?;
         // SAFETY: as in `copy_host_into`; the frame is fresh.
-        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        unsafe { self.mem.copy_frame(from, frame.address()) };
         Ok(frame)
     }
 
@@ -42,7 +42,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         self.check_exclusive(frame)?;
         // SAFETY: both frames are managed and allocated, `frame` to the caller alone, so that the other, which an entry
         // refers to, is another one. A guest that still writes that one can only spoil bytes of its own.
-        unsafe { bytes::copy(&self.mem, from, frame.address()) };
+        unsafe { self.mem.copy_frame(from, frame.address()) };
         Ok(())
     }
 
@@ -100,7 +100,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub unsafe fn overwrite_page(&self, to: Hpa, from: Hpa) {
         debug_assert!(self.count(to) == 1 && from != to);
         // SAFETY: the caller's.
-        unsafe { bytes::copy(&self.mem, from, to) };
+        unsafe { self.mem.copy_frame(from, to) };
     }
 
     #[inline]
@@ -142,6 +142,27 @@ impl<M: PhysMem> FrameAllocator<M> {
         // SAFETY: the bounds are just checked, and the caller vouches for the frame.
         unsafe { bytes::write(&self.mem, at, from) };
         Ok(())
+    }
+
+    /// The words from `at` on, which must be a multiple of 8; those behind its frame are 0.
+    ///
+    /// # Safety
+    /// An entry must refer to the frame.
+    #[inline(always)]
+    pub unsafe fn words<const N: usize>(&self, at: Hpa) -> [u64; N] {
+        debug_assert!(self.check_bytes(at, 8).is_ok());
+        // SAFETY: what an entry refers to is managed and allocated.
+        unsafe { bytes::words(&self.mem, at) }
+    }
+
+    /// Puts `new` at `at`, a multiple of 8, if `old` stands there, in one step, also for CPUs. Yields whether it did.
+    ///
+    /// # Safety
+    /// As for [`FrameAllocator::write`].
+    pub unsafe fn exchange(&self, at: Hpa, old: u64, new: u64) -> Result<bool, FrameError> {
+        self.check_bytes(at, 8)?;
+        // SAFETY: the bounds are just checked, and the caller vouches for the frame.
+        Ok(unsafe { bytes::exchange(&self.mem, at, old, new) })
     }
 
     fn check_exclusive(&self, frame: &Frame) -> Result<(), FrameError> {

@@ -7,12 +7,13 @@
 use super::ranges::{MAX_RANGES, Span, SpanSet};
 use super::{FrameError, PhysMem};
 use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE};
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 /// The largest count. Bit 31 is [`TAIL`].
 pub(super) const MAX_COUNT: u32 = TAIL - 1;
 /// In place of a count: this frame is part of a block, whose first frame `link` names and whose count is there.
-const TAIL: u32 = 1 << 31;
+pub(super) const TAIL: u32 = 1 << 31;
 /// The bits of an allocated frame's `link` that hold log2 of its block; above them an [`Audit`](super::Audit) counts.
 pub(super) const ORDER: u32 = 0x1f;
 /// Bytes of a frame's record.
@@ -28,6 +29,38 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// The record of frame `number`.
+    ///
+    /// # Safety
+    /// `records` must be where the [`Counts`] of `mem` are, and the number one of a frame that they count.
+    #[inline(always)]
+    pub unsafe fn at(mem: &impl PhysMem, records: Hpa, number: u64) -> &Self {
+        let at = Hpa::new(records.as_u64() + number * RECORD);
+        // SAFETY: `carve` made room for the record in frames that are handed to nobody, so the place is valid as long as
+        // `mem`, only ever seen as this atomic pair, and initialised. Records are 8 bytes at multiples of 8, so none
+        // crosses a frame.
+        unsafe { &*mem.ptr(at).cast::<Self>() }
+    }
+
+    /// Makes this the first frame of a block with a count of 1.
+    #[inline(always)]
+    fn start(&self, order: u32) {
+        self.link.store(order, Relaxed);
+        self.count.store(1, Relaxed);
+    }
+
+    /// Counts one more reference to a frame that keeps its own count. Yields whether it did: not where the count is the
+    /// largest, or where somebody else is changing it.
+    #[inline(always)]
+    pub fn take_one(&self) -> bool {
+        let count = self.count.load(Relaxed);
+        count.wrapping_sub(1) < MAX_COUNT - 1
+            && self
+                .count
+                .compare_exchange(count, count + 1, Relaxed, Relaxed)
+                .is_ok()
+    }
+
     /// How many references there are, where the frame keeps its own count and that is more than 1.
     #[inline(always)]
     pub fn own_count_of_many(&self) -> Option<u32> {
@@ -38,7 +71,6 @@ impl Record {
     /// Takes away one of `count` references, if there are still as many. Yields whether it did.
     #[inline(always)]
     pub fn give_one_of(&self, count: u32) -> bool {
-        use core::sync::atomic::Ordering::AcqRel;
         self.count
             .compare_exchange(count, count - 1, AcqRel, Relaxed)
             .is_ok()
@@ -177,14 +209,21 @@ impl Counts {
         self.spans.get(..self.used).unwrap_or(&[])
     }
 
+    /// The largest span, whose frames have the first numbers: its first frame and how many; and where the records are.
+    #[inline(always)]
+    pub fn largest(&self) -> (u64, u64, Hpa) {
+        let [largest, ..] = &self.spans;
+        (largest.start, u64::from(largest.frames), self.records)
+    }
+
     /// The number of the frame that starts at `address`.
     #[inline(always)]
     pub fn number(&self, address: Hpa) -> Result<u32, FrameError> {
-        // Nearly all frames are of the largest span, the first.
+        // Nearly all frames are of the largest span, the first, whose numbers start at 0.
         let [largest, ..] = &self.spans;
         let offset = (address.as_u64() / PAGE_SIZE).wrapping_sub(largest.start);
         if address.is_aligned(PAGE_SIZE) && offset < u64::from(largest.frames) {
-            return Ok(largest.base + offset as u32);
+            return Ok(offset as u32);
         }
         self.number_anywhere(address)
     }
@@ -207,9 +246,8 @@ impl Counts {
     #[inline(always)]
     pub fn address(&self, number: u32) -> Hpa {
         let [largest, ..] = &self.spans;
-        let offset = number.wrapping_sub(largest.base);
-        if offset < largest.frames {
-            return Hpa::new((largest.start + u64::from(offset)) * PAGE_SIZE);
+        if number < largest.frames {
+            return Hpa::new((largest.start + u64::from(number)) * PAGE_SIZE);
         }
         self.address_anywhere(number)
     }
@@ -229,139 +267,27 @@ impl Counts {
     #[inline(always)]
     pub(super) fn record<'a>(&self, mem: &'a impl PhysMem, number: u32) -> &'a Record {
         assert!(number < self.total);
-        let at = Hpa::new(self.records.as_u64() + u64::from(number) * RECORD);
-        // SAFETY: `carve` made room for a record of every number below the total in frames that are handed to nobody,
-        // so the place is valid as long as `mem`, only ever seen as this atomic pair, and initialised. Records are 8
-        // bytes at multiples of 8, so none crosses a frame.
-        unsafe { &*mem.ptr(at).cast::<Record>() }
+        // SAFETY: just checked.
+        unsafe { Record::at(mem, self.records, u64::from(number)) }
     }
 
-    /// The frame that keeps the count for `number`: itself, or the first of its block. `None` where it is free.
-    pub(super) fn holder(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
-        match self.record(mem, number).count.load(Relaxed) {
-            0 => None,
-            count if count & TAIL == 0 => Some(number),
-            _ => {
-                // The mark of a tail may be left from a block that was freed and given out again in parts.
-                let head = self.record(mem, number).link.load(Relaxed);
-                let record = self.record(mem, head);
-                let count = record.count.load(Relaxed);
-                let live = count != 0 && count & TAIL == 0;
-                (live && number - head < 1 << (record.link.load(Relaxed) & ORDER)).then_some(head)
-            }
-        }
-    }
-
-    /// How many refer to frame `number`, or to the block it is part of.
-    #[inline]
-    pub fn count(&self, mem: &impl PhysMem, number: u32) -> u32 {
-        match self.record(mem, number).count.load(Relaxed) {
-            TAIL => self.count_of_block(mem, number),
-            count => count,
-        }
-    }
-
-    #[cold]
-    fn count_of_block(&self, mem: &impl PhysMem, number: u32) -> u32 {
-        let holder = self.holder(mem, number);
-        holder.map_or(0, |holder| self.record(mem, holder).count.load(Relaxed))
-    }
-
-    /// The first frame and log2 of the frames of the block that `number` is allocated in.
-    pub fn block(&self, mem: &impl PhysMem, number: u32) -> Option<(u32, u32)> {
-        let holder = self.holder(mem, number)?;
-        Some((holder, self.record(mem, holder).link.load(Relaxed) & ORDER))
-    }
-
-    /// Adds `more` references.
+    /// Gives free frame `number` a count of 1. Yields its address.
     #[inline(always)]
-    pub fn take(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
-        let own = &self.record(mem, number).count;
-        let count = own.load(Relaxed);
-        // A frame that keeps its own count, which nobody else is changing: nearly always.
-        if count.wrapping_sub(1) < MAX_COUNT.saturating_sub(more)
-            && own
-                .compare_exchange(count, count + more, Relaxed, Relaxed)
-                .is_ok()
-        {
-            return Ok(());
+    pub fn start_one(&self, mem: &impl PhysMem, number: u32) -> Hpa {
+        let (first, frames, records) = self.largest();
+        let number = u64::from(number);
+        if number < frames {
+            // SAFETY: a frame of the largest span, whose numbers are the first.
+            unsafe { Record::at(mem, records, number) }.start(0);
+            return Hpa::new((first + number) * PAGE_SIZE);
         }
-        self.take_slow(mem, number, more)
+        self.start_anywhere(mem, number as u32)
     }
 
-    #[cold]
-    fn take_slow(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
-        let free = FrameError::NotAllocated(self.address(number));
-        let holder = self.holder(mem, number).ok_or(free)?;
-        let add = |count: u32| {
-            count
-                .checked_add(more)
-                .filter(|sum| count != 0 && *sum <= MAX_COUNT)
-        };
-        match self
-            .record(mem, holder)
-            .count
-            .fetch_update(Relaxed, Relaxed, add)
-        {
-            Ok(_) => Ok(()),
-            Err(0) => Err(free),
-            Err(_) => Err(FrameError::CountOverflow(self.address(number))),
-        }
-    }
-
-    /// Takes a reference away. When it was the last, yields the block that is now free: first frame and log2.
-    #[inline]
-    pub fn give(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
-        use core::sync::atomic::Ordering::AcqRel;
-        let own = self.record(mem, number);
-        let count = own.count.load(Relaxed);
-        // As in `take`.
-        if count.wrapping_sub(1) < MAX_COUNT {
-            let order = own.link.load(Relaxed) & ORDER;
-            if own
-                .count
-                .compare_exchange(count, count - 1, AcqRel, Relaxed)
-                .is_ok()
-            {
-                return Ok((count == 1).then_some((number, order)));
-            }
-        }
-        self.give_slow(mem, number)
-    }
-
-    #[cold]
-    fn give_slow(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
-        use core::sync::atomic::Ordering::AcqRel;
-        let free = FrameError::NotAllocated(self.address(number));
-        let holder = self.holder(mem, number).ok_or(free)?;
-        let record = self.record(mem, holder);
-        let order = record.link.load(Relaxed) & ORDER;
-        // What the last holder did to the frame must be over before it is handed out again.
-        match record
-            .count
-            .fetch_update(AcqRel, Relaxed, |count| count.checked_sub(1))
-        {
-            Ok(1) => Ok(Some((holder, order))),
-            Ok(_) => Ok(None),
-            Err(_) => Err(free),
-        }
-    }
-
-    /// Takes a reference away unless it is the last. Yields whether it did.
-    pub fn give_unless_last(&self, mem: &impl PhysMem, number: u32) -> Result<bool, FrameError> {
-        use core::sync::atomic::Ordering::AcqRel;
-        let free = FrameError::NotAllocated(self.address(number));
-        let holder = self.holder(mem, number).ok_or(free)?;
-        let less = |count: u32| count.checked_sub(1).filter(|left| *left > 0);
-        match self
-            .record(mem, holder)
-            .count
-            .fetch_update(AcqRel, Relaxed, less)
-        {
-            Ok(_) => Ok(true),
-            Err(0) => Err(free),
-            Err(_) => Ok(false),
-        }
+    #[inline(never)]
+    fn start_anywhere(&self, mem: &impl PhysMem, number: u32) -> Hpa {
+        self.record(mem, number).start(0);
+        self.address_anywhere(number)
     }
 
     /// Makes the `1 << order` free frames from `number` on one block with a count of 1.
@@ -372,54 +298,7 @@ impl Counts {
             record.link.store(number, Relaxed);
             record.count.store(TAIL, Relaxed);
         }
-        let head = self.record(mem, number);
-        head.link.store(order, Relaxed);
-        head.count.store(1, Relaxed);
-    }
-
-    /// Turns a block with one reference into blocks of `1 << part` frames with one reference each.
-    pub fn break_up(&self, mem: &impl PhysMem, number: u32, part: u32) -> Result<(), FrameError> {
-        let shared = FrameError::NotExclusive(self.address(number));
-        match self.block(mem, number) {
-            Some((head, order)) if head == number && self.count(mem, head) == 1 => {
-                let parts = (number..number + (1 << order)).step_by(1 << part.min(order));
-                parts.for_each(|first| self.start(mem, first, part.min(order)));
-                Ok(())
-            }
-            _ => Err(shared),
-        }
-    }
-
-    /// Turns `1 << order` frames, in blocks with one reference each, into one block with one reference.
-    pub fn put_together(
-        &self,
-        mem: &impl PhysMem,
-        number: u32,
-        order: u32,
-    ) -> Result<(), FrameError> {
-        let end = number
-            .checked_add(1 << order)
-            .filter(|end| *end <= self.total);
-        let last = end.map(|end| self.address(end - 1).as_u64());
-        let first = self.address(number).as_u64();
-        let contiguous = last == Some(first + ((1 << order) - 1) * PAGE_SIZE)
-            && first.is_multiple_of(PAGE_SIZE << order);
-        let mut next = number;
-        while contiguous && next < number + (1 << order) {
-            match self.block(mem, next) {
-                Some((head, part))
-                    if head == next && part <= order && self.count(mem, head) == 1 =>
-                {
-                    next += 1 << part;
-                }
-                _ => break,
-            }
-        }
-        if !contiguous || next != number + (1 << order) {
-            return Err(FrameError::NotExclusive(self.address(number)));
-        }
-        self.start(mem, number, order);
-        Ok(())
+        self.record(mem, number).start(order);
     }
 
     /// The next in the list that free frame `number` is part of.

@@ -131,7 +131,9 @@ impl Lists {
     #[inline(always)]
     pub fn note_used(&mut self, frames: u32) {
         self.used += frames;
-        self.peak = self.peak.max(self.used);
+        if self.used > self.peak {
+            self.peak = self.used;
+        }
     }
 
     /// A free frame whose content is unknown, the zeroed ones last.

@@ -1,7 +1,7 @@
 //! The references to a frame that others refer to as well: looked up once, copied and given up.
 
 use super::counts::Record;
-use super::{Frame, FrameAllocator, FrameError, PhysMem, bytes};
+use super::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::addr::Hpa;
 
 /// A frame to which there was more than one reference, of which the holder of this has one.
@@ -16,9 +16,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// quickly known: of a part of a larger block, and of what is not managed.
     #[inline(always)]
     pub fn one_of_many(&self, address: Hpa) -> Option<OneOfMany<'_>> {
-        let record = self
-            .counts
-            .record(&self.mem, self.counts.number(address).ok()?);
+        let record = self.quick_counts().record(address)?;
         let count = record.own_count_of_many()?;
         Some(OneOfMany {
             address,
@@ -33,7 +31,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         let frame = self.alloc_inline()?;
         // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
         // writes the old one on another CPU can only spoil bytes of its own.
-        unsafe { bytes::copy(&self.mem, shared.address, frame.address()) };
+        unsafe { self.mem.copy_frame(shared.address, frame.address()) };
         Ok(frame)
     }
 }

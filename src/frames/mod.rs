@@ -6,6 +6,7 @@
 
 mod alloc;
 mod audit;
+mod blocks;
 mod bytes;
 mod content;
 mod counts;
@@ -14,7 +15,9 @@ mod lists;
 mod many;
 mod memory_map;
 mod phys;
+mod quick;
 mod ranges;
+mod references;
 mod shared;
 
 #[cfg(test)]
@@ -29,4 +32,5 @@ pub use lists::Retired;
 pub use many::OneOfMany;
 pub use memory_map::MemoryMap;
 pub use phys::PhysMem;
+pub use quick::QuickCounts;
 pub use shared::{FrameBox, FrameRc};

@@ -1,6 +1,6 @@
 //! The one way to the bytes of physical memory.
 
-use crate::addr::Hpa;
+use crate::addr::{Hpa, PAGE_SIZE};
 
 /// Physical memory as the hypervisor sees it: the kernel implements it with its direct map, the tests with an
 /// arena.
@@ -12,6 +12,21 @@ use crate::addr::Hpa;
 pub unsafe trait PhysMem {
     /// Where the byte at `address` is.
     fn ptr(&self, address: Hpa) -> *mut u8;
+
+    /// Copies a whole frame. An implementor may know a shorter way than this one.
+    ///
+    /// # Safety
+    /// Both must be frames for which the promise above is kept, not the same; nobody may write `from` meanwhile, and the
+    /// caller alone uses `to`.
+    #[inline(always)]
+    unsafe fn copy_frame(&self, from: Hpa, to: Hpa) {
+        // SAFETY: both pointers are valid to the end of their frame, frames do not overlap, and the caller vouches for the
+        // absence of other writers.
+        unsafe {
+            self.ptr(from)
+                .copy_to_nonoverlapping(self.ptr(to), PAGE_SIZE as usize)
+        }
+    }
 
     /// Whether the frame is zero because nobody has ever asked for a pointer to it: tests need not touch 1 GiB then.
     #[cfg(test)]
@@ -25,5 +40,9 @@ pub unsafe trait PhysMem {
 unsafe impl<M: PhysMem + ?Sized> PhysMem for &M {
     fn ptr(&self, address: Hpa) -> *mut u8 {
         (**self).ptr(address)
+    }
+    unsafe fn copy_frame(&self, from: Hpa, to: Hpa) {
+        // SAFETY: the caller's.
+        unsafe { (**self).copy_frame(from, to) }
     }
 }

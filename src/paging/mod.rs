@@ -4,7 +4,7 @@
 //! [`I686`] and [`Ept`]. Access to the tables is a pair of traits, [`TableReadOps`] and [`TableOps`]; the operations
 //! are functions over them:
 //!
-//! - [`query`], [`virt_to_phys`], [`translate`] read; [`path`] shows the entries themselves; [`RunsExt::runs`] joins neighbours;
+//! - [`query`], [`query_seeing`], [`virt_to_phys`], [`translate`] read; [`path`] shows the entries themselves; [`RunsExt::runs`] joins neighbours;
 //! - [`map`], [`remap`], [`unmap`], [`protect`] and [`modify`] change a range in one traversal, after one that finds out whether it can be done
 //!   and takes the tables that it needs: an error leaves everything as it was;
 //! - [`split`] and [`merge`] change the size of leaves and nothing else;
@@ -58,7 +58,7 @@ pub use modify::{Leaf, modify, protect, split};
 pub use open_slot::{OpenSlot, open_slot, open_slot_in};
 pub use path::{Step, path};
 pub use phys::{PhysTables, TableAlloc, table_words};
-pub use query::{Translate, query, translate, virt_to_phys};
+pub use query::{Translate, query, query_seeing, translate, virt_to_phys};
 pub use runs::{Run, Runs, RunsExt};
 pub use spaces::{Seen, SpaceItem, SpaceItemOf, SpaceReference, WalkSpaces, walk_va_spaces};
 pub use unmap::{Emptied, unmap};

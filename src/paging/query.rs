@@ -4,8 +4,8 @@ use super::access::{EntryOf, FormatOf, TableOf, TableReadOps, VirtOf};
 use super::cursor::slot;
 use super::error::{Error, Fault, PagingError};
 use super::format::{
-    Content, ContentOf, Decoded, DecodedOf, Format, FormatExt, MAX_LEVELS, Mapping, MappingOf,
-    Rights,
+    Content, ContentOf, Decoded, DecodedOf, Entry, Format, FormatExt, MAX_LEVELS, Mapping,
+    MappingOf, Rights,
 };
 use crate::addr::{Address, PageSize};
 
@@ -88,34 +88,78 @@ pub fn query<O: TableReadOps>(
     let Leaf {
         level,
         rights,
-        entry,
+        leaf: entry,
     } = find(ops, va)?;
-    let (Ok(Decoded::Content(content)), Some(size)) =
-        (O::Format::decode(level, entry), O::Format::leaf_size(level))
-    else {
-        return Ok(None);
-    };
-    Ok(match effective::<O::Format>(content, rights) {
-        Content::Unmapped => None,
-        content => Some(Mapping {
-            virt: O::Format::virt(va & !O::Format::span_mask(level)),
-            size,
-            content,
-        }),
+    Ok(match O::Format::decode(level, entry) {
+        Ok(Decoded::Content(leaf)) => mapping::<O::Format>(
+            va,
+            Leaf {
+                level,
+                rights,
+                leaf,
+            },
+        ),
+        _ => None,
     })
 }
 
-/// An entry that is not a table, and what the tables above let through.
-struct Leaf<E> {
+/// As [`query`], and shows `see` every entry on the way, the root's first.
+#[inline(always)]
+pub fn query_seeing<O: TableReadOps>(
+    ops: &O,
+    address: VirtOf<O>,
+    see: impl FnMut(EntryOf<O>),
+) -> Result<Option<MappingOf<O::Format>>, Error<O::Format>> {
+    let va = FormatOf::<O>::va_of(address)?;
+    Ok(mapping::<O::Format>(va, find_seeing(ops, va, see)?))
+}
+
+/// The leaf for `va`, with what the tables above it let through.
+#[inline(always)]
+fn mapping<F: Format>(va: u64, found: Leaf<ContentOf<F>>) -> Option<MappingOf<F>> {
+    let Leaf {
+        level,
+        rights,
+        leaf: content,
+    } = found;
+    let size = F::leaf_size(level)?;
+    match effective::<F>(content, rights) {
+        Content::Unmapped => None,
+        content => Some(Mapping {
+            virt: F::virt(va & !F::span_mask(level)),
+            size,
+            content,
+        }),
+    }
+}
+
+/// An entry that is not a table, or what it says, and what the tables above let through.
+struct Leaf<T> {
     level: u8,
     rights: Rights,
-    entry: E,
+    leaf: T,
 }
 
 /// The entry at which the way of any address ends. It is decoded again by who asks: what is returned stays small, and
 /// the frequent case above in registers.
 #[inline(never)]
 fn find<O: TableReadOps>(ops: &O, va: u64) -> Result<Leaf<EntryOf<O>>, Error<O::Format>> {
+    let mut entry = Entry::EMPTY;
+    let Leaf { level, rights, .. } = find_seeing(ops, va, |seen| entry = seen)?;
+    Ok(Leaf {
+        level,
+        rights,
+        leaf: entry,
+    })
+}
+
+/// What stands at the end of the way of an address. Shows `see` every entry.
+#[inline(always)]
+fn find_seeing<O: TableReadOps>(
+    ops: &O,
+    va: u64,
+    mut see: impl FnMut(EntryOf<O>),
+) -> Result<Leaf<ContentOf<O::Format>>, Error<O::Format>> {
     let mut table = ops.root();
     let mut level = O::Format::LEVELS;
     let mut rights = Rights::ALL;
@@ -124,6 +168,7 @@ fn find<O: TableReadOps>(ops: &O, va: u64) -> Result<Leaf<EntryOf<O>>, Error<O::
         let Some(entry) = ops.read_entry(table, index) else {
             return Err(bad::<O::Format>(va, level, Fault::NotMemory));
         };
+        see(entry);
         match O::Format::decode(level, entry) {
             Ok(Decoded::Table {
                 table: next,
@@ -133,11 +178,11 @@ fn find<O: TableReadOps>(ops: &O, va: u64) -> Result<Leaf<EntryOf<O>>, Error<O::
                 rights = rights.and(granted);
                 level -= 1;
             }
-            Ok(Decoded::Content(_)) => {
+            Ok(Decoded::Content(leaf)) => {
                 return Ok(Leaf {
                     level,
                     rights,
-                    entry,
+                    leaf,
                 });
             }
             Err(fault) => return Err(bad::<O::Format>(va, level, fault)),

@@ -120,7 +120,10 @@ fn figure<M: VirtualMemory>(
 }
 
 /// The room for a message: in one page, so that it is one range of the guest's memory.
-fn message_buffer(registers: CallRegisters, memory: &impl Locate) -> Result<AddrRange<Gpa>, Error> {
+fn message_buffer(
+    registers: CallRegisters,
+    memory: &mut impl Locate,
+) -> Result<AddrRange<Gpa>, Error> {
     let (at, len) = (Gva::new(registers.rdi), registers.rsi);
     if len > MESSAGE_MAX as u64 || len > PAGE_SIZE - at.page_offset() {
         return Err(Error::Invalid);
@@ -155,7 +158,7 @@ mod tests {
         }
     }
     impl Locate for Memory {
-        fn locate(&self, at: Gva) -> Option<Gpa> {
+        fn locate(&mut self, at: Gva) -> Option<Gpa> {
             let gpa = Gpa::new(at.as_u64().checked_add(0x70_0000)?);
             (at.as_u64() >= 0x1000).then_some(gpa)
         }

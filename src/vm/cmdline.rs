@@ -6,26 +6,27 @@ mod data;
 mod error;
 mod forks;
 mod fuzz;
+mod kernel;
 mod name;
+mod seen;
 mod value;
 mod words;
 
 use crate::ept::{AROUND, MAX_AROUND, PagePolicy};
-use log::LevelFilter;
 
 pub use data::{DATA, DataOptions, MapOption};
-pub use error::{CmdlineError, Problem};
-use forks::ForkKey;
+pub use error::{CmdlineError, Problem, Whose};
 pub use forks::{
     DEFAULT_PARALLEL, DEFAULT_SLICE, FORKS_MAX, ForkOptions, GENERATIONS_MAX, Measure,
-    PARALLEL_MAX, ResetMode,
+    PARALLEL_MAX, ResetMode, SLICE_LEAST,
 };
-use fuzz::FuzzKey;
 pub use fuzz::{DEFAULT_HANG, EXECUTIONS_MAX, FuzzOptions};
+pub use kernel::KernelOptions;
 pub use name::{NAME_MAX, Name};
+use seen::{Key, Seen};
 pub use value::Duration;
-use value::{count, duration, memory, page_policy, pool};
-use words::{Word, Words, split_path};
+use value::{count, duration, memory, page_policy};
+use words::{Word, Words};
 
 /// Guest memory where the command line does not say.
 pub const DEFAULT_MEM: u64 = 64 << 20;
@@ -76,7 +77,7 @@ impl GuestOptions {
         // The name comes first, so that what follows can be blamed on the right guest.
         let mut seen = Seen::default();
         for word in Words(words).filter(|word| word.key == "name") {
-            let blame = |problem| word.blame(Some(options.name), problem);
+            let blame = |problem| word.blame(Whose::Guest(options.name), problem);
             seen.first_time(Key::Name).map_err(blame)?;
             options.name = Name::new(word.needs_value().map_err(blame)?)
                 .ok_or(Problem::NotAName)
@@ -84,7 +85,7 @@ impl GuestOptions {
         }
         let name = options.name;
         for word in Words(words).filter(|word| word.key != "name") {
-            let blame = |problem| word.blame(Some(name), problem);
+            let blame = |problem| word.blame(Whose::Guest(name), problem);
             options
                 .take(word, &mut seen, address_width)
                 .map_err(blame)?;
@@ -135,134 +136,10 @@ impl GuestOptions {
     }
 }
 
-/// The hypervisor's own options.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KernelOptions<'a> {
-    /// `log=off|error|warn|info|debug|trace`: what goes to the console.
-    pub log: LevelFilter,
-    /// `selftest=`: raise this exception in the hypervisor, to see that it is reported, or have the local APIC's timer run.
-    pub selftest: Option<&'a str>,
-    /// `tick=`: interrupt guests so often, as a machine with a running timer would.
-    pub tick: Option<Duration>,
-    /// `pool=`: at most so many bytes of host memory for guests. A number without suffix is in MiB.
-    pub pool: Option<u64>,
-    /// `audit`: check all frame counts and tables after every guest.
-    pub audit: bool,
-}
-
-impl<'a> KernelOptions<'a> {
-    /// The options of an empty command line.
-    pub const DEFAULT: Self = Self {
-        log: LevelFilter::Info,
-        selftest: None,
-        tick: None,
-        pool: None,
-        audit: false,
-    };
-
-    /// Reads the command line of the image.
-    pub fn parse(line: &'a str) -> Result<Self, CmdlineError<'a>> {
-        let mut options = Self::DEFAULT;
-        let mut seen = Seen::default();
-        for word in Words(split_path(line, |_| false).1) {
-            options
-                .take(word, &mut seen)
-                .map_err(|problem| word.blame(None, problem))?;
-        }
-        Ok(options)
-    }
-
-    fn take(&mut self, word: Word<'a>, seen: &mut Seen) -> Result<(), Problem> {
-        match word.key {
-            "log" => {
-                seen.first_time(Key::Log)?;
-                self.log = word
-                    .needs_value()?
-                    .parse()
-                    .map_err(|_| Problem::NotALevel)?;
-            }
-            "selftest" => {
-                seen.first_time(Key::Selftest)?;
-                self.selftest = Some(word.needs_value()?);
-            }
-            "tick" => {
-                seen.first_time(Key::Tick)?;
-                self.tick = Some(duration(word.needs_value()?)?);
-            }
-            "pool" => {
-                seen.first_time(Key::Pool)?;
-                self.pool = Some(pool(word.needs_value()?)?);
-            }
-            "audit" => {
-                seen.first_time(Key::Audit)?;
-                word.takes_no_value()?;
-                self.audit = true;
-            }
-            _ => return Err(Problem::UnknownKey),
-        }
-        Ok(())
-    }
-}
-
-/// The keys, to notice repetition.
-#[derive(Clone, Copy)]
-enum Key {
-    Name,
-    Mem,
-    Budget,
-    Map,
-    Pages,
-    Around,
-    Log,
-    Selftest,
-    Tick,
-    Pool,
-    Audit,
-    Testdev,
-    Forks(ForkKey),
-    Fuzz(FuzzKey),
-}
-
-impl Key {
-    const fn bit(self) -> u32 {
-        match self {
-            Self::Name => 1 << 0,
-            Self::Mem => 1 << 1,
-            Self::Budget => 1 << 2,
-            Self::Log => 1 << 3,
-            Self::Selftest => 1 << 4,
-            Self::Tick => 1 << 5,
-            Self::Pool => 1 << 6,
-            Self::Audit => 1 << 7,
-            Self::Map => 1 << 8,
-            Self::Pages => 1 << 9,
-            Self::Testdev => 1 << 10,
-            Self::Around => 1 << 11,
-            Self::Forks(key) => 1 << (16 + key as u32),
-            Self::Fuzz(key) => 1 << (25 + key as u32),
-        }
-    }
-}
-
-#[derive(Default)]
-struct Seen(u32);
-
-impl Seen {
-    fn first_time(&mut self, key: Key) -> Result<(), Problem> {
-        let bit = key.bit();
-        let repeated = self.0 & bit != 0;
-        self.0 |= bit;
-        if repeated {
-            Err(Problem::Repeated)
-        } else {
-            Ok(())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use log::LevelFilter;
 
     fn guest(line: &str) -> Result<GuestOptions, Problem> {
         GuestOptions::parse(line, 3, 36).map_err(|error| error.problem)

@@ -56,6 +56,13 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
     fn write(&mut self, to: Gpa, bytes: &[u8]) -> Result<(), AccessError> {
         Space::write(self, to, bytes)
     }
+    #[inline(always)]
+    fn words<const N: usize>(&self, at: Gpa) -> Result<[u64; N], AccessError> {
+        Space::words(self, at)
+    }
+    fn exchange_word(&mut self, at: Gpa, old: u64, new: u64) -> Result<bool, AccessError> {
+        Space::exchange_word(self, at, old, new)
+    }
 }
 
 impl<'s, M: PhysMem> Guest<'s, M> {

@@ -102,7 +102,7 @@ pub fn find<'a>(
 fn guest_name(line: &str, index: usize) -> Option<Name> {
     match GuestOptions::parse(line, index, u64::BITS) {
         Ok(guest) => Some(guest.name),
-        Err(error) => error.guest,
+        Err(error) => error.whose.name(),
     }
 }
 

@@ -5,6 +5,7 @@ use core::fmt;
 use super::cpuid::{CpuidTable, Enabled, Features};
 use super::cr::Limits;
 use super::dirty::Pml;
+use super::mmio::Decoded;
 use super::msr;
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::ept::EptCapability;
@@ -69,6 +70,8 @@ pub struct Machine<'f, M: PhysMem> {
     pub(super) host: HostState,
     pub(super) host_resident: Resident,
     pub(super) bitmaps: Bitmaps,
+    /// Instructions that made accesses to devices.
+    pub(super) decoded: Decoded,
     next_vpid: u16,
 }
 
@@ -132,6 +135,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
             // SAFETY: likewise.
             host_resident: unsafe { Resident::read(resident) },
             bitmaps,
+            decoded: Decoded::NONE,
             next_vpid: 0,
         })
     }

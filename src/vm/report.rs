@@ -13,7 +13,7 @@ use super::fuzz::SnapshotError;
 use super::many::{ForkEnd, ForksSummary, GuestRun};
 use super::outcome::Outcome;
 use super::stats::RunStats;
-use super::template_error::FreezeError;
+use super::template::FreezeError;
 use crate::ept::{Census, Faults};
 use crate::frames::FrameFigures;
 

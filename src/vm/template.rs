@@ -1,5 +1,7 @@
 //! Templates: guests that were frozen, and the forks made of them.
 
+mod error;
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use offshoot_abi::MESSAGE_MAX;
@@ -10,7 +12,6 @@ use super::invalidate::OnlyCpu;
 use super::machine::{Machine, give_back};
 use super::run::now;
 use super::stats::RunStats;
-use super::template_error::{ForkError, FreezeError, PatchError, ResetError};
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{Difference, VcpuState};
 use crate::addr::{AddrRange, Gpa};
@@ -18,6 +19,8 @@ use crate::ept::{self, AccessError, FrozenSpace, Reset, Restored, Space};
 use crate::frames::{Frame, PhysMem};
 use crate::vmx::interruption::Interruption;
 use crate::vmx::{Field32, Gpr, VmcsCounts};
+
+pub use error::{ForkError, FreezeError, PatchError, ResetError};
 
 /// Which fork of its template a guest is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

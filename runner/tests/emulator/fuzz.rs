@@ -69,6 +69,24 @@ fn a_crash_that_was_not_expected_fails_the_run() {
 }
 
 #[test]
+fn too_little_memory_is_no_crash() {
+    // One has too little for a fresh fork, the other for inputs that are to be kept.
+    for pool in [200, 220] {
+        let name = format!("fuzz-pool-{pool}");
+        let mut run = fuzzed(&name, "parser", &["fuzz=400000", "expect=crash"]);
+        run.cmdline = format!("pool={pool}K audit");
+        let booted = boot(&run);
+        booted.failed_with(&[
+            "parser",
+            "out of memory, with",
+            "KiB for guests in all: raise pool=",
+        ]);
+        booted.no_frame_lost();
+        assert_eq!(booted.figure("fuzz.crashes"), 0);
+    }
+}
+
+#[test]
 fn what_cannot_be_fuzzed_is_named() {
     let mut run = fuzzed("fuzz-refused", "hello", &["fuzz=10"]);
     run.guests

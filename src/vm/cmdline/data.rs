@@ -1,7 +1,7 @@
 //! Data that guests share: the command line of its module, and how a guest asks for it.
 
 use super::words::{Word, Words, split_path};
-use super::{CmdlineError, Name, Problem};
+use super::{CmdlineError, Name, Problem, Whose};
 
 /// The word that makes a boot module data rather than a guest. As the first word of a line it is never the file's path:
 /// a file of that name is written with a folder, as in `./data`.
@@ -30,7 +30,7 @@ impl DataOptions {
         let mut name = path.and_then(Name::from_path);
         let mut named = false;
         for word in Words(words).filter(|word| word.key == "name") {
-            let blame = |problem| word.blame(name, problem);
+            let blame = |problem| word.blame(Whose::Data(name), problem);
             if named {
                 return Err(blame(Problem::Repeated));
             }
@@ -39,7 +39,7 @@ impl DataOptions {
             name = Some(given.ok_or(Problem::NotAName).map_err(blame)?);
         }
         if flag.value.is_some() {
-            return Err(flag.blame(name, Problem::TakesNoValue));
+            return Err(flag.blame(Whose::Data(name), Problem::TakesNoValue));
         }
         let mut flags = 0;
         for word in Words(words) {
@@ -52,11 +52,11 @@ impl DataOptions {
                 DATA => Problem::Repeated,
                 _ => Problem::NotForData,
             };
-            return Err(word.blame(name, problem));
+            return Err(word.blame(Whose::Data(name), problem));
         }
         match name {
             Some(name) => Ok(Self { name }),
-            None => Err(flag.blame(None, Problem::NeedsName)),
+            None => Err(flag.blame(Whose::Data(None), Problem::NeedsName)),
         }
     }
 }
@@ -132,6 +132,24 @@ mod tests {
             ("a.bin data name=", Problem::NeedsValue),
         ] {
             assert_eq!(data(line), Some(Err(problem)), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_of_the_data_not_of_a_guest() {
+        for (line, told) in [
+            (
+                "a.bin data name=corpus mem=1M",
+                "data corpus: mem=1M: data takes no option but name=",
+            ),
+            ("a.bin data data", "data a.bin: data: given twice"),
+            (
+                "data",
+                "data module without a name: data: it needs a name, as in data name=corpus",
+            ),
+        ] {
+            let error = DataOptions::parse(line).unwrap().unwrap_err();
+            assert_eq!(error.to_string(), told);
         }
     }
 

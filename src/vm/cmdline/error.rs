@@ -4,11 +4,33 @@ use core::fmt;
 
 use super::Name;
 
+/// Whose command line it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The hypervisor's own.
+    Hypervisor,
+    /// That of a guest.
+    Guest(Name),
+    /// That of data, which may have no name.
+    Data(Option<Name>),
+}
+
+impl Whose {
+    /// The name of the guest or the data.
+    pub const fn name(self) -> Option<Name> {
+        match self {
+            Self::Hypervisor => None,
+            Self::Guest(name) => Some(name),
+            Self::Data(name) => name,
+        }
+    }
+}
+
 /// What is wrong with a command line, where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CmdlineError<'a> {
-    /// The guest, or `None` of the hypervisor's own command line.
-    pub guest: Option<Name>,
+    /// Whose line it is.
+    pub whose: Whose,
     /// The key.
     pub key: &'a str,
     /// What stood after `=`, if that was there.
@@ -105,9 +127,11 @@ impl fmt::Display for Problem {
 
 impl fmt::Display for CmdlineError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.guest {
-            Some(guest) => write!(f, "guest {guest}: ")?,
-            None => f.write_str("command line: ")?,
+        match self.whose {
+            Whose::Hypervisor => f.write_str("command line: ")?,
+            Whose::Guest(name) => write!(f, "guest {name}: ")?,
+            Whose::Data(Some(name)) => write!(f, "data {name}: ")?,
+            Whose::Data(None) => f.write_str("data module without a name: ")?,
         }
         write!(f, "{}", Clipped(self.key))?;
         if let Some(value) = self.value {

@@ -16,6 +16,8 @@ pub const PARALLEL_MAX: u64 = 1 << 20;
 pub const DEFAULT_PARALLEL: u64 = 16;
 /// A turn where the command line does not say.
 pub const DEFAULT_SLICE: Duration = Duration::Nanoseconds(1_000_000);
+/// The shortest turn, in ticks of the TSC. In less than it takes to enter a guest and to leave it, none would get anywhere.
+pub const SLICE_LEAST: u64 = 10_000;
 
 /// How a fork is brought back to its template between two runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +90,11 @@ impl ForkOptions {
             None if self.idle && generation == 0 => FORKS_MAX,
             None => 1,
         }
+    }
+
+    /// How many ticks a turn has of a TSC with this frequency: what was asked for, but enough to get somewhere.
+    pub fn slice_ticks(&self, tsc_hz: u64) -> u64 {
+        self.slice.ticks(tsc_hz).max(SLICE_LEAST)
     }
 
     /// Takes a word, or yields `None` for a key that is none of these.
@@ -251,6 +258,21 @@ mod tests {
             ("measure", Problem::NeedsValue),
         ] {
             assert_eq!(forks(word), Err(problem), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_turn_is_long_enough_to_get_somewhere() {
+        for (slice, ticks) in [
+            ("1", SLICE_LEAST),
+            ("1ns", SLICE_LEAST),
+            ("9999", SLICE_LEAST),
+            ("10001", 10_001),
+            ("1ms", 3_000_000),
+        ] {
+            let line = format!("a.elf slice={slice}");
+            let options = GuestOptions::parse(&line, 0, 36).unwrap();
+            assert_eq!(options.forks.slice_ticks(3_000_000_000), ticks, "{slice}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The words of a line.
 
-use super::{CmdlineError, Name, Problem};
+use super::{CmdlineError, Problem, Whose};
 
 /// One word of a command line.
 #[derive(Clone, Copy)]
@@ -33,9 +33,9 @@ impl<'a> Word<'a> {
             Some(_) => Err(Problem::TakesNoValue),
         }
     }
-    pub(super) fn blame(self, guest: Option<Name>, problem: Problem) -> CmdlineError<'a> {
+    pub(super) fn blame(self, whose: Whose, problem: Problem) -> CmdlineError<'a> {
         CmdlineError {
-            guest,
+            whose,
             key: self.key,
             value: self.value,
             problem,

@@ -15,9 +15,6 @@ use crate::vmx::register_bits::RFLAGS_TF;
 use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, repeat};
 
 const RFLAGS_DF: u64 = 1 << 10;
-const RFLAGS_AC: u64 = 1 << 18;
-const CR0_WP: u64 = 1 << 16;
-const CR4_SMAP: u64 = 1 << 21;
 /// L and D/B of the access rights of a code segment.
 const CS_LONG: u32 = 1 << 13;
 const CS_DEFAULT_32: u32 = 1 << 14;
@@ -107,11 +104,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let efer = self.vmcs.read64(Field64::GuestEfer)?;
         let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
         let rflags = self.vmcs.read_natural(FieldNatural::GuestRflags)?;
-        let privilege = Privilege {
-            user: self.cpl()? == 3,
-            write_protect: cr0 & CR0_WP != 0,
-            smap: cr4 & CR4_SMAP != 0 && rflags & RFLAGS_AC == 0,
-        };
+        let privilege = Privilege::new(self.cpl()?, cr0, cr4, rflags);
         Ok((Translation::new(cr0, cr3, efer), privilege))
     }
 

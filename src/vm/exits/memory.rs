@@ -4,6 +4,7 @@ use super::super::Host;
 use super::super::devices::MmioDevices;
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
+use super::mmio::Reported;
 use crate::addr::{Gpa, Gva};
 use crate::ept::{Reason, Resolution, Unresolved, Violation, ViolationFields};
 use crate::frames::PhysMem;
@@ -14,6 +15,8 @@ use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError, undo_step};
 
 /// In IDT-vectoring information: an event was being delivered.
 const VALID: u64 = 1 << 31;
+/// In the exit qualification: data was written.
+const WRITE: u64 = 1 << 1;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Makes the access possible, or stops the guest.
@@ -50,19 +53,36 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     fn violation(&mut self) -> Result<Next, VmcsError> {
         let vmcs = &self.vmcs;
-        let qualification = vmcs.read_natural(FieldNatural::ExitQualification)?;
+        let [qualification, gpa, gva, rip] = vmcs.read_four([
+            FieldNatural::ExitQualification.into(),
+            Field64::GuestPhysicalAddress.into(),
+            FieldNatural::GuestLinearAddress.into(),
+            FieldNatural::GuestRip.into(),
+        ])?;
+        let during_delivery = vmcs.read32(Field32::IdtVectoringInformation)? >> 31 != 0;
+        if !during_delivery && let Some(device) = self.space.device(qualification, Gpa::new(gpa)) {
+            return self.mmio(&Reported {
+                gpa: Gpa::new(gpa),
+                gva: Gva::new(gva),
+                rip: Gva::new(rip),
+                write: qualification & WRITE != 0,
+                device: Some(device),
+            });
+        }
         let violation = Violation::decode(&ViolationFields {
             qualification,
-            gpa: Gpa::new(vmcs.read64(Field64::GuestPhysicalAddress)?),
-            gva: Gva::new(vmcs.read_natural(FieldNatural::GuestLinearAddress)?),
-            rip: Gva::new(vmcs.read_natural(FieldNatural::GuestRip)?),
-            during_delivery: vmcs.read32(Field32::IdtVectoringInformation)? >> 31 != 0,
+            gpa: Gpa::new(gpa),
+            gva: Gva::new(gva),
+            rip: Gva::new(rip),
+            during_delivery,
             advanced_information: self.machine.ept.advanced_information,
         });
-        match self.space.resolve(&violation) {
+        match self.space.resolve_rest(&violation) {
             Ok(Resolution::Retry(_)) => {}
-            Ok(Resolution::Mmio { .. }) => return self.mmio(&violation),
-            Err(unresolved) if is_told(&unresolved) => return self.mmio(&violation),
+            Ok(Resolution::Mmio { tag, offset }) => {
+                return self.mmio_of(&violation, Some((tag, offset)));
+            }
+            Err(unresolved) if is_told(&unresolved) => return self.mmio_of(&violation, None),
             Err(unresolved) => return self.stop(Outcome::Memory(unresolved)),
         }
         undo_step(&mut self.vmcs)?;

@@ -3,15 +3,13 @@
 use super::super::Host;
 use super::super::devices::MmioDevices;
 use super::super::mmio::{
-    BusFault, CodeMode, DecodeError, GuestBus, Instruction, LONGEST, Place, Places, Progress,
-    Refusal, SegmentFault, State, Stop, Translated, Why, decode, execute,
+    BusFault, Code, CodeMode, DecodeError, GuestBus, Instruction, Place, Places, Progress, Refusal,
+    SegmentFault, State, Stop, Translated, Why, execute, fetch,
 };
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
-use super::super::virtual_memory::{
-    GuestVirtual, Privilege, Translation, VirtualFault, VirtualMemory,
-};
-use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
+use super::super::virtual_memory::{GuestVirtual, Privilege, Translation};
+use crate::addr::{Gpa, Gva};
 use crate::ept::{AccessError, Cause, Reason, RegionKind, Space, Violation};
 use crate::frames::PhysMem;
 use crate::vmx::register_bits::EFER_LMA;
@@ -21,87 +19,141 @@ use crate::vmx::{
 };
 
 /// L and D/B of the access rights of a code segment.
-const CS_LONG: u32 = 1 << 13;
-const CS_DEFAULT_32: u32 = 1 << 14;
+const CS_LONG: u64 = 1 << 13;
+const CS_DEFAULT_32: u64 = 1 << 14;
 /// Vector of #SS.
 const STACK_FAULT: u8 = 12;
 
+/// What the CPU tells of an access.
+pub(super) struct Reported {
+    /// The address.
+    pub gpa: Gpa,
+    /// Its linear address.
+    pub gva: Gva,
+    /// Where the instruction is.
+    pub rip: Gva,
+    /// It was to be written.
+    pub write: bool,
+    /// See [`Translated::device`].
+    pub device: Option<(u32, u64)>,
+}
+
+/// The guest as the instruction sees it that made the access.
+struct View {
+    mode: CodeMode,
+    translation: Translation,
+    privilege: Privilege,
+    linear_rip: Gva,
+    rip: u64,
+    rsp: u64,
+    rflags: u64,
+}
+
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
-    /// Carries out the access that `violation` reports.
-    #[inline(never)]
-    pub(super) fn mmio(&mut self, violation: &Violation) -> Result<Next, VmcsError> {
-        let mut refusal = Refusal {
-            why: Why::NoInstruction,
+    /// Carries out the access that `violation` reports, which is `device`'s to answer, or else is a write that a device is
+    /// told of.
+    pub(super) fn mmio_of(
+        &mut self,
+        violation: &Violation,
+        device: Option<(u32, u64)>,
+    ) -> Result<Next, VmcsError> {
+        let reported = Reported {
             gpa: violation.gpa,
             gva: violation.gva().unwrap_or(Gva::new(0)),
             rip: violation.rip,
-            bytes: [0; LONGEST],
-            known: 0,
+            write: violation.access.write,
+            device,
         };
-        match self.try_mmio(violation, &mut refusal)? {
+        let why = match violation.cause {
+            _ if violation.during_delivery => Why::Delivery,
+            Cause::Translation { .. } if !violation.asynchronous => return self.mmio(&reported),
+            _ => Why::NoInstruction,
+        };
+        self.refuse(&reported, why, &Code::NONE)
+    }
+
+    /// Carries out an access that an instruction has made.
+    #[inline(never)]
+    pub(super) fn mmio(&mut self, reported: &Reported) -> Result<Next, VmcsError> {
+        let mut code = Code::NONE;
+        match self.try_mmio(reported, &mut code)? {
             Ok(next) => {
                 self.devices.mmio.fits();
                 Ok(next)
             }
-            Err(why @ (Why::NoCode | Why::Elsewhere)) => self.misfit(Refusal { why, ..refusal }),
-            Err(why) => self.stop(Outcome::Mmio(Refusal { why, ..refusal })),
+            Err(why) => self.refuse(reported, why, &code),
         }
     }
 
+    #[cold]
+    fn refuse(&mut self, reported: &Reported, why: Why, code: &Code) -> Result<Next, VmcsError> {
+        let (bytes, known) = code.bytes();
+        let refusal = Refusal {
+            why,
+            gpa: reported.gpa,
+            gva: reported.gva,
+            rip: reported.rip,
+            bytes,
+            known,
+        };
+        match why {
+            Why::NoCode | Why::Elsewhere => self.misfit(refusal),
+            _ => self.stop(Outcome::Mmio(refusal)),
+        }
+    }
+
+    #[inline(always)]
     fn try_mmio(
         &mut self,
-        violation: &Violation,
-        refusal: &mut Refusal,
+        reported: &Reported,
+        code: &mut Code,
     ) -> Result<Result<Next, Why>, VmcsError> {
-        if violation.during_delivery {
-            return Ok(Err(Why::Delivery));
-        }
-        let gva = match violation.cause {
-            Cause::Translation { gva, .. } if !violation.asynchronous => gva,
-            _ => return Ok(Err(Why::NoInstruction)),
-        };
-        let (translation, privilege) = self.view()?;
-        let (mode, rip) = self.code(violation.rip)?;
+        let view = self.instruction_view(reported.rip)?;
         // SMAP is about data.
         let fetching = Privilege {
             smap: false,
-            ..privilege
+            ..view.privilege
         };
-        let mut memory = GuestVirtual::new(self.space, translation, fetching);
-        let instruction = match fetch(&mut memory, mode, rip, refusal) {
+        let memory = GuestVirtual::new(self.space, view.translation, fetching);
+        let decoded = &mut self.machine.decoded;
+        let instruction = match fetch(&memory, view.mode, view.linear_rip, decoded, code) {
             Ok(instruction) => instruction,
             Err(why) => return Ok(Err(why)),
         };
         let translated = Translated {
-            gva,
-            gpa: violation.gpa,
-            write: violation.access.write,
+            gva: reported.gva,
+            gpa: reported.gpa,
+            write: reported.write,
+            device: reported.device,
         };
-        self.emulate(&instruction, mode, translated, translation, privilege)
+        self.emulate(&instruction, &view, translated)
     }
 
+    #[inline(always)]
     fn emulate(
         &mut self,
         instruction: &Instruction,
-        mode: CodeMode,
+        view: &View,
         translated: Translated,
-        translation: Translation,
-        privilege: Privilege,
     ) -> Result<Result<Next, Why>, VmcsError> {
-        let mut state = self.state()?;
-        let before = state;
+        let mut state = State {
+            regs: self.area.regs,
+            rip: view.rip,
+            rflags: view.rflags,
+        };
+        state.regs.set(Gpr::Rsp, view.rsp);
         let vmcs = &self.vmcs;
         let mut bus = GuestBus {
             memory: self.space,
             devices: &mut self.devices.mmio,
             segments: |register: SegmentRegister| register.read(vmcs),
-            translation,
-            privilege,
+            translation: view.translation,
+            privilege: view.privilege,
             translated,
-            linear_mask: mode.linear_mask(),
+            linear_mask: view.mode.linear_mask(),
         };
-        let executed = execute(instruction, mode, &mut state, translated.gva, &mut bus);
-        self.set_state(&before, &state)?;
+        let executed = execute(instruction, view.mode, &mut state, translated.gva, &mut bus);
+        self.set_state(view, &state)?;
         match executed {
             Ok(Progress::Done) => advance_rip_by(&mut self.vmcs, instruction.length)?,
             Ok(Progress::Again) => repeat(&mut self.vmcs)?,
@@ -142,38 +194,48 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         Ok(Next::Resume)
     }
 
-    /// What kind of code the guest runs, and the linear address of `rip`.
-    fn code(&self, rip: Gva) -> Result<(CodeMode, Gva), VmcsError> {
-        let access = self.vmcs.read32(Field32::GuestCsAccessRights)?;
-        let long = self.vmcs.read64(Field64::GuestEfer)? & EFER_LMA != 0;
-        let mode = match (long && access & CS_LONG != 0, access & CS_DEFAULT_32 != 0) {
-            (true, _) => return Ok((CodeMode::Bits64, rip)),
+    /// How the instruction at `rip` sees the guest.
+    #[inline(always)]
+    fn instruction_view(&self, rip: Gva) -> Result<View, VmcsError> {
+        let [cr0, cr3, efer, cr4] = self.vmcs.read_four([
+            FieldNatural::GuestCr0.into(),
+            FieldNatural::GuestCr3.into(),
+            Field64::GuestEfer.into(),
+            FieldNatural::GuestCr4.into(),
+        ])?;
+        let [rflags, rsp, cs_access, ss_access] = self.vmcs.read_four([
+            FieldNatural::GuestRflags.into(),
+            FieldNatural::GuestRsp.into(),
+            Field32::GuestCsAccessRights.into(),
+            Field32::GuestSsAccessRights.into(),
+        ])?;
+        let long = efer & EFER_LMA != 0 && cs_access & CS_LONG != 0;
+        let mode = match (long, cs_access & CS_DEFAULT_32 != 0) {
+            (true, _) => CodeMode::Bits64,
             (false, true) => CodeMode::Bits32,
             (false, false) => CodeMode::Bits16,
         };
-        let base = self.vmcs.read_natural(FieldNatural::GuestCsBase)?;
-        let linear = base.wrapping_add(rip.as_u64()) & mode.linear_mask();
-        Ok((mode, Gva::new(linear)))
-    }
-
-    fn state(&self) -> Result<State, VmcsError> {
-        let mut regs = self.area.regs;
-        regs.set(Gpr::Rsp, self.vmcs.read_natural(FieldNatural::GuestRsp)?);
-        Ok(State {
-            regs,
-            rip: self.vmcs.read_natural(FieldNatural::GuestRip)?,
-            rflags: self.vmcs.read_natural(FieldNatural::GuestRflags)?,
+        let base = match mode {
+            CodeMode::Bits64 => 0,
+            _ => self.vmcs.read_natural(FieldNatural::GuestCsBase)?,
+        };
+        let linear_rip = base.wrapping_add(rip.as_u64()) & mode.linear_mask();
+        Ok(View {
+            mode,
+            translation: Translation::new(cr0, cr3, efer),
+            privilege: Privilege::new((ss_access >> 5 & 3) as u8, cr0, cr4, rflags),
+            linear_rip: Gva::new(linear_rip),
+            rip: rip.as_u64(),
+            rsp,
+            rflags,
         })
     }
 
-    fn set_state(&mut self, before: &State, after: &State) -> Result<(), VmcsError> {
+    #[inline(always)]
+    fn set_state(&mut self, before: &View, after: &State) -> Result<(), VmcsError> {
         self.area.regs = after.regs;
         for (field, old, new) in [
-            (
-                FieldNatural::GuestRsp,
-                before.regs.get(Gpr::Rsp),
-                after.regs.get(Gpr::Rsp),
-            ),
+            (FieldNatural::GuestRsp, before.rsp, after.regs.get(Gpr::Rsp)),
             (FieldNatural::GuestRflags, before.rflags, after.rflags),
         ] {
             if old != new {
@@ -182,33 +244,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         }
         Ok(())
     }
-}
-
-/// Fetches and decodes the instruction at `rip`. What was fetched is put into `refusal`.
-fn fetch<M: PhysMem>(
-    memory: &mut GuestVirtual<'_, Space<'_, M>>,
-    mode: CodeMode,
-    rip: Gva,
-    refusal: &mut Refusal,
-) -> Result<Instruction, Why> {
-    // The next page is looked at only where the instruction reaches into it.
-    let in_page = (PAGE_SIZE - rip.page_offset()).min(LONGEST as u64) as usize;
-    let mut known = 0;
-    for end in [in_page, LONGEST] {
-        let from = Gva::new(rip.as_u64().wrapping_add(known as u64) & mode.linear_mask());
-        let into = refusal.bytes.get_mut(known..end).unwrap_or_default();
-        memory.read(from, into).map_err(|fault| match fault {
-            VirtualFault::LegacyPaging => Why::LegacyPaging,
-            _ => Why::NoCode,
-        })?;
-        known = end;
-        refusal.known = known as u8;
-        match decode(mode, refusal.bytes.get(..known).unwrap_or_default()) {
-            Err(DecodeError::TooShort) if known < LONGEST => {}
-            decoded => return decoded.map_err(Why::Instruction),
-        }
-    }
-    Err(Why::Instruction(DecodeError::Invalid))
 }
 
 impl<M: PhysMem> Places for Space<'_, M> {

@@ -9,14 +9,18 @@ use crate::frames::{FrameAllocator, FrameError, PhysMem};
 pub const CORPUS_MAX: usize = 128;
 /// The longest input.
 pub const INPUT_MAX: usize = PAGE;
+/// What a walk changes in each byte of an input: each bit; then each pair of neighbours, and all of them.
+const MASKS: [u8; 16] = [
+    0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80, 0x03, 0x06, 0x0c, 0x18, 0x30, 0x60, 0xc0, 0xff,
+];
 
 struct Entry<'f, M: PhysMem> {
     page: Page<'f, M>,
     len: u32,
     /// How often it was chosen.
     chosen: u32,
-    /// How long its run took, in ticks of the guest.
-    ticks: u32,
+    /// How many steps of its walk were made.
+    walked: u32,
 }
 
 /// The inputs that are kept, a frame for each.
@@ -44,9 +48,9 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
         self.entries.is_empty()
     }
 
-    /// Keeps `input`, cut to [`INPUT_MAX`] bytes, whose run took so many ticks. If there is no room it replaces the one that was chosen most often, which
+    /// Keeps `input`, cut to [`INPUT_MAX`] bytes. If there is no room it replaces the one that was chosen most often, which
     /// has had its chances.
-    pub fn keep(&mut self, input: &[u8], ticks: u64) -> Result<(), FrameError> {
+    pub fn keep(&mut self, input: &[u8]) -> Result<(), FrameError> {
         let input = input.get(..INPUT_MAX).unwrap_or(input);
         if !self.entries.is_full() {
             let page = Page::new(self.frames)?;
@@ -54,16 +58,16 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
                 page,
                 len: 0,
                 chosen: 0,
-                ticks: 0,
+                walked: 0,
             };
             // There is room.
             let _ = self.entries.try_push(entry);
             self.entries
                 .last_mut()
                 .into_iter()
-                .for_each(|entry| entry.put(input, ticks));
+                .for_each(|entry| entry.put(input));
         } else if let Some(worn) = self.entries.iter_mut().max_by_key(|entry| entry.chosen) {
-            worn.put(input, ticks);
+            worn.put(input);
         }
         Ok(())
     }
@@ -79,16 +83,17 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
         }
     }
 
-    /// Notes how long the run of the input with this number took.
-    pub fn ran(&mut self, index: usize, ticks: u64) {
-        if let Some(entry) = self.entries.get_mut(index) {
-            entry.ticks = ticks.min(u32::MAX.into()) as u32;
-        }
-    }
-
-    /// How long its run took; 0 of what did not run.
-    pub fn ticks(&self, index: usize) -> u32 {
-        self.entries.get(index).map_or(0, |entry| entry.ticks)
+    /// The next step of a walk through an input, until each has had its own: the input, which byte of it to change, and the
+    /// bits to flip there. All single bits come first, and the newest input, which has got furthest.
+    pub fn walk(&mut self) -> Option<(&[u8], usize, u8)> {
+        let left = self.entries.iter_mut().rev().filter_map(|entry| {
+            let pass = entry.walked.checked_div(entry.len)? as usize;
+            Some((*MASKS.get(pass)?, pass / 8, entry))
+        });
+        let (mask, _, entry) = left.min_by_key(|(_, stage, _)| *stage)?;
+        let at = entry.walked % entry.len;
+        entry.walked += 1;
+        Some((entry.bytes(), at as usize, mask))
     }
 
     /// The input with this number.
@@ -98,12 +103,11 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
 }
 
 impl<M: PhysMem> Entry<'_, M> {
-    fn put(&mut self, input: &[u8], ticks: u64) {
+    fn put(&mut self, input: &[u8]) {
         if let Some(bytes) = self.page.get_mut(..input.len()) {
             bytes.copy_from_slice(input);
             self.len = input.len() as u32;
-            self.chosen = 0;
-            self.ticks = ticks.min(u32::MAX.into()) as u32;
+            (self.chosen, self.walked) = (0, 0);
         }
     }
 
@@ -122,14 +126,11 @@ mod tests {
         let frames = Arena::allocator(0x10_0000, 16);
         let mut corpus = Corpus::new(&frames);
         assert!(corpus.is_empty() && corpus.get(0).is_none() && corpus.choose(0).is_empty());
-        corpus.keep(b"", 7).unwrap();
-        corpus.keep(b"first", 7).unwrap();
-        corpus.keep(&[7; INPUT_MAX + 1], 7).unwrap();
+        corpus.keep(b"").unwrap();
+        corpus.keep(b"first").unwrap();
+        corpus.keep(&[7; INPUT_MAX + 1]).unwrap();
         assert_eq!(corpus.get(0), Some(&b""[..]));
         assert_eq!(corpus.choose(1), b"first");
-        corpus.ran(1, u64::MAX);
-        corpus.ran(3, 9);
-        assert_eq!([0, 1, 3].map(|at| corpus.ticks(at)), [7, u32::MAX, 0]);
         assert_eq!(corpus.get(2), Some(&[7; INPUT_MAX][..]));
         assert_eq!((corpus.len(), frames.figures().used), (3, 3));
         drop(corpus);
@@ -141,27 +142,58 @@ mod tests {
         let frames = Arena::allocator(0x10_0000, CORPUS_MAX as u64 + 16);
         let mut corpus = Corpus::new(&frames);
         for n in 0..CORPUS_MAX {
-            corpus.keep(&n.to_le_bytes(), 7).unwrap();
+            corpus.keep(&n.to_le_bytes()).unwrap();
             corpus.choose(n);
         }
         corpus.choose(9);
-        corpus.keep(b"new", 7).unwrap();
+        corpus.keep(b"new").unwrap();
         assert_eq!(corpus.len(), CORPUS_MAX);
         assert_eq!(corpus.get(9), Some(&b"new"[..]));
         corpus.choose(20);
-        corpus.keep(b"newer", 7).unwrap();
+        corpus.keep(b"newer").unwrap();
         assert_eq!(corpus.get(9), Some(&b"new"[..]), "it has not been chosen");
         assert_eq!(corpus.get(20), Some(&b"newer"[..]));
+    }
+
+    #[test]
+    fn each_input_is_walked_once_the_newest_first_and_single_bits_before_others() {
+        let frames = Arena::allocator(0x10_0000, 16);
+        let mut corpus = Corpus::new(&frames);
+        for input in [&b"abc"[..], b"", b"xy"] {
+            corpus.keep(input).unwrap();
+        }
+        let mut steps = Vec::new();
+        while let Some((input, at, mask)) = corpus.walk() {
+            steps.push((input.to_vec(), at, mask));
+        }
+        assert_eq!(steps.len(), 5 * MASKS.len());
+        let single = |step: &(Vec<u8>, usize, u8)| step.2.count_ones() == 1;
+        assert!(
+            steps[..16]
+                .iter()
+                .all(|step| step.0 == b"xy" && single(step))
+        );
+        assert!(
+            steps[16..40]
+                .iter()
+                .all(|step| step.0 == b"abc" && single(step))
+        );
+        assert!(!steps[40..].iter().any(single));
+        steps.sort();
+        steps.dedup();
+        assert_eq!(steps.len(), 5 * MASKS.len(), "none twice");
+        corpus.keep(b"z").unwrap();
+        assert_eq!(corpus.walk(), Some((&b"z"[..], 0, 1)));
     }
 
     #[test]
     fn without_frames_nothing_is_lost() {
         let frames = Arena::allocator(0x10_0000, 16);
         let mut corpus = Corpus::new(&frames);
-        while corpus.keep(b"input", 7).is_ok() {}
+        while corpus.keep(b"input").is_ok() {}
         let kept = corpus.len();
         assert_eq!(frames.figures().free, 0);
-        assert_eq!(corpus.keep(b"x", 7), Err(FrameError::OutOfFrames));
+        assert_eq!(corpus.keep(b"x"), Err(FrameError::OutOfFrames));
         assert_eq!(
             (corpus.len(), corpus.get(kept - 1)),
             (kept, Some(&b"input"[..]))

@@ -9,15 +9,14 @@ use super::super::machine::Machine;
 use super::super::outcome::{Outcome, Turn};
 use super::super::run::now;
 use super::super::stats::RunStats;
-use super::super::template::Template;
-use super::super::template_error::{ForkError, FreezeError, PatchError, ResetError};
+use super::super::template::{ForkError, FreezeError, PatchError, ResetError, Template};
 use super::super::vcpu::VcpuError;
 use super::blocks::{Blocks, INT3};
 use super::campaign::{Execution, Target};
 use super::corpus::INPUT_MAX;
 use super::page::Page;
 use super::watch::Watch;
-use crate::addr::{Gpa, Gva};
+use crate::addr::{Gpa, Gva, PAGE_SIZE};
 use crate::ept::{AccessError, Faults, Reset, Space};
 use crate::frames::{FrameError, PhysMem};
 
@@ -42,6 +41,8 @@ pub enum SnapshotError {
     Patch(PatchError),
     /// The processor of a fork could not be changed or read.
     Vcpu(VcpuError),
+    /// There is too little memory, even for a fresh fork. So many bytes are there for guests.
+    Exhausted(u64),
     /// No frame for what is to be kept.
     Frames(FrameError),
 }
@@ -58,6 +59,11 @@ impl fmt::Display for SnapshotError {
             Self::Reset(error) => write!(f, "resetting it: {error}"),
             Self::Patch(error) => write!(f, "its next template: {error}"),
             Self::Vcpu(error) => error.fmt(f),
+            Self::Exhausted(bytes) => write!(
+                f,
+                "out of memory, with {} KiB for guests in all: raise pool= or the memory of the machine (MEM=)",
+                bytes >> 10
+            ),
             Self::Frames(error) => error.fmt(f),
         }
     }
@@ -214,14 +220,18 @@ impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
     fn ready(&mut self, input: &[u8]) -> Result<u64, SnapshotError> {
         let template = self.template.as_ref().ok_or(SnapshotError::NoBuffer)?;
         if let Some(fork) = &mut self.fork {
-            let restored = template
-                .reset(fork, self.machine, Reset::Auto, input)
-                .map_err(SnapshotError::Reset)?;
-            return Ok(restored.copied + restored.dropped);
+            match template.reset(fork, self.machine, Reset::Auto, input) {
+                Ok(restored) => return Ok(restored.copied + restored.dropped),
+                Err(error) if error.is_out_of_frames() => self.end_fork(),
+                Err(error) => return Err(SnapshotError::Reset(error)),
+            }
         }
-        let fork = template
-            .fork(self.machine, input)
-            .map_err(SnapshotError::Fork)?;
+        let template = self.template.as_ref().ok_or(SnapshotError::NoBuffer)?;
+        let fork = match template.fork(self.machine, input) {
+            Ok(fork) => fork,
+            Err(error) if error.is_out_of_frames() => return Err(self.exhausted()),
+            Err(error) => return Err(SnapshotError::Fork(error)),
+        };
         let fork = self.fork.insert(fork);
         fork.exit_on_breakpoints(self.machine)
             .map_err(SnapshotError::Vcpu)?;
@@ -243,7 +253,10 @@ impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
             }
             Err((error, template)) => {
                 self.template = Some(template);
-                Err(SnapshotError::Patch(error))
+                Err(match error.is_out_of_frames() {
+                    true => self.exhausted(),
+                    false => SnapshotError::Patch(error),
+                })
             }
         }
     }
@@ -307,6 +320,14 @@ impl<M: PhysMem, H: Host> Target for Snapshot<'_, '_, '_, '_, M, H> {
             learn: if new_fork { learnt + readied } else { learnt },
             pages,
         })
+    }
+
+    fn renew(&mut self) {
+        self.end_fork();
+    }
+
+    fn exhausted(&self) -> SnapshotError {
+        SnapshotError::Exhausted(self.machine.frames.figures().total * PAGE_SIZE)
     }
 
     fn coverage(&self) -> (u32, u32) {

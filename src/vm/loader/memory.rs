@@ -16,6 +16,28 @@ pub trait GuestMemory {
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Self::Error>;
     /// Copies bytes in.
     fn write(&mut self, to: Gpa, bytes: &[u8]) -> Result<(), Self::Error>;
+
+    /// The words from `at`, taken as a multiple of 8, on. Those behind its page are 0.
+    fn words<const N: usize>(&self, at: Gpa) -> Result<[u64; N], Self::Error> {
+        let at = at.align_down(8);
+        let mut words = [0; N];
+        let in_page = (PAGE_SIZE - at.page_offset()) as usize / 8;
+        for (number, word) in (0..).zip(words.iter_mut().take(in_page)) {
+            let mut bytes = [0; 8];
+            self.read(Gpa::new(at.as_u64() + 8 * number), &mut bytes)?;
+            *word = u64::from_le_bytes(bytes);
+        }
+        Ok(words)
+    }
+    /// Puts `new` at `at`, taken as a multiple of 8, if `old` stands there. Yields whether it did. Memory that others
+    /// change too does it in one step.
+    fn exchange_word(&mut self, at: Gpa, old: u64, new: u64) -> Result<bool, Self::Error> {
+        let [found] = self.words(at)?;
+        if found == old {
+            self.write(at.align_down(8), &new.to_le_bytes())?;
+        }
+        Ok(found == old)
+    }
 }
 
 /// An access to guest memory that failed.

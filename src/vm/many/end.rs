@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::schedule::Verdict;
+use super::forks::Verdict;
 use crate::frames::FrameError;
 use crate::vm::cmdline::GENERATIONS_MAX;
 use crate::vm::{Difference, ForkError, FreezeError, Outcome, ResetError};
@@ -53,6 +53,7 @@ impl Verdict for ForkEnd {
         match self {
             Self::Ran(outcome) => outcome.is_out_of_frames(),
             Self::NotMade(error) => error.is_out_of_frames(),
+            Self::NotReset(error) => error.is_out_of_frames(),
             Self::NoFrame(error) => *error == FrameError::OutOfFrames,
             _ => false,
         }

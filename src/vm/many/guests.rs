@@ -1,8 +1,8 @@
 //! Guests as the forks of a schedule.
 
 use super::end::ForkEnd;
+use super::forks::{After, Alive, Cost, Forks, Slot, Turn};
 use super::queue::Linked;
-use super::schedule::{After, Alive, Cost, Forks, Slot, Turn};
 use crate::ept::{Flaw, Reason, Reset, Spaces};
 use crate::frames::{FrameBox, PhysMem};
 use crate::vm::cmdline::{ForkOptions, ResetMode};

@@ -4,9 +4,9 @@
 //! number of instructions, exact and repeatable. What grows with the pages is told as a line: its start and its slope.
 
 use super::end::ForkEnd;
+use super::forks::Slot;
 use super::guests::LivingFork;
 use super::line::Line;
-use super::schedule::Slot;
 use crate::ept::Reset;
 use crate::frames::{FrameAllocator, FrameBox, PhysMem};
 use crate::vm::cmdline::Measure;

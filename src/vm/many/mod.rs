@@ -4,6 +4,7 @@
 //! in the hypervisor, so each fork brings the place in which it is kept: see [`Queue`].
 
 mod end;
+mod forks;
 mod guests;
 mod line;
 mod measure;
@@ -14,11 +15,12 @@ mod summary;
 mod tally;
 
 pub use end::ForkEnd;
+pub use forks::{After, Alive, Cost, Forks, Slot, Turn, Verdict};
 pub use guests::{Checked, GuestForks, LivingFork, Template, Wrong};
 pub use line::Line;
 pub use measure::{Measurement, measure};
 pub use queue::{Linked, Queue};
-pub use schedule::{After, Alive, Cost, Forks, Plan, Slot, Turn, Verdict, schedule};
+pub use schedule::{Plan, schedule};
 pub use spread::{Spread, SpreadFigures};
 pub use summary::{ForksSummary, GuestRun};
 pub use tally::{FIRST_FAILURES, Failure, Generation, RECORDS_MAX, RunRecord, Tally};

@@ -4,149 +4,15 @@
 //! that need much memory do not bring down those that need little. Only one that finds too little while all others wait,
 //! each with the few frames of an idle fork, fails for it.
 
-use super::queue::{Linked, Queue};
+use arrayvec::ArrayVec;
+
+use super::forks::{After, Alive, Cost, Forks, Slot, Verdict};
+use super::queue::Queue;
 use super::tally::{RunRecord, Tally};
 use crate::vm::cmdline::{ForkOptions, GENERATIONS_MAX};
 
-/// How a run ended, as far as it matters here.
-pub trait Verdict: Clone {
-    /// Whether it ended well.
-    fn is_success(&self) -> bool;
-    /// Whether there were no frames for it: more of them may come free.
-    fn is_out_of_frames(&self) -> bool;
-    /// It ran as long as it was allowed to.
-    fn out_of_budget() -> Self;
-    /// It would be one generation too many.
-    fn too_deep() -> Self;
-}
-
-/// What a run took, beside time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
-    /// VM exits.
-    pub exits: u64,
-    /// Pages that became the fork's own: copied or filled.
-    pub pages: u64,
-}
-
-impl Cost {
-    /// Nothing.
-    pub const ZERO: Self = Self { exits: 0, pages: 0 };
-
-    /// What was added to an earlier count.
-    pub(super) const fn since(self, before: Self) -> Self {
-        Self {
-            exits: self.exits.saturating_sub(before.exits),
-            pages: self.pages.saturating_sub(before.pages),
-        }
-    }
-
-    pub(super) const fn plus(self, other: Self) -> Self {
-        Self {
-            exits: self.exits.saturating_add(other.exits),
-            pages: self.pages.saturating_add(other.pages),
-        }
-    }
-}
-
-/// What the schedule notes of a living fork.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slot {
-    /// The number of the fork among those of its template.
-    pub fork: u64,
-    /// The number of its run.
-    pub run: u64,
-    /// TSC ticks that this run took so far.
-    ticks: u64,
-}
-
-/// What comes after a turn.
-#[derive(Clone, Debug)]
-pub enum After<E> {
-    /// Another turn.
-    Going,
-    /// The run is over.
-    Ended(E),
-    /// The fork asks to become a template.
-    Frozen,
-}
-
-/// What a turn came to.
-#[derive(Clone, Debug)]
-pub struct Turn<E> {
-    /// TSC ticks it took.
-    pub ticks: u64,
-    /// What comes after it.
-    pub after: After<E>,
-}
-
-/// Whoever makes, runs and resets forks.
-pub trait Forks {
-    /// What forks are made of.
-    type Template;
-    /// A living fork, together with the place it is kept in.
-    type Fork: Linked;
-    /// How a run ended.
-    type End: Verdict;
-
-    /// Makes a fork, about to begin the run that `slot` says.
-    fn fork(&mut self, template: &mut Self::Template, slot: Slot) -> Result<Self::Fork, Self::End>;
-    /// The fork's notes.
-    fn slot<'f>(&self, fork: &'f mut Self::Fork) -> &'f mut Slot;
-    /// Lets it run for about so many ticks.
-    fn turn(&mut self, fork: &mut Self::Fork, ticks: u64) -> Turn<Self::End>;
-    /// What the run took so far, beside time.
-    fn cost(&self, fork: &Self::Fork) -> Cost;
-    /// Brings it back to its template, about to begin the run that its slot says; yields how many pages it took. The
-    /// run before ended for lack of frames if `scarce`.
-    fn reset(
-        &mut self,
-        template: &mut Self::Template,
-        fork: &mut Self::Fork,
-        scarce: bool,
-    ) -> Result<u64, Self::End>;
-    /// Looks whether a reset has done what it should.
-    fn check_reset(
-        &mut self,
-        template: &Self::Template,
-        fork: &Self::Fork,
-    ) -> Result<(), Self::End>;
-    /// Makes a template of it.
-    fn freeze(&mut self, fork: Self::Fork) -> Result<Self::Template, Self::End>;
-    /// Ends it. Its template may have ended before.
-    fn end(&mut self, template: Option<&mut Self::Template>, fork: Self::Fork);
-    /// Ends a template, of which no fork is left, or one that is not reset any more.
-    fn end_template(&mut self, template: Self::Template);
-    /// Whether a template stays until its last fork has ended. Else that fork has all that both of them had for itself in
-    /// its last run, and copies nothing.
-    fn keeps_templates(&self) -> bool;
-    /// Looks whether all is as it must be. It is asked to now and then, between two turns.
-    fn check(&mut self, alive: &Alive<'_, Self>);
-    /// The time-stamp counter.
-    fn now(&self) -> u64;
-}
-
-/// All that is alive: of the generation whose turn it is, and of those above it, which wait.
-pub struct Alive<'a, F: Forks + ?Sized> {
-    /// What its forks were made of, unless it has ended.
-    pub template: Option<&'a F::Template>,
-    /// Its forks: those who have turns, and those who wait for frames.
-    pub forks: [&'a Queue<F::Fork>; 2],
-    /// The generation above.
-    pub above: Option<&'a Self>,
-}
-
-impl<'a, F: Forks + ?Sized> Alive<'a, F> {
-    /// All its forks.
-    pub fn forks(&self) -> impl Iterator<Item = &'a F::Fork> {
-        self.forks.into_iter().flat_map(Queue::iter)
-    }
-
-    /// This generation and those above it.
-    pub fn generations(&'a self) -> impl Iterator<Item = &'a Self> {
-        core::iter::successors(Some(self), |alive| alive.above)
-    }
-}
+/// So many forks that froze may wait for a frame for their next run; any other that would freeze waits before it does.
+const OWED_MAX: usize = 4;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +61,7 @@ fn generation<F: Forks>(
         tally,
         alive: Queue::new(),
         waiting: Queue::new(),
+        owed: ArrayVec::new(),
         next: 0,
         scarce: false,
         ended: 0,
@@ -225,6 +92,8 @@ struct Crowd<'r, F: Forks> {
     alive: Queue<F::Fork>,
     /// Those who wait for frames, at the start of their run.
     waiting: Queue<F::Fork>,
+    /// The runs to come of forks that have become templates, each that of a new fork of the same number.
+    owed: ArrayVec<Slot, OWED_MAX>,
     /// The number of the fork to make next.
     next: u64,
     /// How many forks there are to be.
@@ -270,26 +139,40 @@ impl<F: Forks> Crowd<'_, F> {
     /// Makes forks as long as more of them may be alive.
     fn fill(&mut self, parallel: u64) {
         while self.alive.len() + self.waiting.len() < parallel
-            && self.waiting.is_empty()
-            && self.next < self.total
             && !self.scarce
+            && let Some(slot) = self.next_slot()
         {
-            let first = Slot {
-                fork: self.next,
-                ..Slot::default()
-            };
-            match self.make(first) {
+            match self.make(slot) {
+                Ok(()) if self.owed.pop_at(0).is_some() => {}
                 Ok(()) => self.next += 1,
                 Err(end) if end.is_out_of_frames() && !self.alive.is_empty() => self.scarce = true,
-                Err(end) => {
-                    // What fails now fails for all that follow.
-                    let others = self.total - self.next;
-                    let runs = others.saturating_mul(self.plan.options.runs);
-                    self.tally.lost(self.depth, first, runs, end);
-                    self.next = self.total;
-                }
+                Err(end) => self.give_up(slot, end),
             }
         }
+    }
+
+    /// The run for which a fork is to be made next.
+    fn next_slot(&self) -> Option<Slot> {
+        let first = Slot {
+            fork: self.next,
+            ..Slot::default()
+        };
+        let more = self.next < self.total && self.waiting.is_empty();
+        self.owed.first().copied().or(more.then_some(first))
+    }
+
+    /// Counts the runs of a fork that cannot be made.
+    fn give_up(&mut self, slot: Slot, end: F::End) {
+        let runs = self.plan.options.runs;
+        let lost = if self.owed.pop_at(0).is_some() {
+            runs - slot.run
+        } else {
+            // What fails now fails for all that follow.
+            let others = self.total - self.next;
+            self.next = self.total;
+            others.saturating_mul(runs)
+        };
+        self.tally.lost(self.depth, slot, lost, end);
     }
 
     fn make(&mut self, slot: Slot) -> Result<(), F::End> {
@@ -324,8 +207,15 @@ impl<F: Forks> Crowd<'_, F> {
             After::Going if slot.ticks < budget => self.alive.push(fork),
             After::Going => self.ended(fork, slot, F::End::out_of_budget()),
             After::Ended(end) => self.ended(fork, slot, end),
-            After::Frozen if self.depth + 1 < GENERATIONS_MAX => self.frozen(fork, slot),
-            After::Frozen => self.ended(fork, slot, F::End::too_deep()),
+            After::Frozen if self.depth + 1 >= GENERATIONS_MAX => {
+                self.ended(fork, slot, F::End::too_deep());
+            }
+            After::Frozen if self.owed.is_full() => {
+                // It gives its frames back, of which those who wait may make use.
+                self.scarce = false;
+                self.wait(fork, slot);
+            }
+            After::Frozen => self.frozen(fork, slot),
         }
     }
 
@@ -335,6 +225,7 @@ impl<F: Forks> Crowd<'_, F> {
         self.next == self.total
             && self.alive.is_empty()
             && self.waiting.is_empty()
+            && self.owed.is_empty()
             && self.after(slot).is_none()
             && !self.forks.keeps_templates()
     }
@@ -345,7 +236,8 @@ impl<F: Forks> Crowd<'_, F> {
         if scarce && !self.alive.is_empty() {
             return self.wait(fork, slot);
         }
-        self.record(&fork, slot, Some(end));
+        let cost = self.forks.cost(&fork);
+        self.record(slot, cost, Some(end));
         self.ended += 1;
         let Some(next) = self.after(slot) else {
             return self.end(fork);
@@ -397,9 +289,10 @@ impl<F: Forks> Crowd<'_, F> {
     /// A fork becomes a template, whose forks run until none is left. Its own next run is that of a new fork of the same
     /// number.
     fn frozen(&mut self, fork: F::Fork, slot: Slot) {
-        self.record(&fork, slot, None);
+        let cost = self.forks.cost(&fork);
         match self.forks.freeze(fork) {
             Ok(template) => {
+                self.record(slot, cost, None);
                 let above = Alive {
                     template: self.template.as_ref(),
                     forks: [&self.alive, &self.waiting],
@@ -407,16 +300,11 @@ impl<F: Forks> Crowd<'_, F> {
                 };
                 generation(self.forks, template, self.plan, Some(&above), self.tally);
             }
-            Err(end) => self.tally.lost(self.depth, slot, 1, end),
+            Err(end) => self.record(slot, cost, Some(end)),
         }
         self.scarce = false;
-        let Some(next) = self.after(slot) else {
-            return;
-        };
-        if let Err(end) = self.make(next) {
-            let runs = self.plan.options.runs - next.run;
-            self.tally.lost(self.depth, next, runs, end);
-        }
+        // There is room, else it would not have come to this.
+        let _ = self.after(slot).map(|next| self.owed.try_push(next));
     }
 
     /// The run after this one, if there is one.
@@ -430,8 +318,7 @@ impl<F: Forks> Crowd<'_, F> {
         })
     }
 
-    fn record(&mut self, fork: &F::Fork, slot: Slot, end: Option<F::End>) {
-        let cost = self.forks.cost(fork);
+    fn record(&mut self, slot: Slot, cost: Cost, end: Option<F::End>) {
         self.tally.ran(RunRecord {
             generation: self.depth,
             fork: slot.fork,

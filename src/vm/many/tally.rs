@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::schedule::{Cost, Slot, Verdict};
+use super::forks::{Cost, Slot, Verdict};
 use super::spread::{Spread, SpreadFigures};
 use crate::vm::cmdline::GENERATIONS_MAX;
 
@@ -50,6 +50,7 @@ pub(super) struct Sums {
     pub failed: u64,
     pub lost: u64,
     pub waited: u64,
+    pub starved: u64,
     pub alive_most: u64,
     pub cost: Cost,
     pub pages_reset: u64,
@@ -74,6 +75,8 @@ pub struct Generation {
     pub lost: u64,
     /// Runs that were begun again, because others had all frames.
     pub waited: u64,
+    /// Runs that failed or were lost because there were no frames.
+    pub starved: u64,
     /// The most forks that were alive at once.
     pub alive_most: u64,
     /// What all runs took, beside time.
@@ -112,6 +115,7 @@ impl<E: Verdict> Tally<E> {
                     failed: 0,
                     lost: 0,
                     waited: 0,
+                    starved: 0,
                     alive_most: 0,
                     cost: Cost::ZERO,
                     pages_reset: 0,
@@ -132,7 +136,7 @@ impl<E: Verdict> Tally<E> {
         for sums in &mut self.sums {
             sums.templates = 0;
             (sums.frozen, sums.ok, sums.failed, sums.lost) = (0, 0, 0, 0);
-            (sums.waited, sums.alive_most) = (0, 0);
+            (sums.waited, sums.starved, sums.alive_most) = (0, 0, 0);
             sums.cost = Cost::ZERO;
             sums.pages_reset = 0;
             for spread in [
@@ -184,7 +188,10 @@ impl<E: Verdict> Tally<E> {
             match &record.end {
                 None => sums.frozen += 1,
                 Some(end) if end.is_success() => sums.ok += 1,
-                Some(_) => sums.failed += 1,
+                Some(end) => {
+                    sums.failed += 1;
+                    sums.starved += u64::from(end.is_out_of_frames());
+                }
             }
         }
         if let Some(end) = record.end.as_ref().filter(|end| !end.is_success()) {
@@ -206,6 +213,9 @@ impl<E: Verdict> Tally<E> {
     pub(super) fn lost(&mut self, generation: usize, first: Slot, runs: u64, end: E) {
         if let Some(sums) = self.sums.get_mut(generation) {
             sums.lost = sums.lost.saturating_add(runs);
+            if end.is_out_of_frames() {
+                sums.starved = sums.starved.saturating_add(runs);
+            }
         }
         self.failed(generation, first.fork, first.run, end);
     }
@@ -236,6 +246,7 @@ impl Sums {
             failed: self.failed,
             lost: self.lost,
             waited: self.waited,
+            starved: self.starved,
             alive_most: self.alive_most,
             cost: self.cost,
             pages_reset: self.pages_reset,

@@ -18,6 +18,8 @@ enum Act {
     Freeze,
     /// It cannot be reset after it.
     Sticky,
+    /// It asks to be frozen and cannot be.
+    Rigid,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,7 @@ enum End {
     OutOfFrames,
     TooDeep,
     Stuck,
+    NotFrozen,
     NoVmcs,
 }
 
@@ -65,6 +68,8 @@ impl Linked for Box<Living> {
 struct World {
     act: fn(Slot, usize) -> Act,
     frames: u64,
+    /// Frames of a fork that is made for a later run than its first.
+    later: u64,
     time: u64,
     alive: u64,
     templates: u64,
@@ -86,6 +91,7 @@ fn world(act: fn(Slot, usize) -> Act) -> World {
     World {
         act,
         frames: 1000,
+        later: 1,
         time: 0,
         alive: 0,
         templates: 1,
@@ -111,13 +117,15 @@ impl Forks for World {
         if self.broken.is_some_and(|broken| slot.fork >= broken) {
             return Err(End::NoVmcs);
         }
-        self.frames = self.frames.checked_sub(1).ok_or(End::OutOfFrames)?;
+        // One that is made for a later run may need more than the one before it gave back.
+        let frames = if slot.run == 0 { 1 } else { self.later };
+        self.frames = self.frames.checked_sub(frames).ok_or(End::OutOfFrames)?;
         self.alive += 1;
         Ok(Box::new(Living {
             slot,
             depth: *template,
             turns: 0,
-            frames: 1,
+            frames,
             below: None,
         }))
     }
@@ -133,7 +141,7 @@ impl Forks for World {
             Act::Exit(turns, status) if fork.turns >= turns => After::Ended(End::Status(status)),
             Act::Sticky => After::Ended(End::Status(0)),
             Act::Exit(..) | Act::Loop => After::Going,
-            Act::Freeze => After::Frozen,
+            Act::Freeze | Act::Rigid => After::Frozen,
             Act::Grow(frames) => After::Ended(match self.frames.checked_sub(frames) {
                 Some(left) => {
                     self.frames = left;
@@ -176,6 +184,10 @@ impl Forks for World {
         self.alive -= 1;
         self.templates += 1;
         self.frames += fork.frames;
+        if (self.act)(fork.slot, fork.depth) == Act::Rigid {
+            self.templates -= 1;
+            return Err(End::NotFrozen);
+        }
         Ok(fork.depth + 1)
     }
     fn end(&mut self, template: Option<&mut usize>, fork: Box<Living>) {
@@ -366,7 +378,7 @@ fn one_that_hoards_memory_does_not_harm_others() {
     world.frames = 25;
     let tally = play(&mut world, "forks=8 parallel=5 runs=3", 1000);
     let all = tally.generations()[0];
-    assert_eq!((all.ok, all.failed, all.lost), (21, 3, 0));
+    assert_eq!((all.ok, all.failed, all.lost, all.starved), (21, 3, 0, 3));
     assert!(all.waited > 0);
     for failure in tally.failures() {
         assert_eq!((failure.fork, &failure.end), (1, &End::OutOfFrames));
@@ -380,6 +392,7 @@ fn forks_that_cannot_be_made_are_told_once() {
     let tally = play(&mut none, "forks=20 runs=3", 1000);
     let all = tally.generations()[0];
     assert_eq!((all.ok, all.lost, tally.failures().len()), (0, 60, 1));
+    assert_eq!(all.starved, 60);
     assert!(!tally.is_success());
 
     let mut broken = world(|_, _| Act::Exit(1, 0));
@@ -435,6 +448,50 @@ fn a_fork_that_freezes_is_a_template_before_the_others_go_on() {
 }
 
 #[test]
+fn a_fork_that_froze_waits_for_a_frame_for_its_next_run() {
+    let froze_first = |slot: Slot, depth: usize| match (depth, slot.fork, slot.run) {
+        (0, 0..6, 0) => Act::Freeze,
+        (0, ..) => Act::Exit(3, 0),
+        _ => Act::Exit(1, 0),
+    };
+    for (frames, parallel) in [(5, 4), (9, 9), (13, 9), (50, 9)] {
+        let mut world = world(froze_first);
+        (world.frames, world.later) = (frames, 4);
+        let tally = play(
+            &mut world,
+            &format!("forks=12 parallel={parallel} runs=3"),
+            1000,
+        );
+        assert!(tally.is_success(), "{frames}: {:?}", tally.failures());
+        let all = tally.generations();
+        assert_eq!((all[0].frozen, all[0].ok, all[1].ok), (6, 30, 6 * 3));
+    }
+    // Alone it waits for nobody: that is told, of its two runs.
+    let mut world = world(froze_first);
+    (world.frames, world.later) = (3, 4);
+    let all = play(&mut world, "forks=1 runs=3", 1000).generations()[0];
+    assert_eq!((all.frozen, all.ok, all.lost), (1, 0, 2));
+}
+
+#[test]
+fn a_fork_that_cannot_be_frozen_has_failed_once() {
+    let mut world = world(|slot, _| match (slot.fork, slot.run) {
+        (1, 0) => Act::Rigid,
+        _ => Act::Exit(1, 0),
+    });
+    let tally = play(&mut world, "forks=3 runs=2", 1000);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.frozen, all.failed, all.lost), (5, 0, 1, 0));
+    let [failure] = tally.failures() else {
+        panic!("{:?}", tally.failures());
+    };
+    assert_eq!(
+        (failure.fork, failure.run, &failure.end),
+        (1, 0, &End::NotFrozen)
+    );
+}
+
+#[test]
 fn generations_are_bounded() {
     let mut world = world(|_, _| Act::Freeze);
     let tally = play(&mut world, "forks=2", 1000);
@@ -483,6 +540,7 @@ fn any_act(slot: Slot, depth: usize) -> Act {
         2 => Act::Grow(slot.fork),
         3 => Act::Exit(3, 1),
         4 => Act::Sticky,
+        5 if depth == 0 => Act::Rigid,
         turns => Act::Exit(turns as u32, 0),
     }
 }
@@ -490,9 +548,9 @@ fn any_act(slot: Slot, depth: usize) -> Act {
 proptest! {
     /// Whatever forks do and however few frames there are, each run is counted once and all is given back.
     #[test]
-    fn every_run_is_counted_once(forks in 1u64..20, parallel in 1u64..9, runs in 1u64..5, frames in 0u64..24) {
+    fn every_run_is_counted_once(forks in 1u64..20, parallel in 1u64..9, runs in 1u64..5, frames in 0u64..24, later in 1u64..4) {
         let mut world = world(any_act);
-        world.frames = frames;
+        (world.frames, world.later) = (frames, later);
         let line = format!("forks={forks}:3 parallel={parallel} runs={runs}");
         let tally = play(&mut world, &line, 45);
         let all = tally.generations();

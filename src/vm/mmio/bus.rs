@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use super::super::devices::MmioDevices;
 use super::super::loader::{GuestMemory, MemoryFault};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
-use super::{Bus, Width};
+use super::{Bus, MmioDevice, Width};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
 use crate::vmx::VmcsError;
 use crate::vmx::segment::{Segment, SegmentRegister};
@@ -40,6 +40,20 @@ pub struct Translated {
     pub gpa: Gpa,
     /// It was to be written.
     pub write: bool,
+    /// The device there, by the tag of its region, if all accesses to the page are its to answer; and how far from
+    /// the start of the region it is.
+    pub device: Option<(u32, u64)>,
+}
+
+/// What is done with an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Intent {
+    /// It is read.
+    Read,
+    /// It is written.
+    Write,
+    /// Nothing yet: could it be written?
+    AskWrite,
 }
 
 /// Why an access failed.
@@ -82,34 +96,79 @@ struct Piece {
 type Pieces = ArrayVec<Piece, 2>;
 
 impl<M: Places, S> GuestBus<'_, M, S> {
-    fn translate(&mut self, at: Gva, write: bool) -> Result<Gpa, BusFault<M::Error>> {
+    /// Where an access is in the device that the CPU has reported, if it stays in that page.
+    #[inline(always)]
+    fn in_reported(&self, at: Gva, width: Width, write: bool) -> Option<(u32, u64)> {
+        let (tag, offset) = self.translated.device?;
+        let stays = at.page_offset() + width.bytes() <= PAGE_SIZE;
+        let hit = stays && self.is_translated(at, write);
+        // Regions are made of pages.
+        hit.then(|| (tag, offset & !(PAGE_SIZE - 1) | at.page_offset()))
+    }
+
+    /// Whether the CPU has translated this page, for such an access.
+    #[inline(always)]
+    fn is_translated(&self, at: Gva, write: bool) -> bool {
         let Translated {
             gva,
-            gpa,
             write: to_write,
+            ..
         } = self.translated;
-        if at.align_down(PAGE_SIZE) == gva.align_down(PAGE_SIZE) && (to_write || !write) {
-            return Ok(Gpa::new(
-                gpa.align_down(PAGE_SIZE).as_u64() + at.page_offset(),
-            ));
-        }
+        at.align_down(PAGE_SIZE) == gva.align_down(PAGE_SIZE) && (to_write || !write)
+    }
+
+    /// Where the CPU has found the byte at `at`, in the page that it has translated.
+    fn translated_to(&self, at: Gva) -> Gpa {
+        let page = self.translated.gpa.align_down(PAGE_SIZE);
+        Gpa::new(page.as_u64() + at.page_offset())
+    }
+
+    /// Marks in the guest's tables that the page is written, which the CPU has translated.
+    #[inline(always)]
+    fn mark_written(&mut self, at: Gva) -> Result<(), BusFault<M::Error>> {
+        let gpa = self.translated_to(at);
         GuestVirtual::new(self.memory, self.translation, self.privilege)
-            .translate(at, write)
+            .mark_written(at, gpa)
             .map_err(BusFault::Virtual)
     }
 
+    fn translate(&mut self, at: Gva, intent: Intent) -> Result<Gpa, BusFault<M::Error>> {
+        if self.is_translated(at, intent != Intent::Read) {
+            if intent == Intent::Write {
+                self.mark_written(at)?;
+            }
+            return Ok(self.translated_to(at));
+        }
+        let mut memory = GuestVirtual::new(self.memory, self.translation, self.privilege);
+        match intent {
+            Intent::Read => memory.translate(at, false),
+            Intent::Write => memory.translate(at, true),
+            Intent::AskWrite => memory.look_up(at, true).map(|walked| walked.gpa),
+        }
+        .map_err(BusFault::Virtual)
+    }
+
     /// The pieces of an access, all of which can be accessed.
-    fn pieces(&mut self, at: Gva, width: Width, write: bool) -> Result<Pieces, BusFault<M::Error>> {
+    fn pieces(
+        &mut self,
+        at: Gva,
+        width: Width,
+        intent: Intent,
+    ) -> Result<Pieces, BusFault<M::Error>> {
         let in_page = width.bytes().min(PAGE_SIZE - at.page_offset());
-        let first = self.piece(at, in_page, write)?;
         let rest = width.bytes() - in_page;
+        if rest != 0 && intent == Intent::Write {
+            // Neither page counts as written unless both can be.
+            self.pieces(at, width, Intent::AskWrite)?;
+        }
+        let first = self.piece(at, in_page, intent)?;
         let mut pieces = Pieces::new();
         if rest == 0 {
             pieces.push(first);
             return Ok(pieces);
         }
         let next = Gva::new(at.as_u64().wrapping_add(in_page) & self.linear_mask);
-        let second = self.piece(next, rest, write)?;
+        let second = self.piece(next, rest, intent)?;
         match (first.place, second.place) {
             (
                 Place::Device { tag, offset },
@@ -126,11 +185,11 @@ impl<M: Places, S> GuestBus<'_, M, S> {
         Ok(pieces)
     }
 
-    fn piece(&mut self, at: Gva, len: u64, write: bool) -> Result<Piece, BusFault<M::Error>> {
-        let gpa = self.translate(at, write)?;
+    fn piece(&mut self, at: Gva, len: u64, intent: Intent) -> Result<Piece, BusFault<M::Error>> {
+        let gpa = self.translate(at, intent)?;
         let place = self
             .memory
-            .place(gpa, write)
+            .place(gpa, intent != Intent::Read)
             .map_err(|error| memory_fault(gpa, error))?;
         if let Place::Device { tag, .. } = place
             && self.devices.get(tag).is_none()
@@ -138,6 +197,20 @@ impl<M: Places, S> GuestBus<'_, M, S> {
             return Err(BusFault::NoDevice(gpa));
         }
         Ok(Piece { gpa, len, place })
+    }
+
+    /// The device behind a region, and where in it an offset of the region is.
+    #[inline(always)]
+    fn device(
+        &mut self,
+        tag: u32,
+        offset: u64,
+        gpa: Gpa,
+    ) -> Result<(&mut dyn MmioDevice, u64), BusFault<M::Error>> {
+        match self.devices.get(tag) {
+            Some((device, base)) => Ok((device, base.wrapping_add(offset))),
+            None => Err(BusFault::NoDevice(gpa)),
+        }
     }
 
     fn read_piece(&mut self, piece: Piece) -> Result<u64, BusFault<M::Error>> {
@@ -151,16 +224,46 @@ impl<M: Places, S> GuestBus<'_, M, S> {
                 Ok(u64::from_le_bytes(bytes))
             }
             Place::Device { tag, offset } => {
-                let Some((device, base)) = self.devices.get(tag) else {
-                    return Err(BusFault::NoDevice(gpa));
-                };
+                let (device, offset) = self.device(tag, offset, gpa)?;
                 let parts = parts(len).map(|(at, width)| {
-                    let value = device.read(base.wrapping_add(offset + at), width);
+                    let value = device.read(offset.wrapping_add(at), width);
                     (value & width.mask()) << (8 * at)
                 });
                 Ok(parts.fold(0, |all, part| all | part))
             }
         }
+    }
+
+    #[inline(never)]
+    fn read_anywhere(&mut self, at: Gva, width: Width) -> Result<u64, BusFault<M::Error>> {
+        let mut value = 0;
+        let mut shift = 0;
+        for piece in self.pieces(at, width, Intent::Read)? {
+            value |= self.read_piece(piece)? << shift;
+            shift += 8 * piece.len;
+        }
+        Ok(value)
+    }
+
+    #[inline(never)]
+    fn write_anywhere(
+        &mut self,
+        at: Gva,
+        width: Width,
+        value: u64,
+    ) -> Result<(), BusFault<M::Error>> {
+        let pieces = self.pieces(at, width, Intent::Write)?;
+        // Memory first: it can still fail, for want of a frame, and then no device has seen anything.
+        for devices in [false, true] {
+            let mut shift = 0;
+            for &piece in &pieces {
+                if matches!(piece.place, Place::Device { .. }) == devices {
+                    self.write_piece(piece, value >> shift)?;
+                }
+                shift += 8 * piece.len;
+            }
+        }
+        Ok(())
     }
 
     fn write_piece(&mut self, piece: Piece, value: u64) -> Result<(), BusFault<M::Error>> {
@@ -173,12 +276,10 @@ impl<M: Places, S> GuestBus<'_, M, S> {
                 written.map_err(|error| memory_fault(gpa, error))
             }
             Place::Device { tag, offset } => {
-                let Some((device, base)) = self.devices.get(tag) else {
-                    return Err(BusFault::NoDevice(gpa));
-                };
+                let (device, offset) = self.device(tag, offset, gpa)?;
                 for (at, width) in parts(len) {
                     let part = value >> (8 * at) & width.mask();
-                    device.write(base.wrapping_add(offset + at), width, part);
+                    device.write(offset.wrapping_add(at), width, part);
                 }
                 Ok(())
             }
@@ -213,32 +314,36 @@ where
         (self.segments)(register).map_err(BusFault::Vmcs)
     }
 
+    #[inline(always)]
     fn read(&mut self, at: Gva, width: Width) -> Result<u64, Self::Fault> {
-        let mut value = 0;
-        let mut shift = 0;
-        for piece in self.pieces(at, width, false)? {
-            value |= self.read_piece(piece)? << shift;
-            shift += 8 * piece.len;
-        }
-        Ok(value)
+        let Some((tag, offset)) = self.in_reported(at, width, false) else {
+            return self.read_anywhere(at, width);
+        };
+        let gpa = self.translated.gpa;
+        let (device, offset) = self.device(tag, offset, gpa)?;
+        Ok(device.read(offset, width) & width.mask())
     }
 
+    #[inline(always)]
     fn write(&mut self, at: Gva, width: Width, value: u64) -> Result<(), Self::Fault> {
-        let pieces = self.pieces(at, width, true)?;
-        // Memory first: it can still fail, for want of a frame, and then no device has seen anything.
-        for devices in [false, true] {
-            let mut shift = 0;
-            for &piece in &pieces {
-                if matches!(piece.place, Place::Device { .. }) == devices {
-                    self.write_piece(piece, value >> shift)?;
-                }
-                shift += 8 * piece.len;
-            }
-        }
+        let Some((tag, offset)) = self.in_reported(at, width, true) else {
+            return self.write_anywhere(at, width, value);
+        };
+        let gpa = self.translated.gpa;
+        self.device(tag, offset, gpa)?;
+        self.mark_written(at)?;
+        let (device, offset) = self.device(tag, offset, gpa)?;
+        device.write(offset, width, value & width.mask());
         Ok(())
     }
 
     fn may_write(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault> {
-        self.pieces(at, width, true).map(drop)
+        match self.in_reported(at, width, true) {
+            Some((tag, offset)) => {
+                let gpa = self.translated.gpa;
+                self.device(tag, offset, gpa).map(drop)
+            }
+            None => self.pieces(at, width, Intent::AskWrite).map(drop),
+        }
     }
 }

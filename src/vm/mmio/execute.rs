@@ -1,23 +1,18 @@
-//! Carrying an instruction out on registers and memory.
+//! Carrying an instruction out on registers and memory. String instructions are beside.
 //!
 //! Whatever can fail is done before anything changes: an instruction that faults leaves registers, flags and memory as
 //! they were, and a device is not read for a result that could not be kept. Only a repetition keeps the elements before
 //! the one that failed, as on hardware.
 
-use super::super::repetition::{AT_ONCE, Steps};
-use super::alu::{self, ZERO};
+use super::alu;
 use super::instruction::{
-    Binary, BitChange, CodeMode, Instruction, MemoryOperand, Op, Operand, Part, Repeat, StringOp,
+    Binary, BitChange, CodeMode, Instruction, MemoryOperand, Op, Operand, Part,
 };
-use super::segments::{SegmentFault, linear};
+use super::segments::{SegmentFault, ignores, linear};
 use super::{Bus, Width};
 use crate::addr::{Address, Gva, PAGE_SIZE};
-use crate::vmx::register_bits::RFLAGS_TF;
-use crate::vmx::segment::SegmentRegister;
+use crate::vmx::segment::{Segment, SegmentRegister};
 use crate::vmx::{Gpr, GuestRegs};
-
-/// RFLAGS.DF.
-const DOWN: u64 = 1 << 10;
 
 /// The registers that an instruction works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,11 +74,12 @@ pub fn execute<B: Bus>(
     }
 }
 
-struct Run<'r, B> {
-    instruction: &'r Instruction,
-    mode: CodeMode,
-    state: &'r mut State,
-    bus: &'r mut B,
+/// One instruction on its way.
+pub(super) struct Run<'r, B> {
+    pub instruction: &'r Instruction,
+    pub mode: CodeMode,
+    pub state: &'r mut State,
+    pub bus: &'r mut B,
 }
 
 impl<B: Bus> Run<'_, B> {
@@ -157,13 +153,17 @@ impl<B: Bus> Run<'_, B> {
         }
     }
 
-    fn linear(
+    pub(super) fn linear(
         &mut self,
         register: SegmentRegister,
         offset: u64,
         write: bool,
     ) -> Result<Gva, Stop<B::Fault>> {
-        let segment = self.bus.segment(register).map_err(Stop::Bus)?;
+        let segment = if ignores(self.mode, register) {
+            Segment::UNUSABLE
+        } else {
+            self.bus.segment(register).map_err(Stop::Bus)?
+        };
         let width = self.instruction.width;
         Ok(linear(self.mode, register, &segment, offset, width, write)?)
     }
@@ -293,104 +293,6 @@ impl<B: Bus> Run<'_, B> {
         Ok(())
     }
 
-    /// Some elements of a string instruction.
-    fn string(&mut self, op: StringOp, reported: Gva) -> Result<Progress, Stop<B::Fault>> {
-        let steps = Steps {
-            address_size: self.instruction.address_size,
-            bytes: self.instruction.width.bytes(),
-            down: self.state.rflags & DOWN != 0,
-            rep: self.instruction.repeat != Repeat::No,
-        };
-        // A single-stepped repetition stops after each element.
-        let most = if self.state.rflags & RFLAGS_TF != 0 {
-            1
-        } else {
-            AT_ONCE
-        };
-        let mut reported = Some(reported);
-        for _ in 0..most {
-            let rcx = self.state.regs.get(Gpr::Rcx);
-            if steps.left(rcx) == 0 {
-                return Ok(Progress::Done);
-            }
-            self.element(op, &steps, reported.take())?;
-            let rcx = steps.rcx_after(rcx, 1);
-            self.state.regs.set(Gpr::Rcx, rcx);
-            let zero = self.state.rflags & ZERO != 0;
-            let ends = match self.instruction.repeat {
-                Repeat::No => true,
-                Repeat::WhileEqual => op.compares() && !zero,
-                Repeat::WhileNotEqual => op.compares() && zero,
-            };
-            if ends || steps.left(rcx) == 0 {
-                return Ok(Progress::Done);
-            }
-        }
-        Ok(Progress::Again)
-    }
-
-    fn element(
-        &mut self,
-        op: StringOp,
-        steps: &Steps,
-        reported: Option<Gva>,
-    ) -> Result<(), Stop<B::Fault>> {
-        let width = self.instruction.width;
-        let mask = steps.address_size.mask();
-        let writes = matches!(op, StringOp::Movs | StringOp::Stos);
-        let (rsi, rdi) = (self.state.regs.get(Gpr::Rsi), self.state.regs.get(Gpr::Rdi));
-        let mut source = None;
-        if op.has_source() {
-            let segment = self.instruction.source_segment;
-            source = Some(self.linear(segment, rsi & mask, false)?);
-        }
-        let mut destination = None;
-        if op.has_destination() {
-            destination = Some(self.linear(SegmentRegister::Es, rdi & mask, writes)?);
-        }
-        if let Some(reported) = reported {
-            let hit =
-                |at: Option<Gva>| at.is_some_and(|at| reaches(self.mode, at, width, reported));
-            if !hit(source) && !hit(destination) {
-                return Err(Stop::Elsewhere);
-            }
-        }
-        let accumulator = Part::low(Gpr::Rax, width);
-        let flags = self.state.rflags;
-        match (op, source, destination) {
-            (StringOp::Movs, Some(from), Some(to)) => {
-                self.bus.may_write(to, width).map_err(Stop::Bus)?;
-                let value = self.read(from)?;
-                self.write(to, value)?;
-            }
-            (StringOp::Stos, _, Some(to)) => {
-                let value = accumulator.get(&self.state.regs);
-                self.write(to, value)?;
-            }
-            (StringOp::Lods, Some(from), _) => {
-                let value = self.read(from)?;
-                accumulator.set(&mut self.state.regs, value);
-            }
-            (StringOp::Cmps, Some(from), Some(to)) => {
-                let (a, b) = (self.read(from)?, self.read(to)?);
-                self.state.rflags = alu::binary(Binary::Cmp, width, a, b, flags).1;
-            }
-            (StringOp::Scas, _, Some(to)) => {
-                let (a, b) = (accumulator.get(&self.state.regs), self.read(to)?);
-                self.state.rflags = alu::binary(Binary::Cmp, width, a, b, flags).1;
-            }
-            _ => return Err(Stop::NotCarriedOut),
-        }
-        let regs = &mut self.state.regs;
-        if op.has_source() {
-            regs.set(Gpr::Rsi, steps.index_after(rsi, 1));
-        }
-        if op.has_destination() {
-            regs.set(Gpr::Rdi, steps.index_after(rdi, 1));
-        }
-        Ok(())
-    }
-
     /// An operand that is not in memory.
     fn value(&self, operand: Operand) -> Result<u64, Stop<B::Fault>> {
         let width = self.instruction.width;
@@ -401,7 +303,7 @@ impl<B: Bus> Run<'_, B> {
         }
     }
 
-    fn read(&mut self, at: Gva) -> Result<u64, Stop<B::Fault>> {
+    pub(super) fn read(&mut self, at: Gva) -> Result<u64, Stop<B::Fault>> {
         self.bus.read(at, self.instruction.width).map_err(Stop::Bus)
     }
     /// Reads what will be written.
@@ -410,7 +312,7 @@ impl<B: Bus> Run<'_, B> {
         self.bus.may_write(at, width).map_err(Stop::Bus)?;
         self.read(at)
     }
-    fn write(&mut self, at: Gva, value: u64) -> Result<(), Stop<B::Fault>> {
+    pub(super) fn write(&mut self, at: Gva, value: u64) -> Result<(), Stop<B::Fault>> {
         let width = self.instruction.width;
         self.bus
             .write(at, width, value & width.mask())
@@ -419,7 +321,7 @@ impl<B: Bus> Run<'_, B> {
 }
 
 /// Whether an access of `width` at `at` touches the page of `reported`.
-fn reaches(mode: CodeMode, at: Gva, width: Width, reported: Gva) -> bool {
+pub(super) fn reaches(mode: CodeMode, at: Gva, width: Width, reported: Gva) -> bool {
     let page = reported.align_down(PAGE_SIZE);
     let last = at.as_u64().wrapping_add(width.bytes() - 1);
     let last = Gva::new(last & mode.linear_mask());

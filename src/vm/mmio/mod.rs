@@ -5,14 +5,17 @@
 
 mod alu;
 mod bus;
+mod code;
 mod decode;
 mod execute;
 mod instruction;
 mod refusal;
 mod segments;
+mod strings;
 mod test_device;
 
 pub use bus::{BusFault, GuestBus, Place, Places, Translated};
+pub use code::{Code, Decoded, fetch};
 pub use decode::{DecodeError, decode};
 pub use execute::{Progress, State, Stop, execute};
 pub use instruction::{CodeMode, Instruction, LONGEST};

@@ -12,7 +12,13 @@ pub struct SegmentFault {
     pub stack: bool,
 }
 
-/// The linear address of `offset` in `segment`.
+/// Whether nothing of the register counts: in 64-bit mode, of all but FS and GS.
+pub const fn ignores(mode: CodeMode, register: SegmentRegister) -> bool {
+    let has_base = matches!(register, SegmentRegister::Fs | SegmentRegister::Gs);
+    matches!(mode, CodeMode::Bits64) && !has_base
+}
+
+/// The linear address of `offset` in `segment`, which counts unless the mode [`ignores`] it.
 ///
 /// In 64-bit mode only FS and GS have a base, and nothing has a limit (SDM "Segmentation in 64-bit Mode", 3.2.4); else
 /// type and limit are checked (SDM "Limit Checking" and "Type Checking", 6.3, 6.4).
@@ -25,8 +31,11 @@ pub fn linear(
     write: bool,
 ) -> Result<Gva, SegmentFault> {
     if mode == CodeMode::Bits64 {
-        let has_base = matches!(register, SegmentRegister::Fs | SegmentRegister::Gs);
-        let base: u64 = if has_base { segment.base } else { 0 };
+        let base = if ignores(mode, register) {
+            0
+        } else {
+            segment.base
+        };
         return Ok(Gva::new(base.wrapping_add(offset)));
     }
     if !allows(segment, offset, width, write) {

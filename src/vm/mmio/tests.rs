@@ -79,6 +79,7 @@ impl World {
                 gva: Gva::new(1 << 40),
                 gpa: Gpa::new(0),
                 write: false,
+                device: None,
             },
             linear_mask: CodeMode::Bits64.linear_mask(),
         }
@@ -167,26 +168,39 @@ fn an_access_across_an_edge_is_split_and_checked_first() {
 #[test]
 fn the_translation_of_the_cpu_counts_for_its_page_and_its_right() {
     let mut world = World::new();
-    let translated = |write| Translated {
+    let translated = |write, device| Translated {
         gva: Gva::new(0x7000_0000_0123),
         gpa: Gpa::new(2 * PAGE + 0x123),
         write,
+        device,
     };
+    // With the device known and without, it is the same.
+    for device in [None, Some((TEST_DEVICE, 0x123))] {
+        let mut bus = world.bus();
+        bus.translation = Translation::Legacy; // whatever needs the tables fails
+        bus.translated = translated(false, device);
+        assert!(bus.read(Gva::new(0x7000_0000_0010), Width::Dword).is_ok());
+        assert!(
+            bus.write(Gva::new(0x7000_0000_0010), Width::Dword, 0)
+                .is_err()
+        );
+        assert!(bus.read(Gva::new(0x7000_0000_0fff), Width::Word).is_err());
+        bus.translated = translated(true, device);
+        let last = Gva::new(0x7000_0000_0ffc);
+        assert_eq!(bus.may_write(last, Width::Dword), Ok(()));
+        assert_eq!(bus.write(last, Width::Dword, 0x1_2345_6789), Ok(()));
+        assert!(bus.may_write(last, Width::Qword).is_err());
+        assert_eq!(bus.read(last, Width::Dword), Ok(0x2345_6789));
+        assert_eq!(world.register(LAST_OFFSET), 0xffc);
+    }
+    // A device that the guest does not have.
     let mut bus = world.bus();
-    bus.translation = Translation::Legacy; // whatever needs the tables fails
-    bus.translated = translated(false);
-    assert!(bus.read(Gva::new(0x7000_0000_0010), Width::Dword).is_ok());
-    assert!(
-        bus.write(Gva::new(0x7000_0000_0010), Width::Dword, 0)
-            .is_err()
-    );
-    assert!(bus.read(Gva::new(0x7000_0000_0fff), Width::Word).is_err());
-    bus.translated = translated(true);
-    assert!(
-        bus.write(Gva::new(0x7000_0000_0010), Width::Dword, 7)
-            .is_ok()
-    );
-    assert_eq!(world.register(LAST_OFFSET), 0x10);
+    bus.translated = translated(true, Some((99, 0x123)));
+    let at = Gva::new(0x7000_0000_0010);
+    let none = Err(BusFault::NoDevice(Gpa::new(2 * PAGE + 0x123)));
+    assert_eq!(bus.read(at, Width::Byte).map(drop), none);
+    assert_eq!(bus.write(at, Width::Byte, 0), none);
+    assert_eq!(bus.may_write(at, Width::Byte), none);
 }
 
 #[test]
@@ -200,6 +214,7 @@ fn outside_64_bit_mode_an_access_goes_on_at_0_behind_4_gib() {
             gva: Gva::new(0xffff_f000),
             gpa: Gpa::new(3 * PAGE),
             write: true,
+            device: None,
         };
         bus
     }
@@ -229,6 +244,86 @@ fn outside_64_bit_mode_an_access_goes_on_at_0_behind_4_gib() {
         let reported = Gva::new(reported);
         let done = execute(&store, CodeMode::Bits32, &mut state, reported, &mut bus);
         assert_eq!(done.is_ok(), fits, "{reported:#x}: {done:?}");
+    }
+}
+
+#[test]
+fn what_is_accessed_is_marked_in_the_tables() {
+    const ACCESSED: u64 = 1 << 5;
+    const DIRTY: u64 = ACCESSED | 1 << 6;
+    type Act = fn(&mut GuestBus<'_, Memory, Segments>);
+    // The same 2 MiB at 2 GiB, and behind that again.
+    const RAM: u64 = 0x8000_1800;
+    const REGISTER: u64 = 0x8020_2008;
+    let cases: [(Act, [u64; 4]); 7] = [
+        // What is only asked about is not marked. What is read is accessed, what is written dirty.
+        (
+            |bus| bus.may_write(Gva::new(RAM), Width::Qword).unwrap(),
+            [0; 4],
+        ),
+        (
+            |bus| assert!(bus.read(Gva::new(RAM), Width::Qword).is_ok()),
+            [ACCESSED, ACCESSED, ACCESSED, 0],
+        ),
+        (
+            |bus| bus.write(Gva::new(RAM), Width::Qword, 7).unwrap(),
+            [ACCESSED, ACCESSED, DIRTY, 0],
+        ),
+        // What the CPU has translated it has marked; but for a write it may not have.
+        (
+            |bus| assert!(bus.read(Gva::new(REGISTER), Width::Qword).is_ok()),
+            [0; 4],
+        ),
+        (
+            |bus| bus.write(Gva::new(REGISTER), Width::Qword, 7).unwrap(),
+            [ACCESSED, ACCESSED, 0, DIRTY],
+        ),
+        // The tables say something else by now: the CPU has marked what it used.
+        (
+            |bus| {
+                bus.translated.gpa = Gpa::new(3 * PAGE);
+                bus.write(Gva::new(REGISTER), Width::Qword, 7).unwrap();
+            },
+            [0; 4],
+        ),
+        // Into ROM: no page counts as written unless all can be.
+        (
+            |bus| {
+                let at = Gva::new(0x8000_6000 - 4);
+                bus.write(at, Width::Qword, 7).unwrap_err();
+            },
+            [0; 4],
+        ),
+    ];
+    for (case, (act, expected)) in cases.into_iter().enumerate() {
+        let mut world = World::new();
+        world.memory.0.fill(0);
+        // Root, PDPT and PD, all three in RAM.
+        let entries = [
+            (0, 0x1003),
+            (0x1010, 0x5003),
+            (0x5000, 0x83),
+            (0x5008, 0x83),
+        ];
+        for (at, bits) in entries {
+            world
+                .memory
+                .write(Gpa::new(at), &u64::to_le_bytes(bits))
+                .unwrap();
+        }
+        let mut bus = world.bus();
+        bus.translation = Translation::FourLevel(Gpa::new(0));
+        bus.translated = Translated {
+            gva: Gva::new(REGISTER),
+            gpa: Gpa::new(2 * PAGE + 8),
+            write: true,
+            device: Some((TEST_DEVICE, 8)),
+        };
+        act(&mut bus);
+        for ((at, bits), marks) in entries.into_iter().zip(expected) {
+            let [found] = world.memory.words(Gpa::new(at)).unwrap();
+            assert_eq!(found, bits | marks, "case {case}, entry at {at:#x}");
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) fn write_forks(forks: &ForksSummary, out: &mut impl Write) -> fmt::Re
         Grouped(forks.idle_frames),
     )?;
     words.end()?;
+    write_advice(forks, out)?;
     for failure in &forks.failures {
         let mut words = Wrapped::new(out);
         write!(words, "{}", Told(failure))?;
@@ -40,6 +41,32 @@ pub(super) fn write_forks(forks: &ForksSummary, out: &mut impl Write) -> fmt::Re
         writeln!(out, "{MARGIN}and {} more", Grouped(rest))?;
     }
     Ok(())
+}
+
+/// Says what helps where memory was short.
+fn write_advice(forks: &ForksSummary, out: &mut impl Write) -> fmt::Result {
+    let sum = |of: fn(&Generation) -> u64| {
+        let each = forks.generations.iter().map(of);
+        each.fold(0, u64::saturating_add)
+    };
+    let (starved, waited) = (sum(|all| all.starved), sum(|all| all.waited));
+    let alive = forks.generations.iter().map(|all| all.alive_most).max();
+    let mut words = Wrapped::new(out);
+    match (starved, waited) {
+        (0, 0) => return Ok(()),
+        (0, waited) => write!(words, "{} runs were begun again", Grouped(waited))?,
+        (starved, _) => write!(words, "{} runs found too little memory", Grouped(starved))?,
+    }
+    match alive.unwrap_or(0) {
+        0 | 1 => write!(words, " for a single fork: raise")?,
+        alive => write!(
+            words,
+            " with up to {} forks alive: lower parallel=, or raise",
+            Grouped(alive)
+        )?,
+    }
+    write!(words, " pool= or the memory of the machine (MEM=)")?;
+    words.end()
 }
 
 fn write_generation(number: usize, all: &Generation, out: &mut impl Write) -> fmt::Result {
@@ -152,6 +179,7 @@ pub(super) struct GenerationJson<'a> {
     failed: u64,
     lost: u64,
     waited: u64,
+    starved: u64,
     frozen: u64,
     exits: u64,
     pages_private: u64,
@@ -171,6 +199,7 @@ impl<'a> GenerationJson<'a> {
             failed: all.failed,
             lost: all.lost,
             waited: all.waited,
+            starved: all.starved,
             frozen: all.frozen,
             exits: all.cost.exits,
             pages_private: all.cost.pages,

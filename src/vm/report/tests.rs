@@ -352,6 +352,44 @@ fn forks_are_told_in_the_table() {
 }
 
 #[test]
+fn forks_without_memory_are_given_advice() {
+    let told = |alive_most, starved, waited| {
+        let mut forked = forked();
+        let all = &mut forked.forks.as_mut().unwrap().generations;
+        all.truncate(1);
+        (all[0].alive_most, all[0].starved, all[0].waited) = (alive_most, starved, waited);
+        let (mut table, figures) = (String::new(), Figures::new());
+        report(&[forked], &figures).write_table(&mut table).unwrap();
+        table.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    for (alive, starved, waited, expected) in [
+        (
+            100,
+            1234,
+            5,
+            "1,234 runs found too little memory with up to 100 forks alive: lower parallel=, or raise pool= or \
+             the memory of the machine (MEM=)",
+        ),
+        (
+            16,
+            0,
+            5,
+            "5 runs were begun again with up to 16 forks alive: lower parallel=,",
+        ),
+        (
+            1,
+            3,
+            0,
+            "3 runs found too little memory for a single fork: raise pool=",
+        ),
+    ] {
+        let table = told(alive, starved, waited);
+        assert!(table.contains(expected), "{expected} is not in\n{table}");
+    }
+    assert!(!told(100, 0, 0).contains("pool="));
+}
+
+#[test]
 fn runs_per_second_and_per_billion_ticks() {
     let mut forks = forked().forks.unwrap();
     forks.generations.truncate(1);

@@ -3,12 +3,13 @@
 
 use crate::device::{Device, read, write};
 use core::arch::asm;
+use core::sync::atomic::Ordering::Relaxed;
 use offshoot_guest::abi::test_device::{
     ID, LAST_OFFSET, LAST_VALUE, MAGIC, READS, ROM_WRITES, WIDTHS, WRITES,
 };
 use offshoot_guest::check::Checks;
 use offshoot_guest::trap::{DB, PF, PF_WRITE, UD};
-use offshoot_guest::{StartInfo, probe};
+use offshoot_guest::{StartInfo, probe, space};
 
 const TF: u64 = 1 << 8;
 
@@ -19,6 +20,7 @@ pub fn check(checks: &mut Checks, info: &StartInfo, device: &Device) {
     steps(checks, info, device);
     changed_code(checks, info, device);
     faults(checks, device);
+    marks(checks, info, device);
 }
 
 /// Every access arrives once, in one piece, at its offset, with its value.
@@ -172,4 +174,63 @@ fn faults(checks: &mut Checks, device: &Device) {
             in("rdi") device.at(0));
         checks.trapped(format_args!("LOCK MOV"), trap, UD, 0);
     }
+}
+
+/// What an access leaves in the tables: it is accessed, and dirty if it was written, be it the device or the memory that
+/// a string instruction copies from or to.
+fn marks(checks: &mut Checks, info: &StartInfo, device: &Device) {
+    const ACCESSED: u64 = 1 << 5;
+    const DIRTY: u64 = 1 << 6;
+    // Two views of their own, beyond all memory.
+    const MEMORY: u64 = 0x8000_0000;
+    const REGISTERS: u64 = 0x8020_0000;
+    const OFFSET: u64 = (1 << 21) - 1;
+    let memory = MEMORY | (info.heap + 0x4000) & OFFSET;
+    let registers = REGISTERS | device.at(0x40) & OFFSET;
+    let mut check = |name: &str, act: &dyn Fn(), expected: [u64; 2]| {
+        let entries = [
+            space::alias(memory, info.heap),
+            space::alias(registers, device.at(0)),
+        ];
+        act();
+        let found = entries.map(|entry| entry.load(Relaxed) & (ACCESSED | DIRTY));
+        checks.equal(
+            format_args!("marks of memory after {name}"),
+            found[0],
+            expected[0],
+        );
+        checks.equal(
+            format_args!("marks of the device after {name}"),
+            found[1],
+            expected[1],
+        );
+    };
+    let copy = |from: u64, to: u64| {
+        // SAFETY: the device, and heap that nothing else uses.
+        unsafe { asm!("movsb", inout("rsi") from => _, inout("rdi") to => _) };
+    };
+    // SAFETY: as above; nothing answers at this port.
+    let input = || unsafe { asm!("insb", inout("rdi") memory => _, in("dx") 0x80_u16) };
+    // SAFETY: as above.
+    let output = || unsafe { asm!("outsb", inout("rsi") memory => _, in("dx") 0x80_u16) };
+    let both = ACCESSED | DIRTY;
+    check("a write", &|| write(registers, 1), [0, both]);
+    check("a read", &|| assert_ne!(read(registers), 0), [0, ACCESSED]);
+    check(
+        "a copy from the device",
+        &|| copy(registers, memory),
+        [both, ACCESSED],
+    );
+    check(
+        "a copy to the device",
+        &|| copy(memory, registers),
+        [ACCESSED, both],
+    );
+    check(
+        "a copy in the device",
+        &|| copy(registers, registers + 8),
+        [0, both],
+    );
+    check("INS", &input, [both, 0]);
+    check("OUTS", &output, [ACCESSED, 0]);
 }

@@ -1,9 +1,10 @@
-//! Why a guest cannot be frozen, forked or reset.
+//! What can go wrong with templates and their forks.
 
-use super::vcpu::VcpuError;
+use core::fmt;
+
+use super::super::vcpu::VcpuError;
 use crate::ept::{self, AccessError, EditError, Reason};
 use crate::frames::FrameError;
-use core::fmt;
 
 /// Why a guest cannot be frozen. It is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +50,9 @@ impl ForkError {
     /// Whether it would have worked with more frames.
     pub const fn is_out_of_frames(&self) -> bool {
         match self {
-            Self::Space(EditError::Tables(Reason::OutOfFrames))
-            | Self::Vcpu(VcpuError::Frames(FrameError::OutOfFrames)) => true,
+            Self::Space(error) => matches!(error, EditError::Tables(Reason::OutOfFrames)),
+            Self::Vcpu(error) => matches!(error, VcpuError::Frames(FrameError::OutOfFrames)),
             Self::Message(error) => matches!(error.reason, Reason::OutOfFrames),
-            _ => false,
         }
     }
 }
@@ -80,6 +80,19 @@ pub enum ResetError {
     Message(AccessError),
 }
 
+impl ResetError {
+    /// Whether it would have worked with more frames.
+    pub const fn is_out_of_frames(&self) -> bool {
+        match self {
+            Self::Space(error) => {
+                matches!(error, ept::ResetError::Frames(FrameError::OutOfFrames))
+            }
+            Self::Vcpu(error) => matches!(error, VcpuError::Frames(FrameError::OutOfFrames)),
+            Self::Message(error) => matches!(error.reason, Reason::OutOfFrames),
+        }
+    }
+}
+
 impl fmt::Display for ResetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -103,6 +116,18 @@ pub enum PatchError {
     Freeze(ept::FreezeError),
     /// There is no frame for the state of its processor.
     Frames(FrameError),
+}
+
+impl PatchError {
+    /// Whether it would have worked with more frames.
+    pub const fn is_out_of_frames(&self) -> bool {
+        match self {
+            Self::Space(error) => matches!(error, EditError::Tables(Reason::OutOfFrames)),
+            Self::Memory(error) => matches!(error.reason, Reason::OutOfFrames),
+            Self::Freeze(_) => false,
+            Self::Frames(error) => matches!(error, FrameError::OutOfFrames),
+        }
+    }
 }
 
 impl fmt::Display for PatchError {
