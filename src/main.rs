@@ -7,6 +7,7 @@ mod data;
 mod forks;
 mod fuzz;
 mod guests;
+mod passthrough;
 mod selftest;
 
 use boot::console::{self, say};

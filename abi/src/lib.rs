@@ -82,6 +82,9 @@ pub const FIGURE_NAME_MAX: usize = 32;
 /// The most pages that one [`Call::HarvestDirty`] tells of: 32 MiB.
 pub const HARVEST_MAX: u64 = 8192;
 
+/// The most devices of the machine that a guest is given.
+pub const PASSTHROUGH_MAX: usize = 4;
+
 /// The longest message to a fork ([`Call::Freeze`]).
 pub const MESSAGE_MAX: usize = 4096;
 
@@ -134,6 +137,19 @@ pub struct StartInfo {
     pub data_len: u64,
     /// Guest-physical address of the [`test_device`], 0 if there is none. It is not mapped.
     pub test_device: u64,
+    /// The devices of the machine that the guest was given with `passthrough=`, in that order; then zeroes. They are not
+    /// mapped.
+    pub passthrough: [Device; PASSTHROUGH_MAX],
+}
+
+/// A device of the machine that a guest was given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Device {
+    /// Its address, guest-physical as well as in the machine.
+    pub start: u64,
+    /// Its bytes, whole pages; 0: there is none.
+    pub len: u64,
 }
 
 impl StartInfo {

@@ -12,7 +12,7 @@ use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa, Gva};
-use crate::ept::{AccessError, Region, RegionError, Space};
+use crate::ept::{AccessError, Space};
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::vmx::controls::Exit;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident, restore_vector, save_vector};
@@ -149,11 +149,6 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     /// The room for a message, if it has asked to be frozen.
     pub fn message_room(&self) -> Option<u64> {
         self.asked.map(AddrRange::len)
-    }
-
-    /// Gives it another region, as [`Space::map`] does.
-    pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
-        self.space.map(region)
     }
 
     /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with

@@ -22,6 +22,7 @@ pub mod mmio;
 pub mod msr;
 pub mod mtrr;
 mod outcome;
+pub mod passthrough;
 mod post_mortem;
 pub mod repetition;
 pub mod report;

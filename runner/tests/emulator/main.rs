@@ -15,6 +15,7 @@ mod memory;
 mod mmio;
 mod mtrr;
 mod pages;
+mod passthrough;
 // Guests use the rest of it.
 #[allow(dead_code)]
 #[path = "../../../guest/src/pattern.rs"]
