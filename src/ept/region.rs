@@ -1,5 +1,6 @@
 //! What a guest's physical addresses are: the regions of a space.
 
+use super::{Access, Reason};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::FrameError;
 use crate::paging::MemoryType;
@@ -132,6 +133,19 @@ impl Region {
     /// Whether the guest may write here.
     pub const fn is_writable(&self) -> bool {
         self.write && self.kind.is_writable()
+    }
+
+    /// Why an access to memory or to a device that is passed through is not allowed, if it is not.
+    pub fn refusal(&self, access: Access) -> Option<Reason> {
+        let tag = self.tag;
+        let (write, fetch) = (access.write, access.fetch);
+        if !(write && !self.is_writable() || fetch && !self.execute) {
+            None
+        } else if write && !self.kind.is_writable() || fetch && !self.kind.is_memory() {
+            Some(Reason::Denied { tag })
+        } else {
+            Some(Reason::Protected { tag })
+        }
     }
 
     /// The part of the region that lies in `range`. The registers of a device model are not divided: `None` of a part of

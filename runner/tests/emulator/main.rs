@@ -20,5 +20,6 @@ mod passthrough;
 #[allow(dead_code)]
 #[path = "../../../guest/src/pattern.rs"]
 mod pattern;
+mod protect;
 mod samples;
 mod traps;

@@ -10,7 +10,7 @@ use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation};
 use crate::addr::{Gpa, Gva};
-use crate::ept::{AccessError, Cause, Reason, RegionKind, Space, Violation};
+use crate::ept::{Access, AccessError, Cause, Reason, RegionKind, Space, Violation};
 use crate::frames::PhysMem;
 use crate::vmx::register_bits::EFER_LMA;
 use crate::vmx::segment::SegmentRegister;
@@ -260,7 +260,9 @@ impl<M: PhysMem> Places for Space<'_, M> {
                     _ if MmioDevices::takes_denied_writes(tag) => {
                         return Ok(Place::Device { tag, offset });
                     }
-                    _ => Reason::Denied { tag },
+                    _ => region
+                        .refusal(Access::WRITE)
+                        .unwrap_or(Reason::Denied { tag }),
                 }
             }
         };
