@@ -186,14 +186,10 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.asked = None;
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
-        if self.vcpu.vpid_is_stale {
-            // Once for each state that the guest is given is enough: what it changes itself it invalidates itself, and what
-            // a change of the EPT tables makes stale is dropped by INVEPT under every VPID (SDM "Operations that Invalidate
-            // Cached Mappings", 30.4.3.1).
-            // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-            unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
-            self.vcpu.vpid_is_stale = false;
-        }
+        let vmx = &mut machine.vmx;
+        // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
+        let ready = |vpid| unsafe { vmx.invvpid(vpid) };
+        self.vcpu.vpid.make_ready(ready)?;
         let features = machine.resident;
         let host_resident = machine.host_resident;
         let timer_is_saved = machine.controls.has(Exit::SavePreemptionTimer);

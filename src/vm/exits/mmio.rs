@@ -182,14 +182,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         if self.devices.mmio.misfits_again((refusal.rip, refusal.gpa)) {
             return self.stop(Outcome::Mmio(refusal));
         }
-        if self.vcpu.vpid != 0 {
-            // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-            let flushed = unsafe { self.machine.vmx.invvpid(self.vcpu.vpid) };
-            if let Err(fail) = flushed {
-                return self.stop(Outcome::EntryInstruction(fail));
-            }
+        if let Err(fail) = self.flush_linear() {
+            return self.stop(Outcome::EntryInstruction(fail));
         }
-        // Without VPID, the next VM entry drops all linear translations.
         crate::vmx::undo_step(&mut self.vmcs)?;
         Ok(Next::Resume)
     }
