@@ -313,7 +313,10 @@ mod tests {
         assert_eq!(mtrrs.type_of(range(2 * GIB, 64 * GIB)), None);
     }
 
-    fn taken(mtrrs: &Mtrrs, memory: &[(u64, u64)]) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+    /// Ranges: where they begin and how long they are.
+    type Ranges = Vec<(u64, u64)>;
+
+    fn taken(mtrrs: &Mtrrs, memory: &[(u64, u64)]) -> (Ranges, Ranges) {
         let sorted = |map: &MemoryMap| {
             let mut all: Vec<_> = map
                 .ranges()
@@ -339,7 +342,7 @@ mod tests {
         let holes = [
             (0x3000_0000, mask(0x1000)),
             (4 | 0xc000_0000, mask(GIB)),
-            (4 | 4 * GIB, mask(GIB)),
+            (4 | (4 * GIB), mask(GIB)),
         ];
         let (left, gone) = taken(&decode(ON | 1 << 10 | 6, &holes), &memory);
         assert_eq!(

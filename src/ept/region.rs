@@ -139,12 +139,12 @@ impl Region {
     pub fn refusal(&self, access: Access) -> Option<Reason> {
         let tag = self.tag;
         let (write, fetch) = (access.write, access.fetch);
-        if !(write && !self.is_writable() || fetch && !self.execute) {
-            None
-        } else if write && !self.kind.is_writable() || fetch && !self.kind.is_memory() {
+        if write && !self.kind.is_writable() || fetch && !self.kind.is_memory() && !self.execute {
             Some(Reason::Denied { tag })
-        } else {
+        } else if write && !self.write || fetch && !self.execute {
             Some(Reason::Protected { tag })
+        } else {
+            None
         }
     }
 
