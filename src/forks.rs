@@ -6,11 +6,12 @@ use crate::guests::{Kernel, Run, file_figure};
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
 use offshoot::addr::PAGE_SIZE;
+use offshoot::counting::Counts;
 use offshoot::vm::cmdline::{GuestOptions, Measure};
 use offshoot::vm::figures::Unit;
 use offshoot::vm::many::{
     ForkEnd, ForksSummary, GuestForks, GuestRun, Measurement, Plan, RECORDS_MAX, Tally, measure,
-    schedule,
+    schedule, tell_counted,
 };
 use offshoot::vm::report::Ending;
 use offshoot::vm::{FreezeError, Guest, Template};
@@ -89,7 +90,7 @@ impl Run<'_> {
         };
         let mut tally = TALLY.lock();
         tally.clear();
-        let kernel = &mut Kernel;
+        let (kernel, counts) = (&mut Kernel, Counts::now());
         let mut forks = GuestForks::new(
             self.machine,
             kernel,
@@ -101,7 +102,7 @@ impl Run<'_> {
             Ok(template) => schedule(&mut forks, template, plan, &mut tally),
             Err(end) => tally.none(end),
         }
-        let (checked, idle_frames) = (forks.checked, forks.idle_frames);
+        let (counts, checked, idle_frames) = (counts.so_far(), forks.checked, forks.idle_frames);
         let name = options.name;
         if options.forks.prefetch {
             log::info!(
@@ -131,7 +132,7 @@ impl Run<'_> {
         }
         let summary = ForksSummary::new(&tally, self.tsc_hz, idle_frames);
         if options.forks.idle {
-            self.file_density(options, &summary);
+            self.file_density(options, &summary, counts);
         }
         summary
     }
@@ -165,8 +166,8 @@ impl Run<'_> {
         }
     }
 
-    /// How many idle forks fit into a GiB, everything else that is there included.
-    fn file_density(&self, options: &GuestOptions, forks: &ForksSummary) {
+    /// How many idle forks fit into a GiB, everything else that is there included. `counts` is of making and ending them.
+    fn file_density(&self, options: &GuestOptions, forks: &ForksSummary, counts: Counts) {
         let alive = forks.generations.first().map_or(0, |all| all.alive_most);
         let bytes = u128::from(self.machine.frames().figures().total) * u128::from(PAGE_SIZE);
         let per_gib = (u128::from(alive) << 30).checked_div(bytes).unwrap_or(0);
@@ -175,7 +176,12 @@ impl Run<'_> {
             options.name,
             bytes >> 20
         );
-        file_figure(options.name, b"fork.per_gib", per_gib as u64, Unit::Forks);
+        let name = "fork.per_gib";
+        file_figure(options.name, name.as_bytes(), per_gib as u64, Unit::Forks);
+        let file = &mut |found: Measurement<'_>| {
+            file_figure(options.name, found.name.as_bytes(), found.value, found.unit);
+        };
+        tell_counted(name, (counts, alive), forks.idle_frames, file);
     }
 }
 

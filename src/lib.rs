@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
+pub mod counting;
 pub mod ept;
 pub mod frames;
 pub mod paging;

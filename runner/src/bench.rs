@@ -2,7 +2,7 @@
 
 use crate::guest::DATA;
 use crate::report::Figure;
-use crate::{Error, Guest};
+use crate::{Error, Guest, Run};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::ErrorKind;
@@ -17,6 +17,8 @@ pub const DEFAULT: &str = "bench,testdev,map=bench-data,forks=2,parallel=1 \
 const DATA_NAME: &str = "bench-data";
 /// A page for each time that the copying of one is measured, and some more.
 const DATA_LEN: usize = 1024 * 4096;
+
+const INSTRUCTIONS: &str = "instructions";
 
 /// One entry of `target/bench/report.json`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -39,6 +41,27 @@ pub fn entries(figures: &[Figure]) -> Vec<Entry> {
             unit: figure.unit.clone(),
         })
         .collect()
+}
+
+/// What is run once more, with a kernel that counts: the guests of `run` that measure forks or how many there can be, if
+/// there are any.
+pub fn counted(run: &Run) -> Option<Run> {
+    let is_counted = |option: &String| option.starts_with("measure=") || option == "idle";
+    let measures = |guest: &&Guest| guest.options.iter().any(is_counted);
+    let guests: Vec<_> = run.guests.iter().filter(measures).cloned().collect();
+    (!guests.is_empty()).then(|| Run {
+        name: format!("{}-counting", run.name),
+        guests,
+        ..run.clone()
+    })
+}
+
+/// The entries, and beside them what was counted. What counting takes itself is in that run's instructions, so those are
+/// left out.
+pub fn with_counts(entries: Vec<Entry>, counted: &[Figure]) -> Vec<Entry> {
+    let mut counted = self::entries(counted);
+    counted.retain(|entry| entry.unit != INSTRUCTIONS);
+    merged(entries, &counted)
 }
 
 /// Puts `new` into the file: entries of the same name are replaced, all others kept.
@@ -96,55 +119,83 @@ fn kvm(name: &str) -> Option<(u64, &'static str)> {
     })
 }
 
+/// What is counted beside some figures, and the head of its column.
+const COUNTED: [(&str, &str); 5] = [
+    ("vmreads", "VMREADs"),
+    ("vmwrites", "VMWRITEs"),
+    ("invepts", "INVEPTs"),
+    ("frames", "frames"),
+    ("bytes", "bytes moved"),
+];
+
 /// Whether `entry` says more about `other`: it has its name and one word more, and does not count instructions too.
 fn is_detail(entry: &Entry, other: &Entry) -> bool {
     let more = entry.name.strip_prefix(&other.name);
     let word = more.and_then(|more| more.strip_prefix('.'));
-    entry.unit != other.unit && word.is_some_and(|word| !word.contains('.'))
+    entry.unit != INSTRUCTIONS && word.is_some_and(|word| !word.contains('.'))
 }
 
-/// What the entries that say more about `entry` say.
-fn details(entry: &Entry, all: &[Entry]) -> String {
+/// What the entries that say more about `entry` say: those that have a column of the second table, and the others.
+fn details(entry: &Entry, all: &[Entry]) -> ([Option<String>; COUNTED.len()], String) {
+    let of = |word: &str| {
+        let name = format!("{}.{word}", entry.name);
+        let found = all.iter().find(|other| other.name == name)?;
+        Some(found.value.to_string())
+    };
     let words: Vec<_> = all
         .iter()
         .filter(|other| is_detail(other, entry))
-        .map(|other| {
+        .filter_map(|other| {
             let word = other.name.rsplit('.').next().unwrap_or_default();
-            format!("{word} {}", other.value)
+            let has_column = COUNTED.iter().any(|(counted, _)| *counted == word);
+            (!has_column).then(|| format!("{word} {}", other.value))
         })
         .collect();
-    if words.is_empty() {
-        String::new()
-    } else {
-        format!("  ({})", words.join(", "))
+    let words = match words.as_slice() {
+        [] => String::new(),
+        words => format!("  ({})", words.join(", ")),
+    };
+    (COUNTED.map(|(word, _)| of(word)), words)
+}
+
+/// KVM's figure, to stand beside ours.
+fn beside(name: &str) -> String {
+    match kvm(name) {
+        Some((kvm, "")) => format!("  KVM {kvm:>5}"),
+        Some((kvm, what)) => format!("  KVM {kvm:>5} ({what})"),
+        None => String::new(),
     }
 }
 
-/// The entries as a table. Those that say more about another stand beside it, and KVM's figures.
+/// The entries as two tables, with KVM's figures beside: those of instructions only, and those beside which something was
+/// counted. Entries that say more about another have no row of their own.
 pub fn table(entries: &[Entry]) -> String {
-    let names = entries.iter().map(|entry| entry.name.len()).max();
-    let values = entries
-        .iter()
-        .map(|entry| entry.value.to_string().len())
-        .max();
-    let (names, values) = (names.unwrap_or(0), values.unwrap_or(0));
-    entries
-        .iter()
-        .filter(|entry| !entries.iter().any(|other| is_detail(entry, other)))
-        .map(|entry| {
-            let Entry { name, value, unit } = entry;
-            let value = value.to_string();
-            let beside = match kvm(name) {
-                Some((kvm, "")) => format!("  KVM {kvm:>5}"),
-                Some((kvm, what)) => format!("  KVM {kvm:>5} ({what})"),
-                None => String::new(),
-            };
-            format!(
-                "{name:names$}  {value:>values$}  {unit}{}{beside}\n",
-                details(entry, entries)
-            )
-        })
-        .collect()
+    let has_row = |entry: &&Entry| !entries.iter().any(|other| is_detail(entry, other));
+    let rows: Vec<_> = entries.iter().filter(has_row).collect();
+    let names = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
+    let lengths = rows.iter().map(|row| row.value.to_string().len());
+    let values = lengths.max().unwrap_or(0);
+    let (mut plain, mut counted) = (String::new(), String::new());
+    for entry in rows {
+        let Entry { name, value, unit } = entry;
+        let (columns, more) = details(entry, entries);
+        let (value, beside) = (value.to_string(), beside(name));
+        if columns.iter().all(Option::is_none) {
+            plain += &format!("{name:names$}  {value:>values$}  {unit}{more}{beside}\n");
+            continue;
+        }
+        let value = format!("{value} {unit}");
+        counted += &format!("{name:names$}  {value:>18}");
+        for (column, (_, head)) in columns.into_iter().zip(COUNTED) {
+            counted += &format!("  {:>1$}", column.unwrap_or_default(), head.len());
+        }
+        counted += &format!("{more}{beside}\n");
+    }
+    if !counted.is_empty() {
+        let heads = COUNTED.map(|(_, head)| head).join("  ");
+        plain += &format!("\n{:names$}  {:>18}  {heads}\n{counted}", "", "");
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -194,13 +245,47 @@ mod tests {
             entry("made.16m", 2800),
             of("made.16m.frames", 4, "frames"),
             of("made.16m.vmreads", 0, "times"),
+            of("made.16m.rest", 1, "frames"),
             entry("made.16m.first", 9),
         ]);
         assert_eq!(
             text,
-            "made.16m          2800  instructions  (frames 4, vmreads 0)\n\
-             made.16m.first       9  instructions\n"
+            "made.16m.first     9  instructions\n\n\
+             \x20                                   VMREADs  VMWRITEs  INVEPTs  frames  bytes moved\n\
+             made.16m         2800 instructions        0                          4               (rest 1)\n"
         );
+    }
+
+    #[test]
+    fn counts_are_put_beside_and_instructions_of_who_counts_are_not() {
+        let figure = |name: &str, value, unit: &str| Figure {
+            guest: "g".into(),
+            name: name.into(),
+            value,
+            unit: unit.into(),
+        };
+        let counted = [
+            figure("made", 9999, "instructions"),
+            figure("made.frames", 4, "frames"),
+        ];
+        let all = with_counts(vec![entry("made", 2800)], &counted);
+        let told: Vec<_> = all
+            .iter()
+            .map(|e| (e.name.as_str(), e.value.as_u64()))
+            .collect();
+        assert_eq!(told, [("made", Some(2800)), ("made.frames", Some(4))]);
+    }
+
+    #[test]
+    fn only_guests_that_measure_are_run_again() {
+        let bench = Guest::new("bench").with("map=x");
+        let forks = Guest::new("forks_bench").with("measure=all");
+        let again = counted(&Run::new("b", vec![bench.clone(), forks.clone()])).unwrap();
+        assert_eq!(
+            (again.name.as_str(), again.guests),
+            ("b-counting", vec![forks])
+        );
+        assert!(counted(&Run::new("b", vec![bench])).is_none());
     }
 
     #[test]

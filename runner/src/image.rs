@@ -59,15 +59,29 @@ impl Samples {
 impl Image {
     /// Builds the kernel in the workspace this runner was built from. Cargo shows its progress.
     pub fn build(samples: Samples) -> Result<Self, Error> {
+        Self::built(
+            "the kernel",
+            ["--features=kernel", "--target-dir=target"],
+            samples,
+        )
+    }
+
+    /// The same, of a kernel that counts what its figures of instructions do not show.
+    pub fn build_counting(samples: Samples) -> Result<Self, Error> {
+        let apart = ["--features=kernel,count", "--target-dir=target/count"];
+        Self::built("the kernel that counts", apart, samples)
+    }
+
+    fn built(what: &str, [features, dir]: [&str; 2], samples: Samples) -> Result<Self, Error> {
         let root = workspace();
         let arguments = [
             "--package=offshoot",
-            "--features=kernel",
             "--bin=offshoot",
             "--config=.cargo/kernel.toml",
-            "--target-dir=target",
+            features,
+            dir,
         ];
-        let kernel = cargo(&root, "the kernel", &arguments)?
+        let kernel = cargo(&root, what, &arguments)?
             .into_iter()
             .find(|path| path.ends_with("offshoot"))
             .ok_or_else(|| Error::asked("offshoot", "cargo built no such program"))?;

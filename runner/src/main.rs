@@ -3,7 +3,7 @@
 use offshoot_runner::emulator::{Boot, Emulator};
 use offshoot_runner::image::Samples;
 use offshoot_runner::run::{DEFAULT_LIMIT, DEFAULT_MEMORY};
-use offshoot_runner::{Error, Guest, Image, Run, Verdict, bench, guest, iso, quantity};
+use offshoot_runner::{Error, Guest, Image, Report, Run, Verdict, bench, guest, iso, quantity};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -138,7 +138,7 @@ fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
     let run = Run {
         name: options.name.clone().unwrap_or_else(|| name.into()),
         guests,
-        cmdline: options.cmdline,
+        cmdline: options.cmdline.clone(),
         memory: options.memory,
         emulator,
         limit: options.limit,
@@ -164,7 +164,18 @@ fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
         outcome.dir.display()
     );
     if name == "bench" && outcome.verdict == Verdict::Ok {
-        let entries = bench::entries(&outcome.report.map_or(Vec::new(), |report| report.figures));
+        let figures = |report: Option<Report>| report.map_or(Vec::new(), |report| report.figures);
+        let mut entries = bench::entries(&figures(outcome.report));
+        if let (None, Some(run)) = (&options.kernel, bench::counted(&run)) {
+            let image = Image::build_counting(image.samples.clone())?;
+            eprintln!("offshoot: counting, in {}", run.emulator);
+            let counted = run.boot(&image, &mut |_| ())?;
+            if counted.verdict != Verdict::Ok {
+                eprintln!("offshoot: {}", counted.verdict);
+                return Ok(false);
+            }
+            entries = bench::with_counts(entries, &figures(counted.report));
+        }
         let path = image.root.join("target/bench/report.json");
         bench::file(&path, &entries)?;
         print!("{}", bench::table(&entries));

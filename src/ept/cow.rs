@@ -82,8 +82,10 @@ impl<M: PhysMem> Space<'_, M> {
         let attr = written
             .with_soft(old.soft())
             .with_dirty(written.dirty() || old.dirty());
-        self.tree
-            .put_own_page(frames, gpa, table, entry.frame(), attr);
+        self.tree.put_page(frames, gpa, table, entry.frame(), attr);
+        if self.tree.log.is_on() {
+            self.tree.note(frames, gpa, table);
+        }
         self.faults.taken_over += 1;
         Some(Fill::TakenOver)
     }

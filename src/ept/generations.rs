@@ -50,6 +50,19 @@ enum Step {
     AddRegion {
         space: usize,
     },
+    /// A page, or the region that was added, is in no region any more.
+    Unmap {
+        space: usize,
+        page: usize,
+    },
+    /// It is memory again.
+    Map {
+        space: usize,
+        page: usize,
+    },
+    Merge {
+        space: usize,
+    },
     Freeze {
         space: usize,
     },
@@ -101,6 +114,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (index(), index(), any::<bool>()).prop_map(|(space, page, write)| Step::Protect { space, page, write }),
         1 => index().prop_map(|space| Step::Harvest { space }),
         1 => index().prop_map(|space| Step::AddRegion { space }),
+        1 => (index(), index()).prop_map(|(space, page)| Step::Unmap { space, page }),
+        1 => (index(), index()).prop_map(|(space, page)| Step::Map { space, page }),
+        1 => index().prop_map(|space| Step::Merge { space }),
         3 => index().prop_map(|space| Step::Freeze { space }),
         6 => (index(), any::<bool>()).prop_map(|(template, prefetched)| Step::Fork { template, prefetched }),
         1 => index().prop_map(|space| Step::ForkRunning { space }),
@@ -131,6 +147,12 @@ fn page_address(page: usize) -> u64 {
     pages[page % pages.len()]
 }
 
+/// Those of them that are RAM, and the region that can be added.
+fn removable(page: usize) -> u64 {
+    let pages = [0, 1, 2, 3, 4, 8, 9, 10].map(page_address);
+    pages.get(page % 9).copied().unwrap_or(EXTRA)
+}
+
 fn fresh_byte(gpa: u64) -> u8 {
     if gpa >= MODULE && gpa - MODULE < HOST_LEN {
         host_byte(gpa - MODULE)
@@ -146,6 +168,8 @@ struct Model {
     /// Pages that were written since the last harvest, fork or reset.
     dirty: BTreeSet<u64>,
     protected: Vec<u64>,
+    /// Pages in no region.
+    holes: BTreeSet<u64>,
     extra: bool,
     /// The number of its template.
     template: Option<usize>,
@@ -203,8 +227,10 @@ fn end(mut ending: Ending<'_, Arena>, cpus: &mut [Cpu; 2]) {
 }
 
 fn holds_what_the_model_says(space: &Space<'_, Arena>, model: &Model) -> Result<(), String> {
-    for page in 0..11 {
-        let start = page_address(page);
+    for start in (0..11).map(page_address) {
+        if model.holes.contains(&start) {
+            continue;
+        }
         for (i, byte) in (start..).zip(read(space, start, PAGE_SIZE as usize)) {
             if byte != model.byte(i) {
                 return Err(format!(
@@ -331,6 +357,10 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
                         reason: Reason::Denied { .. } | Reason::Protected { .. },
                         ..
                     }) if write.is_some() && !model.may_write(page) => {}
+                    Err(Unresolved {
+                        reason: Reason::NoRegion,
+                        ..
+                    }) if model.holes.contains(&page) => {}
                     Err(error) => return wrong(&error),
                 }
             }
@@ -344,6 +374,8 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
                         Reason::Denied { .. } | Reason::Protected { .. }
                             if !model.may_write(error.gpa.as_u64() & !0xfff) => {}
                         Reason::NoRegion if page_address(page) == MODULE + 3 * PAGE_SIZE => {}
+                        Reason::NoRegion
+                            if model.holes.contains(&(error.gpa.as_u64() & !0xfff)) => {}
                         _ => return wrong(&error),
                     },
                 }
@@ -365,6 +397,7 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
                         model.dirty.remove(&start);
                     }
                     Err(error) if scarce_edit(&error) => {}
+                    Err(EditError::NotMemory(_)) if model.holes.contains(&start) => {}
                     Err(error) => return wrong(&error),
                 }
             }
@@ -379,6 +412,7 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
                         }
                     }
                     Err(error) if scarce_edit(&error) => {}
+                    Err(EditError::NotMemory(_)) if model.holes.contains(&start) => {}
                     Err(error) => return wrong(&error),
                 }
             }
@@ -413,6 +447,51 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
                     Err(RegionError::Overlaps { .. }) if model.extra => {}
                     Err(RegionError::Frames(_) | RegionError::TooMany) => {}
                     Err(error) => return wrong(&error),
+                }
+            }
+            Step::Unmap { space, page } if count > 0 => {
+                let (space, model) = &mut alive[at(space)];
+                let start = removable(page);
+                match space.unmap(gpas(start, PAGE_SIZE)) {
+                    Ok(()) => {
+                        let gone = if start == EXTRA {
+                            core::mem::take(&mut model.extra)
+                        } else {
+                            model.holes.insert(start)
+                        };
+                        assert!(gone);
+                        model.bytes.retain(|gpa, _| gpa - gpa % PAGE_SIZE != start);
+                        model.dirty.remove(&start);
+                        model.protected.retain(|page| *page != start);
+                    }
+                    Err(EditError::Region(RegionError::NoSuchRegion(_)))
+                        if model.holes.contains(&start) || start == EXTRA && !model.extra => {}
+                    Err(error) if scarce_edit(&error) => {}
+                    Err(error) => return wrong(&error),
+                }
+            }
+            Step::Map { space, page } if count > 0 => {
+                let (space, model) = &mut alive[at(space)];
+                let start = removable(page);
+                if start == EXTRA {
+                    continue;
+                }
+                let tag = match start {
+                    BIG.. => 0,
+                    HIGH.. => 2,
+                    _ => 1,
+                };
+                let region = Region::new(gpas(start, PAGE_SIZE), RegionKind::Ram).with_tag(tag);
+                match space.map(region.with_execute(tag != 2)) {
+                    Ok(()) => assert!(model.holes.remove(&start)),
+                    Err(RegionError::Overlaps { .. }) if !model.holes.contains(&start) => {}
+                    Err(RegionError::Frames(_) | RegionError::TooMany) => {}
+                    Err(error) => return wrong(&error),
+                }
+            }
+            Step::Merge { space } if count > 0 => {
+                if let Err(error) = alive[at(space)].0.merge(gpas(0, 1 << 40)) {
+                    return wrong(&error);
                 }
             }
             Step::Freeze { space } if count > 0 && templates.len() < 4 => {

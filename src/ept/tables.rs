@@ -8,6 +8,7 @@ use super::dirty::Marks;
 use super::entry::{Origin, decode};
 use super::reach::Reach;
 use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::counting::{Counted, add};
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
 use crate::paging::{
     Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, MayMoveTable, TableOps, TableReadOps,
@@ -242,6 +243,8 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     const WRITE_MEANS_PRIVATE: bool = true;
 
     fn alloc_table(&mut self) -> Option<Hpa> {
+        // It is copied or set to zero as a whole.
+        add(Counted::Bytes, PAGE_SIZE);
         self.frames.alloc().ok().map(|frame| frame.into_raw())
     }
     fn free_table(&mut self, table: Hpa) {

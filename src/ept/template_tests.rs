@@ -266,6 +266,63 @@ fn what_the_host_writes_is_brought_back_too() {
 }
 
 #[test]
+fn what_goes_because_it_is_idle_waits_for_cpus_that_may_have_it() {
+    for capability in both() {
+        template!(spaces, template, cpu, capability);
+        let mut fork = template.fork().unwrap();
+        fork.track_dirty();
+        fork.load(Gpa::new(ROM), &[9; 3]).unwrap();
+        for round in 0..=IDLE {
+            cpu.run(&mut fork, ROM, ROM, Access::READ).unwrap();
+            let restored = fork.reset(&template, Reset::Auto).unwrap();
+            let gone = u64::from(round == IDLE);
+            assert_eq!((restored.dropped, restored.frames), (gone, gone));
+            assert_eq!(fork.retired_frames(), gone);
+        }
+        finish!(spaces, template, cpu, fork);
+    }
+}
+
+#[test]
+fn a_page_that_a_harvest_told_and_that_was_written_again_is_copied_back_once() {
+    template!(spaces, template, cpu, all_capabilities());
+    let mut fork = template.fork().unwrap();
+    let page = gpas(RAM, PAGE_SIZE);
+    for writes_again in [false, true] {
+        guest_write(&mut fork, &mut cpu, RAM, 7);
+        assert_eq!(fork.harvest_dirty(page, |_, _| ()), Ok(1));
+        if writes_again {
+            guest_write(&mut fork, &mut cpu, RAM, 8);
+        }
+        let copied = [(); 2].map(|()| fork.reset(&template, Reset::Warm).unwrap().copied);
+        assert_eq!(copied, [1, 0]);
+        assert_eq!(byte(&fork, RAM), 1);
+    }
+    finish!(spaces, template, cpu, fork);
+}
+
+#[test]
+fn a_page_that_is_harvested_again_and_again_is_noted_once() {
+    for capability in both() {
+        template!(spaces, template, cpu, capability);
+        let mut fork = template.fork().unwrap();
+        guest_write(&mut fork, &mut cpu, RAM, 7);
+        let used = spaces.frames().figures().used;
+        for _ in 0..1000 {
+            guest_write(&mut fork, &mut cpu, RAM, 7);
+            assert_eq!(fork.harvest_dirty(gpas(RAM, PAGE_SIZE), |_, _| ()), Ok(1));
+        }
+        let _ = fork.enter(&mut cpu);
+        assert_eq!(spaces.frames().figures().used, used);
+        assert_eq!(template.remember_working_set(&fork), Ok(1));
+        let restored = fork.reset(&template, Reset::Warm).unwrap();
+        assert_eq!((restored.copied, restored.kept), (1, 1));
+        assert_eq!(byte(&fork, RAM), 1);
+        finish!(spaces, template, cpu, fork);
+    }
+}
+
+#[test]
 fn a_prefetched_fork_writes_its_working_set_without_a_violation() {
     for capability in both() {
         template!(spaces, template, cpu, capability);
@@ -292,7 +349,16 @@ fn a_prefetched_fork_writes_its_working_set_without_a_violation() {
         let (mut idle, _) = template.fork_prefetched().unwrap();
         let copied = idle.reset(&template, Reset::Warm).unwrap().copied;
         assert_eq!(copied, if capability.accessed_dirty { 0 } else { 3 });
-        // Without frames it is given less, and is a fork all the same.
+        // Without frames it is given less, is a fork all the same, and has written nothing.
+        for allowed in (2..12).filter(|_| capability.accessed_dirty) {
+            spaces.frames().allowance.store(allowed, SeqCst);
+            let made = template.fork_prefetched();
+            spaces.frames().allowance.store(u64::MAX, SeqCst);
+            let (mut poor, _) = made.unwrap();
+            let told = poor.harvest_dirty(gpas(RAM, 16 * PAGE_SIZE), |_, _| ());
+            assert_eq!(told, Ok(0), "{allowed}");
+            finish(poor, &mut cpu);
+        }
         spaces.frames().allowance.store(6, SeqCst);
         let (poor, given) = template.fork_prefetched().unwrap();
         spaces.frames().allowance.store(u64::MAX, SeqCst);

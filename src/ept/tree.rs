@@ -5,12 +5,12 @@ use super::debt::Debt;
 use super::dirty::Marks;
 use super::log::Log;
 use super::reach::Reach;
-use super::tables::{DIRTY, ENTRIES, Tables, View, WRITE, word};
+use super::tables::{DIRTY, ENTRIES, TOLD, Tables, View, WRITE, word};
 use super::{EptCapability, Eptp, PagePolicy};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
 use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format, open_slot};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The tables of one space, and what is owed for changes to them.
 #[derive(Debug)]
@@ -100,6 +100,17 @@ impl Tree {
         ((number ^ (page.as_u64() / PAGE_SIZE)) / ENTRIES as u64 == 0).then_some(table)
     }
 
+    /// The leaf of `page`, if it was put by the last edit.
+    pub fn recent_leaf<'a, M: PhysMem>(
+        &self,
+        frames: &'a FrameAllocator<M>,
+        page: Gpa,
+    ) -> Option<&'a AtomicU64> {
+        let table = self.recent_table(page)?;
+        // SAFETY: the table is this tree's own.
+        Some(unsafe { word(frames.mem(), table, index_of(page)) })
+    }
+
     /// The lowest table for `page` and its entry there, if every entry above grants write: all tables are this tree's own.
     #[inline(always)]
     pub fn lowest_entry<M: PhysMem>(
@@ -182,11 +193,12 @@ impl Tree {
         self.recent = (page.as_u64() / PAGE_SIZE, table);
     }
 
-    /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it.
-    fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
+    /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it. One that lost
+    /// its mark, and write with it, to a harvest is logged already: else whoever harvests on and on would fill all memory.
+    pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
         // SAFETY: the table is this tree's own, as the last edit says.
         let leaf = unsafe { word(frames.mem(), table, index_of(page)) }.load(Ordering::Relaxed);
-        if leaf & (WRITE | DIRTY) != 0 {
+        if leaf & (WRITE | DIRTY) != 0 && leaf & TOLD == 0 {
             self.log.note(frames, leaf_address(page, table), page);
         }
     }

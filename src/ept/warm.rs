@@ -93,7 +93,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 from => unsafe { frames.overwrite_page(frame, Hpa::new(from)) },
             }
             if MARKS {
-                leaf.fetch_and(!DIRTY, Ordering::AcqRel);
+                leaf.fetch_and(!(DIRTY | TOLD), Ordering::AcqRel);
                 *record = record.with_idle(0);
             }
             true
@@ -107,7 +107,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
         } = warm;
         let freed = self.tree.debt.retired.frames() - before;
         // What CPUs have cached of a leaf may not be what it says now.
-        self.tree.close(frames, MARKS && copied + dropped != 0);
+        self.tree
+            .close(frames, MARKS && copied != 0 || dropped != 0);
         sound.then_some(Restored {
             cold: false,
             copied,
@@ -136,11 +137,8 @@ impl<M: PhysMem> Warm<'_, '_, M> {
     /// A page without the mark. If it was not written either, it goes if that is so for long; yields whether it stays.
     #[inline(never)]
     fn not_dirty(&mut self, record: &mut Record, leaf: &AtomicU64) -> Option<bool> {
-        if leaf.load(Ordering::Relaxed) & TOLD == 0 {
-            return Some(self.is_idle(record, leaf));
-        }
-        leaf.fetch_and(!TOLD, Ordering::AcqRel);
-        None
+        let told = leaf.load(Ordering::Relaxed) & TOLD != 0;
+        (!told).then(|| self.is_idle(record, leaf))
     }
 
     /// A page that was not written: yields whether it stays.

@@ -1,7 +1,6 @@
 //! The pages that the forks of a template write: a first fork shows them, later forks are given them at once.
 
 use super::log::Log;
-use super::tables::word;
 use super::{Access, EditError, FrozenSpace, ResetError, Space};
 use crate::frames::PhysMem;
 use core::sync::atomic::Ordering;
@@ -37,6 +36,8 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     pub fn fork_prefetched(&self) -> Result<(Space<'s, M>, u64), EditError> {
         let mut fork = self.fork()?;
         let frames = self.space.spaces.frames;
+        let tells = fork.tree.exact || fork.eptp().accessed_dirty();
+        let away = if tells { fork.tree.marks.clear } else { 0 };
         let mut given = 0;
         for record in self.space.tree.log.records(frames) {
             let Some(known) = fork.regions.find_often(record.page()) else {
@@ -53,16 +54,11 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
             {
                 break;
             }
-            given += 1;
-        }
-        if fork.tree.exact || fork.eptp().accessed_dirty() {
-            let away = fork.tree.marks.clear;
-            // They hold what the template holds. No CPU has seen them yet.
-            for record in fork.tree.log.records(frames) {
-                // SAFETY: a leaf in a table of the fork's own: it was made just now.
-                let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
+            // It holds what the template holds. No CPU has seen it yet.
+            if let Some(leaf) = fork.tree.recent_leaf(frames, page) {
                 leaf.fetch_and(!away, Ordering::AcqRel);
             }
+            given += 1;
         }
         Ok((fork, given))
     }

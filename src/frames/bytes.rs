@@ -5,6 +5,7 @@
 
 use super::PhysMem;
 use crate::addr::{Address, Hpa, PAGE_SIZE};
+use crate::counting::{Counted, add};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Fills the frame at `frame` with zeroes.
@@ -12,8 +13,20 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// # Safety
 /// The frame must be managed memory that the caller alone uses.
 pub(super) unsafe fn zero(mem: &impl PhysMem, frame: Hpa) {
+    add(Counted::Bytes, PAGE_SIZE);
     // SAFETY: the pointer is valid to the end of the frame by the contract of `PhysMem`; the caller alone uses it.
     unsafe { mem.ptr(frame).write_bytes(0, PAGE_SIZE as usize) }
+}
+
+/// Copies a whole frame.
+///
+/// # Safety
+/// As for [`PhysMem::copy_frame`].
+#[inline(always)]
+pub(super) unsafe fn copy(mem: &impl PhysMem, from: Hpa, to: Hpa) {
+    add(Counted::Bytes, PAGE_SIZE);
+    // SAFETY: the caller's.
+    unsafe { mem.copy_frame(from, to) }
 }
 
 /// Copies bytes out of memory, from `at` up to the end of its frame at most.
@@ -21,6 +34,7 @@ pub(super) unsafe fn zero(mem: &impl PhysMem, frame: Hpa) {
 /// # Safety
 /// `at` must lie in a managed frame and `into` must not pass its end.
 pub(super) unsafe fn read(mem: &impl PhysMem, at: Hpa, into: &mut [u8]) {
+    add(Counted::Bytes, into.len() as u64);
     let mut from: *const u8 = mem.ptr(at);
     let (head, rest) = into.split_at_mut(from.align_offset(8).min(into.len()));
     let (words, tail) = rest.as_chunks_mut::<8>();
@@ -47,6 +61,7 @@ pub(super) unsafe fn read(mem: &impl PhysMem, at: Hpa, into: &mut [u8]) {
 /// # Safety
 /// `at` must lie in a managed frame and `bytes` must not pass its end; nothing but guest bytes may be there.
 pub(super) unsafe fn write(mem: &impl PhysMem, at: Hpa, bytes: &[u8]) {
+    add(Counted::Bytes, bytes.len() as u64);
     let mut to = mem.ptr(at);
     let (head, rest) = bytes.split_at(to.align_offset(8).min(bytes.len()));
     let (words, tail) = rest.as_chunks::<8>();

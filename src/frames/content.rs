@@ -2,6 +2,7 @@
 
 use super::{Frame, FrameAllocator, FrameError, PhysMem, bytes};
 use crate::addr::{Address, Hpa, PAGE_SIZE};
+use crate::counting::{Counted, add};
 
 impl<M: PhysMem> FrameAllocator<M> {
     /// A new frame with the content of the one at `from`.
@@ -14,7 +15,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         let frame = self.alloc()?;
         // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
         // writes the old one on another CPU can only spoil bytes of its own.
-        unsafe { self.mem.copy_frame(from, frame.address()) };
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
         Ok(frame)
     }
 
@@ -26,7 +27,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub unsafe fn alloc_host_copy(&self, from: Hpa) -> Result<Frame, FrameError> {
         let frame = self.alloc_inline()?;
         // SAFETY: as in `copy_host_into`; the frame is fresh.
-        unsafe { self.mem.copy_frame(from, frame.address()) };
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
         Ok(frame)
     }
 
@@ -42,7 +43,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         self.check_exclusive(frame)?;
         // SAFETY: both frames are managed and allocated, `frame` to the caller alone, so that the other, which an entry
         // refers to, is another one. A guest that still writes that one can only spoil bytes of its own.
-        unsafe { self.mem.copy_frame(from, frame.address()) };
+        unsafe { bytes::copy(&self.mem, from, frame.address()) };
         Ok(())
     }
 
@@ -59,6 +60,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     ) -> Result<(), FrameError> {
         self.check_exclusive(frame)?;
         let len = len.min(PAGE_SIZE) as usize;
+        add(Counted::Bytes, PAGE_SIZE);
         // SAFETY: the frame is managed and the caller's alone; the source is what the caller vouches for, and cannot be
         // the frame, as that is managed.
         unsafe {
@@ -79,6 +81,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub unsafe fn overwrite(&self, to: Hpa, from: Hpa, len: u64) -> Result<(), FrameError> {
         self.check_alone(to)?;
         let len = len.min(PAGE_SIZE) as usize;
+        add(Counted::Bytes, PAGE_SIZE);
         // SAFETY: the frame is managed and referred to by the one entry; the rest is what the caller vouches for.
         unsafe {
             let to = self.mem.ptr(to);
@@ -100,7 +103,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     pub unsafe fn overwrite_page(&self, to: Hpa, from: Hpa) {
         debug_assert!(self.count(to) == 1 && from != to);
         // SAFETY: the caller's.
-        unsafe { self.mem.copy_frame(from, to) };
+        unsafe { bytes::copy(&self.mem, from, to) };
     }
 
     #[inline]

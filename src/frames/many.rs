@@ -1,7 +1,7 @@
 //! The references to a frame that others refer to as well: looked up once, copied and given up.
 
 use super::counts::Record;
-use super::{Frame, FrameAllocator, FrameError, PhysMem};
+use super::{Frame, FrameAllocator, FrameError, PhysMem, bytes};
 use crate::addr::Hpa;
 
 /// A frame to which there was more than one reference, of which the holder of this has one.
@@ -31,7 +31,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         let frame = self.alloc_inline()?;
         // SAFETY: both frames are managed and allocated, the new one to us alone, so they differ. A guest that still
         // writes the old one on another CPU can only spoil bytes of its own.
-        unsafe { self.mem.copy_frame(shared.address, frame.address()) };
+        unsafe { bytes::copy(&self.mem, shared.address, frame.address()) };
         Ok(frame)
     }
 }

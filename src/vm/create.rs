@@ -13,6 +13,7 @@ use super::stats::RunStats;
 use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use crate::addr::{AddrRange, Gpa};
+use crate::counting::Counts;
 use crate::ept::{AccessError, DeviceRange, Region, RegionError, RegionKind, Space, Spaces};
 use crate::frames::{FrameError, PhysMem};
 
@@ -111,7 +112,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
                 ended: None,
                 asked: None,
                 message: None,
-                setup_ticks: 0,
+                setup: (0, Counts::default()),
                 stats: RunStats::ZERO,
             }),
             Err(error) => {

@@ -12,6 +12,7 @@ use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa, Gva};
+use crate::counting::Counts;
 use crate::ept::{AccessError, Space};
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::vmx::controls::Exit;
@@ -40,7 +41,7 @@ pub struct Guest<'s, M: PhysMem> {
     pub(super) asked: Option<AddrRange<Gpa>>,
     /// Where a message goes before it runs, and how long it is. It waits behind the entry area.
     pub(super) message: Option<(Gpa, usize)>,
-    pub(super) setup_ticks: u64,
+    pub(super) setup: (u64, Counts),
     /// What its run has cost so far.
     pub stats: RunStats,
 }
@@ -141,9 +142,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.space.generation()
     }
 
-    /// What setting up its processor took, in ticks of the TSC, if it is a fork.
-    pub fn setup_ticks(&self) -> u64 {
-        self.setup_ticks
+    /// What setting up its processor took, if it is a fork: ticks of the TSC, and what is counted.
+    pub fn setup(&self) -> (u64, Counts) {
+        self.setup
     }
 
     /// The room for a message, if it has asked to be frozen.

@@ -15,10 +15,11 @@ use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{Difference, VcpuState};
 use crate::addr::{AddrRange, Gpa};
+use crate::counting::Counts;
 use crate::ept::{self, AccessError, FrozenSpace, Reset, Restored, Space};
 use crate::frames::{Frame, PhysMem};
 use crate::vmx::interruption::Interruption;
-use crate::vmx::{Field32, Gpr, VmcsCounts};
+use crate::vmx::{Field32, Gpr};
 
 pub use error::{ForkError, FreezeError, PatchError, ResetError};
 
@@ -126,7 +127,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
         machine: &mut Machine<'_, M>,
         message: &[u8],
     ) -> Result<Guest<'s, M>, ForkError> {
-        let begin = now();
+        let (begin, counts) = (now(), Counts::now());
         let vcpu = match Vcpu::fork(machine, space.eptp().as_u64(), &self.state) {
             Ok(vcpu) => vcpu,
             Err(error) => {
@@ -134,7 +135,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
                 return Err(ForkError::Vcpu(error));
             }
         };
-        let setup_ticks = now().wrapping_sub(begin);
+        let setup = (now().wrapping_sub(begin), counts.so_far());
         let mut guest = Guest {
             space,
             vcpu,
@@ -147,7 +148,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
             ended: None,
             asked: None,
             message: None,
-            setup_ticks,
+            setup,
             stats: RunStats::ZERO,
         };
         match self.give_message(&mut guest, machine, message) {
@@ -195,14 +196,19 @@ impl<'s, M: PhysMem> Template<'s, M> {
         machine: &Machine<'_, M>,
         message: &[u8],
     ) -> Result<(), AccessError> {
-        let Some(buffer) = self.message else {
+        let Some((buffer, message)) = self.part_told(message) else {
             return Ok(());
         };
-        let room = buffer.len().min(MESSAGE_MAX as u64) as usize;
-        let message = message.get(..room).unwrap_or(message);
         let area = guest.vcpu.area(machine.frames);
         area.regs.set(Gpr::Rax, message.len() as u64);
-        guest.put_message(machine.frames, buffer.start(), message)
+        guest.put_message(machine.frames, buffer, message)
+    }
+
+    /// Where a message goes, and as much of it as there is room for, if the guest has asked for one.
+    fn part_told<'m>(&self, message: &'m [u8]) -> Option<(Gpa, &'m [u8])> {
+        let buffer = self.message?;
+        let room = buffer.len().min(MESSAGE_MAX as u64) as usize;
+        Some((buffer.start(), message.get(..room).unwrap_or(message)))
     }
 
     /// Remembers which pages `fork` has made its own, for [`Template::fork_prefetched`]. Yields how many.
@@ -210,27 +216,19 @@ impl<'s, M: PhysMem> Template<'s, M> {
         self.space.remember_working_set(&fork.space)
     }
 
-    /// Tells `each` of everything in which the processor of `fork` differs from what it was when the guest was frozen.
+    /// Tells `each` of everything in which the processor of `fork`, which has got `message` and has not run since, differs from
+    /// what it was when the guest was frozen: RAX holds the length of the message, if the guest has asked for one.
     pub fn differences(
         &self,
         fork: &Guest<'s, M>,
         machine: &mut Machine<'_, M>,
+        message: &[u8],
         each: impl FnMut(Difference),
     ) -> Result<(), VcpuError> {
         let now = fork.vcpu.capture(machine)?;
-        self.state.differences(&now, machine.frames, each);
+        let rax = self.part_told(message).map(|(_, told)| told.len() as u64);
+        self.state.differences(&now, machine.frames, rax, each);
         Ok(())
-    }
-
-    /// How many VMREADs and VMWRITEs a fork takes, and how many a reset. Brings the processor of `fork`, one of this
-    /// template's, back to its start.
-    pub fn count_vmcs_accesses(
-        &self,
-        fork: &mut Guest<'s, M>,
-        machine: &mut Machine<'_, M>,
-    ) -> Result<(VmcsCounts, VmcsCounts), VcpuError> {
-        let eptp = fork.space.eptp().as_u64();
-        fork.vcpu.count_fork(machine, eptp, &self.state)
     }
 
     /// Replaces this template by one whose memory `change` has changed. Forks of the old one see nothing of it, and cannot be

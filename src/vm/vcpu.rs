@@ -4,6 +4,7 @@ use super::loader::Start;
 use super::machine::{Machine, give_back};
 use super::run::now;
 use super::vcpu_state::VcpuState;
+use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::{Entry, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
@@ -11,8 +12,7 @@ use crate::vmx::register_bits::CR4_VMXE;
 use crate::vmx::state::{GuestState, NO_LINK_POINTER, Start64};
 use crate::vmx::vpid::Vpid;
 use crate::vmx::{
-    Counting, Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsCounts,
-    VmcsError,
+    Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsError,
 };
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
@@ -99,6 +99,7 @@ impl Vcpu {
         state: &VcpuState,
     ) -> Result<Self, VcpuError> {
         let mut this = Self::new(machine)?;
+        add(Counted::Bytes, size_of::<EntryArea>() as u64);
         // SAFETY: the frame is fresh, larger than the area and aligned to a page.
         unsafe { this.area_ptr(machine.frames).write(EntryArea::new()) };
         let done = this
@@ -181,24 +182,6 @@ impl Vcpu {
         vmcs.write_natural(FieldNatural::Cr0GuestHostMask, limits.cr0_mask())?;
         vmcs.write_natural(FieldNatural::Cr4GuestHostMask, limits.cr4_mask())?;
         Ok(())
-    }
-
-    /// Does once more what [`Vcpu::fork`] did with the VMCS, and counts: all of it, and the part that a reset does too.
-    pub(super) fn count_fork<M: PhysMem>(
-        &mut self,
-        machine: &mut Machine<'_, M>,
-        eptp: u64,
-        state: &VcpuState,
-    ) -> Result<(VmcsCounts, VmcsCounts), VcpuError> {
-        let mut vmcs = self.make_current(machine)?;
-        let mut counting = Counting::new(&mut vmcs);
-        self.restore(machine, &mut counting, state)?;
-        let reset = counting.counts();
-        self.write_controls(machine, &mut counting, eptp)?;
-        let all = counting.counts();
-        // The time comes last.
-        self.restore(machine, &mut vmcs, state)?;
-        Ok((all, reset))
     }
 
     fn set_up<M: PhysMem>(

@@ -58,11 +58,12 @@ const GENERAL: [(Gpr, &str); 15] = [
 
 impl VcpuState {
     /// Tells `each` of everything in which `now` differs from this. Time goes on, so of the time-stamp counter only that
-    /// it must not be behind.
+    /// it must not be behind. With `rax` RAX must hold that instead.
     pub fn differences<M: PhysMem>(
         &self,
         now: &Self,
         frames: &FrameAllocator<M>,
+        rax: Option<u64>,
         mut each: impl FnMut(Difference),
     ) {
         let mut compare = |name, frozen, now| {
@@ -82,11 +83,9 @@ impl VcpuState {
         // neither of which runs.
         let (frozen_area, now_area) = unsafe { (&*area(self), &*area(now)) };
         for (register, name) in GENERAL {
-            compare(
-                name,
-                frozen_area.regs.get(register),
-                now_area.regs.get(register),
-            );
+            let given = rax.filter(|_| register == Gpr::Rax);
+            let frozen = given.unwrap_or_else(|| frozen_area.regs.get(register));
+            compare(name, frozen, now_area.regs.get(register));
         }
         let components = |area: &EntryArea| area.extended.components();
         if !frozen_area.extended.is_same(&now_area.extended) {
@@ -110,7 +109,7 @@ mod tests {
     use crate::vmx::fake::FakeVmcs;
 
     #[test]
-    fn time_that_goes_on_is_no_difference_and_time_that_goes_back_is() {
+    fn of_the_time_and_of_a_message_only_what_is_wrong_is_told() {
         let frames = Arena::allocator(0x10_0000, 4);
         let area = frames.alloc().unwrap();
         // SAFETY: the frame is fresh, and large enough.
@@ -138,9 +137,17 @@ mod tests {
             (3, u64::MAX - 1, true),
         ] {
             let mut told = vec![];
-            at(frozen).differences(&at(now), &frames, |difference| told.push(difference.name));
+            let tell = |difference: Difference| told.push(difference.name);
+            at(frozen).differences(&at(now), &frames, None, tell);
             let expected: &[&str] = if differs { &["TSC"] } else { &[] };
             assert_eq!(told, expected, "{frozen} {now}");
+        }
+        // It holds 0 in both; only that is right where a message of no byte was given, or none.
+        for (rax, expected) in [(Some(0), None), (Some(16), Some((16, 0)))] {
+            let mut told = None;
+            let tell = |Difference { frozen, now, .. }| told = Some((frozen, now));
+            at(5).differences(&at(5), &frames, rax, tell);
+            assert_eq!(told, expected);
         }
     }
 }

@@ -12,7 +12,7 @@ fn forks_are_told_what_they_wrote_on_three_kinds_of_cpu() {
         let forks = |name: &str, reset: &str| {
             let guest = sample("forks_dirty").with(format!("name={name}"));
             let guest = guest.with("mem=16M").with("forks=6").with("parallel=2");
-            guest.with("runs=5").with(format!("reset={reset}"))
+            guest.with("runs=7").with(format!("reset={reset}"))
         };
         let mut guests = vec![forks("warm", "warm"), forks("cold", "cold")];
         guests.push(forks("ahead", "auto").with("prefetch"));
@@ -26,7 +26,7 @@ fn forks_are_told_what_they_wrote_on_three_kinds_of_cpu() {
                 panic!("{}", booted.tell(&format!("{guest} was not forked")))
             };
             let all = &forks.generations[0];
-            assert_eq!((all.ok, all.reset.count), (30, 24), "{model} {guest}");
+            assert_eq!((all.ok, all.reset.count), (42, 36), "{model} {guest}");
             all.pages_private
         });
         // A fork that was not reset cold has most of its pages still. Without marks it is given write for each.

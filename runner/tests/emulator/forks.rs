@@ -1,6 +1,6 @@
 //! Guests that are forked: what one fork does no other sees, whatever becomes of it.
 
-use crate::booted::{Booted, boot, boot_despite, run, sample};
+use crate::booted::{Booted, boot, boot_counting, boot_despite, run, sample};
 use offshoot_runner::report::{Forks, Generation};
 use offshoot_runner::{Emulator, Guest};
 
@@ -108,33 +108,6 @@ fn all_registers_are_reset_on_haswell() {
 #[test]
 fn all_registers_are_reset_on_lynnfield() {
     state(LYNNFIELD);
-}
-
-/// What a fork is told of its dirty pages is of this run: nothing of the run before or of the template.
-fn forks_harvest(model: &str, resets: &[&str]) {
-    let guests = resets.iter().map(|reset| {
-        sample("forks_harvest")
-            .with(format!("name={reset}"))
-            .with("mem=16M")
-            .with("forks=3")
-            .with("runs=9")
-            .with(format!("reset={reset}"))
-    });
-    let booted = forked("harvest", model, guests.collect());
-    booted.all_well();
-    for reset in resets {
-        assert_eq!(first(&booted, reset).ok, 27);
-    }
-}
-
-#[test]
-fn forks_are_told_what_they_wrote_on_tiger_lake() {
-    forks_harvest(TIGER_LAKE, &["warm", "auto", "cold"]);
-}
-
-#[test]
-fn forks_are_told_what_they_wrote_on_lynnfield() {
-    forks_harvest(LYNNFIELD, &["warm", "auto", "cold"]);
 }
 
 #[test]
@@ -348,7 +321,52 @@ fn forks_cost_no_more_than_promised() {
     };
     assert_eq!(unit("fork.16m"), Some("instructions"));
     assert_eq!(unit("fork.idle_memory"), Some("bytes"));
-    assert_eq!(unit("reset.warm.base.vmwrites"), Some("times"));
+}
+
+/// Beside each figure of forks stands what it costs a processor, and what can be told without running it is so.
+#[test]
+fn what_forks_cost_a_processor_is_counted() {
+    let bench = sample("forks_bench").with("mem=16M").with("measure=all");
+    let idle = sample("frozen").with("mem=16M").with("idle");
+    let mut run = run("forks-counts", vec![bench, idle]);
+    run.cmdline = "pool=64M".into();
+    let booted = boot_counting(&run);
+    booted.all_well();
+    // VMREADs, VMWRITEs, INVEPTs, frames, bytes.
+    let counts = |name: &str| {
+        let parts = ["vmreads", "vmwrites", "invepts", "frames", "bytes"];
+        parts.map(|part| booted.figure(&format!("{name}.{part}")))
+    };
+    const PAGE: u64 = 4096;
+    assert_eq!(counts("fork.16m"), [0, 0, 0, 1, PAGE]);
+    assert_eq!(counts("reset.warm.per_page"), [0, 0, 0, 0, PAGE]);
+    assert_eq!(counts("reset.first.per_page"), [0, 0, 0, 0, PAGE]);
+    for dropped in ["reset.cold.per_page", "drop.per_page"] {
+        assert_eq!(counts(dropped), [0, 0, 0, 1, 0], "{dropped}");
+    }
+    let [reads, _, invepts, frames, bytes] = counts("fork.run.per_page");
+    assert_eq!((reads, invepts, frames), (5, 1, 1));
+    // A table now and then.
+    assert!(bytes.abs_diff(PAGE) < 8, "{bytes}");
+    // Most fields of the VMCS are the guest's state, which a reset writes again.
+    let [_, setup, ..] = counts("fork.vmcs");
+    for reset in ["reset.warm.base", "reset.first.base", "reset.cold.base"] {
+        let [reads, writes, invepts, _, bytes] = counts(reset);
+        assert_eq!((reads, invepts), (0, 1), "{reset}");
+        assert!((setup / 2..setup).contains(&writes), "{reset} {writes}");
+        assert!((512..1024).contains(&bytes), "{reset} {bytes}");
+    }
+    // What a fork has got by running it gives back when it ends, beside what it had.
+    let [_, _, _, idle, _] = counts("fork.idle_memory");
+    let [_, _, _, taken, _] = counts("fork.first_run.16_pages");
+    let [_, _, _, given_back, _] = counts("drop.16_pages");
+    let place = 1;
+    assert_eq!(given_back, taken + idle - place);
+    let [_, _, _, per_fork, _] = counts("fork.per_gib");
+    assert_eq!(per_fork, idle);
+    for name in ["fork.run.base", "drop.base"] {
+        counts(name);
+    }
 }
 
 /// The host freezes guests that know nothing of it, and each fork of them finds what it had: memory, and every register.

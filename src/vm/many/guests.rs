@@ -244,15 +244,12 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
             return Ok(());
         }
         let mut first = None;
-        let compared = template
-            .frozen
-            .differences(&fork.guest, self.machine, |difference| {
-                // RAX holds the length of the message.
-                if difference.name != "RAX" {
-                    log::error!("after a reset {difference}");
-                    first.get_or_insert(difference);
-                }
-            });
+        let told = message(fork.slot);
+        let frozen = &template.frozen;
+        let compared = frozen.differences(&fork.guest, self.machine, &told, |difference| {
+            log::error!("after a reset {difference}");
+            first.get_or_insert(difference);
+        });
         if let Err(error) = compared {
             return Err(ForkEnd::NotReset(vm::ResetError::Vcpu(error)));
         }

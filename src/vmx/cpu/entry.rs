@@ -7,6 +7,7 @@ use super::super::fields::{Field32, FieldNatural};
 use super::super::instruction_error::InstructionError;
 use super::super::regs::GuestRegs;
 use super::resident::ExtendedState;
+use crate::counting::{Counted, add, counted_line, if_counting};
 
 /// What entry and exit move between the CPU and memory. The extended state comes first: FXSAVE writes to its start.
 #[derive(Debug)]
@@ -35,8 +36,9 @@ impl EntryArea {
     /// Makes the state the same as that of `from`, a guest's that does not run either.
     #[inline]
     pub fn restore(&mut self, from: &Self) {
-        self.extended.restore(&from.extended);
+        let moved = self.extended.restore(&from.extended);
         self.regs = from.regs;
+        add(Counted::Bytes, (moved + size_of::<GuestRegs>()) as u64);
     }
 }
 
@@ -84,7 +86,7 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
         "je 2f",
         "mov [rdi + {rsp}], rsp",
         "mov eax, {host_rsp_field}",
-        "vmwrite rax, rsp",
+        counted_line!(1, "vmwrite rax, rsp"),
         "2:",
         "fxrstor64 [rdi]",
         "mov rax, [rdi + {regs} + 0]",
@@ -106,7 +108,7 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
         // No guest register was saved, none has changed.
         "jc 3f",
         "mov eax, {error_field}",
-        "vmread rax, rax",
+        counted_line!(0, "vmread rax, rax"),
         "cmp eax, {not_launched}",
         "jne 4f",
         "mov rdi, [rsp]",
@@ -147,7 +149,7 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
         "pop rdi",
         "mov eax, {reason_field}",
         // Where this fails, RAX is no reason there is.
-        "vmread rax, rax",
+        counted_line!(0, "vmread rax, rax"),
         "6: pop r15",
         "pop r14",
         "pop r13",

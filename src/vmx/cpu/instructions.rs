@@ -7,6 +7,7 @@ use super::super::fields::{Field, Field16, Field32, Field64, FieldNatural};
 use super::super::instruction_error::VmFail;
 use super::super::vmcs::{Vmcs, VmcsAccess, VmcsError};
 use crate::addr::Hpa;
+use crate::counting::{Counted, add};
 
 /// What the flags say after a VMX instruction (SDM "Conventions", 31.2): CF is VMfailInvalid, ZF VMfailValid.
 #[inline(always)]
@@ -143,6 +144,7 @@ impl CurrentVmcs {
     fn read(&self, encoding: u32, field: impl Fn() -> Field) -> Result<u64, VmcsError> {
         let value: u64;
         let failed: u8;
+        add(Counted::Vmreads, 1);
         // SAFETY: `self` is there, so the CPU is in VMX operation; VMREAD changes nothing but its destination.
         unsafe {
             asm!(
@@ -165,6 +167,7 @@ impl CurrentVmcs {
         value: u64,
         field: impl Fn() -> Field,
     ) -> Result<(), VmcsError> {
+        add(Counted::Vmwrites, 1);
         // SAFETY: as in `read`; what a field means is checked by the CPU at entry.
         unsafe {
             asm!(
@@ -235,6 +238,7 @@ impl Vmcs for CurrentVmcs {
     ) -> Result<(), VmcsError> {
         const { assert!(AT + 4 <= N) }
         let [a, b, c, d] = fields;
+        add(Counted::Vmwrites, 4);
         // SAFETY: as in `write`; the words are those of `values`, which has as many.
         unsafe {
             asm!(
@@ -261,6 +265,7 @@ impl Vmcs for CurrentVmcs {
     ) -> Result<(), VmcsError> {
         const { assert!(AT + 4 <= N) }
         let [a, b, c, d] = fields;
+        add(Counted::Vmwrites, 4);
         // SAFETY: as in `write_four`.
         unsafe {
             asm!(
@@ -283,6 +288,7 @@ impl Vmcs for CurrentVmcs {
         let mut values = MaybeUninit::<[u64; 4]>::uninit();
         let to = values.as_mut_ptr().cast::<u64>();
         let [a, b, c, d] = fields;
+        add(Counted::Vmreads, 4);
         // SAFETY: as in `read`; the four words at `to` are those of `values`, and all are written where no VMREAD fails.
         unsafe {
             asm!(

@@ -20,6 +20,7 @@ use super::instruction_error::VmFail;
 use super::vmcs::Vmcs;
 use super::{Field32, Field64, VmcsError};
 use crate::addr::Hpa;
+use crate::counting::{Counted, add};
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
 /// VMX operation on this CPU, from VMXON until this is dropped.
@@ -77,6 +78,7 @@ impl Vmx {
 
     /// INVEPT.
     pub fn invept(&mut self, kind: Invalidation, eptp: u64) -> Result<(), VmFail> {
+        add(Counted::Invepts, 1);
         // SAFETY: `self` proves VMX operation. A kind that the CPU lacks is a VMfail, INVEPT as such comes with EPT.
         unsafe { instructions::invept(kind, eptp) }
     }

@@ -39,19 +39,18 @@ impl ExtendedState {
         Self(area)
     }
 
-    /// Bytes that [`ExtendedState::restore`] moves where nothing above SSE is in use.
-    pub const LEAST_RESTORED: usize = LEGACY;
-
-    /// Makes this the same as `from`: what is above SSE only where one of the two has something there.
+    /// Makes this the same as `from`: what is above SSE only where one of the two has something there. Yields how many bytes
+    /// that were.
     #[inline]
-    pub fn restore(&mut self, from: &Self) {
+    pub fn restore(&mut self, from: &Self) -> usize {
         if (self.components() | from.components()) & !XCR0_X87_SSE != 0 {
             self.0 = from.0;
-            return;
+            return self.0.len();
         }
         if let (Some(to), Some(from)) = (self.0.get_mut(..LEGACY), from.0.get(..LEGACY)) {
             to.copy_from_slice(from);
         }
+        LEGACY
     }
 
     /// XSTATE_BV: the components that are not as after a reset. Those of x87 and SSE mean nothing here.
