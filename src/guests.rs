@@ -7,6 +7,7 @@ use crate::boot::{clock, power, traps};
 use crate::data;
 use crate::forks::RUNS;
 use crate::fuzz::Job;
+use crate::passthrough;
 use crate::selftest::GuestTest;
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
@@ -49,6 +50,10 @@ pub fn run_all(
     let spaces = match Spaces::new(frames, machine.ept()) {
         Ok(spaces) => spaces,
         Err(error) => power::end(Err(format_args!("no frame of zeroes: {error}"))),
+    };
+    let spaces = match boot.mtrrs {
+        Some(mtrrs) => spaces.with_mtrrs(mtrrs),
+        None => spaces,
     };
     let before = frames.figures().used;
     let mut first = Some(hand_over);
@@ -156,16 +161,19 @@ impl Run<'_> {
             return summary;
         }
         let data = options.map.map(|map| data::shared(self.boot, &map));
-        let made = match (Image::parse(bytes(module)), data.transpose()) {
-            (Ok(image), Ok(data)) => {
+        let devices = passthrough::devices(self.boot, &options.passthrough);
+        let made = match (Image::parse(bytes(module)), data.transpose(), devices) {
+            (Ok(image), Ok(data), Ok(devices)) => {
                 for warning in image.warnings() {
                     log::warn!("guest {}: {warning}", options.name);
                 }
                 let budget = options.budget.ticks(self.tsc_hz);
-                Guest::create(self.machine, self.spaces, &image, &options, data, budget)
+                let (machine, spaces) = (&mut *self.machine, self.spaces);
+                Guest::create(machine, spaces, &image, &options, data, &devices, budget)
             }
-            (Err(error), _) => Err(GuestError::Image(error)),
-            (_, Err(error)) => Err(GuestError::Data(error)),
+            (Err(error), ..) => Err(GuestError::Image(error)),
+            (_, Err(error), _) => Err(GuestError::Data(error)),
+            (.., Err(error)) => Err(GuestError::PassThrough(error)),
         };
         let mut guest = match made {
             Ok(guest) => guest,

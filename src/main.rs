@@ -7,11 +7,12 @@ mod data;
 mod forks;
 mod fuzz;
 mod guests;
+mod passthrough;
 mod selftest;
 
 use boot::console::{self, say};
 use boot::info::{self, BootInfo};
-use boot::{apic, clock, memory, power, segments, traps};
+use boot::{apic, clock, memory, mtrr, power, segments, traps};
 use offshoot::vm::Machine;
 use offshoot::vm::cmdline::KernelOptions;
 use offshoot_memfuncs as _;
@@ -31,7 +32,7 @@ extern "C" fn start(magic: u32, info: u32, hand_over: u64) -> ! {
         env!("CARGO_PKG_VERSION")
     );
     // SAFETY: both are as the boot code got them, and its tables are in use.
-    let boot = match unsafe { info::read(magic, info) } {
+    let mut boot = match unsafe { info::read(magic, info) } {
         Ok(boot) => boot,
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
@@ -40,6 +41,7 @@ extern "C" fn start(magic: u32, info: u32, hand_over: u64) -> ! {
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
     log::set_max_level(options.log);
+    mtrr::init(&mut boot, options.selftest.and_then(mtrr::SelfTest::of));
     run(&boot, &options, hand_over)
 }
 
@@ -70,9 +72,11 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
             boot.beyond >> 20
         );
     }
-    match options.selftest {
-        Some(which) if test.is_none() && GuestTest::of(which).is_none() => traps::self_test(which),
-        _ => {}
+    let elsewhere = |which| {
+        test.is_some() || mtrr::SelfTest::of(which).is_some() || GuestTest::of(which).is_some()
+    };
+    if let Some(which) = options.selftest.filter(|which| !elsewhere(which)) {
+        traps::self_test(which);
     }
     if let Some(period) = options.tick {
         clock::start_tick(period);

@@ -40,6 +40,20 @@ pub enum Call {
     ///
     /// A fork, and one that was reset, begins with none: it is not told what was written before the guest was frozen.
     HarvestDirty = 5,
+    /// Gives back what was written to the RSI pages, at most [`CHANGE_MAX`], from guest-physical address RDI on, all of
+    /// them memory of the guest. They hold again what they held before the first write: zeroes, or the data that was mapped
+    /// there; in a fork, too, zeroes rather than what the template had. They do not count as written by that. Returns 0 or
+    /// an [`Error`].
+    Discard = 6,
+    /// Sets what may be done to the RSI pages, at most [`CHANGE_MAX`], from guest-physical address RDI on, all of them
+    /// memory of the guest, whatever its own tables allow: RDX is made of [`MAY_READ`], which must be there,
+    /// [`MAY_WRITE`] and [`MAY_EXECUTE`]. At first everything may be done to memory, but for writes to data that was mapped
+    /// with `:ro`; to ask for those is [`Error::NotPermitted`]. Returns 0 or an [`Error`]; [`Error::NoSpace`] where memory
+    /// would have too many different parts.
+    ///
+    /// A guest that does what it may not is stopped. Where the CPU takes its use of page tables for writes, pages with
+    /// tables that are in use must stay writable.
+    Protect = 7,
 }
 
 impl Call {
@@ -52,6 +66,8 @@ impl Call {
             3 => Some(Self::Figure),
             4 => Some(Self::Freeze),
             5 => Some(Self::HarvestDirty),
+            6 => Some(Self::Discard),
+            7 => Some(Self::Protect),
             _ => None,
         }
     }
@@ -67,7 +83,7 @@ pub enum Error {
     BadAddress = -14,
     /// An argument is out of its range (EINVAL).
     Invalid = -22,
-    /// The call may only come from CPL 0 (EPERM).
+    /// The call may only come from CPL 0, or is about more than the guest may ever do (EPERM).
     NotPermitted = -1,
     /// A table of the hypervisor is full (ENOSPC).
     NoSpace = -28,
@@ -81,6 +97,18 @@ pub const PRINT_MAX: usize = 1024;
 pub const FIGURE_NAME_MAX: usize = 32;
 /// The most pages that one [`Call::HarvestDirty`] tells of: 32 MiB.
 pub const HARVEST_MAX: u64 = 8192;
+
+/// The most pages that one [`Call::Discard`] or [`Call::Protect`] changes: 32 MiB.
+pub const CHANGE_MAX: u64 = 8192;
+/// To [`Call::Protect`]: the guest may read.
+pub const MAY_READ: u64 = 1 << 0;
+/// To [`Call::Protect`]: the guest may write.
+pub const MAY_WRITE: u64 = 1 << 1;
+/// To [`Call::Protect`]: the guest may execute.
+pub const MAY_EXECUTE: u64 = 1 << 2;
+
+/// The most devices of the machine that a guest is given.
+pub const PASSTHROUGH_MAX: usize = 4;
 
 /// The longest message to a fork ([`Call::Freeze`]).
 pub const MESSAGE_MAX: usize = 4096;
@@ -134,6 +162,19 @@ pub struct StartInfo {
     pub data_len: u64,
     /// Guest-physical address of the [`test_device`], 0 if there is none. It is not mapped.
     pub test_device: u64,
+    /// The devices of the machine that the guest was given with `passthrough=`, in that order; then zeroes. They are not
+    /// mapped.
+    pub passthrough: [Device; PASSTHROUGH_MAX],
+}
+
+/// A device of the machine that a guest was given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Device {
+    /// Its address, guest-physical as well as in the machine.
+    pub start: u64,
+    /// Its bytes, whole pages; 0: there is none.
+    pub len: u64,
 }
 
 impl StartInfo {

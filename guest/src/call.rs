@@ -7,9 +7,10 @@ use offshoot_abi::{Call, Error};
 /// that it does not know, and returns what it left in RAX.
 ///
 /// # Panics
-/// With the number of a call that writes to memory and a length. See [`freeze`] and [`harvest_dirty`].
+/// With the number of a call that writes to memory and a length. See [`freeze`], [`harvest_dirty`] and [`discard`].
 pub fn raw(number: u64, arguments: [u64; 3]) -> i64 {
-    let writes = [Call::Freeze as u64, Call::HarvestDirty as u64].contains(&number);
+    let writes = [Call::Freeze, Call::HarvestDirty, Call::Discard];
+    let writes = writes.iter().any(|call| *call as u64 == number);
     assert!(!writes || arguments[1] == 0);
     // SAFETY: no other call writes to the guest's memory.
     unsafe { raw_unchecked(number, arguments) }
@@ -76,6 +77,33 @@ pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, E
         -14 => Err(Error::BadAddress),
         -1 => Err(Error::NotPermitted),
         result => u64::try_from(result).map_err(|_| Error::Invalid),
+    }
+}
+
+/// Gives back what was written to `pages` pages from guest-physical address `first` on. See [`Call::Discard`].
+///
+/// # Safety
+/// Nothing may rely on what the pages hold.
+pub unsafe fn discard(first: u64, pages: u64) -> Result<(), Error> {
+    // SAFETY: what the pages come to hold is the caller's.
+    done(unsafe { raw_unchecked(Call::Discard as u64, [first, pages, 0]) })
+}
+
+/// Sets what may be done to `pages` pages from guest-physical address `first` on. See [`Call::Protect`].
+pub fn protect(first: u64, pages: u64, may: u64) -> Result<(), Error> {
+    done(raw(Call::Protect as u64, [first, pages, may]))
+}
+
+/// What a call came to that returns 0.
+fn done(result: i64) -> Result<(), Error> {
+    match result {
+        0 => Ok(()),
+        -38 => Err(Error::NoSuchCall),
+        -28 => Err(Error::NoSpace),
+        -14 => Err(Error::BadAddress),
+        -11 => Err(Error::NotNow),
+        -1 => Err(Error::NotPermitted),
+        _ => Err(Error::Invalid),
     }
 }
 

@@ -3,6 +3,7 @@
 use core::ffi::CStr;
 use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
 use offshoot::addr::{AddrRange, Hpa};
+use offshoot::ept::Mtrrs;
 use offshoot::frames::MemoryMap;
 use offshoot::vmx::capabilities::address_bits;
 use offshoot::vmx::cpu::ThisCpu;
@@ -32,6 +33,10 @@ pub struct BootInfo {
     pub cmdline: &'static str,
     /// Usable memory as the firmware reports it; the image, modules and kept ranges are still inside.
     pub memory: MemoryMap,
+    /// Usable memory that is not used, as it is not write-back.
+    pub not_write_back: MemoryMap,
+    /// What the MTRRs say, where they say something.
+    pub mtrrs: Option<Mtrrs>,
     /// What the firmware reports as anything else, which counts where the two overlap.
     other: MemoryMap,
     /// Bytes of usable memory at addresses that the CPU does not have.
@@ -89,6 +94,8 @@ impl BootInfo {
         protocol: "",
         cmdline: "",
         memory: MemoryMap::new(),
+        not_write_back: MemoryMap::new(),
+        mtrrs: None,
         other: MemoryMap::new(),
         beyond: 0,
         modules: [None; MAX_MODULES],

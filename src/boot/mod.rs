@@ -6,6 +6,7 @@ pub mod console;
 pub mod info;
 pub mod layout;
 pub mod memory;
+pub mod mtrr;
 pub mod power;
 pub mod segments;
 pub mod traps;

@@ -1,10 +1,10 @@
 //! Exceptions of the hypervisor itself: each prints what is known and ends the run as failed.
 
-use super::apic::SelfTest;
 use super::console::{self, say};
 
 use super::power;
 use super::segments::{TrapStack, on_a_stack};
+use super::{apic, mtrr};
 use crate::selftest::GuestTest;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -355,9 +355,10 @@ pub fn self_test(which: &str) {
             "mc" => raise_machine_check(),
             "panic" => panic!("selftest=panic"),
             _ => log::error!(
-                "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic, {}, {}",
+                "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic, {}, {}, {}",
                 GuestTest::NAMES,
-                SelfTest::NAMES
+                apic::SelfTest::NAMES,
+                mtrr::SelfTest::NAMES
             ),
         }
     }

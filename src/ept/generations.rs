@@ -354,7 +354,7 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
                     }
                     Err(error) if scarce(&error.reason) => {}
                     Err(Unresolved {
-                        reason: Reason::Denied { .. },
+                        reason: Reason::Denied { .. } | Reason::Protected { .. },
                         ..
                     }) if write.is_some() && !model.may_write(page) => {}
                     Err(Unresolved {
@@ -371,7 +371,8 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
                     Ok(()) => model.write(gpa..gpa + 4, byte),
                     Err(error) => match error.reason {
                         Reason::OutOfFrames => {}
-                        Reason::Denied { .. } if !model.may_write(error.gpa.as_u64() & !0xfff) => {}
+                        Reason::Denied { .. } | Reason::Protected { .. }
+                            if !model.may_write(error.gpa.as_u64() & !0xfff) => {}
                         Reason::NoRegion if page_address(page) == MODULE + 3 * PAGE_SIZE => {}
                         Reason::NoRegion
                             if model.holes.contains(&(error.gpa.as_u64() & !0xfff)) => {}

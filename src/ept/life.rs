@@ -362,7 +362,7 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
                         ..
                     }) if model.holes.contains(&(gpa - 0x18)) => {}
                     Err(Unresolved {
-                        reason: Reason::Denied { .. },
+                        reason: Reason::Denied { .. } | Reason::Protected { .. },
                         ..
                     }) if denied => {}
                     Err(error) => return wrong(error.to_string()),
@@ -400,7 +400,7 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
                     }
                     Err(error) => match error.reason {
                         Reason::OutOfFrames => {}
-                        Reason::Denied { .. }
+                        Reason::Denied { .. } | Reason::Protected { .. }
                             if !load && !model.may_write(error.gpa.as_u64() & !0xfff) => {}
                         Reason::NoRegion
                             if model.holes.contains(&(error.gpa.as_u64() & !0xfff)) => {}

@@ -121,7 +121,8 @@ impl<M: PhysMem> Space<'_, M> {
                 return Err(error(at, Reason::NotMemory { tag }));
             }
             if !allow(region) {
-                return Err(error(at, Reason::Denied { tag }));
+                let reason = region.refusal(Access::WRITE);
+                return Err(error(at, reason.unwrap_or(Reason::Denied { tag })));
             }
             match region.range.last() {
                 // Regions end below 2^48, so the next address does not wrap.

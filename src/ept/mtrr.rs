@@ -1,9 +1,11 @@
 //! The memory type that the machine gives a physical address (SDM "Memory Type Range Registers (MTRRs)", volume 3A,
 //! 12.11).
 
-use crate::addr::{AddrRange, Address, Hpa};
+use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE};
+use crate::frames::MemoryMap;
 use crate::paging::MemoryType;
 use bit_field::BitField;
+use core::fmt;
 
 /// How many variable ranges are looked at, more than any CPU has.
 const MAX_VARIABLE: usize = 16;
@@ -19,6 +21,8 @@ pub struct Mtrrs {
     /// The types of 64 KiB, 16 KiB and 4 KiB ranges from 0 on, a byte each, where they are enabled.
     fixed: Option<[u64; 11]>,
     variable: [Option<Variable>; MAX_VARIABLE],
+    /// The bits of a page's address that the CPU has.
+    address: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +62,7 @@ impl Mtrrs {
         let default = registers.default;
         let enabled = default.get_bit(11);
         let with_fixed = enabled && default.get_bit(10) && registers.capability.get_bit(8);
-        let address = (1u64 << width.clamp(32, 52)) - 0x1000;
+        let address = (1u64 << width.clamp(32, 52)) - PAGE_SIZE;
         let mut variable = [None; MAX_VARIABLE];
         let on = registers
             .variable
@@ -78,7 +82,13 @@ impl Mtrrs {
             default: memory_type(default),
             fixed: with_fixed.then_some(registers.fixed),
             variable,
+            address,
         }
+    }
+
+    /// Whether they are switched on. Switched off, they make all memory uncacheable.
+    pub const fn is_enabled(&self) -> bool {
+        self.enabled
     }
 
     /// Whether the CPU has this memory type.
@@ -119,16 +129,40 @@ impl Mtrrs {
 
     /// The type of all of a range, or `None` where it is not the same everywhere.
     pub fn type_of(&self, range: AddrRange<Hpa>) -> Option<MemoryType> {
-        let found = self.type_at(range.start());
-        let last = range.last()?;
-        let mut at = range.start();
-        while let Some(next) = self.next_change(at).filter(|next| *next <= last) {
-            if self.type_at(next) != found {
-                return None;
+        let mut pieces = self.pieces(range);
+        let (_, first) = pieces
+            .next()
+            .unwrap_or((range, self.type_at(range.start())));
+        pieces.all(|(_, other)| other == first).then_some(first)
+    }
+
+    /// Takes out of `memory` what is not write-back, page by page, and yields that.
+    pub fn take_not_write_back(&self, memory: &mut MemoryMap) -> MemoryMap {
+        let mut taken = MemoryMap::new();
+        let all = memory.clone();
+        for (piece, memory_type) in all.ranges().flat_map(|range| self.pieces(range)) {
+            if memory_type != MemoryType::WriteBack {
+                memory.remove(piece);
+                taken.add(piece);
             }
-            at = next;
         }
-        Some(found)
+        taken
+    }
+
+    /// The range in pieces of one type each; neighbours may have the same.
+    fn pieces(&self, range: AddrRange<Hpa>) -> impl Iterator<Item = (AddrRange<Hpa>, MemoryType)> {
+        let mut rest = range;
+        core::iter::from_fn(move || {
+            let (start, last) = (rest.start(), rest.last()?);
+            let next = self.next_change(start).filter(|next| *next <= last);
+            let len = next.map_or(rest.len(), |next| next.as_u64() - start.as_u64());
+            let piece = AddrRange::new(start, len)?;
+            rest = match next {
+                Some(next) => AddrRange::new(next, rest.len() - len)?,
+                None => AddrRange::new(start, 0)?,
+            };
+            Some((piece, self.type_at(start)))
+        })
     }
 
     /// The first address behind `at` where another type may begin.
@@ -152,14 +186,26 @@ impl Mtrrs {
                 let size = 1 << v.mask.trailing_zeros();
                 let end = at.align_down(size).checked_add(size)?;
                 let inside = address & v.mask == v.base;
-                // Outside a contiguous range, its base is the next change.
-                let contiguous = (v.mask | (size - 1)).count_ones() + v.mask.leading_zeros() == 64;
+                // Outside a contiguous range, its base is the next change. Where the mask lacks high bits, there are more.
+                let contiguous = v.mask | (size - 1) & self.address == self.address;
                 match (inside, contiguous) {
                     (false, true) => (v.base > address).then_some(Hpa::new(v.base)),
                     _ => Some(end),
                 }
             });
         steps.min()
+    }
+}
+
+impl fmt::Display for Mtrrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let variable = self.variable.iter().flatten().count();
+        let fixed = if self.fixed.is_some() { "" } else { "no " };
+        let default = self.default;
+        write!(
+            f,
+            "default {default}, {variable} variable ranges, {fixed}fixed ones"
+        )
     }
 }
 
@@ -253,5 +299,88 @@ mod tests {
             assert_eq!(mtrrs.type_of(range(GIB + 0x20_1000, GIB)), Some(WriteBack));
         }
         assert!(decode(0, &[]).offers(WriteCombining));
+    }
+
+    #[test]
+    fn a_mask_without_the_high_bits_repeats_its_range() {
+        // As firmware writes it that takes 36 bits for all that there are.
+        let short = |size: u64| ((1 << 36) - size) | ON;
+        let mtrrs = decode(ON, &[(6 | GIB, short(GIB))]);
+        assert_eq!(mtrrs.type_of(range(0, GIB)), Some(Uncacheable));
+        assert_eq!(mtrrs.type_of(range(GIB, GIB)), Some(WriteBack));
+        let again = (1 << 36) + GIB;
+        assert_eq!(mtrrs.type_of(range(again, GIB)), Some(WriteBack));
+        assert_eq!(mtrrs.type_of(range(2 * GIB, 64 * GIB)), None);
+    }
+
+    /// Ranges: where they begin and how long they are.
+    type Ranges = Vec<(u64, u64)>;
+
+    fn taken(mtrrs: &Mtrrs, memory: &[(u64, u64)]) -> (Ranges, Ranges) {
+        let sorted = |map: &MemoryMap| {
+            let mut all: Vec<_> = map
+                .ranges()
+                .map(|r| (r.start().as_u64(), r.len()))
+                .collect();
+            all.sort_unstable();
+            all
+        };
+        let mut map = MemoryMap::new();
+        memory
+            .iter()
+            .for_each(|&(start, len)| map.add(range(start, len)));
+        let taken = mtrrs.take_not_write_back(&mut map);
+        (sorted(&map), sorted(&taken))
+    }
+
+    #[test]
+    fn memory_that_is_not_write_back_is_taken_out() {
+        let memory = [(0x1000, 0x9_e000), (0x10_0000, 3 * GIB), (4 * GIB, GIB)];
+        let all_wb = decode(ON | 1 << 10 | 6, &[]);
+        assert_eq!(taken(&all_wb, &memory).1, []);
+        // One page for a device in the middle, and the top write-through.
+        let holes = [
+            (0x3000_0000, mask(0x1000)),
+            (4 | 0xc000_0000, mask(GIB)),
+            (4 | (4 * GIB), mask(GIB)),
+        ];
+        let (left, gone) = taken(&decode(ON | 1 << 10 | 6, &holes), &memory);
+        assert_eq!(
+            left,
+            [
+                (0x1000, 0x9_e000),
+                (0x10_0000, 0x2ff0_0000),
+                (0x3000_1000, 0x8fff_f000)
+            ]
+        );
+        assert_eq!(
+            gone,
+            [
+                (0x3000_0000, 0x1000),
+                (0xc000_0000, 0x10_0000),
+                (4 * GIB, GIB)
+            ]
+        );
+        // What firmware leaves that covers less than there is.
+        let (left, gone) = taken(&decode(ON, &[(6, mask(2 * GIB))]), &memory);
+        assert_eq!(left, [(0x1000, 0x9_e000), (0x10_0000, 2 * GIB - 0x10_0000)]);
+        assert_eq!(gone, [(2 * GIB, GIB + 0x10_0000), (4 * GIB, GIB)]);
+        // The fixed ranges count below 1 MiB.
+        let (left, gone) = taken(
+            &decode(ON | 1 << 10, &[(6, mask(GIB))]),
+            &[(0x9_0000, 0x4_0000)],
+        );
+        assert_eq!(left, [(0x9_0000, 0x1_0000), (0xc_2000, 0xe000)]);
+        assert_eq!(gone, [(0xa_0000, 0x2_2000)]);
+    }
+
+    #[test]
+    fn what_they_say_is_told_in_a_line() {
+        assert_eq!(
+            decode(ON | 1 << 10 | 6, &[(0, mask(GIB)), (0, 0)]).to_string(),
+            "default write-back, 1 variable ranges, fixed ones"
+        );
+        assert!(!decode(6, &[]).is_enabled());
+        assert!(decode(ON, &[]).is_enabled());
     }
 }

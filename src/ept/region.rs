@@ -1,5 +1,6 @@
 //! What a guest's physical addresses are: the regions of a space.
 
+use super::{Access, Reason};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::FrameError;
 use crate::paging::MemoryType;
@@ -132,6 +133,19 @@ impl Region {
     /// Whether the guest may write here.
     pub const fn is_writable(&self) -> bool {
         self.write && self.kind.is_writable()
+    }
+
+    /// Why an access to memory or to a device that is passed through is not allowed, if it is not.
+    pub fn refusal(&self, access: Access) -> Option<Reason> {
+        let tag = self.tag;
+        let (write, fetch) = (access.write, access.fetch);
+        if write && !self.kind.is_writable() || fetch && !self.kind.is_memory() && !self.execute {
+            Some(Reason::Denied { tag })
+        } else if write && !self.write || fetch && !self.execute {
+            Some(Reason::Protected { tag })
+        } else {
+            None
+        }
     }
 
     /// The part of the region that lies in `range`. The registers of a device model are not divided: `None` of a part of
@@ -334,10 +348,7 @@ impl fmt::Display for RegionError {
                 )
             }
             Self::MemoryType { range, memory_type } => {
-                write!(
-                    f,
-                    "the region {range} cannot have memory type {memory_type:?}"
-                )
+                write!(f, "the region {range} cannot be {memory_type}")
             }
             Self::NoSuchRegion(range) => write!(f, "{range} is not all in regions"),
             Self::Indivisible(range) => {

@@ -48,6 +48,11 @@ pub enum Reason {
         /// The region's tag.
         tag: u32,
     },
+    /// The region would allow it, but was protected against it.
+    Protected {
+        /// The region's tag.
+        tag: u32,
+    },
     /// This is not memory whose bytes can be copied.
     NotMemory {
         /// The region's tag.
@@ -66,6 +71,7 @@ impl fmt::Display for Reason {
         match self {
             Self::NoRegion => f.write_str("nothing is there"),
             Self::Denied { tag } => write!(f, "region {tag} does not allow it"),
+            Self::Protected { tag } => write!(f, "region {tag} is protected against it"),
             Self::NotMemory { tag } => write!(f, "region {tag} is a device, not memory"),
             Self::OutOfFrames => f.write_str("the host is out of frames"),
             Self::Frames(error) => write!(f, "{error}"),
@@ -167,10 +173,12 @@ impl<M: PhysMem> Space<'_, M> {
                 })
             };
         }
-        let denied = access.write && !region.is_writable() || access.fetch && !region.execute;
+        if let Some(reason) = region.refusal(access) {
+            return Err(reason);
+        }
         // Controls that no guest is given (SDM "Guest-Paging Verification", "EPT and Shadow Stacks") cannot be satisfied by
         // a mapping, and trying again would not end.
-        if denied || violation.paging_verification || violation.shadow_stack {
+        if violation.paging_verification || violation.shadow_stack {
             return Err(Reason::Denied { tag });
         }
         self.tree

@@ -223,12 +223,19 @@ impl<'s, M: PhysMem> Space<'s, M> {
         })
     }
 
-    /// Gives the guest a device at the addresses that it has in the host, uncacheable.
+    /// Gives the guest a device at the addresses that it has in the host: write-combining where the machine has all of it
+    /// so, as the memory of a screen, else uncacheable.
     pub fn identity_map_range(&mut self, device: DeviceRange) -> Result<(), RegionError> {
         let host = device.range();
         let range = AddrRange::new(Gpa::new(host.start().as_u64()), host.len());
         let range = range.ok_or(RegionError::HostRange(host))?;
-        self.map(Region::new(range, RegionKind::PassThrough(device)))
+        let machine = self.spaces.mtrrs.and_then(|mtrrs| mtrrs.type_of(host));
+        let memory_type = match machine {
+            Some(MemoryType::WriteCombining) => MemoryType::WriteCombining,
+            _ => MemoryType::Uncacheable,
+        };
+        let region = Region::new(range, RegionKind::PassThrough(device));
+        self.map_with_type(region, memory_type)
     }
 
     fn check_memory_type(&self, region: &Region) -> Result<(), RegionError> {
@@ -244,8 +251,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
             }
             // Nothing is mapped.
             (RegionKind::Mmio, _) => true,
-            // The host reads and writes these frames too, as write-back; two types for one frame are undefined.
-            (_, memory_type) => memory_type == MemoryType::WriteBack,
+            // The host reads and writes these frames too, as write-back; two types for one frame are undefined. So would
+            // it be if the machine had another for the host's bytes.
+            (kind, MemoryType::WriteBack) => kind.host_bytes().is_none_or(|bytes| {
+                mtrrs.is_none_or(|mtrrs| mtrrs.type_of(bytes) == Some(memory_type))
+            }),
+            _ => false,
         };
         let range = region.range;
         if right {

@@ -310,7 +310,7 @@ fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
             ((1 << 36) - 1, Access::READ, Reason::NoRegion),
             (1 << 50, Access::WRITE, Reason::NoRegion),
             (u64::MAX, Access::READ, Reason::NoRegion),
-            (HIGH, Access::FETCH, Reason::Denied { tag: 2 }),
+            (HIGH, Access::FETCH, Reason::Protected { tag: 2 }),
             (SHARED, both, Reason::Denied { tag: 4 }),
             (ROM, Access::WRITE, Reason::Denied { tag: 5 }),
             (MMIO, Access::FETCH, Reason::NotMemory { tag: 6 }),
@@ -474,6 +474,18 @@ fn memory_types_that_cannot_be_are_refused() {
     );
     assert!(add(Some(&through), device, MemoryType::WriteThrough));
     assert!(!add(Some(&through), device, MemoryType::WriteProtected));
+    // Bytes of the host are as the machine has them, and must be write-back.
+    let bytes = AddrRange::new(Hpa::new(DEVICE_HOST), PAGE_SIZE).unwrap();
+    // SAFETY: nothing is ever accessed there.
+    let bytes = RegionKind::CopyOnWrite(unsafe { HostBytes::new(bytes) });
+    let back = MtrrRegisters {
+        default: 1 << 11 | 6,
+        ..uncached
+    };
+    for (mtrrs, allowed) in [(None, true), (Some(&back), true), (Some(&through), false)] {
+        assert_eq!(add(mtrrs, bytes, MemoryType::WriteBack), allowed);
+        assert!(!add(mtrrs, bytes, MemoryType::WriteThrough));
+    }
     assert_eq!(frames.figures().used, 0);
 }
 
@@ -629,7 +641,7 @@ fn protection_holds_for_what_is_mapped_and_what_is_not() {
             .unwrap();
         space.protect(page(4), false, false).unwrap();
         space.protect(page(5), true, false).unwrap();
-        let denied = Reason::Denied { tag: 1 };
+        let denied = Reason::Protected { tag: 1 };
         for (gpa, access, allowed) in [
             (0x2000, Access::WRITE, true),
             (0x3000, Access::READ, true),

@@ -61,6 +61,18 @@ impl MemoryType {
     }
 }
 
+impl fmt::Display for MemoryType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uncacheable => "uncacheable",
+            Self::WriteCombining => "write-combining",
+            Self::WriteThrough => "write-through",
+            Self::WriteProtected => "write-protected",
+            Self::WriteBack => "write-back",
+        })
+    }
+}
+
 /// What an EPT leaf says of its page. Writing without reading, which is a misconfiguration, cannot be expressed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct EptAttr(pub(super) u64); // a leaf without its address and without `LEAF`

@@ -3,7 +3,10 @@
 //! Arguments are claims: a pointer is followed through the guest's own tables, and what it points to is copied once,
 //! then checked and used. A call that is refused does nothing.
 
-use offshoot_abi::{Call, Error, FIGURE_NAME_MAX, HARVEST_MAX, MESSAGE_MAX, PRINT_MAX};
+use offshoot_abi::{
+    CHANGE_MAX, Call, Error, FIGURE_NAME_MAX, HARVEST_MAX, MAY_EXECUTE, MAY_READ, MAY_WRITE,
+    MESSAGE_MAX, PRINT_MAX,
+};
 
 use super::figures::FigureName;
 use super::virtual_memory::{Locate, VirtualMemory};
@@ -41,6 +44,28 @@ pub struct HarvestRequest {
     pub pages: u64,
 }
 
+/// What a guest wants to be able to do to memory, beside reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    /// Writing.
+    pub write: bool,
+    /// Executing.
+    pub execute: bool,
+}
+
+impl Permissions {
+    fn decode(bits: u64) -> Result<Self, Error> {
+        let known = MAY_READ | MAY_WRITE | MAY_EXECUTE;
+        if bits & MAY_READ == 0 || bits & !known != 0 {
+            return Err(Error::Invalid);
+        }
+        Ok(Self {
+            write: bits & MAY_WRITE != 0,
+            execute: bits & MAY_EXECUTE != 0,
+        })
+    }
+}
+
 /// What comes after a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterCall {
@@ -52,6 +77,10 @@ pub enum AfterCall {
     Freeze(AddrRange<Gpa>),
     /// The guest goes on when it was told its dirty pages.
     HarvestDirty(HarvestRequest),
+    /// The guest goes on when what is in these pages was given back.
+    Discard(AddrRange<Gpa>),
+    /// The guest goes on when these pages have other permissions.
+    Protect(AddrRange<Gpa>, Permissions),
 }
 
 /// Carries out a call.
@@ -80,6 +109,14 @@ pub fn call<M: VirtualMemory + Locate>(
                 pages: registers.rsi,
             });
         }
+        Some(Call::Discard) => match pages(registers) {
+            Ok(range) => return AfterCall::Discard(range),
+            Err(error) => Err(error),
+        },
+        Some(Call::Protect) => match (pages(registers), Permissions::decode(registers.rdx)) {
+            (Ok(range), Ok(permissions)) => return AfterCall::Protect(range, permissions),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        },
     };
     AfterCall::Return(result.unwrap_or_else(|error| error as i64 as u64))
 }
@@ -117,6 +154,15 @@ fn figure<M: VirtualMemory>(
     } else {
         Err(Error::NoSpace)
     }
+}
+
+/// The pages that a call is to change.
+fn pages(registers: CallRegisters) -> Result<AddrRange<Gpa>, Error> {
+    let (first, pages) = (Gpa::new(registers.rdi), registers.rsi);
+    if pages == 0 || pages > CHANGE_MAX || !first.is_aligned(PAGE_SIZE) {
+        return Err(Error::Invalid);
+    }
+    AddrRange::new(first, pages * PAGE_SIZE).ok_or(Error::Invalid)
 }
 
 /// The room for a message: in one page, so that it is one range of the guest's memory.
@@ -234,6 +280,47 @@ mod tests {
     }
 
     #[test]
+    fn changes_are_of_whole_pages_and_bounded() {
+        let range = |start, pages| AddrRange::new(Gpa::new(start), pages * PAGE_SIZE).unwrap();
+        let last = u64::MAX - 0xfff;
+        for (start, pages) in [(0, 1), (0x5000, CHANGE_MAX), (last, 1)] {
+            let discard = kernel(b"", [6, start, pages, u64::MAX]).0;
+            assert_eq!(discard, AfterCall::Discard(range(start, pages)));
+            for (bits, write, execute) in [
+                (1, false, false),
+                (3, true, false),
+                (5, false, true),
+                (7, true, true),
+            ] {
+                let permissions = Permissions { write, execute };
+                let protect = kernel(b"", [7, start, pages, bits]).0;
+                assert_eq!(
+                    protect,
+                    AfterCall::Protect(range(start, pages), permissions)
+                );
+            }
+        }
+        for number in [6, 7] {
+            for (start, pages) in [
+                (0, 0),
+                (0, CHANGE_MAX + 1),
+                (0, 1 << 52),
+                (0, u64::MAX),
+                (1, 1),
+                (0xfff, 1),
+                (last, 2),
+            ] {
+                let after = kernel(b"", [number, start, pages, 7]).0;
+                assert_eq!(after, error(Error::Invalid), "{start:#x} {pages:#x}");
+            }
+        }
+        for bits in [0, 2, 4, 6, 8, 9, 1 << 32 | 1, 1 << 63 | 7, u64::MAX] {
+            let after = kernel(b"", [7, 0x1000, 1, bits]).0;
+            assert_eq!(after, error(Error::Invalid), "{bits:#x}");
+        }
+    }
+
+    #[test]
     fn a_freeze_is_asked_for_with_room_in_one_page_or_none() {
         let freeze = |at: u64, len: u64| kernel(b"", [4, at, len, 0]).0;
         let buffer = |at, len| AfterCall::Freeze(AddrRange::new(Gpa::new(at), len).unwrap());
@@ -254,7 +341,7 @@ mod tests {
 
     #[test]
     fn unknown_numbers_are_refused() {
-        for number in [6, 7, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
+        for number in [8, 9, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
             assert_eq!(
                 kernel(b"", [number, 0, 0, 0]).0,
                 error(Error::NoSuchCall),
@@ -265,7 +352,7 @@ mod tests {
 
     #[test]
     fn only_the_kernel_may_call() {
-        for number in 0..6 {
+        for number in 0..8 {
             let (after, sink, reads) = at_cpl(3, b"text", [number, 0x1000, 4, 0]);
             assert_eq!(after, error(Error::NotPermitted));
             assert!(sink.printed.is_empty() && sink.figures.is_empty() && reads == 0);

@@ -8,6 +8,7 @@ mod forks;
 mod fuzz;
 mod kernel;
 mod name;
+mod passthrough;
 mod seen;
 mod value;
 mod words;
@@ -23,6 +24,7 @@ pub use forks::{
 pub use fuzz::{DEFAULT_HANG, EXECUTIONS_MAX, FuzzOptions};
 pub use kernel::KernelOptions;
 pub use name::{NAME_MAX, Name};
+pub use passthrough::Devices;
 use seen::{Key, Seen};
 pub use value::Duration;
 use value::{count, duration, memory, page_policy};
@@ -46,6 +48,8 @@ pub struct GuestOptions {
     pub pages: PagePolicy,
     /// `testdev`: a device with registers in memory, behind the guest's memory.
     pub testdev: bool,
+    /// `passthrough=`, which may be given several times: devices of the machine that the guest has at the same addresses.
+    pub passthrough: Devices,
     /// `around=`: how many pages one violation maps at most.
     pub around: u64,
     /// `map=`: the data that the guest sees behind its memory.
@@ -69,6 +73,7 @@ impl GuestOptions {
             budget: DEFAULT_BUDGET,
             pages: PagePolicy::default(),
             testdev: false,
+            passthrough: Devices::new_const(),
             around: AROUND,
             map: None,
             forks: ForkOptions::new(),
@@ -112,6 +117,7 @@ impl GuestOptions {
                 word.takes_no_value()?;
                 self.testdev = true;
             }
+            "passthrough" => passthrough::add(&mut self.passthrough, word.needs_value()?, width)?,
             "around" => {
                 seen.first_time(Key::Around)?;
                 self.around = count(word.needs_value()?, MAX_AROUND)?;

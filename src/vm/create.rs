@@ -8,12 +8,13 @@ use super::devices::{Devices, test_device_regions};
 use super::guest::{Guest, end_space};
 use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
 use super::machine::Machine;
+use super::passthrough::PassThroughError;
 use super::stats::RunStats;
 use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use crate::addr::{AddrRange, Gpa};
 use crate::counting::Counts;
-use crate::ept::{AccessError, Region, RegionError, RegionKind, Space, Spaces};
+use crate::ept::{AccessError, DeviceRange, Region, RegionError, RegionKind, Space, Spaces};
 use crate::frames::{FrameError, PhysMem};
 
 /// Why a guest could not be made.
@@ -25,6 +26,8 @@ pub enum GuestError {
     Space(FrameError),
     /// The data that it asks for cannot be mapped.
     Data(DataError),
+    /// What it asks for as a device is none.
+    PassThrough(PassThroughError),
     /// Its memory does not fit into its space.
     Region(RegionError),
     /// The image could not be written into its memory.
@@ -39,6 +42,7 @@ impl fmt::Display for GuestError {
             Self::Image(error) => error.fmt(f),
             Self::Space(error) => error.fmt(f),
             Self::Data(error) => error.fmt(f),
+            Self::PassThrough(error) => error.fmt(f),
             Self::Region(error) => error.fmt(f),
             Self::Write(error) => error.fmt(f),
             Self::Vcpu(error) => error.fmt(f),
@@ -67,14 +71,15 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
 }
 
 impl<'s, M: PhysMem> Guest<'s, M> {
-    /// Makes a guest of an image, with the `data` behind its memory that its options ask for. `budget` is in ticks of the
-    /// TSC.
+    /// Makes a guest of an image, with the `data` behind its memory and the `devices` that its options ask for. `budget` is
+    /// in ticks of the TSC.
     pub fn create(
         machine: &mut Machine<'_, M>,
         spaces: &'s Spaces<'_, M>,
         image: &Image<'_>,
         options: &GuestOptions,
         data: Option<SharedData>,
+        devices: &[DeviceRange],
         budget: u64,
     ) -> Result<Self, GuestError> {
         let mapped = data.map(|data| MappedData {
@@ -87,6 +92,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         if options.testdev {
             plan = plan.with_test_device();
         }
+        let plan = plan.with_devices(devices.iter().map(|device| device.range()));
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
         space.set_around(options.around);
@@ -95,7 +101,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             let (name, wanted) = (options.name, options.pages);
             log::warn!("guest {name}: this CPU cannot do pages={wanted}: pages={pages} instead");
         }
-        match Self::fill(machine, &mut space, image, &plan, data) {
+        match Self::fill(machine, &mut space, image, &plan, data, devices) {
             Ok(vcpu) => Ok(Self {
                 space,
                 vcpu,
@@ -122,6 +128,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         image: &Image<'_>,
         plan: &Plan,
         data: Option<SharedData>,
+        devices: &[DeviceRange],
     ) -> Result<Vcpu, GuestError> {
         let ram = AddrRange::new(Gpa::new(0), plan.memory);
         let ram = ram.map(|range| Region::new(range, RegionKind::Ram));
@@ -130,6 +137,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let device = plan.test_device.map_or([None; 2], test_device_regions);
         for region in [ram, data].into_iter().chain(device).flatten() {
             space.map(region).map_err(GuestError::Region)?;
+        }
+        for device in devices {
+            space
+                .identity_map_range(*device)
+                .map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
         Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)

@@ -13,7 +13,7 @@ use super::vcpu::{Vcpu, VcpuError};
 use super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa, Gva};
 use crate::counting::Counts;
-use crate::ept::{AccessError, Region, RegionError, Space};
+use crate::ept::{AccessError, Space};
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::vmx::controls::Exit;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident, restore_vector, save_vector};
@@ -152,11 +152,6 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.asked.map(AddrRange::len)
     }
 
-    /// Gives it another region, as [`Space::map`] does.
-    pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
-        self.space.map(region)
-    }
-
     /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with
     /// a report.
     ///
@@ -192,14 +187,10 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.asked = None;
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         let vmcs = self.vcpu.make_current(machine)?;
-        if self.vcpu.vpid_is_stale {
-            // Once for each state that the guest is given is enough: what it changes itself it invalidates itself, and what
-            // a change of the EPT tables makes stale is dropped by INVEPT under every VPID (SDM "Operations that Invalidate
-            // Cached Mappings", 30.4.3.1).
-            // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-            unsafe { machine.vmx.invvpid(self.vcpu.vpid)? };
-            self.vcpu.vpid_is_stale = false;
-        }
+        let vmx = &mut machine.vmx;
+        // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
+        let ready = |vpid| unsafe { vmx.invvpid(vpid) };
+        self.vcpu.vpid.make_ready(ready)?;
         let features = machine.resident;
         let host_resident = machine.host_resident;
         let timer_is_saved = machine.controls.has(Exit::SavePreemptionTimer);

@@ -15,6 +15,7 @@ use crate::vmx::cpu::{
     self, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx, read_host_state,
 };
 use crate::vmx::state::HostState;
+use crate::vmx::vpid::Vpids;
 use crate::vmx::{
     Capabilities, ControlSet, CpuRead, UnmetControls, VmFail, VmxUnavailable, choose_controls,
 };
@@ -72,7 +73,7 @@ pub struct Machine<'f, M: PhysMem> {
     pub(super) bitmaps: Bitmaps,
     /// Instructions that made accesses to devices.
     pub(super) decoded: Decoded,
-    next_vpid: u16,
+    pub(super) vpids: Vpids,
 }
 
 impl<'f, M: PhysMem> Machine<'f, M> {
@@ -136,7 +137,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
             host_resident: unsafe { Resident::read(resident) },
             bitmaps,
             decoded: Decoded::NONE,
-            next_vpid: 0,
+            vpids: Vpids::new(),
         })
     }
 
@@ -187,12 +188,6 @@ impl<'f, M: PhysMem> Machine<'f, M> {
     /// A frame that begins with the VMCS revision identifier.
     pub(super) fn vmcs_region(&self) -> Result<Frame, FrameError> {
         region(self.frames, &self.capabilities)
-    }
-
-    /// A VPID for the next guest. Each is used again only after all others, and flushed before.
-    pub(super) fn next_vpid(&mut self) -> u16 {
-        self.next_vpid = self.next_vpid.checked_add(1).unwrap_or(1);
-        self.next_vpid
     }
 }
 

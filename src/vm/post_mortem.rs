@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 use super::cmdline::Name;
 use super::outcome::Outcome;
 use super::template::ForkId;
-use crate::ept::{RegionKind, Space, Unresolved};
+use crate::ept::{Reason, Region, RegionKind, Space, Unresolved};
 use crate::frames::PhysMem;
 use crate::paging::Step;
 use crate::vmx::{
@@ -75,13 +75,40 @@ pub(super) fn explain<M: PhysMem>(
             writeln!(out)?;
         }
     }
-    if let Outcome::Memory(Unresolved { violation, .. }) = outcome
-        && let Some(region) = space.region_at(violation.gpa)
+    if let Outcome::Memory(unresolved) = outcome
+        && let Some(region) = space.region_at(unresolved.violation.gpa)
     {
-        let what = what(&region.kind);
-        writeln!(out, "GPA {:#x} is {what} {}", violation.gpa, region.range)?;
+        place(unresolved, region, space.eptp().accessed_dirty(), out)?;
     }
     registers(regs, cr2, vmcs, out)
+}
+
+/// Says what is where the guest may not go, and where that is not plain to see, why it may not. With `accessed_dirty` the CPU
+/// notes its use of the guest's tables.
+fn place(
+    unresolved: &Unresolved,
+    region: &Region,
+    accessed_dirty: bool,
+    out: &mut impl Write,
+) -> fmt::Result {
+    let Unresolved { violation, reason } = unresolved;
+    let what = what(&region.kind);
+    write!(out, "GPA {:#x} is {what} {}", violation.gpa, region.range)?;
+    if let Reason::Protected { .. } = reason {
+        let or = |on: bool, letter| if on { letter } else { '-' };
+        let (w, x) = (or(region.is_writable(), 'w'), or(region.execute, 'x'));
+        write!(out, ", which the guest has protected: r{w}{x}")?;
+    }
+    writeln!(out)?;
+    let refused = matches!(reason, Reason::Denied { .. } | Reason::Protected { .. });
+    if refused && accessed_dirty && violation.is_page_walk() && violation.access.write {
+        writeln!(
+            out,
+            "it holds page tables of the guest, whose use this CPU takes for a write: they must be in memory that may be \
+             written"
+        )?;
+    }
+    Ok(())
 }
 
 /// What a guest has in a region of this kind.
@@ -143,6 +170,52 @@ fn registers(regs: &GuestRegs, cr2: u64, vmcs: &impl Vmcs, out: &mut impl Write)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::{AddrRange, Gpa, Gva};
+    use crate::ept::{Violation, ViolationFields};
+
+    #[test]
+    fn protection_and_tables_in_what_may_not_be_written_are_explained() {
+        let told = |region: &Region, qualification, accessed_dirty| {
+            let violation = Violation::decode(&ViolationFields {
+                qualification,
+                gpa: Gpa::new(0x5018),
+                gva: Gva::new(0x40_0000),
+                rip: Gva::new(0x40_0000),
+                during_delivery: false,
+                advanced_information: false,
+            });
+            let reason = region.refusal(violation.access).unwrap();
+            let unresolved = Unresolved { violation, reason };
+            let mut out = String::new();
+            place(&unresolved, region, accessed_dirty, &mut out).unwrap();
+            out
+        };
+        let range = AddrRange::new(Gpa::new(0x5000), 0x1000).unwrap();
+        let rom = Region::new(range, RegionKind::Rom);
+        let memory = Region::new(range, RegionKind::Ram);
+        let (still, data) = (
+            Region {
+                write: false,
+                ..memory
+            },
+            memory.with_execute(false),
+        );
+        // A write, a fetch, and a walk of tables that notes their use; bit 7: the linear address is valid.
+        let (write, fetch, walk) = (0x18a, 0x18c, 0x8b);
+        let at = "GPA 0x5018 is in";
+        assert_eq!(
+            told(&rom, write, true),
+            format!("{at} ROM [0x5000, 0x5fff]\n")
+        );
+        let protected = format!("{at} memory [0x5000, 0x5fff], which the guest has protected: ");
+        assert_eq!(told(&still, write, true), format!("{protected}r-x\n"));
+        assert_eq!(told(&data, fetch, true), format!("{protected}rw-\n"));
+        for region in [&rom, &still] {
+            assert!(told(region, walk, true).contains("page tables"));
+            assert!(!told(region, walk, false).contains("page tables"));
+            assert!(!told(region, write, true).contains("page tables"));
+        }
+    }
 
     #[test]
     fn of_many_forks_it_is_said_which_one_ended() {

@@ -10,6 +10,7 @@ use crate::vmx::controls::{Entry, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
 use crate::vmx::register_bits::CR4_VMXE;
 use crate::vmx::state::{GuestState, NO_LINK_POINTER, Start64};
+use crate::vmx::vpid::Vpid;
 use crate::vmx::{
     Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsError,
 };
@@ -65,9 +66,7 @@ pub struct Vcpu {
     area: Frame,
     /// What stays in the CPU while the guest runs; here while it does not.
     pub(super) resident: Resident,
-    pub(super) vpid: u16,
-    /// Whether what the CPU has cached under the VPID may be of an earlier guest, or of this one before it was brought back.
-    pub(super) vpid_is_stale: bool,
+    pub(super) vpid: Vpid,
     /// CR8, which has no effect: no interrupt of ours has a priority.
     pub(super) cr8: u8,
 }
@@ -126,16 +125,15 @@ impl Vcpu {
             }
         };
         let vpid = if machine.controls.has(Secondary::EnableVpid) {
-            machine.next_vpid()
+            machine.vpids.take()
         } else {
-            0
+            Vpid::NONE
         };
         Ok(Self {
             vmcs,
             area,
             resident: Resident::RESET,
             vpid,
-            vpid_is_stale: vpid != 0,
             cr8: 0,
         })
     }
@@ -177,8 +175,8 @@ impl Vcpu {
             vmcs.write64(field, value)?;
         }
         vmcs.write32(Field32::ExceptionBitmap, EXITING_EXCEPTIONS)?;
-        if self.vpid != 0 {
-            vmcs.write16(Field16::Vpid, self.vpid)?;
+        if let Some(vpid) = self.vpid.number() {
+            vmcs.write16(Field16::Vpid, vpid)?;
         }
         let limits = &machine.limits;
         vmcs.write_natural(FieldNatural::Cr0GuestHostMask, limits.cr0_mask())?;
@@ -282,7 +280,7 @@ impl Vcpu {
         self.resident = state.resident;
         self.cr8 = state.cr8;
         // Its page tables may hold other bytes than those that the CPU has cached translations of.
-        self.vpid_is_stale = self.vpid != 0;
+        self.vpid.outdate();
         // The last access is looked at, whatever those before were.
         Ok(vmcs.write64(Field64::TscOffset, state.tsc.wrapping_sub(now()))?)
     }

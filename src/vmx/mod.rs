@@ -29,6 +29,7 @@ pub mod segment;
 pub mod state;
 pub mod state_fields;
 pub mod vmcs;
+pub mod vpid;
 
 pub use advance::{advance_rip, advance_rip_by, repeat, undo_step};
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};

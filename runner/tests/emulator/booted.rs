@@ -198,6 +198,13 @@ impl Booted {
         );
     }
 
+    /// No line of the console has this word.
+    #[track_caller]
+    pub fn is_silent_on(&self, word: &str) {
+        let found = self.lines.iter().any(|line| line.contains(word));
+        assert!(!found, "{}", self.tell(&format!("a line has `{word}`")));
+    }
+
     /// A backtrace of the hypervisor names this function.
     #[track_caller]
     pub fn went_through(&self, function: &str) {

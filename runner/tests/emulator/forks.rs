@@ -420,17 +420,6 @@ fn a_guest_is_not_frozen_while_an_event_is_delivered_to_it() {
     booted.says(&["an event is delivered before it freezes"]);
 }
 
-/// A device cannot be in two spaces, so a guest that has one is refused as a template; what comes after it is not harmed.
-#[test]
-fn a_guest_with_a_device_of_its_own_is_not_frozen() {
-    let mut run = run("forks-device", vec![sample("frozen"), sample("hello")]);
-    run.cmdline = "selftest=device audit".into();
-    let booted = boot(&run);
-    booted.failed_with(&["frozen", "the device at", "cannot be shared by forks"]);
-    booted.healthy("hello");
-    booted.no_frame_lost();
-}
-
 #[test]
 fn guests_are_frozen_by_the_host_on_tiger_lake() {
     guests_are_frozen_by_the_host("tigerlake");

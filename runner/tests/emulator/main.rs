@@ -13,10 +13,13 @@ mod hostile;
 mod machines;
 mod memory;
 mod mmio;
+mod mtrr;
 mod pages;
+mod passthrough;
 // Guests use the rest of it.
 #[allow(dead_code)]
 #[path = "../../../guest/src/pattern.rs"]
 mod pattern;
+mod protect;
 mod samples;
 mod traps;

@@ -60,6 +60,8 @@ pub enum Problem {
     NotALevel,
     /// Not the name of data, or that with `:ro`.
     NotAMap,
+    /// Not the address and the size of a device.
+    NotADevice,
     /// An option of guests.
     NotForData,
     /// Nothing gives it a name.
@@ -102,6 +104,7 @@ impl fmt::Display for Problem {
             Self::NotADuration => "not a time, as in 500ms, 2s, or ticks as in 100M",
             Self::NotALevel => "not one of off, error, warn, info, debug, trace",
             Self::NotAMap => "not the name of a data module, as in corpus or corpus:ro",
+            Self::NotADevice => "not an address and a size, as in 0xfed00000:4K",
             Self::NotForData => "data takes no option but name=",
             Self::NeedsName => "it needs a name, as in data name=corpus",
             Self::NotACount => "not a number, as in 1000",
@@ -116,10 +119,7 @@ impl fmt::Display for Problem {
             Self::NotPages => "not a multiple of 4 KiB",
             Self::Overflow => "too large",
             Self::BeyondWidth(bits) => {
-                return write!(
-                    f,
-                    "larger than the {bits} bits of a guest-physical address reach"
-                );
+                return write!(f, "more than the {bits} bits of a physical address reach");
             }
         })
     }

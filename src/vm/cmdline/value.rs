@@ -1,7 +1,7 @@
 //! Numbers, sizes and times as users write them.
 
 use super::Problem;
-use crate::addr::PAGE_SIZE;
+use crate::addr::{AddrRange, Hpa, PAGE_SIZE};
 use crate::ept::PagePolicy;
 
 /// A length of time as a user gives it: by the clock, or in ticks of the time-stamp counter.
@@ -72,6 +72,28 @@ pub(super) fn memory(text: &str, address_width: u32) -> Result<u64, Problem> {
         Err(Problem::NotPages)
     } else {
         Ok(bytes)
+    }
+}
+
+/// Whole pages of the machine's addresses, as in `0xfed00000:4K`.
+pub(super) fn device(text: &str, address_width: u32) -> Result<AddrRange<Hpa>, Problem> {
+    let (start, len) = text.split_once(':').ok_or(Problem::NotADevice)?;
+    let start = match number(start) {
+        Some((start, "")) => start?,
+        _ => return Err(Problem::NotADevice),
+    };
+    let len = size(len, 1).map_err(|problem| match problem {
+        Problem::NotASize => Problem::NotADevice,
+        other => other,
+    })?;
+    let range = AddrRange::new(Hpa::new(start), len).ok_or(Problem::Overflow)?;
+    let last = range.last().map_or(start, Hpa::as_u64);
+    if !start.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
+        Err(Problem::NotPages)
+    } else if last.checked_shr(address_width).unwrap_or(0) != 0 {
+        Err(Problem::BeyondWidth(address_width))
+    } else {
+        Ok(range)
     }
 }
 

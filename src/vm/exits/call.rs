@@ -56,6 +56,14 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 };
                 self.area.regs.set(Gpr::Rax, rax);
             }
+            AfterCall::Discard(range) => {
+                let done = self.discard(range)?;
+                self.return_from_change(done);
+            }
+            AfterCall::Protect(range, permissions) => {
+                let done = self.protect(range, permissions)?;
+                self.return_from_change(done);
+            }
             AfterCall::Freeze(buffer) => return self.asks_freeze(buffer),
         }
         self.advance()

@@ -9,7 +9,7 @@ use crate::frames::PhysMem;
 use crate::vmx::controls::{ControlWord, Entry};
 use crate::vmx::qualification::{ControlRegister, CrAccess};
 use crate::vmx::register_bits::EFER_LMA;
-use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
+use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, VmFail, Vmcs, VmcsError};
 
 /// The access right L of a code segment.
 const LONG: u32 = 1 << 13;
@@ -135,15 +135,21 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             let word = entry.word(ControlWord::Entry) as u32;
             self.vmcs.write32(Field32::EntryControls, word)?;
         }
-        if change.flush && self.vcpu.vpid != 0 {
+        if change.flush {
             // With a VPID, an entry keeps what the guest's own MOV would have flushed.
-            // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-            let flushed = unsafe { self.machine.vmx.invvpid(self.vcpu.vpid) };
-            if let Err(fail) = flushed {
+            if let Err(fail) = self.flush_linear() {
                 return self.stop(Outcome::EntryInstruction(fail));
             }
         }
         self.advance()
+    }
+
+    /// Drops the linear translations of the guest, where a VM entry does not.
+    pub(super) fn flush_linear(&mut self) -> Result<(), VmFail> {
+        let vmx = &mut self.machine.vmx;
+        // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
+        let invvpid = |vpid| unsafe { vmx.invvpid(vpid) };
+        self.vcpu.vpid.flush(invvpid)
     }
 
     /// Loads the four entries of the top table of PAE paging, and tells whether they are legal.

@@ -10,7 +10,7 @@ use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation};
 use crate::addr::{Gpa, Gva};
-use crate::ept::{AccessError, Cause, Reason, RegionKind, Space, Violation};
+use crate::ept::{Access, AccessError, Cause, Reason, RegionKind, Space, Violation};
 use crate::frames::PhysMem;
 use crate::vmx::register_bits::EFER_LMA;
 use crate::vmx::segment::SegmentRegister;
@@ -182,14 +182,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         if self.devices.mmio.misfits_again((refusal.rip, refusal.gpa)) {
             return self.stop(Outcome::Mmio(refusal));
         }
-        if self.vcpu.vpid != 0 {
-            // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-            let flushed = unsafe { self.machine.vmx.invvpid(self.vcpu.vpid) };
-            if let Err(fail) = flushed {
-                return self.stop(Outcome::EntryInstruction(fail));
-            }
+        if let Err(fail) = self.flush_linear() {
+            return self.stop(Outcome::EntryInstruction(fail));
         }
-        // Without VPID, the next VM entry drops all linear translations.
         crate::vmx::undo_step(&mut self.vmcs)?;
         Ok(Next::Resume)
     }
@@ -260,7 +255,9 @@ impl<M: PhysMem> Places for Space<'_, M> {
                     _ if MmioDevices::takes_denied_writes(tag) => {
                         return Ok(Place::Device { tag, offset });
                     }
-                    _ => Reason::Denied { tag },
+                    _ => region
+                        .refusal(Access::WRITE)
+                        .unwrap_or(Reason::Denied { tag }),
                 }
             }
         };

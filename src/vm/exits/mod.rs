@@ -1,6 +1,7 @@
 //! What each exit needs, but the few that the run loop itself handles.
 
 mod call;
+mod change;
 mod cr;
 mod events;
 mod io;

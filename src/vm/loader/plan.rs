@@ -9,9 +9,10 @@
 //! enough, which is the top of memory unless the image is linked there.
 
 use arrayvec::ArrayVec;
+use offshoot_abi::{Device, PASSTHROUGH_MAX};
 
 use super::{Image, LoadError, SEGMENTS_MAX};
-use crate::addr::{AddrRange, Gpa, PAGE_SIZE, PageSize};
+use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE, PageSize};
 
 /// Bytes of a guest's first stack.
 pub const STACK_SIZE: u64 = 64 << 10;
@@ -93,6 +94,8 @@ pub struct Plan {
     pub data: Option<AddrRange<Gpa>>,
     /// The test device, behind all that; not mapped.
     pub test_device: Option<Gpa>,
+    /// Devices of the machine, wherever they are; not mapped.
+    pub passthrough: [Device; PASSTHROUGH_MAX],
     regions: Regions,
 }
 
@@ -150,6 +153,17 @@ impl Plan {
     pub fn with_test_device(mut self) -> Self {
         let behind = self.data_pages().map_or(self.memory, end);
         self.test_device = Some(Gpa::new(behind));
+        self
+    }
+
+    /// The same with devices of the machine, of which there is room for so many.
+    pub fn with_devices(mut self, devices: impl IntoIterator<Item = AddrRange<Hpa>>) -> Self {
+        for (place, range) in self.passthrough.iter_mut().zip(devices) {
+            *place = Device {
+                start: range.start().as_u64(),
+                len: range.len(),
+            };
+        }
         self
     }
 
@@ -257,6 +271,7 @@ impl Contents {
             heap,
             data,
             test_device: None,
+            passthrough: [Device::default(); PASSTHROUGH_MAX],
             regions,
         })
     }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use offshoot_abi::{StartInfo, VERSION};
+use offshoot_abi::{Device, StartInfo, VERSION};
 
 use super::memory::{GuestMemory, GuestTables, MemoryFault};
 use super::{Image, Plan, Region, RegionKind};
@@ -71,6 +71,7 @@ pub fn load<M: GuestMemory>(
         data: plan.data.map_or(0, |data| data.start().as_u64()),
         data_len: plan.data.map_or(0, AddrRange::len),
         test_device: plan.test_device.map_or(0, Gpa::as_u64),
+        passthrough: plan.passthrough,
     };
     put(memory, plan.start_info, &start_info_bytes(info))?;
     Ok(Start {
@@ -149,6 +150,7 @@ fn start_info_bytes(info: StartInfo) -> [u8; size_of::<StartInfo>()] {
         data,
         data_len,
         test_device,
+        passthrough,
     } = info;
     let versions = u64::from(size) << 32 | u64::from(version);
     let words = [
@@ -165,7 +167,14 @@ fn start_info_bytes(info: StartInfo) -> [u8; size_of::<StartInfo>()] {
         test_device,
     ];
     let mut bytes = [0; size_of::<StartInfo>()];
-    for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+    let devices = passthrough.into_iter().flat_map(|device| {
+        let Device { start, len } = device;
+        [start, len]
+    });
+    for (place, word) in bytes
+        .chunks_exact_mut(8)
+        .zip(words.into_iter().chain(devices))
+    {
         place.copy_from_slice(&word.to_le_bytes());
     }
     bytes

@@ -171,7 +171,7 @@ fn the_guest_starts_as_after_a_call() {
         StartInfo::MAGIC
     );
     let size_and_version = field(std::mem::offset_of!(StartInfo, version));
-    assert_eq!(size_and_version, 88 << 32 | u64::from(VERSION));
+    assert_eq!(size_and_version, 152 << 32 | u64::from(VERSION));
     assert_eq!(std::mem::offset_of!(StartInfo, size), 12);
     assert_eq!(field(std::mem::offset_of!(StartInfo, memory)), 64 * MIB);
     assert_eq!(
@@ -197,6 +197,22 @@ fn the_guest_starts_as_after_a_call() {
     assert_eq!(field(std::mem::offset_of!(StartInfo, data)), 0);
     assert_eq!(field(std::mem::offset_of!(StartInfo, data_len)), 0);
     assert_eq!(field(std::mem::offset_of!(StartInfo, test_device)), 0);
+    assert_eq!(field(std::mem::offset_of!(StartInfo, passthrough)), 0);
+}
+
+#[test]
+fn devices_are_told_in_their_order() {
+    let devices = [(0xfed0_0000, 0x1000), (0xfec0_0000, 0x2000)];
+    let image = image();
+    let image = Image::parse(&image).unwrap();
+    let range = |(start, len)| AddrRange::new(crate::addr::Hpa::new(start), len).unwrap();
+    let plan = Plan::new(&image, 64 * MIB, None, false).unwrap();
+    let plan = plan.with_devices(devices.map(range));
+    let mut memory = Buffer::new(64 * MIB);
+    load(&image, &plan, &mut memory).unwrap();
+    let at = plan.start_info.as_u64() + std::mem::offset_of!(StartInfo, passthrough) as u64;
+    let told: Vec<_> = (0..8).map(|word| memory.word(at + 8 * word)).collect();
+    assert_eq!(told, [0xfed0_0000, 0x1000, 0xfec0_0000, 0x2000, 0, 0, 0, 0]);
 }
 
 #[test]

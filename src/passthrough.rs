@@ -1,0 +1,47 @@
+//! The devices that guests are given: addresses of the machine at which the hypervisor has nothing.
+
+use crate::boot::apic;
+use crate::boot::info::BootInfo;
+use crate::boot::layout;
+use arrayvec::ArrayVec;
+use offshoot::addr::{AddrRange, Hpa, PAGE_SIZE};
+use offshoot::ept::DeviceRange;
+use offshoot::vm::cmdline::Devices;
+use offshoot::vm::passthrough::{Owner, PassThroughError, check};
+use offshoot_abi::PASSTHROUGH_MAX;
+
+/// Where the registers of the local APIC are, unless somebody moved them.
+const LOCAL_APIC: Hpa = Hpa::new(0xfee0_0000);
+
+/// The devices at these addresses, if they are such.
+pub fn devices(
+    boot: &BootInfo,
+    asked: &Devices,
+) -> Result<ArrayVec<DeviceRange, PASSTHROUGH_MAX>, PassThroughError> {
+    let device = |range: &AddrRange<Hpa>| {
+        check(*range, owned(boot))?;
+        // SAFETY: no memory and none of the hypervisor's own devices is there. What the device does with memory when it
+        // is told to, the one vouches for who gave a guest the device.
+        Ok(unsafe { DeviceRange::new(*range) })
+    };
+    asked.iter().map(device).collect()
+}
+
+/// What is no device for guests, the most telling first.
+fn owned(boot: &BootInfo) -> impl Iterator<Item = (AddrRange<Hpa>, Owner)> {
+    let image = layout::image_end() - layout::image_start();
+    let image = AddrRange::new(Hpa::new(layout::image_start()), image);
+    let apic = [Some(LOCAL_APIC), apic::page()].into_iter().flatten();
+    let apic = apic.filter_map(|page| AddrRange::new(page, PAGE_SIZE));
+    let modules = boot.modules().map(|module| module.range);
+    let kept = boot.keep.iter().flatten().copied();
+    let memory = boot.memory.ranges().chain(boot.not_write_back.ranges());
+    let of = |owner| move |range| (range, owner);
+    image
+        .into_iter()
+        .map(of(Owner::Hypervisor))
+        .chain(modules.map(of(Owner::Module)))
+        .chain(kept.map(of(Owner::BootLoader)))
+        .chain(apic.map(of(Owner::LocalApic)))
+        .chain(memory.map(of(Owner::Memory)))
+}
