@@ -167,7 +167,7 @@ impl Job<'_> {
                     guest: name,
                     name: figure,
                     value,
-                    unit: Unit::Times,
+                    unit: Unit::Count,
                 });
             }
         }

@@ -21,7 +21,7 @@ pub enum Call {
     /// Prints the RSI bytes at GVA RDI to the console. Returns the number of bytes taken, at most
     /// [`PRINT_MAX`], or an [`Error`].
     Print = 2,
-    /// Files a figure for the run's report: the name is the RSI bytes at GVA RDI (at most
+    /// Files a figure for the run's report, in ticks of the TSC: the name is the RSI bytes at GVA RDI (at most
     /// [`FIGURE_NAME_MAX`], `[a-z0-9._]`), its value is RDX.
     Figure = 3,
     /// Asks that the guest be frozen here and go on as forks of what it is now. RDI is the GVA of a buffer for a message
@@ -54,6 +54,8 @@ pub enum Call {
     /// A guest that does what it may not is stopped. Where the CPU takes its use of page tables for writes, pages with
     /// tables that are in use must stay writable.
     Protect = 7,
+    /// The same as [`Call::Figure`] for a number of things.
+    Count = 8,
 }
 
 impl Call {
@@ -68,6 +70,7 @@ impl Call {
             5 => Some(Self::HarvestDirty),
             6 => Some(Self::Discard),
             7 => Some(Self::Protect),
+            8 => Some(Self::Count),
             _ => None,
         }
     }

@@ -48,14 +48,20 @@ pub fn nop() {
     raw(Call::Nop as u64, [0; 3]);
 }
 
-/// Files a figure for the report of the run. The name is of `[a-z0-9._]`, at most
+/// Files a figure for the report of the run, in ticks of the TSC. The name is of `[a-z0-9._]`, at most
 /// [`FIGURE_NAME_MAX`](offshoot_abi::FIGURE_NAME_MAX) bytes.
-pub fn figure(name: &str, value: u64) -> Result<(), Error> {
-    let result = raw(
-        Call::Figure as u64,
-        [name.as_ptr() as u64, name.len() as u64, value],
-    );
-    match result {
+pub fn figure(name: &str, ticks: u64) -> Result<(), Error> {
+    file(Call::Figure, name, ticks)
+}
+
+/// The same for a number of things.
+pub fn count(name: &str, number: u64) -> Result<(), Error> {
+    file(Call::Count, name, number)
+}
+
+fn file(call: Call, name: &str, value: u64) -> Result<(), Error> {
+    let arguments = [name.as_ptr() as u64, name.len() as u64, value];
+    match raw(call as u64, arguments) {
         0 => Ok(()),
         -28 => Err(Error::NoSpace),
         -14 => Err(Error::BadAddress),

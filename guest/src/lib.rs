@@ -29,7 +29,7 @@ pub mod trap;
 // Linked for its symbols only: memcpy and its kin.
 use offshoot_memfuncs as _;
 
-pub use call::{exit, figure};
+pub use call::{count, exit, figure};
 pub use offshoot_abi as abi;
 pub use offshoot_abi::StartInfo;
 #[doc(hidden)]

@@ -244,7 +244,7 @@ mod tests {
         let text = table(&[
             entry("made.16m", 2800),
             of("made.16m.frames", 4, "frames"),
-            of("made.16m.vmreads", 0, "times"),
+            of("made.16m.vmreads", 0, "count"),
             of("made.16m.rest", 1, "frames"),
             entry("made.16m.first", 9),
         ]);

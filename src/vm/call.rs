@@ -8,7 +8,7 @@ use offshoot_abi::{
     MESSAGE_MAX, PRINT_MAX,
 };
 
-use super::figures::FigureName;
+use super::figures::{FigureName, Unit};
 use super::virtual_memory::{Locate, VirtualMemory};
 use crate::addr::{AddrRange, Address, Gpa, Gva, PAGE_SIZE};
 
@@ -30,7 +30,7 @@ pub trait CallSink {
     /// Prints bytes on the console.
     fn print(&mut self, bytes: &[u8]);
     /// Files a figure. `false` where there is no room.
-    fn figure(&mut self, name: FigureName, value: u64) -> bool;
+    fn figure(&mut self, name: FigureName, value: u64, unit: Unit) -> bool;
 }
 
 /// A request for the dirty pages of a guest.
@@ -96,7 +96,8 @@ pub fn call<M: VirtualMemory + Locate>(
         Some(Call::Nop) => Ok(0),
         Some(Call::Exit) => return AfterCall::Exit(registers.rdi),
         Some(Call::Print) => print(registers.rdi, registers.rsi, memory, sink),
-        Some(Call::Figure) => figure(registers, memory, sink),
+        Some(Call::Figure) => figure(registers, Unit::Ticks, memory, sink),
+        Some(Call::Count) => figure(registers, Unit::Count, memory, sink),
         Some(Call::Freeze) => match message_buffer(registers, memory) {
             Ok(buffer) => return AfterCall::Freeze(buffer),
             Err(error) => Err(error),
@@ -139,6 +140,7 @@ fn print<M: VirtualMemory>(
 
 fn figure<M: VirtualMemory>(
     registers: CallRegisters,
+    unit: Unit,
     memory: &mut M,
     sink: &mut impl CallSink,
 ) -> Result<u64, Error> {
@@ -149,7 +151,7 @@ fn figure<M: VirtualMemory>(
         .read(Gva::new(registers.rdi), bytes)
         .map_err(|_| Error::BadAddress)?;
     let name = FigureName::new(bytes).ok_or(Error::Invalid)?;
-    if sink.figure(name, registers.rdx) {
+    if sink.figure(name, registers.rdx, unit) {
         Ok(0)
     } else {
         Err(Error::NoSpace)
@@ -213,15 +215,15 @@ mod tests {
     #[derive(Default)]
     struct Sink {
         printed: Vec<u8>,
-        figures: Vec<(String, u64)>,
+        figures: Vec<(String, u64, Unit)>,
         full: bool,
     }
     impl CallSink for Sink {
         fn print(&mut self, bytes: &[u8]) {
             self.printed.extend(bytes);
         }
-        fn figure(&mut self, name: FigureName, value: u64) -> bool {
-            self.figures.push((name.to_string(), value));
+        fn figure(&mut self, name: FigureName, value: u64, unit: Unit) -> bool {
+            self.figures.push((name.to_string(), value, unit));
             !self.full
         }
     }
@@ -258,11 +260,13 @@ mod tests {
             (after, &sink.printed[..]),
             (AfterCall::Return(5), &b"hello"[..])
         );
-        let (after, sink) = kernel(b"exit.cpuid", [3, 0x1000, 10, 123]);
-        assert_eq!(
-            (after, sink.figures),
-            (AfterCall::Return(0), vec![("exit.cpuid".into(), 123)])
-        );
+        for (number, unit) in [(3, Unit::Ticks), (8, Unit::Count)] {
+            let (after, sink) = kernel(b"exit.cpuid", [number, 0x1000, 10, 123]);
+            assert_eq!(
+                (after, sink.figures),
+                (AfterCall::Return(0), vec![("exit.cpuid".into(), 123, unit)])
+            );
+        }
     }
 
     #[test]
@@ -341,7 +345,7 @@ mod tests {
 
     #[test]
     fn unknown_numbers_are_refused() {
-        for number in [8, 9, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
+        for number in [9, 10, 1 << 32, 1 << 32 | 1, 1 << 63, u64::MAX] {
             assert_eq!(
                 kernel(b"", [number, 0, 0, 0]).0,
                 error(Error::NoSuchCall),

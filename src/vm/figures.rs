@@ -54,8 +54,8 @@ pub enum Unit {
     Forks,
     /// Frames.
     Frames,
-    /// Times that something was done.
-    Times,
+    /// A number of other things, or of times.
+    Count,
 }
 
 impl Unit {
@@ -66,7 +66,7 @@ impl Unit {
             Self::Bytes => "bytes",
             Self::Forks => "forks",
             Self::Frames => "frames",
-            Self::Times => "times",
+            Self::Count => "count",
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use core::arch::x86_64::_rdtsc;
 use core::ptr::{read_volatile, write_volatile};
-use offshoot_guest::{StartInfo, figure, println};
+use offshoot_guest::{StartInfo, count, figure, println};
 
 offshoot_guest::entry!(main);
 
@@ -41,7 +41,7 @@ fn main(info: &StartInfo) -> u64 {
     });
     let wrong = wrong.count() as u64;
     println!("{pages} pages written, {wrong} wrong");
-    let filed = figure("dense.pages_written", pages).is_ok()
+    let filed = count("dense.pages_written", pages).is_ok()
         && figure("dense.ticks_per_page", taken / pages.max(1)).is_ok();
     u64::from(wrong != 0 || !filed)
 }

@@ -6,7 +6,7 @@ use core::arch::x86_64::_rdtsc;
 use core::ptr::{read_volatile, write_volatile};
 use offshoot_guest::abi::{Error, HARVEST_MAX};
 use offshoot_guest::check::Checks;
-use offshoot_guest::{StartInfo, call, figure, println, trap};
+use offshoot_guest::{StartInfo, call, count, figure, println, trap};
 
 offshoot_guest::entry!(main);
 
@@ -188,6 +188,6 @@ fn main(info: &StartInfo) -> u64 {
     heap.written[0] = 0x80;
     told += heap.ask(&mut checks, "the bitmap", 0, PAGES);
     measure(&mut checks, &mut heap);
-    let _ = figure("dirty.told", told);
+    let _ = count("dirty.told", told);
     checks.finish()
 }

@@ -8,7 +8,7 @@ use offshoot_guest::abi::{CHANGE_MAX, Error, MAY_EXECUTE, MAY_READ, MAY_WRITE};
 use offshoot_guest::call::{discard, protect};
 use offshoot_guest::check::Checks;
 use offshoot_guest::forks::freeze;
-use offshoot_guest::{StartInfo, figure, println, trap};
+use offshoot_guest::{StartInfo, count, println, trap};
 
 offshoot_guest::entry!(main);
 
@@ -92,7 +92,7 @@ fn more_than_there_is(checks: &mut Checks, heap: u64) {
         checks.equal(format_args!("pages kept of chunk {chunk}"), left as u64, 1);
         checks.that(give_back(first, CHUNK).is_ok(), format_args!("the rest"));
     }
-    let filed = figure("protect.discarded", CHUNKS * CHUNK);
+    let filed = count("protect.discarded", CHUNKS * CHUNK);
     checks.that(filed.is_ok(), format_args!("the figure: {filed:?}"));
 }
 

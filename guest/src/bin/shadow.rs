@@ -8,7 +8,7 @@ use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_set_epi64x, _mm_storeu_si
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use offshoot_guest::random::Random;
-use offshoot_guest::{StartInfo, figure, pattern, println};
+use offshoot_guest::{StartInfo, count, pattern, println};
 
 offshoot_guest::entry!(main);
 
@@ -218,7 +218,7 @@ fn main(info: &StartInfo) -> u64 {
     let mut wrong = (0..OPERATIONS).find_map(|_| operate(windows, &mut random));
     wrong = wrong.or_else(|| windows.iter().find_map(compare_all));
     // A report without the figure is no failure of the memory.
-    let _ = figure("shadow.operations", OPERATIONS);
+    let _ = count("shadow.operations", OPERATIONS);
     match wrong {
         Some(Wrong {
             address,

@@ -6,7 +6,7 @@
 use offshoot_guest::check::Checks;
 use offshoot_guest::random::Random;
 use offshoot_guest::trap::{PF, PF_PRESENT, PF_WRITE, Trap};
-use offshoot_guest::{StartInfo, figure, pattern, println, probe, trap};
+use offshoot_guest::{StartInfo, count, pattern, println, probe, trap};
 
 offshoot_guest::entry!(main);
 
@@ -109,6 +109,6 @@ fn main(info: &StartInfo) -> u64 {
         println!("SEED={seed}");
     }
     // A report without the figure is no failure of the memory.
-    let _ = figure("shared.written_first", written);
+    let _ = count("shared.written_first", written);
     checks.finish()
 }

@@ -7,7 +7,7 @@ use core::arch::asm;
 use offshoot_guest::check::Checks;
 use offshoot_guest::pattern::{self, REWRITING, REWRITTEN};
 use offshoot_guest::random::Random;
-use offshoot_guest::{StartInfo, cpu, figure, println, space, trap};
+use offshoot_guest::{StartInfo, count, cpu, println, space, trap};
 
 offshoot_guest::entry!(main);
 
@@ -158,7 +158,7 @@ fn main(info: &StartInfo) -> u64 {
         println!("SEED={seed}");
     }
     // A report without the figures is no failure of the memory.
-    let _ = figure("smc.changes", PAIRS * CHANGES);
-    let _ = figure("smc.data_pages", pages);
+    let _ = count("smc.changes", PAIRS * CHANGES);
+    let _ = count("smc.data_pages", pages);
     checks.finish()
 }

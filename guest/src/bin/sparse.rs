@@ -4,7 +4,7 @@
 #![no_main]
 
 use core::ptr::{read_volatile, write_volatile};
-use offshoot_guest::{StartInfo, figure, println};
+use offshoot_guest::{StartInfo, count, println};
 
 offshoot_guest::entry!(main);
 
@@ -87,7 +87,7 @@ fn main(info: &StartInfo) -> u64 {
         heap.pages
     );
     // A report without the figures is no failure of the memory.
-    let _ = figure("sparse.pages_written", written);
-    let _ = figure("sparse.words_wrong", wrong);
+    let _ = count("sparse.pages_written", written);
+    let _ = count("sparse.words_wrong", wrong);
     u64::from(wrong != 0)
 }

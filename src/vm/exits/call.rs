@@ -126,12 +126,12 @@ impl<H: Host> CallSink for Sink<'_, H> {
             .console
             .print(bytes, &mut HostConsole(self.host));
     }
-    fn figure(&mut self, name: FigureName, value: u64) -> bool {
+    fn figure(&mut self, name: FigureName, value: u64, unit: Unit) -> bool {
         self.host.figure(Figure {
             guest: self.devices.name,
             name,
             value,
-            unit: Unit::Ticks,
+            unit,
         })
     }
 }

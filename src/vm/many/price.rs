@@ -16,9 +16,9 @@ pub(super) const REPEATS: usize = 7;
 /// What is told of each operation: what stands behind the figure's name, and of what it is.
 const PARTS: [(&str, Unit); 6] = [
     ("", Unit::Ticks),
-    (".vmreads", Unit::Times),
-    (".vmwrites", Unit::Times),
-    (".invepts", Unit::Times),
+    (".vmreads", Unit::Count),
+    (".vmwrites", Unit::Count),
+    (".invepts", Unit::Count),
     (".frames", Unit::Frames),
     (".bytes", Unit::Bytes),
 ];

@@ -60,17 +60,21 @@ impl Report<'_> {
         }
         rule(out)?;
         for figure in figures {
+            let unit = match figure.unit {
+                // On a processor they are not instructions.
+                Unit::Ticks => " ticks",
+                // Its name says what it counts.
+                Unit::Count => "",
+                Unit::Bytes => " bytes",
+                Unit::Forks => " forks",
+                Unit::Frames => " frames",
+            };
             writeln!(
                 out,
-                "{:<32} {:<32} {:>20} {}",
+                "{:<32} {:<32} {:>20}{unit}",
                 figure.name,
                 figure.guest,
                 Grouped(figure.value),
-                match figure.unit {
-                    // On a processor they are not instructions.
-                    Unit::Ticks => "ticks",
-                    unit => unit.name(),
-                }
             )?;
         }
         Ok(())
