@@ -42,8 +42,8 @@ pub enum Call {
     HarvestDirty = 5,
     /// Gives back what was written to the RSI pages, at most [`CHANGE_MAX`], from guest-physical address RDI on, all of
     /// them memory of the guest. They hold again what they held before the first write: zeroes, or the data that was mapped
-    /// there; in a fork, too, zeroes rather than what the template had. They do not count as written by that. Returns 0 or
-    /// an [`Error`].
+    /// there; in a fork, too, zeroes rather than what the template had. They do not count as written by that. Read-only
+    /// memory of a device is not given back. Returns 0 or an [`Error`].
     Discard = 6,
     /// Sets what may be done to the RSI pages, at most [`CHANGE_MAX`], from guest-physical address RDI on, all of them
     /// memory of the guest, whatever its own tables allow: RDX is made of [`MAY_READ`], which must be there,

@@ -4,7 +4,7 @@ use super::super::Host;
 use super::super::call::Permissions;
 use super::super::run::Running;
 use crate::addr::{AddrRange, Gpa};
-use crate::ept::{EditError, Reason, Region, RegionError, Space};
+use crate::ept::{EditError, Reason, Region, RegionError, RegionKind, Space};
 use crate::frames::PhysMem;
 use crate::vmx::{Gpr, VmcsError};
 use offshoot_abi::Error;
@@ -16,7 +16,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         range: AddrRange<Gpa>,
     ) -> Result<Result<(), Error>, VmcsError> {
         self.drain_pml()?;
-        Ok(self.space.discard(range).map_err(told))
+        Ok(discard(self.space, range))
     }
 
     /// Sets what may be done to the pages.
@@ -34,6 +34,15 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let rax = done.map_or_else(|error| error as i64 as u64, |()| 0);
         self.area.regs.set(Gpr::Rax, rax);
     }
+}
+
+fn discard<M: PhysMem>(space: &mut Space<'_, M>, range: AddrRange<Gpa>) -> Result<(), Error> {
+    // What the host has put there would be gone.
+    let rom = |region: &Region| region.range.overlaps(range) && region.kind == RegionKind::Rom;
+    if space.regions().any(rom) {
+        return Err(Error::NotPermitted);
+    }
+    space.discard(range).map_err(told)
 }
 
 fn protect<M: PhysMem>(
@@ -144,13 +153,23 @@ mod tests {
                         protect(space, pages(start, count), permissions),
                         Err(Error::BadAddress)
                     );
-                    assert_eq!(
-                        space.discard(pages(start, count)).map_err(told),
-                        Err(Error::BadAddress)
-                    );
+                    assert_eq!(discard(space, pages(start, count)), Err(Error::BadAddress));
                 }
                 assert!(space.regions().eq(&before));
             }
+        });
+    }
+
+    #[test]
+    fn rom_stays() {
+        with_space(|space| {
+            let rom = pages(1 << 30, 1);
+            space.map(Region::new(rom, RegionKind::Rom)).unwrap();
+            space.load(rom.start(), &[7]).unwrap();
+            assert_eq!(discard(space, rom), Err(Error::NotPermitted));
+            let mut byte = [0];
+            space.read(rom.start(), &mut byte).unwrap();
+            assert_eq!(byte, [7]);
         });
     }
 
