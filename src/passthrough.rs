@@ -10,8 +10,8 @@ use offshoot::vm::cmdline::Devices;
 use offshoot::vm::passthrough::{Owner, PassThroughError, check};
 use offshoot_abi::PASSTHROUGH_MAX;
 
-/// Where the registers of the local APIC are, unless somebody moved them.
-const LOCAL_APIC: Hpa = Hpa::new(0xfee0_0000);
+/// Where the registers of the local APIC are, unless somebody moved them, and writes become interrupts.
+const LOCAL_APIC: (Hpa, u64) = (Hpa::new(0xfee0_0000), 1 << 20);
 
 /// The devices at these addresses, if they are such.
 pub fn devices(
@@ -31,11 +31,11 @@ pub fn devices(
 fn owned(boot: &BootInfo) -> impl Iterator<Item = (AddrRange<Hpa>, Owner)> {
     let image = layout::image_end() - layout::image_start();
     let image = AddrRange::new(Hpa::new(layout::image_start()), image);
-    let apic = [Some(LOCAL_APIC), apic::page()].into_iter().flatten();
-    let apic = apic.filter_map(|page| AddrRange::new(page, PAGE_SIZE));
+    let moved = apic::page().map(|page| (page, PAGE_SIZE));
+    let apic = [Some(LOCAL_APIC), moved].into_iter().flatten();
+    let apic = apic.filter_map(|(start, len)| AddrRange::new(start, len));
     let modules = boot.modules().map(|module| module.range);
     let kept = boot.keep.iter().flatten().copied();
-    let memory = boot.memory.ranges().chain(boot.not_write_back.ranges());
     let of = |owner| move |range| (range, owner);
     image
         .into_iter()
@@ -43,5 +43,5 @@ fn owned(boot: &BootInfo) -> impl Iterator<Item = (AddrRange<Hpa>, Owner)> {
         .chain(modules.map(of(Owner::Module)))
         .chain(kept.map(of(Owner::BootLoader)))
         .chain(apic.map(of(Owner::LocalApic)))
-        .chain(memory.map(of(Owner::Memory)))
+        .chain(boot.ram.ranges().map(of(Owner::Memory)))
 }

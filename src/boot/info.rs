@@ -1,7 +1,7 @@
 //! What the boot loader says, copied out of its own structures: memory, command line, modules.
 
 use core::ffi::CStr;
-use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
+use multiboot2::{BootInformation, BootInformationHeader};
 use offshoot::addr::{AddrRange, Hpa};
 use offshoot::ept::Mtrrs;
 use offshoot::frames::MemoryMap;
@@ -39,6 +39,8 @@ pub struct BootInfo {
     pub mtrrs: Option<Mtrrs>,
     /// What the firmware reports as anything else, which counts where the two overlap.
     other: MemoryMap,
+    /// All memory, of the firmware too, which is none of a device's addresses.
+    pub ram: MemoryMap,
     /// Bytes of usable memory at addresses that the CPU does not have.
     pub beyond: u64,
     modules: [Option<Module>; MAX_MODULES],
@@ -97,6 +99,7 @@ impl BootInfo {
         not_write_back: MemoryMap::new(),
         mtrrs: None,
         other: MemoryMap::new(),
+        ram: MemoryMap::new(),
         beyond: 0,
         modules: [None; MAX_MODULES],
         keep: [None; MAX_MODULES + 2],
@@ -107,11 +110,21 @@ impl BootInfo {
         self.modules.iter().flatten().copied()
     }
 
-    /// Takes one range of the firmware's memory map over. What lies past the direct map is left unused.
-    fn add_memory(&mut self, start: u64, len: u64, usable: bool) {
+    /// Takes one range of the firmware's memory map over: a number for each kind, the same in all protocols. What lies past
+    /// the direct map is left unused.
+    fn add_memory(&mut self, start: u64, len: u64, kind: u32) {
+        const USABLE: u32 = 1;
+        const ACPI_TABLES: u32 = 3;
+        const ACPI_NVS: u32 = 4;
+        const DEFECTIVE: u32 = 5;
+        if let (USABLE | ACPI_TABLES | ACPI_NVS | DEFECTIVE, Some(range)) =
+            (kind, AddrRange::new(Hpa::new(start), len))
+        {
+            self.ram.add_touched(range);
+        }
         let len = len.min(DIRECT_MAPPED.saturating_sub(start));
         match AddrRange::new(Hpa::new(start), len) {
-            Some(range) if usable => self.memory.add(range),
+            Some(range) if kind == USABLE => self.memory.add(range),
             Some(range) => self.other.add_touched(range),
             None => {}
         }
@@ -208,8 +221,7 @@ unsafe fn multiboot2(info: u32) -> Result<BootInfo, BootError> {
     }
     let map = boot.memory_map_tag().ok_or(BootError::NoMemoryMap)?;
     for area in map.memory_areas() {
-        let usable = area.typ() == MemoryAreaType::Available;
-        out.add_memory(area.start_address(), area.size(), usable);
+        out.add_memory(area.start_address(), area.size(), area.typ().into());
     }
     out.end_memory();
     for module in boot.module_tags() {
@@ -286,7 +298,7 @@ unsafe fn pvh(info: u32) -> Result<BootInfo, BootError> {
                 start.memmap + i * size_of::<MemmapEntry>() as u64,
                 "memory map",
             )?;
-            out.add_memory(entry.address, entry.size, entry.kind == 1);
+            out.add_memory(entry.address, entry.size, entry.kind);
         }
         out.end_memory();
         for i in 0..u64::from(start.nr_modules) {
