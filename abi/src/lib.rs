@@ -94,6 +94,29 @@ pub enum Error {
     NotNow = -11,
 }
 
+impl Error {
+    /// The error that a call left in RAX, if it failed. What no error has as its number counts as [`Error::Invalid`].
+    pub const fn from_rax(rax: i64) -> Option<Self> {
+        match rax {
+            0.. => None,
+            -38 => Some(Self::NoSuchCall),
+            -28 => Some(Self::NoSpace),
+            -14 => Some(Self::BadAddress),
+            -11 => Some(Self::NotNow),
+            -1 => Some(Self::NotPermitted),
+            _ => Some(Self::Invalid),
+        }
+    }
+}
+
+/// What a call leaves in RAX.
+pub const fn to_rax(result: Result<u64, Error>) -> u64 {
+    match result {
+        Ok(value) => value,
+        Err(error) => error as i64 as u64,
+    }
+}
+
 /// The most bytes one [`Call::Print`] takes.
 pub const PRINT_MAX: usize = 1024;
 /// The longest name of a [`Call::Figure`].
@@ -219,4 +242,27 @@ pub mod test_device {
     pub const ROM: u64 = PAGES * 4096;
     /// What [`ID`] reads: "testdev" as bytes.
     pub const MAGIC: u64 = u64::from_le_bytes(*b"testdev\0");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_sees_the_error_that_the_host_returned() {
+        for error in [
+            Error::NoSuchCall,
+            Error::BadAddress,
+            Error::Invalid,
+            Error::NotPermitted,
+            Error::NoSpace,
+            Error::NotNow,
+        ] {
+            assert_eq!(Error::from_rax(to_rax(Err(error)) as i64), Some(error));
+        }
+        for value in [0, 1, HARVEST_MAX, i64::MAX as u64] {
+            assert_eq!(Error::from_rax(to_rax(Ok(value)) as i64), None);
+        }
+        assert_eq!(Error::from_rax(i64::MIN), Some(Error::Invalid));
+    }
 }

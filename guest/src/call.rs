@@ -61,12 +61,7 @@ pub fn count(name: &str, number: u64) -> Result<(), Error> {
 
 fn file(call: Call, name: &str, value: u64) -> Result<(), Error> {
     let arguments = [name.as_ptr() as u64, name.len() as u64, value];
-    match raw(call as u64, arguments) {
-        0 => Ok(()),
-        -28 => Err(Error::NoSpace),
-        -14 => Err(Error::BadAddress),
-        _ => Err(Error::Invalid),
-    }
+    result(raw(call as u64, arguments)).map(drop)
 }
 
 /// Sets in `bitmap` the bits of those of the `pages` pages from guest-physical address `first` on that were written since
@@ -77,13 +72,7 @@ pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, E
     }
     let arguments = [bitmap.as_mut_ptr() as u64, pages, first];
     // SAFETY: the bitmap is borrowed for writing, and large enough.
-    let result = unsafe { raw_unchecked(Call::HarvestDirty as u64, arguments) };
-    match result {
-        -38 => Err(Error::NoSuchCall),
-        -14 => Err(Error::BadAddress),
-        -1 => Err(Error::NotPermitted),
-        result => u64::try_from(result).map_err(|_| Error::Invalid),
-    }
+    result(unsafe { raw_unchecked(Call::HarvestDirty as u64, arguments) })
 }
 
 /// Gives back what was written to `pages` pages from guest-physical address `first` on. See [`Call::Discard`].
@@ -92,25 +81,17 @@ pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, E
 /// Nothing may rely on what the pages hold.
 pub unsafe fn discard(first: u64, pages: u64) -> Result<(), Error> {
     // SAFETY: what the pages come to hold is the caller's.
-    done(unsafe { raw_unchecked(Call::Discard as u64, [first, pages, 0]) })
+    result(unsafe { raw_unchecked(Call::Discard as u64, [first, pages, 0]) }).map(drop)
 }
 
 /// Sets what may be done to `pages` pages from guest-physical address `first` on. See [`Call::Protect`].
 pub fn protect(first: u64, pages: u64, may: u64) -> Result<(), Error> {
-    done(raw(Call::Protect as u64, [first, pages, may]))
+    result(raw(Call::Protect as u64, [first, pages, may])).map(drop)
 }
 
-/// What a call came to that returns 0.
-fn done(result: i64) -> Result<(), Error> {
-    match result {
-        0 => Ok(()),
-        -38 => Err(Error::NoSuchCall),
-        -28 => Err(Error::NoSpace),
-        -14 => Err(Error::BadAddress),
-        -11 => Err(Error::NotNow),
-        -1 => Err(Error::NotPermitted),
-        _ => Err(Error::Invalid),
-    }
+/// What a call came to that left `rax`.
+fn result(rax: i64) -> Result<u64, Error> {
+    Error::from_rax(rax).map_or(Ok(rax as u64), Err)
 }
 
 /// Asks the host to freeze this guest and goes on in every fork of it, with the message to that fork: as much of it as
@@ -120,15 +101,8 @@ fn done(result: i64) -> Result<(), Error> {
 pub fn freeze(buffer: &mut [u8]) -> Result<&[u8], Error> {
     let arguments = [buffer.as_mut_ptr() as u64, buffer.len() as u64, 0];
     // SAFETY: the buffer is borrowed for writing.
-    let result = unsafe { raw_unchecked(Call::Freeze as u64, arguments) };
-    match result {
-        -38 => Err(Error::NoSuchCall),
-        -28 => Err(Error::NoSpace),
-        -22 => Err(Error::Invalid),
-        -14 => Err(Error::BadAddress),
-        -1 => Err(Error::NotPermitted),
-        len => buffer.get(..len as usize).ok_or(Error::NotNow),
-    }
+    let len = result(unsafe { raw_unchecked(Call::Freeze as u64, arguments) })?;
+    buffer.get(..len as usize).ok_or(Error::NotNow)
 }
 
 /// Which fork this is: the generation, which is 0 where this guest is no fork, and the low half of the fork's number.

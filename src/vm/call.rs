@@ -5,7 +5,7 @@
 
 use offshoot_abi::{
     CHANGE_MAX, Call, Error, FIGURE_NAME_MAX, HARVEST_MAX, MAY_EXECUTE, MAY_READ, MAY_WRITE,
-    MESSAGE_MAX, PRINT_MAX,
+    MESSAGE_MAX, PRINT_MAX, to_rax,
 };
 
 use super::figures::{FigureName, Unit};
@@ -119,7 +119,7 @@ pub fn call<M: VirtualMemory + Locate>(
             (Err(error), _) | (_, Err(error)) => Err(error),
         },
     };
-    AfterCall::Return(result.unwrap_or_else(|error| error as i64 as u64))
+    AfterCall::Return(to_rax(result))
 }
 
 fn print<M: VirtualMemory>(

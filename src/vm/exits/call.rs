@@ -11,7 +11,7 @@ use crate::addr::{AddrRange, Gpa};
 use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
 use crate::vmx::{Gpr, VmcsError};
-use offshoot_abi::{Call, Error, HARVEST_MAX};
+use offshoot_abi::{Call, Error, HARVEST_MAX, to_rax};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// The call that does nothing is what round trips are measured with, so it stays out of the way of the others.
@@ -50,23 +50,25 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             AfterCall::Return(rax) => self.area.regs.set(Gpr::Rax, rax),
             AfterCall::Exit(status) => return self.stop(Outcome::Exited(status)),
             AfterCall::HarvestDirty(request) => {
-                let rax = match self.harvest_dirty(request)? {
-                    Ok(found) => found,
-                    Err(error) => error as i64 as u64,
-                };
-                self.area.regs.set(Gpr::Rax, rax);
+                let told = self.harvest_dirty(request)?;
+                self.answer(told);
             }
             AfterCall::Discard(range) => {
                 let done = self.discard(range)?;
-                self.return_from_change(done);
+                self.answer(done.map(|()| 0));
             }
             AfterCall::Protect(range, permissions) => {
                 let done = self.protect(range, permissions)?;
-                self.return_from_change(done);
+                self.answer(done.map(|()| 0));
             }
             AfterCall::Freeze(buffer) => return self.asks_freeze(buffer),
         }
         self.advance()
+    }
+
+    /// Has the call return this.
+    fn answer(&mut self, result: Result<u64, Error>) {
+        self.area.regs.set(Gpr::Rax, to_rax(result));
     }
 
     /// Stops the guest behind the call, which has failed unless the host freezes it.
@@ -80,7 +82,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             } else {
                 Error::BadAddress
             };
-        self.area.regs.set(Gpr::Rax, error as i64 as u64);
+        self.answer(Err(error));
         let next = self.advance()?;
         Ok(if self.message.is_some() {
             Next::Stop

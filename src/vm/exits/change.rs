@@ -6,7 +6,7 @@ use super::super::run::Running;
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{EditError, Reason, Region, RegionError, RegionKind, Space};
 use crate::frames::PhysMem;
-use crate::vmx::{Gpr, VmcsError};
+use crate::vmx::VmcsError;
 use offshoot_abi::Error;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
@@ -27,12 +27,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     ) -> Result<Result<(), Error>, VmcsError> {
         self.drain_pml()?;
         Ok(protect(self.space, range, permissions))
-    }
-
-    /// Returns 0, or the error.
-    pub(super) fn return_from_change(&mut self, done: Result<(), Error>) {
-        let rax = done.map_or_else(|error| error as i64 as u64, |()| 0);
-        self.area.regs.set(Gpr::Rax, rax);
     }
 }
 
