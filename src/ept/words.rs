@@ -9,6 +9,22 @@ use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::PhysMem;
 use crate::paging::{Ept, Format, TableReadOps, query};
 
+/// The words that `read` finds from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
+pub fn words_by<const N: usize, E>(
+    gpa: Gpa,
+    read: impl Fn(Gpa, &mut [u8]) -> Result<(), E>,
+) -> Result<[u64; N], E> {
+    let at = gpa.align_down(8);
+    let mut words = [0; N];
+    let in_page = (PAGE_SIZE - at.page_offset()) as usize / 8;
+    for (number, word) in (0..).zip(words.iter_mut().take(in_page)) {
+        let mut bytes = [0; 8];
+        read(Gpa::new(at.as_u64() + 8 * number), &mut bytes)?;
+        *word = u64::from_le_bytes(bytes);
+    }
+    Ok(words)
+}
+
 impl<M: PhysMem> Space<'_, M> {
     /// The words from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
     #[inline(always)]
@@ -47,14 +63,7 @@ impl<M: PhysMem> Space<'_, M> {
     #[cold]
     #[inline(never)]
     fn words_of_any<const N: usize>(&self, at: Gpa) -> Result<[u64; N], AccessError> {
-        let mut words = [0; N];
-        let in_page = (PAGE_SIZE - at.page_offset()) as usize / 8;
-        for (number, word) in (0..).zip(words.iter_mut().take(in_page)) {
-            let mut bytes = [0; 8];
-            self.read(Gpa::new(at.as_u64() + 8 * number), &mut bytes)?;
-            *word = u64::from_le_bytes(bytes);
-        }
-        Ok(words)
+        words_by(at, |gpa, bytes| self.read(gpa, bytes))
     }
 
     /// Puts `new` at `gpa`, taken as a multiple of 8, if `old` stands there, in one step and as if the guest had written

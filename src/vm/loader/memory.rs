@@ -3,6 +3,7 @@
 use core::cell::Cell;
 
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE};
+use crate::ept::words_by;
 use crate::paging::{Entry, Format, GuestAmd64, MayNotMoveTable, Never, TableOps, TableReadOps};
 
 type GuestEntry = <GuestAmd64 as Format>::Entry;
@@ -19,15 +20,7 @@ pub trait GuestMemory {
 
     /// The words from `at`, taken as a multiple of 8, on. Those behind its page are 0.
     fn words<const N: usize>(&self, at: Gpa) -> Result<[u64; N], Self::Error> {
-        let at = at.align_down(8);
-        let mut words = [0; N];
-        let in_page = (PAGE_SIZE - at.page_offset()) as usize / 8;
-        for (number, word) in (0..).zip(words.iter_mut().take(in_page)) {
-            let mut bytes = [0; 8];
-            self.read(Gpa::new(at.as_u64() + 8 * number), &mut bytes)?;
-            *word = u64::from_le_bytes(bytes);
-        }
-        Ok(words)
+        words_by(at, |gpa, bytes| self.read(gpa, bytes))
     }
     /// Puts `new` at `at`, taken as a multiple of 8, if `old` stands there. Yields whether it did. Memory that others
     /// change too does it in one step.
