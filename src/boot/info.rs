@@ -33,8 +33,6 @@ pub struct BootInfo {
     pub cmdline: &'static str,
     /// Usable memory as the firmware reports it; the image, modules and kept ranges are still inside.
     pub memory: MemoryMap,
-    /// Usable memory that is not used, as it is not write-back.
-    pub not_write_back: MemoryMap,
     /// What the MTRRs say, where they say something.
     pub mtrrs: Option<Mtrrs>,
     /// What the firmware reports as anything else, which counts where the two overlap.
@@ -96,7 +94,6 @@ impl BootInfo {
         protocol: "",
         cmdline: "",
         memory: MemoryMap::new(),
-        not_write_back: MemoryMap::new(),
         mtrrs: None,
         other: MemoryMap::new(),
         ram: MemoryMap::new(),

@@ -23,8 +23,7 @@ pub fn init(boot: &mut BootInfo, test: Option<SelfTest>) {
         }
     };
     log::debug!("MTRRs: {mtrrs}");
-    boot.not_write_back = mtrrs.take_not_write_back(&mut boot.memory);
-    for range in boot.not_write_back.ranges() {
+    for range in mtrrs.take_not_write_back(&mut boot.memory).ranges() {
         let kib = range.len() >> 10;
         match mtrrs.type_of(range) {
             Some(other) => log::warn!(
@@ -96,8 +95,8 @@ const ENABLED: u64 = 1 << 11;
 /// Considerations in MP Systems", 12.11.8, of one processor).
 fn change(change: impl FnOnce(u64) -> u64) {
     let cr0 = Cr0::read();
-    // SAFETY: a user asked for it, of a CPU with MTRRs: caching is switched off and back on with nothing left in the caches; what changes is the type of memory that
-    // nobody uses, or of all of it.
+    // SAFETY: a user asked for it, of a CPU with MTRRs: caching is switched off and back on with nothing left in the
+    // caches; what changes is the type of memory that nobody uses, or of all of it.
     unsafe {
         Cr0::write(cr0 | Cr0Flags::CACHE_DISABLE);
         core::arch::asm!("wbinvd", options(nostack));

@@ -104,7 +104,6 @@ impl<'s, M: PhysMem> Space<'s, M> {
     fn clear(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
         let frames = self.spaces.frames;
         let mut leaves = Retired::new();
-        let mut any = false;
         let mut tables = self.tree.tables(frames);
         let done = unmap(
             &mut tables,
@@ -112,7 +111,6 @@ impl<'s, M: PhysMem> Space<'s, M> {
             range.len(),
             Emptied::Retire,
             |leaf| {
-                any = true;
                 if let Content::Page { phys, attr } = leaf.content
                     && Origin::of(attr).is_counted()
                 {

@@ -180,7 +180,7 @@ impl Tree {
         lowest: Option<Hpa>,
     ) {
         if let Some(table) = lowest {
-            self.recent = (page.as_u64() / PAGE_SIZE, table);
+            self.go_on_from(page, table);
             if self.log.is_on() {
                 self.note(frames, page, table);
             }
