@@ -486,7 +486,15 @@ impl Case {
             (_, false) => 4,
         };
         bytes.extend(&self.immediate.to_le_bytes()[..immediate]);
-        let target = native.data() + self.target;
+        // An access that locks the bus must not lie in two lines of the cache: some systems have the CPU refuse it.
+        let xchg = matches!(self.form.opcode, [0x86 | 0x87]);
+        let locked = xchg || self.form.lock && self.prefixes & 4 != 0;
+        let target = if locked {
+            self.target & !7
+        } else {
+            self.target
+        };
+        let target = native.data() + target;
         let rip = native.rip();
         let mut values = self.registers;
         if mode == 3 {
@@ -636,18 +644,23 @@ proptest! {
                 bytes.push(prefix);
             }
         }
+        // REPNE is defined where flags end a repetition.
+        let compares = matches!(opcode, 0xa6 | 0xa7 | 0xae | 0xaf);
         match repeat {
-            1 => bytes.push(0xf3),
-            2 => bytes.push(0xf2),
-            _ => {}
+            0 => {}
+            2 if compares => bytes.push(0xf2),
+            _ => bytes.push(0xf3),
         }
         if prefixes & 4 != 0 {
             bytes.push(0x48);
         }
         bytes.push(opcode);
         let mut regs = GuestRegs::ZERO;
-        // What 32-bit addresses and counts leave out.
-        let high = if prefixes & 2 != 0 { u64::from(upper) << 32 } else { 0 };
+        // What 32-bit addresses and counts leave out. A repetition of no elements leaves the upper halves of RCX, RSI and
+        // RDI as they were on some CPUs and clears them on others: there they are 0 before.
+        let narrow = prefixes & 2 != 0;
+        let nothing = repeat != 0 && count == 0;
+        let high = if narrow && !nothing { u64::from(upper) << 32 } else { 0 };
         regs.set(Gpr::Rsi, high | (native.data() + from));
         regs.set(Gpr::Rdi, high | (native.data() + to));
         regs.set(Gpr::Rcx, high | count);
