@@ -184,7 +184,8 @@ impl<M: PhysMem> Walk<'_, '_, M> {
         let allowed = region.range.contains_range(leaf)
             && (!writable || region.is_writable())
             && (!attr.execute() || region.execute)
-            && attr.memory_type() == region.memory_type;
+            && attr.memory_type() == region.memory_type
+            && attr.ignore_pat();
         let origin = Origin::of(attr);
         let host = match region.kind {
             RegionKind::PassThrough(device) => Some(device.range()),

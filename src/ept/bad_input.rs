@@ -397,10 +397,10 @@ fn writing_without_reading_cannot_be() {
     }
 }
 
-/// The guest's PAT decides how its memory is cached, as far as EPT lets it: "ignore PAT" (bit 6) is never set, and the
-/// memory type (bits 5:3) is that of the region (SDM "Memory Type Used for Translated Guest-Physical Addresses").
+/// The guest's PAT has no say in how its memory and its devices are cached: "ignore PAT" (bit 6) is set in every leaf, and
+/// the memory type (bits 5:3) is that of the region (SDM "Memory Type Used for Translated Guest-Physical Addresses").
 #[test]
-fn the_memory_type_is_the_regions_and_the_guests_pat_counts() {
+fn the_memory_type_is_the_regions_whatever_the_guests_pat_says() {
     with_space(|_, space| {
         let combining = Region::new(
             gpas(0x1_0000_0000, PAGE_SIZE),
@@ -419,7 +419,7 @@ fn the_memory_type_is_the_regions_and_the_guests_pat_counts() {
         ] {
             let _ = space.resolve(&violation(gpa, access)).unwrap();
             let leaf = space.path(Gpa::new(gpa)).last().unwrap().bits;
-            assert_eq!(leaf >> 6 & 1, 0, "the guest's PAT is ignored at {gpa:#x}");
+            assert_eq!(leaf >> 6 & 1, 1, "the guest's PAT counts at {gpa:#x}");
             assert_eq!(leaf >> 3 & 7, memory_type as u64, "{gpa:#x}");
         }
     });

@@ -18,6 +18,9 @@ impl Known {
             .with_execute(region.execute)
             .with_user_execute(region.execute)
             .with_memory_type(region.memory_type)
+            // The type is the region's alone: what a guest's PAT makes uncacheable has the host as write-back, and one
+            // frame with two types is undefined.
+            .with_ignore_pat(true)
             .with_accessed(true);
         Self { region, leaf }
     }
