@@ -1,33 +1,49 @@
 //! Which model-specific registers a guest has, and what may be written to them.
 //!
-//! | class | registers | why |
-//! |---|---|---|
-//! | passed through, in the VMCS | FS and GS base, SYSENTER_CS/ESP/EIP | an exit saves them, an entry loads them |
-//! | passed through, [switched](SWITCHED) | KERNEL_GS_BASE, STAR, LSTAR, CSTAR, FMASK, TSC_AUX | the guest's values are swapped with the host's |
-//! | read passed through | TSC | the CPU adds the offset |
-//! | in the VMCS, checked here | EFER, PAT | a bad value would fail the next VM entry |
-//! | constant | APIC_BASE, MISC_ENABLE, PLATFORM_ID, BIOS_SIGN_ID | system software reads them without asking CPUID |
+//! | registers | where the guest's value is | RDMSR | WRMSR | who checks what is written |
+//! |---|---|---|---|---|
+//! | FS_BASE, GS_BASE | VMCS | passed | passed | the CPU: #GP if not canonical. Systems write them at every switch of tasks, and hypervisors below pass them through as well |
+//! | KERNEL_GS_BASE | the CPU, [switched](SWITCHED) | passed | passed | the same |
+//! | SYSENTER_CS | VMCS | passed | passed | nobody: every value is legal, and 32 bits are kept |
+//! | STAR | the CPU, switched | passed | passed | nobody: every value is legal |
+//! | SYSENTER_ESP, SYSENTER_EIP | VMCS | passed | exits | here: canonical. KVM below makes it so instead of raising #GP |
+//! | LSTAR, CSTAR | the CPU, switched | passed | exits | here: canonical |
+//! | FMASK, TSC_AUX | the CPU, switched | passed | exits | here: 32 bits. KVM below takes any FMASK while SYSCALL is off |
+//! | TSC | VMCS, as an offset | passed | exits | nobody: every value is legal |
+//! | EFER, PAT | VMCS | exits | exits | here: a bad value would fail the next VM entry |
+//! | APIC_BASE, MISC_ENABLE, PLATFORM_ID, BIOS_SIGN_ID | constant | exits | exits | here. System software reads them without asking CPUID |
+//! | others | nowhere | #GP(0) | #GP(0) | as on a CPU that lacks them: MTRRs, machine check, speculation control and feature control are not in the guest's CPUID either |
 //!
-//! Every other one raises #GP(0), as on a CPU that lacks it: MTRRs, machine check, speculation control and
-//! feature control are not in the guest's CPUID either. Nothing here touches an MSR of the host. What is passed through
-//! is checked by the CPU: a non-canonical address raises #GP in the guest, without an exit.
+//! So the CPU is trusted with a check only where an exit would be felt and where whoever is below us leaves it to the CPU, too.
+//! All others that can be wrong are written so rarely that an exit is nothing, and a bad value in them would be
+//! a VM entry that fails (SYSENTER_ESP, SYSENTER_EIP), or a #GP in the hypervisor when it switches guests.
 
 use bit_field::BitField;
 use x86::msr::{
-    IA32_APIC_BASE, IA32_BIOS_SIGN_ID, IA32_EFER, IA32_FS_BASE, IA32_GS_BASE, IA32_MISC_ENABLE,
-    IA32_PAT, IA32_PLATFORM_ID, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_SYSENTER_ESP,
-    IA32_TIME_STAMP_COUNTER, IA32_TSC_AUX,
+    IA32_APIC_BASE, IA32_BIOS_SIGN_ID, IA32_CSTAR, IA32_EFER, IA32_FMASK, IA32_FS_BASE,
+    IA32_GS_BASE, IA32_KERNEL_GSBASE, IA32_LSTAR, IA32_MISC_ENABLE, IA32_PAT, IA32_PLATFORM_ID,
+    IA32_STAR, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_SYSENTER_ESP, IA32_TIME_STAMP_COUNTER,
+    IA32_TSC_AUX,
 };
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
 use super::cpuid::Features;
 use crate::vmx::cpu::SWITCHED_MSRS;
 
-/// The registers that a guest writes without an exit and that neither exit nor entry switches: whoever enters a
+/// The registers that a guest reads without an exit and that neither exit nor entry switches: whoever enters a
 /// guest swaps them. [`IA32_TSC_AUX`] is among them only where the guest has it.
 pub const SWITCHED: [u32; SWITCHED_MSRS.len()] = SWITCHED_MSRS;
 
-/// The other registers without exits: the VMCS holds them.
+/// The registers that a guest writes without an exit.
+const WRITTEN_FREELY: [u32; 5] = [
+    IA32_FS_BASE,
+    IA32_GS_BASE,
+    IA32_KERNEL_GSBASE,
+    IA32_SYSENTER_CS,
+    IA32_STAR,
+];
+
+/// The other registers that a guest reads without an exit: the VMCS holds them.
 const IN_VMCS: [u32; 5] = [
     IA32_FS_BASE,
     IA32_GS_BASE,
@@ -71,6 +87,12 @@ pub enum Write {
     Pat(u64),
     /// The guest's time-stamp counter goes on from here.
     Tsc(u64),
+    /// The guest's IA32_SYSENTER_ESP in the VMCS becomes this.
+    SysenterEsp(u64),
+    /// The guest's IA32_SYSENTER_EIP in the VMCS becomes this.
+    SysenterEip(u64),
+    /// One of [`SWITCHED`], which is in the CPU, becomes this.
+    Switched(u32, u64),
 }
 
 /// The guest state on which the legality of a write depends.
@@ -104,6 +126,15 @@ pub fn write(
         IA32_EFER => efer(value, features, live()).map(Write::Efer),
         IA32_PAT if pat_is_legal(value) => Ok(Write::Pat(value)),
         IA32_TIME_STAMP_COUNTER => Ok(Write::Tsc(value)),
+        IA32_SYSENTER_ESP if is_canonical(value) => Ok(Write::SysenterEsp(value)),
+        IA32_SYSENTER_EIP if is_canonical(value) => Ok(Write::SysenterEip(value)),
+        index @ (IA32_LSTAR | IA32_CSTAR) if is_canonical(value) => {
+            Ok(Write::Switched(index, value))
+        }
+        IA32_FMASK if value >> 32 == 0 => Ok(Write::Switched(IA32_FMASK, value)),
+        IA32_TSC_AUX if value >> 32 == 0 && features.tsc_aux => {
+            Ok(Write::Switched(IA32_TSC_AUX, value))
+        }
         // Loaders clear it before they ask for the revision.
         IA32_BIOS_SIGN_ID => Ok(Write::Done),
         index if constant(index) == Some(value) => Ok(Write::Done),
@@ -146,6 +177,11 @@ fn efer(value: u64, features: &Features, live: Live) -> Result<u64, Gp> {
     Ok(value & !lma | live.efer & lma)
 }
 
+/// Whether bits 63 to 47 are the same: guests have no 5-level paging (SDM "Canonical Addressing", vol. 1, 3.3.7.1).
+const fn is_canonical(value: u64) -> bool {
+    (value << 16) as i64 >> 16 == value as i64
+}
+
 /// SDM "IA32_PAT MSR", 14.12.2: memory types 0, 1, 4, 5, 6, 7 in each of eight bytes.
 fn pat_is_legal(value: u64) -> bool {
     value
@@ -172,6 +208,8 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_SIZE], features: &Features) {
     };
     for index in IN_VMCS.into_iter().chain(switched(features)) {
         pass(index, 0);
+    }
+    for index in WRITTEN_FREELY {
         pass(index, WRITES);
     }
     pass(IA32_TIME_STAMP_COUNTER, 0);
@@ -313,6 +351,43 @@ mod tests {
         );
     }
 
+    #[test]
+    fn addresses_must_be_canonical_and_32_bits_are_32() {
+        let canonical = [0, 1, 0x7fff_ffff_ffff, 0xffff_8000_0000_0000, u64::MAX];
+        let others = [
+            0x8000_0000_0000,
+            0xffff_7fff_ffff_ffff,
+            1 << 63,
+            0x00ff_ffff_ffff_ffff,
+            0x5a5a_5a5a_a5a5_a5a5,
+        ];
+        for value in canonical {
+            assert_eq!(wr(IA32_SYSENTER_ESP, value), Ok(Write::SysenterEsp(value)));
+            assert_eq!(wr(IA32_SYSENTER_EIP, value), Ok(Write::SysenterEip(value)));
+            for index in [IA32_LSTAR, IA32_CSTAR] {
+                assert_eq!(wr(index, value), Ok(Write::Switched(index, value)));
+            }
+        }
+        for value in others {
+            for index in [IA32_SYSENTER_ESP, IA32_SYSENTER_EIP, IA32_LSTAR, IA32_CSTAR] {
+                assert_eq!(wr(index, value), Err(Gp), "{index:#x} {value:#x}");
+            }
+        }
+        for index in [IA32_FMASK, IA32_TSC_AUX] {
+            for bit in 0..64 {
+                let legal = Ok(Write::Switched(index, 1 << bit));
+                let expected = if bit < 32 { legal } else { Err(Gp) };
+                assert_eq!(wr(index, 1 << bit), expected, "{index:#x} {bit}");
+            }
+        }
+        let no_aux = Features {
+            tsc_aux: false,
+            ..FEATURES
+        };
+        let done = write(IA32_TSC_AUX.into(), 0, &no_aux, || PAGING_ON);
+        assert_eq!(done, Err(Gp), "the CPU has none");
+    }
+
     /// Whether the CPU exits on an access, as the manual describes the bitmap.
     fn exits(bitmap: &[u8; BITMAP_SIZE], index: u32, write: bool) -> bool {
         let quarter = match (index, write) {
@@ -336,7 +411,9 @@ mod tests {
                 .filter(|&index| !exits(&bitmap, index, write))
                 .collect()
         };
-        let both = [
+        let written = [0x174, 0xc000_0081, 0xc000_0100, 0xc000_0101, 0xc000_0102];
+        let read = [
+            0x10,
             0x174,
             0x175,
             0x176,
@@ -349,13 +426,18 @@ mod tests {
             0xc000_0102,
             0xc000_0103,
         ];
-        assert_eq!(passed(&FEATURES, true), both);
-        assert_eq!(passed(&FEATURES, false), [&[0x10], &both[..]].concat());
+        assert_eq!(passed(&FEATURES, true), written);
+        assert_eq!(passed(&FEATURES, false), read);
+        // What is read without an exit and written with one is written here.
+        for index in read.into_iter().filter(|index| !written.contains(index)) {
+            assert!(wr(index, 0).is_ok(), "{index:#x}");
+        }
         let no_aux = Features {
             tsc_aux: false,
             ..FEATURES
         };
-        assert_eq!(passed(&no_aux, true), both[..both.len() - 1]);
+        assert_eq!(passed(&no_aux, true), written);
+        assert_eq!(passed(&no_aux, false), read[..read.len() - 1]);
         assert_eq!(switched(&no_aux).count(), 5);
     }
 }

@@ -130,6 +130,19 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 let offset = tsc.wrapping_sub(now());
                 self.vmcs.write64(Field64::TscOffset, offset)?;
             }
+            Ok(msr::Write::SysenterEsp(esp)) => {
+                self.vmcs
+                    .write_natural(FieldNatural::GuestSysenterEsp, esp)?;
+            }
+            Ok(msr::Write::SysenterEip(eip)) => {
+                self.vmcs
+                    .write_natural(FieldNatural::GuestSysenterEip, eip)?;
+            }
+            Ok(msr::Write::Switched(index, value)) => {
+                // SAFETY: the guest has the register, so the CPU has, and the value is legal in it by the check. The guest
+                // is loaded, so what is in the CPU is its own.
+                unsafe { crate::vmx::cpu::write_switched(index, value) };
+            }
             Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
         }
         self.advance()

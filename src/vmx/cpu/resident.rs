@@ -99,7 +99,7 @@ const IA32_CSTAR: u32 = 0xc000_0083;
 const IA32_FMASK: u32 = 0xc000_0084;
 const IA32_KERNEL_GS_BASE: u32 = 0xc000_0102;
 const IA32_TSC_AUX: u32 = 0xc000_0103;
-/// The MSRs that are moved. A guest may write them without an exit. The last exists only with RDTSCP.
+/// The MSRs that are moved. A guest reads them without an exit. The last exists only with RDTSCP.
 pub const SWITCHED_MSRS: [u32; 6] = [
     IA32_STAR,
     IA32_LSTAR,
@@ -273,6 +273,16 @@ pub unsafe fn xsetbv(value: u64) {
     unsafe {
         asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
     };
+}
+
+/// Sets one of [`SWITCHED_MSRS`], which is the guest's while one is loaded.
+///
+/// # Safety
+/// The CPU has it and accepts `value`; it is one of those that the hypervisor does not depend on.
+pub unsafe fn write_switched(msr: u32, value: u64) {
+    debug_assert!(SWITCHED_MSRS.contains(&msr));
+    // SAFETY: the caller's.
+    unsafe { x86::msr::wrmsr(msr, value) };
 }
 
 /// Changes DR6, which is the guest's while one is loaded.
