@@ -3,7 +3,8 @@
 
 use crate::booted::{Booted, boot, run, sample};
 use crate::elf_file::{
-    ADDRESS, CLASS, ENTRY, ElfFile, FILE_SIZE, HEADERS, MACHINE, MEMORY_SIZE, TYPE, file,
+    ADDRESS, CLASS, ENTRY, ElfFile, FILE_SIZE, HEADERS, MACHINE, MEMORY_SIZE, OFFSET, SECTIONS,
+    TYPE, file,
 };
 use offshoot_runner::Guest;
 
@@ -84,7 +85,7 @@ fn images_that_are_none() {
             elf(
                 "headers-nowhere",
                 good().word(HEADERS, u64::MAX - 7),
-                &["malformed"],
+                &["truncated"],
             ),
             elf("bits32", good().byte(CLASS, 1), &["32-bit"]),
             elf("pie", good().byte(TYPE, 3), &["position-independent"]),
@@ -153,6 +154,28 @@ fn segments_that_cannot_be_loaded() {
             ),
         ],
     );
+}
+
+/// Only the headers and what segments have in the file is needed, and anything else may be nowhere.
+#[test]
+fn bytes_that_nobody_needs_may_be_nowhere() {
+    let test = "unneeded-bytes";
+    let bss = |name: &str, offset: u64| {
+        let elf = ElfFile::with_bss().with_segment(1, OFFSET, offset);
+        elf.guest(test, name)
+    };
+    let good = ElfFile::good();
+    let end = good.segment(1, OFFSET) + good.segment(1, FILE_SIZE);
+    let stripped = good.cut(end as usize).word(SECTIONS, u64::MAX - 63);
+    let guests = vec![
+        bss("at-its-end", 0x100),
+        bss("beyond", 0x2000),
+        bss("nowhere", u64::MAX),
+        stripped.guest(test, "stripped"),
+    ];
+    let booted = boot(&run(test, guests));
+    booted.all_well();
+    booted.no_frame_lost();
 }
 
 #[test]

@@ -14,9 +14,11 @@ pub const TYPE: usize = 16;
 pub const MACHINE: usize = 18;
 pub const ENTRY: usize = 24;
 pub const HEADERS: usize = 32;
+pub const SECTIONS: usize = 40;
 
 /// Fields of a program header, by offset.
 pub const FLAGS: usize = 4;
+pub const OFFSET: usize = 8;
 pub const ADDRESS: usize = 16;
 pub const FILE_SIZE: usize = 32;
 pub const MEMORY_SIZE: usize = 40;
@@ -29,6 +31,37 @@ impl ElfFile {
             .get("hello")
             .expect("the guest hello was built");
         Self(fs::read(path).expect("the guest hello can be read"))
+    }
+
+    /// A file of 256 bytes: code that writes to the last segment, of which there are no bytes in the file, and exits with
+    /// status 0.
+    pub fn with_bss() -> Self {
+        const CODE: [u8; 20] = [
+            0x48, 0xc7, 0xc0, 0x00, 0x30, 0x20, 0x00, // mov rax, 0x203000
+            0xc6, 0x00, 0x01, // mov byte [rax], 1
+            0xb8, 0x01, 0x00, 0x00, 0x00, // mov eax, 1: the call that exits
+            0x31, 0xff, // xor edi, edi
+            0x0f, 0x01, 0xc1, // vmcall
+        ];
+        let mut file = vec![0; 0x100];
+        file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        file[0xe0..0xe0 + CODE.len()].copy_from_slice(&CODE);
+        // ET_EXEC for x86-64; two program headers of 56 bytes.
+        Self(file)
+            .byte(TYPE, 2)
+            .byte(MACHINE, 62)
+            .word(ENTRY, 0x20_10e0)
+            .word(HEADERS, 64)
+            .byte(54, 56)
+            .byte(56, 2)
+            .word(64, 5 << 32 | 1) // PT_LOAD, R and X
+            .with_segment(0, OFFSET, 0)
+            .with_segment(0, ADDRESS, 0x20_1000)
+            .with_segment(0, FILE_SIZE, 0x100)
+            .with_segment(0, MEMORY_SIZE, 0x100)
+            .word(64 + 56, 6 << 32 | 1) // PT_LOAD, R and W
+            .with_segment(1, ADDRESS, 0x20_2000)
+            .with_segment(1, MEMORY_SIZE, 0x2000)
     }
 
     /// Its bytes.

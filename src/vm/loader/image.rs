@@ -3,13 +3,14 @@
 use core::fmt;
 
 use arrayvec::ArrayVec;
-use elf::ElfBytes;
 use elf::abi::{
-    ELFCLASS32, EM_X86_64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD,
+    EI_NIDENT, ELFCLASS32, EM_X86_64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PN_XNUM, PT_DYNAMIC,
+    PT_INTERP, PT_LOAD,
 };
 use elf::endian::LittleEndian;
-use elf::parse::ParseError;
-use elf::segment::ProgramHeader;
+use elf::file::{FileHeader, parse_ident};
+use elf::parse::{ParseAt, ParseError};
+use elf::segment::{ProgramHeader, SegmentTable};
 
 use super::LoadError;
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE};
@@ -79,13 +80,15 @@ impl<'a> Image<'a> {
     pub fn parse(file: &'a [u8]) -> Result<Self, LoadError> {
         let elf = check_header(file)?;
         let mut segments = ArrayVec::<Segment<'a>, SEGMENTS_MAX>::new();
-        for header in elf.segments().into_iter().flatten() {
+        for header in program_headers(file, &elf)? {
             match header.p_type {
+                // An empty dynamic section asks for nothing.
+                PT_DYNAMIC if header.p_filesz == 0 => continue,
                 PT_INTERP | PT_DYNAMIC => return Err(LoadError::DynamicallyLinked),
                 PT_LOAD => {}
                 _ => continue,
             }
-            if let Some(segment) = check_segment(&elf, &header)? {
+            if let Some(segment) = check_segment(file, &header)? {
                 let most = SEGMENTS_MAX;
                 segments
                     .try_push(segment)
@@ -94,9 +97,9 @@ impl<'a> Image<'a> {
         }
         segments.sort_unstable_by_key(|segment| segment.range.start());
         check_overlap(&segments)?;
-        check_entry(elf.ehdr.e_entry, &segments)?;
+        check_entry(elf.e_entry, &segments)?;
         Ok(Self {
-            entry: Gpa::new(elf.ehdr.e_entry),
+            entry: Gpa::new(elf.e_entry),
             segments,
         })
     }
@@ -120,7 +123,7 @@ impl<'a> Image<'a> {
     }
 }
 
-fn check_header(file: &[u8]) -> Result<ElfBytes<'_, LittleEndian>, LoadError> {
+fn check_header(file: &[u8]) -> Result<FileHeader<LittleEndian>, LoadError> {
     if file.is_empty() {
         return Err(LoadError::Empty);
     }
@@ -131,13 +134,16 @@ fn check_header(file: &[u8]) -> Result<ElfBytes<'_, LittleEndian>, LoadError> {
     if file.get(elf::abi::EI_CLASS) == Some(&ELFCLASS32) {
         return Err(LoadError::ThirtyTwoBit);
     }
-    let elf = ElfBytes::<LittleEndian>::minimal_parse(file).map_err(describe)?;
-    let header = &elf.ehdr;
+    let (ident, rest) = file
+        .split_at_checked(EI_NIDENT)
+        .ok_or(LoadError::Truncated)?;
+    let ident = parse_ident(ident).map_err(describe)?;
+    let header = FileHeader::parse_tail(ident, rest).map_err(describe)?;
     if header.e_machine != EM_X86_64 {
         return Err(LoadError::WrongMachine(header.e_machine));
     }
     match header.e_type {
-        ET_EXEC => Ok(elf),
+        ET_EXEC => Ok(header),
         ET_DYN => Err(LoadError::PositionIndependent),
         other => Err(LoadError::NotExecutable(other)),
     }
@@ -154,9 +160,41 @@ fn describe(error: ParseError) -> LoadError {
     }
 }
 
+/// The program headers: with the segments they are all of the file that is needed. Where sections would be is nobody's
+/// concern, as a loader uses none; tools cut them off.
+fn program_headers<'a>(
+    file: &'a [u8],
+    elf: &FileHeader<LittleEndian>,
+) -> Result<SegmentTable<'a, LittleEndian>, LoadError> {
+    if elf.e_phoff == 0 || elf.e_phnum == 0 {
+        return Err(LoadError::NoSegments);
+    }
+    if elf.e_phnum == PN_XNUM {
+        // The first section would say how many there are, for core dumps: no executable has as many.
+        let most = SEGMENTS_MAX;
+        return Err(LoadError::TooManySegments { most });
+    }
+    let size = ProgramHeader::validate_entsize(elf.class, elf.e_phentsize.into());
+    let len = size.map_err(describe)? as u64 * u64::from(elf.e_phnum);
+    let table = bytes(file, elf.e_phoff, len)?;
+    Ok(SegmentTable::new(elf.endianness, elf.class, table))
+}
+
+/// So many bytes of the file. None at all are there wherever that is.
+fn bytes(file: &[u8], offset: u64, len: u64) -> Result<&[u8], LoadError> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    let end = offset.checked_add(len).ok_or(LoadError::Truncated)?;
+    match (usize::try_from(offset), usize::try_from(end)) {
+        (Ok(start), Ok(end)) => file.get(start..end).ok_or(LoadError::Truncated),
+        _ => Err(LoadError::Truncated),
+    }
+}
+
 /// The segment that a PT_LOAD header describes, or none if it is empty, as linkers like to leave some.
 fn check_segment<'a>(
-    elf: &ElfBytes<'a, LittleEndian>,
+    file: &'a [u8],
     header: &ProgramHeader,
 ) -> Result<Option<Segment<'a>>, LoadError> {
     let address = Gpa::new(header.p_vaddr);
@@ -179,7 +217,7 @@ fn check_segment<'a>(
     }
     Ok(Some(Segment {
         range,
-        file: elf.segment_data(header).map_err(|_| LoadError::Truncated)?,
+        file: bytes(file, header.p_offset, header.p_filesz)?,
         read: header.p_flags & PF_R != 0,
         write: header.p_flags & PF_W != 0,
         execute: header.p_flags & PF_X != 0,
@@ -269,15 +307,91 @@ mod tests {
             "e_phentsize"
         );
         assert_eq!(error(ElfFile::new(0x1000)), LoadError::NoSegments);
+        let dynamic = || Load::new(0x2000, R).file(&[0; 16]);
+        for kind in [PT_INTERP, PT_DYNAMIC] {
+            let with = good().header(kind, dynamic());
+            assert_eq!(error(with), LoadError::DynamicallyLinked);
+        }
+        let empty = good().header(PT_INTERP, Load::new(0, R));
+        assert_eq!(error(empty), LoadError::DynamicallyLinked);
+        let empty = good().header(PT_DYNAMIC, Load::new(0, R));
+        assert!(Image::parse(&empty.bytes()).is_ok());
+        let many = good().half(E_PHNUM, PN_XNUM);
         assert_eq!(
-            error(good().header(elf::abi::PT_INTERP)),
-            LoadError::DynamicallyLinked
+            error(many),
+            LoadError::TooManySegments { most: SEGMENTS_MAX }
         );
-        assert_eq!(
-            error(good().header(elf::abi::PT_DYNAMIC)),
-            LoadError::DynamicallyLinked
-        );
-        assert!(Image::parse(&good().header(elf::abi::PT_NOTE).bytes()).is_ok());
+    }
+
+    const E_PHOFF: usize = 32;
+    const E_SHOFF: usize = 40;
+    const E_PHENTSIZE: usize = 54;
+    const E_PHNUM: usize = 56;
+    const E_SHENTSIZE: usize = 58;
+    const E_SHNUM: usize = 60;
+    const E_SHSTRNDX: usize = 62;
+    /// Places in a file, and far from any.
+    const WHEREVER: [u64; 6] = [0, 1, 0x1000, 1 << 32, 1 << 63, u64::MAX];
+
+    fn parsed(elf: &ElfFile) -> Result<Vec<(u64, u64)>, LoadError> {
+        let bytes = elf.bytes();
+        let image = Image::parse(&bytes)?;
+        let each = |s: &Segment<'_>| (s.range.start().as_u64(), s.file.len() as u64);
+        Ok(image.segments().iter().map(each).collect())
+    }
+
+    #[test]
+    fn bytes_that_nobody_needs_may_be_anywhere() {
+        use elf::abi::{PT_GNU_STACK, PT_NOTE, PT_PHDR, PT_TLS};
+        let good = || ElfFile::new(0x1000).load(Load::new(0x1000, RX).file(&[0xf4; 20]));
+        for offset in WHEREVER {
+            let bss = good().load(Load::new(0x2000, RW).memory(0x2000).offset(offset));
+            assert_eq!(parsed(&bss), Ok(vec![(0x1000, 20), (0x2000, 0)]));
+            for address in WHEREVER {
+                let nothing = Load::new(address, RWX).offset(offset);
+                assert_eq!(parsed(&good().load(nothing)), Ok(vec![(0x1000, 20)]));
+                for kind in [PT_GNU_STACK, PT_NOTE, PT_PHDR, PT_TLS, 0x6fff_ffff] {
+                    let other = Load::new(address, RWX)
+                        .file(&[1; 8])
+                        .offset(offset)
+                        .memory(4);
+                    let parsed = parsed(&good().header(kind, other));
+                    assert_eq!(parsed, Ok(vec![(0x1000, 20)]), "{kind:#x}");
+                }
+            }
+            for half in [E_SHENTSIZE, E_SHNUM, E_SHSTRNDX] {
+                let sections = good().word(E_SHOFF, offset).half(half, 0xffff);
+                assert_eq!(parsed(&sections), Ok(vec![(0x1000, 20)]), "{half}");
+            }
+            let no_headers = good().half(E_PHNUM, 0).half(E_PHENTSIZE, 7);
+            let no_headers = no_headers.word(E_PHOFF, offset);
+            assert_eq!(parsed(&no_headers), Err(LoadError::NoSegments));
+            let align = Load::new(0x2000, RW).file(&[1]).align(offset);
+            assert_eq!(
+                parsed(&good().load(align)),
+                Ok(vec![(0x1000, 20), (0x2000, 1)])
+            );
+        }
+        let no_headers = good().word(E_PHOFF, 0);
+        assert_eq!(parsed(&no_headers), Err(LoadError::NoSegments));
+    }
+
+    #[test]
+    fn bytes_that_are_needed_must_be_there() {
+        let good = || ElfFile::new(0x1000).load(Load::new(0x1000, RX).file(&[0xf4; 20]));
+        let len = good().bytes().len() as u64;
+        for far in [len, 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX] {
+            let one = Load::new(0x2000, RW).file(&[1]).offset(far);
+            let file = good().load(one).bytes();
+            // Moved beyond the end, behind the header and the byte that it would have had.
+            let past = far.max(file.len() as u64);
+            let one = Load::new(0x2000, RW).file(&[1]).offset(past);
+            assert_eq!(parsed(&good().load(one)), Err(LoadError::Truncated));
+            let headers = good().word(E_PHOFF, far);
+            assert_eq!(parsed(&headers), Err(LoadError::Truncated));
+        }
+        let last = Load::new(0x2000, RW).file(&[1]).offset(0);
+        assert!(parsed(&good().load(last)).is_ok());
     }
 
     #[test]
@@ -379,6 +493,34 @@ mod tests {
 
     proptest::proptest! {
         #![proptest_config(proptest::test_runner::Config::with_cases(crate::testing::cases(256)))]
+        #[test]
+        fn a_file_may_end_where_nothing_more_is_needed(
+            sizes in proptest::collection::vec((0usize..40, 0u64..40), 1..6),
+        ) {
+            let mut elf = ElfFile::new(0x1000);
+            let mut needed = 64 + 56 * sizes.len();
+            let (mut end, mut some) = (needed, false);
+            for (i, &(file, more)) in sizes.iter().enumerate() {
+                let address = 0x1000 * (1 + i as u64);
+                elf = elf.load(Load::new(address, RX).file(&vec![0xf4; file]).memory(file as u64 + more));
+                end += file;
+                if file > 0 {
+                    needed = end;
+                }
+                some |= i == 0 && file as u64 + more > 0;
+            }
+            let file = elf.bytes();
+            for len in 64..=file.len() {
+                let parsed = Image::parse(&file[..len]);
+                if len < needed {
+                    proptest::prop_assert_eq!(parsed, Err(LoadError::Truncated));
+                } else {
+                    // Without a first segment, the entry point is in none, or there is none at all.
+                    proptest::prop_assert_eq!(parsed.is_ok(), some, "{:?}", parsed);
+                }
+            }
+        }
+
         #[test]
         fn no_file_panics(changes in proptest::collection::vec((0usize..400, proptest::prelude::any::<u8>()), 0..8)) {
             let mut file = ElfFile::new(0x1000)

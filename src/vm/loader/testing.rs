@@ -13,6 +13,8 @@ pub struct Load {
     flags: u32,
     file: Vec<u8>,
     memory: Option<u64>,
+    offset: Option<u64>,
+    align: u64,
 }
 
 impl Load {
@@ -22,6 +24,8 @@ impl Load {
             flags,
             file: Vec::new(),
             memory: None,
+            offset: None,
+            align: 0x1000,
         }
     }
     pub fn file(mut self, bytes: &[u8]) -> Self {
@@ -31,6 +35,15 @@ impl Load {
     /// Bytes in memory; else as many as in the file.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
+        self
+    }
+    /// Where the header says that the bytes lie in the file; else where they do.
+    pub fn offset(mut self, offset: u64) -> Self {
+        self.offset = Some(offset);
+        self
+    }
+    pub fn align(mut self, align: u64) -> Self {
+        self.align = align;
         self
     }
 }
@@ -54,14 +67,24 @@ impl ElfFile {
         self.headers.push((PT_LOAD, load));
         self
     }
-    /// An empty program header of some other type.
-    pub fn header(mut self, kind: u32) -> Self {
-        self.headers.push((kind, Load::new(0, 0)));
+    /// A program header of some other type.
+    pub fn header(mut self, kind: u32, of: Load) -> Self {
+        self.headers.push((kind, of));
         self
     }
     /// Changes one byte of the finished file.
     pub fn byte(mut self, at: usize, value: u8) -> Self {
         self.patches.push((at, value));
+        self
+    }
+    /// Changes two bytes.
+    pub fn half(mut self, at: usize, value: u16) -> Self {
+        self.patches.extend((at..).zip(value.to_le_bytes()));
+        self
+    }
+    /// Changes eight.
+    pub fn word(mut self, at: usize, value: u64) -> Self {
+        self.patches.extend((at..).zip(value.to_le_bytes()));
         self
     }
     pub fn bytes(&self) -> Vec<u8> {
@@ -83,9 +106,9 @@ impl ElfFile {
             out.extend(kind.to_le_bytes());
             out.extend(load.flags.to_le_bytes());
             let file = load.file.len() as u64;
-            let offset = data_at + data.len() as u64;
+            let offset = load.offset.unwrap_or(data_at + data.len() as u64);
             let memory = load.memory.unwrap_or(file);
-            for word in [offset, load.address, load.address, file, memory, 0x1000] {
+            for word in [offset, load.address, load.address, file, memory, load.align] {
                 out.extend(word.to_le_bytes());
             }
             data.extend(&load.file);
