@@ -6,8 +6,8 @@ use offshoot::ept::{Faults, Space};
 use offshoot::vm::cmdline::GuestOptions;
 use offshoot::vm::figures::{Figure, FigureName, Unit};
 use offshoot::vm::fuzz::{
-    Blocks, Campaign, Dictionary, Found, HexDump, Limits, Snapshot, SnapshotError, Stats, Step,
-    Target, codes, run_to_freeze,
+    Blocks, CODE_MAX, Campaign, Dictionary, Found, HexDump, Limits, Snapshot, SnapshotError, Stats,
+    Step, Target, codes, run_to_freeze,
 };
 use offshoot::vm::loader::Image;
 use offshoot::vm::report::Ending;
@@ -50,7 +50,13 @@ impl Job<'_> {
         let prepared = run_to_freeze(&mut guest, machine, host).and_then(|(room, example)| {
             let mut dictionary = Dictionary::default();
             let image = Image::parse(self.file).map_err(SnapshotError::Image)?;
-            let blocks = Blocks::find(codes(self.file, &image), frames, &mut dictionary)?;
+            let codes = codes(self.file, &image);
+            let bytes: usize = codes.iter().map(|code| code.bytes.len()).sum();
+            if bytes > CODE_MAX {
+                let name = self.options.name;
+                log::warn!("guest {name}: of {bytes} bytes of code only the first {CODE_MAX} are watched");
+            }
+            let blocks = Blocks::find(codes, frames, &mut dictionary)?;
             let fuzz = &self.options.fuzz;
             let limits = Limits {
                 executions: fuzz.executions,

@@ -41,6 +41,7 @@ extern "C" fn start(magic: u32, info: u32, hand_over: u64) -> ! {
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
     log::set_max_level(options.log);
+    boot.log_lost();
     mtrr::init(&mut boot, options.selftest.and_then(mtrr::SelfTest::of));
     run(&boot, &options, hand_over)
 }

@@ -12,6 +12,8 @@ use super::layout::{self, BOOT_MAPPED, DIRECT_MAPPED};
 
 /// The most modules; one more ends the boot with an error.
 pub const MAX_MODULES: usize = 128;
+/// The most structures of the boot loader's own: the text of each module, the command line, and one to spare.
+const KEEP_MAX: usize = MAX_MODULES + 2;
 
 const MULTIBOOT2_MAGIC: u32 = multiboot2::MAGIC;
 const PVH_MAGIC: u32 = 0x336e_c578;
@@ -35,15 +37,15 @@ pub struct BootInfo {
     pub memory: MemoryMap,
     /// What the MTRRs say, where they say something.
     pub mtrrs: Option<Mtrrs>,
-    /// What the firmware reports as anything else, which counts where the two overlap.
+    /// What the firmware reports as anything else, which counts where the two overlap: rather too much than too little.
     other: MemoryMap,
-    /// All memory, of the firmware too, which is none of a device's addresses.
+    /// All memory, of the firmware too, which is none of a device's addresses: rather too much than too little.
     pub ram: MemoryMap,
     /// Bytes of usable memory at addresses that the CPU does not have.
     pub beyond: u64,
     modules: [Option<Module>; MAX_MODULES],
     /// The boot loader's own structures, with the texts.
-    pub keep: [Option<AddrRange<Hpa>>; MAX_MODULES + 2],
+    pub keep: [Option<AddrRange<Hpa>>; KEEP_MAX],
 }
 
 /// Why the boot information cannot be used.
@@ -57,6 +59,7 @@ pub enum BootError {
         limit: u64,
     },
     TooManyModules,
+    TooManyTexts,
     NoMemoryMap,
 }
 
@@ -84,6 +87,9 @@ impl core::fmt::Display for BootError {
                 )
             }
             Self::TooManyModules => write!(f, "more than {MAX_MODULES} boot modules"),
+            Self::TooManyTexts => {
+                write!(f, "the boot loader left more than {KEEP_MAX} structures")
+            }
             Self::NoMemoryMap => write!(f, "the boot loader gave no memory map"),
         }
     }
@@ -99,7 +105,7 @@ impl BootInfo {
         ram: MemoryMap::new(),
         beyond: 0,
         modules: [None; MAX_MODULES],
-        keep: [None; MAX_MODULES + 2],
+        keep: [None; KEEP_MAX],
     };
 
     /// The boot modules, in order.
@@ -114,9 +120,9 @@ impl BootInfo {
         const ACPI_TABLES: u32 = 3;
         const ACPI_NVS: u32 = 4;
         const DEFECTIVE: u32 = 5;
-        if let (USABLE | ACPI_TABLES | ACPI_NVS | DEFECTIVE, Some(range)) =
-            (kind, AddrRange::new(Hpa::new(start), len))
-        {
+        // What claims to pass the last address ends there.
+        let all = AddrRange::new(Hpa::new(start), len.min(u64::MAX - start));
+        if let (USABLE | ACPI_TABLES | ACPI_NVS | DEFECTIVE, Some(range)) = (kind, all) {
             self.ram.add_touched(range);
         }
         let len = len.min(DIRECT_MAPPED.saturating_sub(start));
@@ -144,9 +150,26 @@ impl BootInfo {
         *slot = Some(Module { range, cmdline });
         Ok(())
     }
-    fn add_keep(&mut self, range: AddrRange<Hpa>) {
-        if let Some(slot) = self.keep.iter_mut().find(|slot| slot.is_none()) {
-            *slot = Some(range);
+    fn add_keep(&mut self, range: AddrRange<Hpa>) -> Result<(), BootError> {
+        let mut slots = self.keep.iter_mut();
+        let slot = slots.find(|slot| slot.is_none());
+        *slot.ok_or(BootError::TooManyTexts)? = Some(range);
+        Ok(())
+    }
+    /// Says what of the firmware's memory map there was no room for.
+    pub fn log_lost(&self) {
+        let lost = self.memory.given_up().saturating_add(self.other.joined());
+        if lost != 0 {
+            log::warn!(
+                "up to {} KiB of memory are not used: the firmware reports too many separate ranges",
+                lost >> 10
+            );
+        }
+        if self.ram.joined() != 0 {
+            log::warn!(
+                "{} KiB between ranges of memory count as memory, not as devices: there are too many separate ranges",
+                self.ram.joined() >> 10
+            );
         }
     }
 }
@@ -204,7 +227,7 @@ unsafe fn multiboot2(info: u32) -> Result<BootInfo, BootError> {
         "boot information",
         info.into(),
         (boot.end_address() - boot.start_address()) as u64,
-    )?);
+    )?)?;
 
     // A borrow of the tags lasts no longer than that of `boot`, which therefore gets a place for ever.
     let boot: &'static BootInformation<'static> = {
@@ -339,7 +362,7 @@ unsafe fn text(out: &mut BootInfo, address: u64) -> Result<&'static str, BootErr
     };
     let text =
         CStr::from_bytes_until_nul(bytes).map_err(|_| BootError::Unreadable("text without end"))?;
-    out.add_keep(mapped("text", address, text.count_bytes() as u64 + 1)?);
+    out.add_keep(mapped("text", address, text.count_bytes() as u64 + 1)?)?;
     text.to_str()
         .map_err(|_| BootError::Unreadable("text is not UTF-8"))
 }

@@ -6,7 +6,7 @@ use super::layout::{self, BOOT_MAPPED, DIRECT_MAP, DirectMap};
 use super::segments;
 use core::fmt;
 use offshoot::addr::{AddrRange, Hpa, Hva, PAGE_SIZE, PageSize};
-use offshoot::frames::{FrameAllocator, FrameError, MemoryMap};
+use offshoot::frames::{FrameAllocator, FrameError, MAX_RANGES, MemoryMap};
 use offshoot::paging::{
     self, Amd64Attr, Content, Error, HostAmd64, PhysTables, TableAlloc, TableReadOps, Write,
 };
@@ -44,6 +44,12 @@ pub unsafe fn init_frames(
     if let Some(most) = pool {
         free.keep_lowest(most);
     }
+    let ranges = free.ranges().count();
+    if ranges > MAX_RANGES {
+        log::warn!(
+            "of {ranges} separate ranges of free memory only the {MAX_RANGES} largest are used"
+        );
+    }
     // SAFETY: the firmware says that the memory is there, nothing that lives in it is still in `free`, and the direct
     // map keeps the contract.
     let frames = unsafe { FrameAllocator::new(DirectMap, free.ranges(), [])? };
@@ -67,6 +73,7 @@ impl TableAlloc for TableFrames<'_> {
 /// Why the kernel's tables could not be built.
 pub enum TablesError {
     OutOfFrames,
+    TooManyRanges,
     Map(Error<HostAmd64>),
 }
 
@@ -75,6 +82,9 @@ impl fmt::Display for TablesError {
         f.write_str("the hypervisor's own page tables: ")?;
         match self {
             Self::OutOfFrames => f.write_str("out of frames"),
+            Self::TooManyRanges => {
+                f.write_str("memory and modules lie in too many separate ranges")
+            }
             Self::Map(error) => error.fmt(f),
         }
     }
@@ -117,7 +127,7 @@ pub unsafe fn init_tables(
             });
         map(part.start, part.physical(), part.len(), attr)?;
     }
-    for shown in direct_map(boot).ranges() {
+    for shown in direct_map(boot)?.ranges() {
         let start = shown.start();
         map(
             DIRECT_MAP + start.as_u64(),
@@ -152,8 +162,8 @@ pub unsafe fn init_tables(
     Ok(())
 }
 
-/// What the direct map shows.
-fn direct_map(boot: &BootInfo) -> MemoryMap {
+/// What the direct map shows: all that is relied on and nothing else.
+fn direct_map(boot: &BootInfo) -> Result<MemoryMap, TablesError> {
     let mut shown = boot.memory.clone();
     // A boot loader may put them into memory that is not usable otherwise, or at its unaligned edge.
     boot.modules()
@@ -164,5 +174,6 @@ fn direct_map(boot: &BootInfo) -> MemoryMap {
     AddrRange::new(Hpa::new(layout::image_start()), image)
         .into_iter()
         .for_each(|image| shown.remove(image));
-    shown
+    let exact = shown.joined() == 0 && shown.given_up() == boot.memory.given_up();
+    exact.then_some(shown).ok_or(TablesError::TooManyRanges)
 }

@@ -4,7 +4,8 @@
 //! types, of which the manual says that what comes of it is undefined (SDM "Memory Type Range Registers (MTRRs)", 12.11).
 
 use super::info::BootInfo;
-use offshoot::vm::mtrr::read_mtrrs;
+use super::power;
+use offshoot::vm::mtrr::{NoMtrrs, read_mtrrs};
 use offshoot::vmx::capabilities::address_bits;
 use offshoot::vmx::cpu::ThisCpu;
 use x86::msr::{IA32_MTRR_DEF_TYPE, IA32_MTRR_PHYSBASE0, IA32_MTRRCAP, rdmsr, wrmsr};
@@ -17,13 +18,19 @@ pub fn init(boot: &mut BootInfo, test: Option<SelfTest>) {
     }
     let mtrrs = match read_mtrrs(&ThisCpu) {
         Ok(mtrrs) => mtrrs,
+        Err(why @ NoMtrrs::TooMany(_)) => power::end(Err(format_args!("{why}"))),
         Err(why) => {
             log::warn!("{why}: all memory is taken for write-back");
             return;
         }
     };
     log::debug!("MTRRs: {mtrrs}");
-    for range in mtrrs.take_not_write_back(&mut boot.memory).ranges() {
+    let taken = mtrrs.take_not_write_back(&mut boot.memory);
+    if taken.given_up() != 0 {
+        let kib = taken.given_up() >> 10;
+        log::warn!("{kib} KiB of memory in more ranges are not used: they are not write-back");
+    }
+    for range in taken.ranges() {
         let kib = range.len() >> 10;
         match mtrrs.type_of(range) {
             Some(other) => log::warn!(

@@ -50,7 +50,7 @@ pub use edit::EditError;
 pub use end::Ending;
 pub use entry::Origin;
 pub use memory::AccessError;
-pub use mtrr::{MtrrRegisters, Mtrrs};
+pub use mtrr::{MtrrRegisters, Mtrrs, VARIABLE_MAX, VariableRegisters};
 pub use policy::PagePolicy;
 pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
 pub use reset::{IDLE, Reset, ResetError, Restored};

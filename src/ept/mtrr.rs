@@ -4,11 +4,12 @@
 use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE};
 use crate::frames::MemoryMap;
 use crate::paging::MemoryType;
+use arrayvec::ArrayVec;
 use bit_field::BitField;
 use core::fmt;
 
-/// How many variable ranges are looked at, more than any CPU has.
-const MAX_VARIABLE: usize = 16;
+/// How many variable ranges there can be: their registers end where the first fixed one is.
+pub const VARIABLE_MAX: usize = 40;
 /// Where the fixed ranges end.
 const FIXED_END: u64 = 0x10_0000;
 
@@ -20,7 +21,7 @@ pub struct Mtrrs {
     default: MemoryType,
     /// The types of 64 KiB, 16 KiB and 4 KiB ranges from 0 on, a byte each, where they are enabled.
     fixed: Option<[u64; 11]>,
-    variable: [Option<Variable>; MAX_VARIABLE],
+    variable: [Option<Variable>; VARIABLE_MAX],
     /// The bits of a page's address that the CPU has.
     address: u64,
 }
@@ -32,6 +33,9 @@ struct Variable {
     memory_type: MemoryType,
 }
 
+/// IA32_MTRR_PHYSBASEn and IA32_MTRR_PHYSMASKn.
+pub type VariableRegisters = ArrayVec<(u64, u64), VARIABLE_MAX>;
+
 /// The registers, as they are read.
 #[derive(Clone, Copy, Debug)]
 pub struct MtrrRegisters<'a> {
@@ -42,7 +46,7 @@ pub struct MtrrRegisters<'a> {
     /// The fixed-range registers in the order of their addresses: 64K_00000, 16K_80000, 16K_A0000, 4K_C0000 to 4K_F8000.
     pub fixed: [u64; 11],
     /// IA32_MTRR_PHYSBASEn and IA32_MTRR_PHYSMASKn, as many as the capability says.
-    pub variable: &'a [(u64, u64)],
+    pub variable: &'a VariableRegisters,
 }
 
 fn memory_type(bits: u64) -> MemoryType {
@@ -63,7 +67,7 @@ impl Mtrrs {
         let enabled = default.get_bit(11);
         let with_fixed = enabled && default.get_bit(10) && registers.capability.get_bit(8);
         let address = (1u64 << width.clamp(32, 52)) - PAGE_SIZE;
-        let mut variable = [None; MAX_VARIABLE];
+        let mut variable = [None; VARIABLE_MAX];
         let on = registers
             .variable
             .iter()
@@ -233,7 +237,7 @@ mod tests {
             capability: 1 << 10 | 1 << 8 | 8,
             default,
             fixed,
-            variable,
+            variable: &variable.iter().copied().collect(),
         };
         Mtrrs::decode(&registers, 40)
     }

@@ -431,7 +431,7 @@ fn memory_types_that_cannot_be_are_refused() {
         capability: 0,
         default: 1 << 11,
         fixed: [0; 11],
-        variable: &[],
+        variable: &VariableRegisters::new(),
     };
     let through = MtrrRegisters {
         default: 1 << 11 | 4,

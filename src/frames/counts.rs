@@ -101,7 +101,10 @@ impl Counts {
     ///
     /// # Safety
     /// `set` must be memory for which `mem` keeps the contract of [`PhysMem`] and that nothing else uses.
-    pub unsafe fn carve(mem: &impl PhysMem, mut set: SpanSet) -> Result<Self, FrameError> {
+    pub unsafe fn carve(
+        mem: &impl PhysMem,
+        mut set: SpanSet<MAX_RANGES>,
+    ) -> Result<Self, FrameError> {
         // Frame 0 is never handed out, so that an empty entry cannot be mistaken for one that refers to it.
         set.remove_span(Span { start: 0, end: 1 });
         let record_frames = (set.frames() * RECORD).div_ceil(PAGE_SIZE);

@@ -3,21 +3,26 @@
 use super::ranges::SpanSet;
 use crate::addr::{AddrRange, Hpa, PAGE_SIZE};
 
-/// A set of whole frames: what is memory, less what must not be touched. What is added may be unaligned, overlap and
-/// come in any order. At most 64 separate ranges are kept: beyond that, the smallest is given up.
+/// So many separate ranges are told apart. Linux takes 128 from a BIOS; UEFI reports more, most of which touch each other.
+const RANGES: usize = 256;
+
+/// A set of whole frames: what is memory, less what must not be touched; or what must not be touched. What is added may be
+/// unaligned, overlap and come in any order. Where there are too many separate ranges, those that may be forgotten
+/// ([`MemoryMap::add`]) give way, the smallest first, and those that must not ([`MemoryMap::add_touched`]) are joined.
 #[derive(Clone, Debug)]
-pub struct MemoryMap(SpanSet);
+pub struct MemoryMap(SpanSet<RANGES>);
 
 impl MemoryMap {
     /// No memory.
     pub const fn new() -> Self {
         Self(SpanSet::new())
     }
-    /// Adds the frames wholly inside `range`.
+    /// Adds the frames wholly inside `range`, as far as there is room: see [`MemoryMap::given_up`].
     pub fn add(&mut self, range: AddrRange<Hpa>) {
         self.0.add(range);
     }
-    /// Adds every frame that `range` touches.
+    /// Adds every frame that `range` touches, and where there is no room for it those between the two nearest ranges, which
+    /// become one: see [`MemoryMap::joined`].
     pub fn add_touched(&mut self, range: AddrRange<Hpa>) {
         self.0.add_touched(range);
     }
@@ -47,6 +52,15 @@ impl MemoryMap {
         self.0.as_slice().iter().filter_map(|span| {
             AddrRange::new(Hpa::new(span.start * PAGE_SIZE), span.len() * PAGE_SIZE)
         })
+    }
+    /// Bytes that were left out, because there was no room for a range that was added, or for both sides of one out of which
+    /// something was removed.
+    pub fn given_up(&self) -> u64 {
+        self.0.given_up().saturating_mul(PAGE_SIZE)
+    }
+    /// Bytes that count though nobody has added them, because they lie between ranges that became one.
+    pub fn joined(&self) -> u64 {
+        self.0.joined().saturating_mul(PAGE_SIZE)
     }
     /// Bytes in all.
     pub fn bytes(&self) -> u64 {
@@ -119,6 +133,32 @@ mod tests {
                 (0x10_0000, 0x20_0000)
             ]
         );
+    }
+
+    #[test]
+    fn as_many_reserved_ranges_as_firmware_reports_stay_reserved() {
+        for count in [100, RANGES as u64, RANGES as u64 + 1, 1000] {
+            let (mut memory, mut other) = (MemoryMap::new(), MemoryMap::new());
+            memory.add(range(1 << 20, 2 << 30));
+            let start = |n: u64| (16 << 20) + (n * 7 % count) * 0x10_0000;
+            (0..count).for_each(|n| other.add_touched(range(start(n) + 0x10, start(n) + 0x1010)));
+            other.ranges().for_each(|range| memory.remove(range));
+            let (all, reserved) = ((2 << 30) - (1 << 20), count * 0x2000);
+            let told = other.joined() + memory.given_up();
+            assert!(memory.bytes() + reserved <= all);
+            assert!(
+                memory.bytes() + reserved + told >= all,
+                "{count}: what is lost is told"
+            );
+            assert_eq!(other.joined() == 0, count <= RANGES as u64);
+            for n in 0..count {
+                let free = |at| memory.ranges().any(|range| range.contains(Hpa::new(at)));
+                assert!(
+                    !free(start(n)) && !free(start(n) + 0x1fff),
+                    "{n} of {count}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -33,4 +33,5 @@ pub use many::OneOfMany;
 pub use memory_map::MemoryMap;
 pub use phys::PhysMem;
 pub use quick::QuickCounts;
+pub use ranges::MAX_RANGES;
 pub use shared::{FrameBox, FrameRc};

@@ -2,10 +2,9 @@
 
 use core::fmt;
 
-use arrayvec::ArrayVec;
 use bit_field::BitField;
 
-use crate::ept::{MtrrRegisters, Mtrrs};
+use crate::ept::{MtrrRegisters, Mtrrs, VARIABLE_MAX, VariableRegisters};
 use crate::vmx::CpuRead;
 use crate::vmx::capabilities::address_bits;
 
@@ -18,8 +17,6 @@ const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 const FIXED: [u32; 11] = [
     0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
 ];
-/// As many variable ranges as IA32_MTRRCAP can say.
-const VARIABLE_MAX: usize = 255;
 
 /// Why MTRRs say nothing about memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +25,20 @@ pub enum NoMtrrs {
     Absent,
     /// They are switched off, as by no firmware of a real machine: all memory would be uncacheable.
     Off,
+    /// More variable ranges than there are registers for.
+    TooMany(u32),
 }
 
 impl fmt::Display for NoMtrrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Absent => "this CPU has no MTRRs",
-            Self::Off => "the MTRRs are switched off",
-        })
+        match self {
+            Self::Absent => f.write_str("this CPU has no MTRRs"),
+            Self::Off => f.write_str("the MTRRs are switched off"),
+            Self::TooMany(count) => write!(
+                f,
+                "IA32_MTRRCAP claims {count} variable MTRRs, and there are at most {VARIABLE_MAX}"
+            ),
+        }
     }
 }
 
@@ -50,11 +53,16 @@ pub fn read_mtrrs(cpu: &impl CpuRead) -> Result<Mtrrs, NoMtrrs> {
     } else {
         [0; 11]
     };
-    let pairs = (0..capability.get_bits(0..8) as u32).map(|range| {
+    let count = capability.get_bits(0..8) as u32;
+    // One that were left out could be about memory that must not be used.
+    if count as usize > VARIABLE_MAX {
+        return Err(NoMtrrs::TooMany(count));
+    }
+    let pairs = (0..count).map(|range| {
         let base = IA32_MTRR_PHYSBASE0 + 2 * range;
         (cpu.rdmsr(base), cpu.rdmsr(base + 1))
     });
-    let variable: ArrayVec<_, VARIABLE_MAX> = pairs.collect();
+    let variable: VariableRegisters = pairs.collect();
     let registers = MtrrRegisters {
         capability,
         default: cpu.rdmsr(IA32_MTRR_DEF_TYPE),
@@ -138,6 +146,29 @@ mod tests {
         };
         let mtrrs = read_mtrrs(&cpu).unwrap();
         assert_eq!(type_of(&mtrrs, 0, 1 << 32), Some(WriteBack));
+    }
+
+    #[test]
+    fn no_variable_range_is_left_out() {
+        let cpu = |count: u64| {
+            let mut cpu = with_fixed(ON | FIXED_ON | 6, &[]);
+            cpu.msrs[0].1 = 1 << 8 | count;
+            let hole = ((1 << 39) - (1 << 20)) | ON;
+            let registers = (0..count.min(40)).flat_map(|n| {
+                let msr = 0x200 + 2 * n as u32;
+                [(msr, (1 + n) << 30), (msr + 1, hole)]
+            });
+            cpu.msrs.extend(registers);
+            cpu
+        };
+        let mtrrs = read_mtrrs(&cpu(40)).unwrap();
+        for n in 1..=40u64 {
+            assert_eq!(type_of(&mtrrs, n << 30, 1 << 20), Some(Uncacheable), "{n}");
+        }
+        for count in [41, 255] {
+            let error = read_mtrrs(&cpu(count)).err();
+            assert_eq!(error, Some(NoMtrrs::TooMany(count as u32)));
+        }
     }
 
     #[test]

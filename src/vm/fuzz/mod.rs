@@ -24,5 +24,6 @@ pub use corpus::{CORPUS_MAX, Corpus, INPUT_MAX};
 pub use crash::{CRASHES_MAX, Crash, Crashes, Found, HexDump};
 pub use dictionary::{Dictionary, TOKENS_MAX, Token};
 pub use mutate::{Draft, Mutator};
+pub use page::BITS_MAX as CODE_MAX;
 pub use snapshot::{Example, Snapshot, SnapshotError, run_to_freeze};
 pub use stats::Stats;

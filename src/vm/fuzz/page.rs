@@ -61,6 +61,8 @@ impl<M: PhysMem> Drop for Page<'_, M> {
 /// The most pages of [`Bits`].
 const BIT_PAGES: usize = 64;
 const BITS_PER_PAGE: usize = PAGE * 8;
+/// The most bits there can be: so many bytes of an image's code are watched, the first.
+pub const BITS_MAX: usize = BIT_PAGES * BITS_PER_PAGE;
 
 /// One bit for each of a number of things, all 0 at first.
 pub(super) struct Bits<'f, M: PhysMem> {
@@ -69,12 +71,9 @@ pub(super) struct Bits<'f, M: PhysMem> {
 }
 
 impl<'f, M: PhysMem> Bits<'f, M> {
-    /// The most bits there can be.
-    pub const MOST: usize = BIT_PAGES * BITS_PER_PAGE;
-
-    /// `len` bits, at most [`Bits::MOST`]; what is beyond reads as 0 and cannot be set.
+    /// `len` bits, at most [`BITS_MAX`]; what is beyond reads as 0 and cannot be set.
     pub fn new(frames: &'f FrameAllocator<M>, len: usize) -> Result<Self, FrameError> {
-        let len = len.min(Self::MOST);
+        let len = len.min(BITS_MAX);
         let pages = (0..len.div_ceil(BITS_PER_PAGE))
             .map(|_| Page::new(frames))
             .collect::<Result<_, _>>()?;
