@@ -10,7 +10,9 @@ use core::fmt;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
 use super::cpuid::Features;
+use crate::vmx::CodeMode;
 use crate::vmx::capability_msrs::FixedBits;
+use crate::vmx::segment::AccessRights;
 
 const PE: u64 = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
 const MP: u64 = Cr0Flags::MONITOR_COPROCESSOR.bits();
@@ -113,12 +115,19 @@ pub struct Registers {
 }
 
 /// What else a write depends on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
-    /// The L bit of CS.
-    pub cs_long: bool,
+    /// The access rights of CS.
+    pub cs: AccessRights,
     /// Whether TR refers to a 16-bit TSS.
     pub tr_16_bit: bool,
+}
+
+impl Segments {
+    /// Whether the guest executes 64-bit code.
+    const fn are_64_bit(self, now: Registers) -> bool {
+        matches!(CodeMode::of(now.efer, self.cs), CodeMode::Bits64)
+    }
 }
 
 /// A write to a control register.
@@ -193,7 +202,7 @@ pub fn write(
     write: CrWrite,
     limits: &Limits,
 ) -> Result<Change, CrFault> {
-    let long = now.efer & LMA != 0 && segments.cs_long;
+    let long = segments.are_64_bit(now);
     let operand = |value: u64| if long { value } else { value & 0xffff_ffff };
     match write {
         CrWrite::Cr0(value) => write_cr0(now, segments, operand(value), limits),
@@ -261,12 +270,12 @@ const fn pae_paging(registers: Registers) -> bool {
 /// SDM "Initializing IA-32e Mode", 11.8.5: with LME, paging starts IA-32e mode, which needs PAE, and neither CS.L nor
 /// a 16-bit TSS.
 const fn may_enable_paging(now: Registers, segments: Segments) -> bool {
-    now.efer & LME == 0 || now.cr4 & PAE != 0 && !segments.cs_long && !segments.tr_16_bit
+    now.efer & LME == 0 || now.cr4 & PAE != 0 && !segments.cs.long() && !segments.tr_16_bit
 }
 
 /// Not from 64-bit mode, and not with PCIDs, which exist in IA-32e mode only.
 const fn may_disable_paging(now: Registers, segments: Segments) -> bool {
-    now.cr4 & PCIDE == 0 && !(now.efer & LMA != 0 && segments.cs_long)
+    now.cr4 & PCIDE == 0 && !segments.are_64_bit(now)
 }
 
 fn supported(cr0: u64, limits: &Limits) -> Result<(), Unsupported> {

@@ -17,7 +17,7 @@ use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::{
     Event, Exit, ExitReason, Field32, Field64, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError,
-    advance_rip, undo_step,
+    advance_rip,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;
@@ -63,14 +63,22 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Runs the guest until it stops.
-    #[inline(never)]
     pub fn run(&mut self) -> Turn {
+        match self.machine.resident.x87_selectors {
+            false => self.run_on::<false>(),
+            true => self.run_on::<true>(),
+        }
+    }
+
+    /// The same, with what the CPU has: so it is asked once, not at each entry.
+    #[inline(never)]
+    fn run_on<const X87_SELECTORS: bool>(&mut self) -> Turn {
         let begin = now();
         let left = self.slice.unwrap_or(u64::MAX).min(self.budget);
         self.deadline = begin.saturating_add(left);
         let mut in_guest = 0;
         let ready = self.get_ready(left);
-        let done = ready.and_then(|()| self.turns(&mut in_guest));
+        let done = ready.and_then(|()| self.turns::<X87_SELECTORS>(&mut in_guest));
         if let Err(error) = done.and_then(|()| self.drain_pml()) {
             self.turn = Turn::Ended(Outcome::Vmcs(error));
         }
@@ -97,7 +105,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
     /// `in_guest`.
-    fn turns(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
+    #[inline(always)]
+    fn turns<const X87_SELECTORS: bool>(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
         loop {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
@@ -107,7 +116,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host
             // state in it is this CPU's, `area` is the guest's own, and `Guest::loaded` has put the rest of its state into the
             // CPU.
-            let reason = unsafe { self.vmcs.enter(right, self.area) };
+            let reason = unsafe {
+                match X87_SELECTORS {
+                    false => self.vmcs.enter(right, self.area),
+                    true => self.vmcs.enter_with_selectors(right, self.area),
+                }
+            };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             // The frequent ones are handled here, without a look into the table of reasons.
@@ -229,8 +243,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// Raises an exception at the instruction, which is not completed.
     pub fn raise(&mut self, event: Event) -> Result<Next, VmcsError> {
-        undo_step(&mut self.vmcs)?;
-        event.inject(&mut self.vmcs)?;
+        event.raise(&mut self.vmcs)?;
         Ok(Next::Resume)
     }
 

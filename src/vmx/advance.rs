@@ -1,13 +1,11 @@
 //! Going on behind an instruction that the host has carried out for the guest.
 
+use super::code_mode::CodeMode;
 use super::fields::{Field32, Field64, FieldNatural};
 use super::register_bits::{
     BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, DEBUGCTL_BTF, PENDING_BS, RFLAGS_RF, RFLAGS_TF,
 };
 use super::vmcs::{Vmcs, VmcsError};
-
-/// L in the access rights of CS.
-const CS_LONG: u32 = 1 << 13;
 
 /// Moves the guest behind the instruction that exited, with all that its completion entails.
 ///
@@ -37,11 +35,12 @@ pub fn advance_rip_by(vmcs: &mut impl Vmcs, length: u8) -> Result<(), VmcsError>
 }
 
 /// What the completion of some elements of a repeated string instruction entails: it is executed again for the others,
-/// so RIP and RFLAGS.RF stay.
+/// so RIP stays, and RFLAGS.RF is 1: it has met its instruction breakpoint, and what comes in between, a trap or an
+/// interrupt, has that in the flags that it pushes (SDM "Instruction-Breakpoint Exception Condition", 19.3.1.1).
 pub fn repeat(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     let interruptibility = vmcs.read32(Field32::GuestInterruptibilityState)?;
     let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
-    complete(vmcs, interruptibility, rflags, rflags)
+    complete(vmcs, interruptibility, rflags, rflags | RFLAGS_RF)
 }
 
 #[inline(always)]
@@ -84,16 +83,27 @@ pub fn undo_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     Ok(())
 }
 
+/// Has an instruction executed again from its beginning that has exited because the host wanted it to. It must not meet its
+/// own breakpoint again: RFLAGS.RF is 1.
+///
+/// An EPT violation or a full page-modification log needs only [`undo_step`]: such an exit stores RF as it is to be, 1, or
+/// what the event pushes whose delivery it has interrupted (SDM "Saving RIP, RSP, RFLAGS, and SSP", 29.3.3). An exit by an
+/// instruction stores 0.
+pub fn restart(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+    undo_step(vmcs)?;
+    set_resume_flag(vmcs)
+}
+
+/// Sets RFLAGS.RF.
+pub(super) fn set_resume_flag(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+    let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
+    vmcs.write_natural(FieldNatural::GuestRflags, rflags | RFLAGS_RF)
+}
+
 /// Only 64-bit code may cross a multiple of 4 GiB.
 #[cold]
 fn past_4_gib(vmcs: &impl Vmcs, next: u64) -> Result<u64, VmcsError> {
-    let cs = vmcs.read32(Field32::GuestCsAccessRights)?;
-    // Outside IA-32e mode, L is 0: a VM entry checks it.
-    Ok(if cs & CS_LONG != 0 {
-        next
-    } else {
-        next & 0xffff_ffff
-    })
+    Ok(next & CodeMode::read(vmcs)?.linear_mask())
 }
 
 #[cold]
@@ -145,14 +155,18 @@ mod tests {
 
     #[test]
     fn rip_wraps_at_32_bits_outside_64_bit_mode_only() {
-        for (access_rights, rip, expected) in [
-            (0xc09b, 0xffff_fffe, 1),
-            (0xa09b, 0xffff_fffe, 0x1_0000_0001),
-            (0xa09b, u64::MAX - 1, 1),
-            (0x009b, 0xfffe, 0x1_0001),
+        // L counts in IA-32e mode only.
+        for (access_rights, efer, rip, expected) in [
+            (0xc09b, 0x500, 0xffff_fffe, 1),
+            (0xa09b, 0x500, 0xffff_fffe, 0x1_0000_0001),
+            (0xa09b, 0x500, u64::MAX - 1, 1),
+            (0xa09b, 0x100, 0xffff_fffe, 1),
+            (0xe09b, 0, 0xffff_fffe, 1),
+            (0x009b, 0, 0xfffe, 0x1_0001),
         ] {
             let mut vmcs = vmcs(rip, 3);
-            vmcs.set(Field32::GuestCsAccessRights, access_rights);
+            vmcs.set(Field32::GuestCsAccessRights, access_rights)
+                .set(Field64::GuestEfer, efer);
             advance_rip(&mut vmcs).unwrap();
             assert_eq!(vmcs.get(FieldNatural::GuestRip), expected);
         }
@@ -235,14 +249,28 @@ mod tests {
 
     #[test]
     fn a_repetition_stays_and_is_stepped() {
+        // Whether the exit stored RFLAGS.RF as 0, one by an instruction, or as 1, an EPT violation.
+        for rflags in [0x102, 0x1_0102] {
+            let mut vmcs = vmcs(0x1000, 2);
+            vmcs.set(Field32::GuestInterruptibilityState, 2)
+                .set(FieldNatural::GuestRflags, rflags);
+            repeat(&mut vmcs).unwrap();
+            assert_eq!(vmcs.get(FieldNatural::GuestRip), 0x1000);
+            assert_eq!(vmcs.get(Field32::GuestInterruptibilityState), 0);
+            assert_eq!(vmcs.get(FieldNatural::GuestRflags), 0x1_0102);
+            assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0x4000);
+        }
+    }
+
+    #[test]
+    fn what_is_executed_again_does_not_meet_its_breakpoint_again() {
         let mut vmcs = vmcs(0x1000, 2);
-        vmcs.set(Field32::GuestInterruptibilityState, 2)
-            .set(FieldNatural::GuestRflags, 0x1_0102);
-        repeat(&mut vmcs).unwrap();
+        vmcs.set(FieldNatural::GuestRflags, 0x102)
+            .set(FieldNatural::GuestPendingDebugExceptions, 0x4000);
+        restart(&mut vmcs).unwrap();
         assert_eq!(vmcs.get(FieldNatural::GuestRip), 0x1000);
-        assert_eq!(vmcs.get(Field32::GuestInterruptibilityState), 0);
         assert_eq!(vmcs.get(FieldNatural::GuestRflags), 0x1_0102);
-        assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0x4000);
+        assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
     }
 
     #[test]

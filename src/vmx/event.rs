@@ -6,6 +6,7 @@ use core::fmt;
 
 use bit_field::BitField;
 
+use super::advance::{set_resume_flag, undo_step};
 use super::fields::{Field32, Field64, FieldNatural};
 use super::interruption::{Interruption, InterruptionType};
 use super::register_bits::{
@@ -206,8 +207,28 @@ impl Event {
         1 << 31 | code | (self.kind as u32) << 8 | self.vector as u32
     }
 
+    /// Whether it is a fault: the instruction is to be executed again once it is dealt with. #DB can be one or a trap, #DF and
+    /// #MC are aborts; of these an exit has stored RFLAGS as they push it.
+    const fn is_fault(self) -> bool {
+        matches!(self.kind, InterruptionType::HardwareException)
+            && !matches!(self.vector, 1 | 8 | 18)
+    }
+
+    /// Raises this exception at the instruction that exited, in its place: no step over the instruction is due, and a fault
+    /// pushes RFLAGS with RF set, so that the instruction does not meet its breakpoint again when it is executed again (SDM
+    /// "Instruction-Breakpoint Exception Condition", 19.3.1.1). The exit has stored RF as 0 if it was one by an instruction.
+    ///
+    /// An event that is only delivered again, by [`Event::reinject`], finds RFLAGS as it pushes it.
+    pub fn raise(self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+        undo_step(vmcs)?;
+        if self.is_fault() {
+            set_resume_flag(vmcs)?;
+        }
+        self.inject(vmcs)
+    }
+
     /// Has the next VM entry deliver this event. At most one can be delivered at an entry.
-    pub fn inject(self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+    pub(super) fn inject(self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         let mut information = self.information();
         if let Some(code) = self.error_code {
             // In real mode, no exception has an error code, and an entry that delivers one fails.

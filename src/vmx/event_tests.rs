@@ -232,3 +232,43 @@ fn a_debug_exception_in_a_shadow_pends_the_step_that_an_entry_demands() {
         assert_eq!(found, pending, "blocking {blocking}, RFLAGS {rflags:#x}");
     }
 }
+
+#[test]
+fn a_fault_pushes_the_resume_flag_and_takes_the_place_of_a_step() {
+    let exception = |vector, code| Event::exception(vector, code).unwrap();
+    for (event, fault) in [
+        (Event::GENERAL_PROTECTION, true),
+        (Event::INVALID_OPCODE, true),
+        (Event::DEVICE_NOT_AVAILABLE, true),
+        (Event::page_fault(2), true),
+        (Event::ALIGNMENT_CHECK, true),
+        (exception(12, Some(0)), true),
+        // Of these, and of traps, the exit has stored what they push.
+        (Event::DEBUG, false),
+        (Event::DOUBLE_FAULT, false),
+        (exception(18, None), false),
+        (Event::breakpoint(1).unwrap(), false),
+        (Event::overflow(1).unwrap(), false),
+        (Event::int1(1).unwrap(), false),
+        (Event::software_interrupt(13, 2).unwrap(), false),
+        (Event::NMI, false),
+        (Event::external_interrupt(13), false),
+    ] {
+        for before in [0x102, 0x1_0102] {
+            let mut vmcs = protected_mode();
+            vmcs.set(FieldNatural::GuestRflags, before)
+                .set(FieldNatural::GuestPendingDebugExceptions, 0x4000);
+            event.raise(&mut vmcs).unwrap();
+            let after = vmcs.get(FieldNatural::GuestRflags);
+            let expected = if fault { before | 1 << 16 } else { before };
+            assert_eq!(after, expected, "{event:?}");
+            assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
+            assert_ne!(vmcs.get(Field32::EntryInterruptionInformation), 0);
+            // Only delivered again, it changes nothing of what the exit has stored.
+            let mut vmcs = protected_mode();
+            vmcs.set(FieldNatural::GuestRflags, before);
+            event.reinject(&mut vmcs).unwrap();
+            assert_eq!(vmcs.get(FieldNatural::GuestRflags), before, "{event:?}");
+        }
+    }
+}

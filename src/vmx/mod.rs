@@ -11,6 +11,7 @@
 pub mod advance;
 pub mod capabilities;
 pub mod capability_msrs;
+mod code_mode;
 pub mod control_choice;
 pub mod controls;
 pub mod cpu;
@@ -31,8 +32,9 @@ pub mod state_fields;
 pub mod vmcs;
 pub mod vpid;
 
-pub use advance::{advance_rip, advance_rip_by, repeat, undo_step};
+pub use advance::{advance_rip, advance_rip_by, repeat, restart, undo_step};
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
+pub use code_mode::CodeMode;
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
 pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};

@@ -46,12 +46,12 @@ impl AccessRights {
         self.0.get_bit(7)
     }
     /// L, of a code segment.
-    pub fn long(self) -> bool {
-        self.0.get_bit(13)
+    pub const fn long(self) -> bool {
+        self.0 >> 13 & 1 != 0
     }
     /// D/B.
-    pub fn default_big(self) -> bool {
-        self.0.get_bit(14)
+    pub const fn default_big(self) -> bool {
+        self.0 >> 14 & 1 != 0
     }
     /// G.
     pub fn granularity(self) -> bool {

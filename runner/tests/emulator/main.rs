@@ -7,6 +7,7 @@ mod bad_input;
 mod booted;
 mod dirty;
 mod elf_file;
+mod emulated;
 mod forks;
 mod fuzz;
 mod hostile;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::vmx::segment::AccessRights;
 
 const FEATURES: Features = Features {
     cr4: 0x0037_0fbf,
@@ -37,11 +38,11 @@ const REAL: Registers = Registers {
     efer: 0,
 };
 const CODE64: Segments = Segments {
-    cs_long: true,
+    cs: AccessRights::CODE64,
     tr_16_bit: false,
 };
 const CODE32: Segments = Segments {
-    cs_long: false,
+    cs: AccessRights::CODE32,
     tr_16_bit: false,
 };
 
@@ -135,7 +136,7 @@ fn the_way_into_ia_32e_mode_and_out() {
     let pae = cr4(enabled, PAE).unwrap().registers;
     assert_eq!(cr0(pae, CODE64, PE | PG), Err(CrFault::Gp), "with CS.L");
     let tss16 = Segments {
-        cs_long: false,
+        cs: AccessRights::CODE32,
         tr_16_bit: true,
     };
     assert_eq!(
@@ -341,7 +342,7 @@ proptest::proptest! {
                 4 => CrWrite::Lmsw(noise as u16),
                 _ => CrWrite::Cr0(noise & CR0_DEFINED),
             };
-            let segments = Segments { cs_long: cs_long && now.efer & LMA != 0, tr_16_bit: false };
+            let segments = Segments { cs: if cs_long { AccessRights::CODE64 } else { AccessRights::CODE32 }, tr_16_bit: false };
             if let Ok(change) = write(now, segments, request, &limits) {
                 enters(&change, &limits);
                 now = change.registers;

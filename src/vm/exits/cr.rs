@@ -9,10 +9,9 @@ use crate::frames::PhysMem;
 use crate::vmx::controls::{ControlWord, Entry};
 use crate::vmx::qualification::{ControlRegister, CrAccess};
 use crate::vmx::register_bits::EFER_LMA;
+use crate::vmx::segment::AccessRights;
 use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, VmFail, Vmcs, VmcsError};
 
-/// The access right L of a code segment.
-const LONG: u32 = 1 << 13;
 /// The types of a 16-bit TSS, available and busy.
 const TSS_16: [u32; 2] = [1, 3];
 const PDPTES: [Field64; 4] = [
@@ -73,7 +72,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let before = self.control_registers()?;
         let tr = self.vmcs.read32(Field32::GuestTrAccessRights)?;
         let segments = Segments {
-            cs_long: self.vmcs.read32(Field32::GuestCsAccessRights)? & LONG != 0,
+            cs: AccessRights(self.vmcs.read32(Field32::GuestCsAccessRights)?),
             tr_16_bit: TSS_16.contains(&(tr & 0xf)),
         };
         match cr::write(before, segments, write, &self.machine.limits) {

@@ -9,7 +9,7 @@ use crate::frames::PhysMem;
 use crate::vmx::event::{Combined, ReinjectError, pend_single_step};
 use crate::vmx::interruption::{Interruption, InterruptionType};
 use crate::vmx::qualification::DebugException;
-use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError, undo_step};
+use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError, restart};
 
 /// DR7.GD: access to debug registers raises #DB.
 const DR7_GD: u64 = 1 << 13;
@@ -105,7 +105,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         if let Err(error) = self.space.load(Gpa::new(rip), &[byte]) {
             return self.stop(Outcome::Access(error));
         }
-        undo_step(&mut self.vmcs)?;
+        // INT3 came in place of its first byte, past its breakpoint.
+        restart(&mut self.vmcs)?;
         Ok(Next::Resume)
     }
 

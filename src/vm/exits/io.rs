@@ -12,12 +12,11 @@ use crate::ept::AccessError;
 use crate::frames::PhysMem;
 use crate::vmx::qualification::IoAccess;
 use crate::vmx::register_bits::RFLAGS_TF;
-use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, repeat};
+use crate::vmx::{
+    CodeMode, Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, repeat,
+};
 
 const RFLAGS_DF: u64 = 1 << 10;
-/// L and D/B of the access rights of a code segment.
-const CS_LONG: u32 = 1 << 13;
-const CS_DEFAULT_32: u32 = 1 << 14;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Carries out a port instruction. An error becomes the outcome.
@@ -89,11 +88,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             let information = self.vmcs.read32(Field32::ExitInstructionInformation)?;
             return Ok(AddressSize::from_instruction_information(information));
         }
-        let cs = self.vmcs.read32(Field32::GuestCsAccessRights)?;
-        Ok(match (cs & CS_LONG != 0, cs & CS_DEFAULT_32 != 0) {
-            (true, _) => AddressSize::Bits64,
-            (false, true) => AddressSize::Bits32,
-            (false, false) => AddressSize::Bits16,
+        Ok(match CodeMode::read(&self.vmcs)? {
+            CodeMode::Bits64 => AddressSize::Bits64,
+            CodeMode::Bits32 => AddressSize::Bits32,
+            CodeMode::Bits16 => AddressSize::Bits16,
         })
     }
 

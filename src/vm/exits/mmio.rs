@@ -12,15 +12,11 @@ use super::super::virtual_memory::{GuestVirtual, Privilege, Translation};
 use crate::addr::{Gpa, Gva};
 use crate::ept::{Access, AccessError, Cause, Reason, RegionKind, Space, Violation};
 use crate::frames::PhysMem;
-use crate::vmx::register_bits::EFER_LMA;
-use crate::vmx::segment::SegmentRegister;
+use crate::vmx::segment::{AccessRights, SegmentRegister};
 use crate::vmx::{
     Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip_by, repeat,
 };
 
-/// L and D/B of the access rights of a code segment.
-const CS_LONG: u64 = 1 << 13;
-const CS_DEFAULT_32: u64 = 1 << 14;
 /// Vector of #SS.
 const STACK_FAULT: u8 = 12;
 
@@ -204,12 +200,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Field32::GuestCsAccessRights.into(),
             Field32::GuestSsAccessRights.into(),
         ])?;
-        let long = efer & EFER_LMA != 0 && cs_access & CS_LONG != 0;
-        let mode = match (long, cs_access & CS_DEFAULT_32 != 0) {
-            (true, _) => CodeMode::Bits64,
-            (false, true) => CodeMode::Bits32,
-            (false, false) => CodeMode::Bits16,
-        };
+        let mode = CodeMode::of(efer, AccessRights(cs_access as u32));
         let base = match mode {
             CodeMode::Bits64 => 0,
             _ => self.vmcs.read_natural(FieldNatural::GuestCsBase)?,

@@ -4,11 +4,11 @@
 use super::super::repetition::AddressSize;
 use super::Width;
 use super::instruction::{
-    Base, Binary, BitChange, CodeMode, Condition, Instruction, MemoryOperand, Op, Operand, Part,
-    Repeat, StringOp, Unary,
+    Base, Binary, BitChange, Condition, Instruction, MemoryOperand, Op, Operand, Part, Repeat,
+    StringOp, Unary,
 };
-use crate::vmx::Gpr;
 use crate::vmx::segment::SegmentRegister;
+use crate::vmx::{CodeMode, Gpr};
 
 /// Why bytes could not be turned into an [`Instruction`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

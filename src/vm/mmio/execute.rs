@@ -5,14 +5,12 @@
 //! the one that failed, as on hardware.
 
 use super::alu;
-use super::instruction::{
-    Binary, BitChange, CodeMode, Instruction, MemoryOperand, Op, Operand, Part,
-};
+use super::instruction::{Binary, BitChange, Instruction, MemoryOperand, Op, Operand, Part};
 use super::segments::{SegmentFault, ignores, linear};
 use super::{Bus, Width};
 use crate::addr::{Address, Gva, PAGE_SIZE};
 use crate::vmx::segment::{Segment, SegmentRegister};
-use crate::vmx::{Gpr, GuestRegs};
+use crate::vmx::{CodeMode, Gpr, GuestRegs};
 
 /// The registers that an instruction works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,25 +8,6 @@ use crate::vmx::{Gpr, GuestRegs};
 /// The longest that an instruction can be.
 pub const LONGEST: usize = 15;
 
-/// What code the bytes are (SDM "Default Operation and Address Size", vol. 2, 2.1.1; here by CS and EFER.LMA).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum CodeMode {
-    Bits16,
-    Bits32,
-    Bits64,
-}
-
-impl CodeMode {
-    /// The bits of a linear address. What goes beyond 4 GiB outside 64-bit mode goes on at 0.
-    pub const fn linear_mask(self) -> u64 {
-        match self {
-            Self::Bits16 | Self::Bits32 => 0xffff_ffff,
-            Self::Bits64 => u64::MAX,
-        }
-    }
-}
-
 /// An arithmetic or logic operation of two operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]

@@ -14,11 +14,12 @@ mod segments;
 mod strings;
 mod test_device;
 
+pub use crate::vmx::CodeMode;
 pub use bus::{BusFault, GuestBus, Place, Places, Translated};
 pub use code::{Code, Decoded, fetch};
 pub use decode::{DecodeError, decode};
 pub use execute::{Progress, State, Stop, execute};
-pub use instruction::{CodeMode, Instruction, LONGEST};
+pub use instruction::{Instruction, LONGEST};
 pub use refusal::{Refusal, Why};
 pub use segments::SegmentFault;
 pub use test_device::TestDevice;

@@ -1,8 +1,8 @@
 //! From an offset in a segment to a linear address, with the checks of protected mode.
 
 use super::Width;
-use super::instruction::CodeMode;
 use crate::addr::Gva;
+use crate::vmx::CodeMode;
 use crate::vmx::segment::{Segment, SegmentRegister};
 
 /// An access that its segment does not allow: #SS(0) or #GP(0) is due.

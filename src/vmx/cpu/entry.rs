@@ -17,6 +17,8 @@ pub struct EntryArea {
     pub extended: ExtendedState,
     /// The general registers but RSP.
     pub regs: GuestRegs,
+    /// Not 0: the x87 state is in the form with selectors, [`enter_with_selectors`] loads it.
+    selectors: u64,
     /// What the VMCS holds as host RSP, so that it is written only when it changes.
     host_rsp: u64,
 }
@@ -27,6 +29,7 @@ impl EntryArea {
         Self {
             extended: ExtendedState::new(),
             regs: GuestRegs::ZERO,
+            selectors: 0,
             host_rsp: 0,
         }
     }
@@ -38,7 +41,18 @@ impl EntryArea {
     pub fn restore(&mut self, from: &Self) {
         let moved = self.extended.restore(&from.extended);
         self.regs = from.regs;
+        self.selectors = from.selectors;
         add(Counted::Bytes, (moved + size_of::<GuestRegs>()) as u64);
+    }
+
+    /// After an exit to the host, which uses no x87 instruction: has the area hold the selectors of the last x87 instruction
+    /// and its operand instead of the upper halves of their offsets, where those are 0 or nothing to the guest's code.
+    pub(super) fn keep_selectors(&mut self, is_64_bit_code: impl FnOnce() -> bool) {
+        let keep = self.extended.has_short_x87_pointers() || !is_64_bit_code();
+        self.selectors = keep.into();
+        if keep {
+            self.extended.save_x87_selectors();
+        }
     }
 }
 
@@ -57,6 +71,7 @@ pub(super) const FAILED_VALID: u64 = FAILED | 1;
 
 const RSP: usize = offset_of!(EntryArea, host_rsp);
 const REGS: usize = offset_of!(EntryArea, regs);
+const SELECTORS: usize = offset_of!(EntryArea, selectors);
 
 const HOST_MXCSR: u32 = 0x1f80;
 static MXCSR: u32 = HOST_MXCSR;
@@ -89,6 +104,9 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
         counted_line!(1, "vmwrite rax, rsp"),
         "2:",
         "fxrstor64 [rdi]",
+        // From `enter_with_selectors`, too.
+        ".global offshoot_x87_loaded",
+        "offshoot_x87_loaded:",
         "mov rax, [rdi + {regs} + 0]",
         "mov rcx, [rdi + {regs} + 8]",
         "mov rdx, [rdi + {regs} + 16]",
@@ -164,6 +182,40 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
         error_field = const Field32::VmInstructionError as u32,
         not_launched = const InstructionError::VmresumeNotLaunched as u32,
         mxcsr = sym MXCSR,
+    )
+}
+
+/// As [`enter`], on a CPU whose x87 state has the selectors of the last instruction and its operand (SDM "x87 FPU Instruction
+/// and Data (Operand) Pointers", vol. 1, 8.1.8). What FXRSTOR64 loads has none. The exit is the same; then comes
+/// [`EntryArea::keep_selectors`].
+///
+/// # Safety
+/// As for [`enter`].
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn enter_with_selectors(area: *mut EntryArea) -> u64 {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        "cmp [rdi + {rsp}], rsp",
+        "je 2f",
+        "mov [rdi + {rsp}], rsp",
+        "mov eax, {host_rsp_field}",
+        counted_line!(1, "vmwrite rax, rsp"),
+        "2:",
+        "cmp qword ptr [rdi + {selectors}], 0",
+        "je 3f",
+        "fxrstor [rdi]",
+        "jmp offshoot_x87_loaded",
+        "3: fxrstor64 [rdi]",
+        "jmp offshoot_x87_loaded",
+        rsp = const RSP,
+        selectors = const SELECTORS,
+        host_rsp_field = const FieldNatural::HostRsp as u32,
     )
 }
 

@@ -18,7 +18,7 @@ pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 
 use super::instruction_error::VmFail;
 use super::vmcs::Vmcs;
-use super::{Field32, Field64, VmcsError};
+use super::{CodeMode, Field32, Field64, VmcsError};
 use crate::addr::Hpa;
 use crate::counting::{Counted, add};
 use x86_64::registers::control::{Cr4, Cr4Flags};
@@ -185,6 +185,23 @@ impl CurrentVmcs {
         debug_assert_eq!(self.read64(Field64::EptPointer), Ok(right.ept_pointer()));
         // SAFETY: the caller's.
         unsafe { entry::enter(area) }
+    }
+
+    /// As [`CurrentVmcs::enter`], on a CPU with [`ResidentFeatures::x87_selectors`], which then outlive the exit.
+    ///
+    /// # Safety
+    /// As for [`CurrentVmcs::enter`].
+    #[inline(always)]
+    pub unsafe fn enter_with_selectors(
+        &mut self,
+        right: impl RightToEnter,
+        area: &mut EntryArea,
+    ) -> u64 {
+        debug_assert_eq!(self.read64(Field64::EptPointer), Ok(right.ept_pointer()));
+        // SAFETY: the caller's.
+        let entered = unsafe { entry::enter_with_selectors(area) };
+        area.keep_selectors(|| CodeMode::read(self) == Ok(CodeMode::Bits64));
+        entered
     }
 
     /// Why VMLAUNCH or VMRESUME did not happen, where `entered`, which [`CurrentVmcs::enter`] returned, says so.

@@ -11,6 +11,8 @@ const XSAVE_BYTES: usize = 2688;
 const MXCSR_OFFSET: usize = 24;
 /// What FXSAVE writes; the rest of the first 512 bytes is reserved or software's.
 const LEGACY: usize = 416;
+/// Where FXSAVE has the addresses of the last x87 instruction and its operand.
+const X87_POINTERS: core::ops::Range<usize> = 8..24;
 /// The header begins with it; whatever else we ever have in the header is 0.
 const XSTATE_BV: usize = 512;
 /// Where the components above SSE are that guests are offered: AVX, and the three of AVX-512.
@@ -53,6 +55,26 @@ impl ExtendedState {
         LEGACY
     }
 
+    /// Whether FXSAVE64 has found that the upper halves of the x87 pointers are 0.
+    pub(super) fn has_short_x87_pointers(&self) -> bool {
+        let zero = |range: core::ops::Range<usize>| self.0.get(range) == Some([0; 4].as_slice());
+        zero(12..16) && zero(20..24)
+    }
+
+    /// Takes the x87 pointers out of the CPU in the form of 32-bit code: offsets of 32 bits, and selectors.
+    pub(super) fn save_x87_selectors(&mut self) {
+        #[repr(align(16))]
+        struct Image([u8; 512]);
+        let mut image = Image([0; 512]);
+        // SAFETY: FXSAVE writes 512 bytes, at a multiple of 16, and changes no register.
+        unsafe {
+            asm!("fxsave [{}]", in(reg) image.0.as_mut_ptr(), options(nostack, preserves_flags))
+        };
+        if let (Some(to), Some(from)) = (self.0.get_mut(X87_POINTERS), image.0.get(X87_POINTERS)) {
+            to.copy_from_slice(from);
+        }
+    }
+
     /// XSTATE_BV: the components that are not as after a reset. Those of x87 and SSE mean nothing here.
     pub fn components(&self) -> u64 {
         let word = self.0.get(XSTATE_BV..XSTATE_BV + 8);
@@ -91,6 +113,8 @@ pub struct ResidentFeatures {
     pub xcr0: Option<u64>,
     /// Whether IA32_TSC_AUX exists.
     pub tsc_aux: bool,
+    /// Whether the x87 state has the selectors of the last instruction and its operand.
+    pub x87_selectors: bool,
 }
 
 const IA32_STAR: u32 = 0xc000_0081;
@@ -331,6 +355,15 @@ mod tests {
                 to.restore(from);
                 assert!(to.is_same(from), "{i} {j}");
             }
+        }
+    }
+
+    #[test]
+    fn x87_pointers_of_32_bits_are_told_from_longer_ones() {
+        assert!(ExtendedState::new().has_short_x87_pointers());
+        for at in 8..24 {
+            let long = (12..16).contains(&at) || (20..24).contains(&at);
+            assert_eq!(with(0, at, 1).has_short_x87_pointers(), !long, "{at}");
         }
     }
 

@@ -87,5 +87,11 @@ pub unsafe fn prepare(capabilities: &Capabilities) -> Result<ResidentFeatures, U
     let xcr0 = xsave.then_some(offered);
     let extended = ThisCpu.cpuid(0x8000_0000, 0).eax >= 0x8000_0001;
     let tsc_aux = extended && ThisCpu.cpuid(0x8000_0001, 0).edx >> 27 & 1 != 0;
-    Ok(ResidentFeatures { xcr0, tsc_aux })
+    // CPUID says where they are gone.
+    let x87_selectors = !has(7, |r| r.ebx, 13);
+    Ok(ResidentFeatures {
+        xcr0,
+        tsc_aux,
+        x87_selectors,
+    })
 }

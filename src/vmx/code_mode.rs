@@ -1,0 +1,64 @@
+//! What code a guest executes: 16-, 32- or 64-bit.
+
+use super::fields::{Field32, Field64};
+use super::register_bits::EFER_LMA;
+use super::segment::AccessRights;
+use super::vmcs::{Vmcs, VmcsError};
+
+/// What code the bytes at RIP are (SDM "Default Operation and Address Size", vol. 2, 2.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum CodeMode {
+    Bits16,
+    Bits32,
+    Bits64,
+}
+
+impl CodeMode {
+    /// By EFER and the access rights of CS. L means something in IA-32e mode only (SDM "Code-Segment Descriptor in 64-bit
+    /// Mode", 5.2.1): elsewhere a guest may have it set, and its code is what D says.
+    #[inline(always)]
+    pub const fn of(efer: u64, cs: AccessRights) -> Self {
+        match (efer & EFER_LMA != 0 && cs.long(), cs.default_big()) {
+            (true, _) => Self::Bits64,
+            (false, true) => Self::Bits32,
+            (false, false) => Self::Bits16,
+        }
+    }
+    /// Of the guest in the VMCS.
+    pub fn read(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
+        let cs = AccessRights(vmcs.read32(Field32::GuestCsAccessRights)?);
+        Ok(Self::of(vmcs.read64(Field64::GuestEfer)?, cs))
+    }
+    /// The bits of a linear address. What goes beyond 4 GiB outside 64-bit mode goes on at 0.
+    pub const fn linear_mask(self) -> u64 {
+        match self {
+            Self::Bits16 | Self::Bits32 => 0xffff_ffff,
+            Self::Bits64 => u64::MAX,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vmcs::FakeVmcs;
+    use super::*;
+
+    #[test]
+    fn code_is_64_bit_with_l_in_ia_32e_mode_only() {
+        // Access rights with L, D, both and none; in IA-32e mode, only with it enabled, and outside of it.
+        for (access, long, other) in [
+            (0xa09b, CodeMode::Bits64, CodeMode::Bits16),
+            (0xe09b, CodeMode::Bits64, CodeMode::Bits32),
+            (0xc09b, CodeMode::Bits32, CodeMode::Bits32),
+            (0x009b, CodeMode::Bits16, CodeMode::Bits16),
+        ] {
+            for (efer, expected) in [(0x500, long), (0x100, other), (0, other)] {
+                let mut vmcs = FakeVmcs::new();
+                vmcs.set(Field32::GuestCsAccessRights, access)
+                    .set(Field64::GuestEfer, efer);
+                assert_eq!(CodeMode::read(&vmcs), Ok(expected), "{access:#x} {efer:#x}");
+            }
+        }
+    }
+}
