@@ -10,6 +10,8 @@ pub mod counting;
 pub mod ept;
 pub mod frames;
 pub mod paging;
+#[cfg(any(test, feature = "kernel"))]
+pub mod serial;
 #[cfg(test)]
 mod testing;
 pub mod vm;

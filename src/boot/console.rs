@@ -2,19 +2,34 @@
 
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};
+use offshoot::serial::Serial;
 use spin::Mutex;
-use uart_16550::backend::PioBackend;
-use uart_16550::{Config, Uart16550Tty};
+use uart_16550::backend::Backend;
 use x86_64::instructions::port::Port;
 
 const COM1: u16 = 0x3f8;
 
-static UART: Mutex<Option<Uart16550Tty<PioBackend>>> = Mutex::new(None);
+/// The registers of COM1.
+#[derive(Debug)]
+struct Com1;
+
+impl Backend for Com1 {
+    unsafe fn read(&mut self, register: u8) -> u8 {
+        // SAFETY: COM1 is the kernel's alone: guests reach ports only through exits.
+        unsafe { Port::new(COM1 + u16::from(register)).read() }
+    }
+    unsafe fn write(&mut self, register: u8, value: u8) {
+        // SAFETY: as above.
+        unsafe { Port::new(COM1 + u16::from(register)).write(value) };
+    }
+}
+
+static UART: Mutex<Option<Serial<Com1>>> = Mutex::new(None);
 
 /// Finds the UART and starts logging. A machine without one runs silently.
 pub fn init() {
-    // SAFETY: COM1 is the kernel's alone: guests reach ports only through exits.
-    *UART.lock() = unsafe { Uart16550Tty::new_port(COM1, Config::default()) }.ok();
+    // SAFETY: the ports are COM1's or nobody's, and the kernel's alone.
+    *UART.lock() = unsafe { Serial::new(Com1) };
     if log::set_logger(&Console).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
@@ -29,20 +44,33 @@ pub fn seize() {
 /// Writes to the console as it is.
 pub fn write_fmt(args: fmt::Arguments<'_>) {
     if let Some(uart) = UART.lock().as_mut() {
-        // The UART's own writer never fails; an error would come from an argument's `Display`.
-        let _ = uart.write_fmt(args);
+        // It never fails; an error would come from an argument's `Display`.
+        let _ = Terminal(uart).write_fmt(args);
     }
 }
 
-/// Waits until what was written has left the UART, as far as it has one that says so.
-pub fn drain() {
-    const LINE_STATUS: u16 = COM1 + 5;
-    const TRANSMITTER_EMPTY: u8 = 1 << 6;
-    for _ in 0..1_000_000 {
-        // SAFETY: reading the status clears no more than error bits, which nobody looks at.
-        if unsafe { Port::<u8>::new(LINE_STATUS).read() } & TRANSMITTER_EMPTY != 0 {
-            return;
+/// A serial port behind which a terminal stands.
+struct Terminal<'u>(&'u mut Serial<Com1>);
+
+impl Write for Terminal<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for line in text.split_inclusive('\n') {
+            match line.strip_suffix('\n') {
+                Some(line) => {
+                    self.0.send(line.as_bytes());
+                    self.0.send(b"\r\n");
+                }
+                None => self.0.send(line.as_bytes()),
+            }
         }
+        Ok(())
+    }
+}
+
+/// Waits until what was written has left the UART.
+pub fn drain() {
+    if let Some(uart) = UART.lock().as_mut() {
+        uart.drain();
     }
 }
 
