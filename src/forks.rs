@@ -44,6 +44,12 @@ impl Run<'_> {
                 options.name
             );
         }
+        // One of which forks were not asked for goes on in one, with the time that it has left.
+        let budget = if options.forks.given {
+            options.budget.ticks(self.tsc_hz)
+        } else {
+            guest.budget_left()
+        };
         let mut frozen = guest.freeze(self.machine);
         if matches!(frozen, Err((FreezeError::EventPending, _))) {
             log::info!(
@@ -66,7 +72,7 @@ impl Run<'_> {
                 (self.measure(template, options), None)
             }
             Ok(template) => {
-                let forks = self.forks(template, index, options);
+                let forks = self.forks(template, index, options, budget);
                 let (runs, bad) = (forks.runs(), forks.bad());
                 (Ending::Forked { runs, bad }, Some(forks))
             }
@@ -82,10 +88,11 @@ impl Run<'_> {
         template: Template<'_, DirectMap>,
         index: usize,
         options: &GuestOptions,
+        budget: u64,
     ) -> ForksSummary {
         let plan = Plan {
             options: &options.forks,
-            budget: options.budget.ticks(self.tsc_hz),
+            budget,
             slice: options.forks.slice_ticks(self.tsc_hz),
         };
         let mut tally = TALLY.lock();

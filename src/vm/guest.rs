@@ -6,7 +6,7 @@ use super::invalidate::OnlyCpu;
 use super::machine::Machine;
 use super::outcome::{Outcome, Turn};
 use super::post_mortem::{explain, tell_fork};
-use super::run::Running;
+use super::run::{Running, now};
 use super::stats::RunStats;
 use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
@@ -61,12 +61,17 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         if let Some(outcome) = self.ended {
             return Turn::Ended(outcome);
         }
-        let before = self.stats.ticks();
+        let (begin, before) = (now(), self.stats.ticks());
         let turn = match self.deliver_message(machine.frames) {
             Ok(()) => self.run_on(machine, host, slice),
             Err(error) => Turn::Ended(Outcome::Access(error)),
         };
-        self.used += self.stats.ticks() - before;
+        // What came before the first entry and after the last exit, as frames that were zeroed and what was said of its
+        // end, is its own doing, too.
+        let counted = self.stats.ticks() - before;
+        let all = now().wrapping_sub(begin);
+        self.stats.host_ticks += all.saturating_sub(counted);
+        self.used += all.max(counted);
         if let Turn::Ended(outcome) = turn {
             self.ended = Some(outcome);
         }
@@ -130,6 +135,11 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             VcpuError::Vmx(fail) => Outcome::EntryInstruction(fail),
             VcpuError::Frames(_) => Outcome::Unsupported("no frame for its processor"),
         });
+    }
+
+    /// How many more ticks it may run.
+    pub fn budget_left(&self) -> u64 {
+        self.budget.saturating_sub(self.used)
     }
 
     /// Which fork of its template it is.

@@ -139,10 +139,46 @@ fn forks_freeze_again_and_are_forked() {
     let once = &forks(&booted, "once").generations;
     assert_eq!((once[0].frozen, once[1].ok), (1, 1));
     let many = &forks(&booted, "many").generations;
-    assert_eq!((many[0].templates, many[0].frozen, many[0].ok), (1, 10, 0));
-    assert_eq!((many[1].templates, many[1].ok), (10, 10 * 7 * 2));
+    // A fork that freezes hands its runs on.
+    assert_eq!((many[0].templates, many[0].frozen, many[0].ok), (1, 5, 0));
+    assert_eq!((many[1].templates, many[1].ok), (5, 5 * 7 * 2));
     let prefetch = &forks(&booted, "prefetch").generations;
-    assert_eq!((prefetch[0].frozen, prefetch[1].ok), (9, 81));
+    assert_eq!((prefetch[0].frozen, prefetch[1].ok), (3, 3 * 3 * 3));
+}
+
+/// A guest that freezes in every fork has the runs and the time that its options say, and one without options for forks
+/// has one run and its budget.
+#[test]
+fn freezing_without_end_multiplies_nothing() {
+    let guests = vec![
+        sample("bad_freeze")
+            .with("mem=8M")
+            .with("forks=1")
+            .with("runs=20"),
+        sample("bad_freeze").with("name=plain").with("mem=8M"),
+        sample("hello"),
+    ];
+    let mut run = run("forks-freeze", guests);
+    run.cmdline = "audit pool=64M".into();
+    let booted = boot_despite(&run);
+    booted.healthy("hello");
+    booted.no_frame_lost();
+    for (guest, runs) in [("bad_freeze", 20), ("plain", 1)] {
+        let all = &forks(&booted, guest).generations;
+        let frozen = all.iter().map(|all| all.frozen);
+        assert!(
+            frozen.eq([1, 1, 1, 1, 1, 1, 1, 0]),
+            "{}",
+            booted.tell(guest)
+        );
+        assert_eq!((all[7].failed, all[7].ok, all[7].lost), (runs, 0, 0));
+        booted.says(&["fork 0 run 0 of generation 8: froze in generation 8, the last one"]);
+    }
+    // The run before it froze, and those of its forks.
+    let plain = booted.guest("plain");
+    let runs = &forks(&booted, "plain").runs;
+    let ticks: u64 = runs.iter().map(|run| run.instructions).sum();
+    assert!(ticks + plain.host_instructions + plain.guest_instructions < 10 * 50_000_000);
 }
 
 #[test]

@@ -50,8 +50,37 @@ pub struct Slot {
     pub fork: u64,
     /// The number of its run.
     pub run: u64,
-    /// TSC ticks that this run took so far.
+    /// TSC ticks that this run may take.
+    pub(super) budget: u64,
+    /// Those it took so far.
     pub(super) ticks: u64,
+    /// Those that the host took to make it possible.
+    pub(super) charged: u64,
+    /// Those that attempts at it took which were given up, as others had all frames.
+    pub(super) given_up: u64,
+    /// By how much its turns were longer than they should have been: it has so much less of those to come.
+    pub(super) over: u64,
+}
+
+impl Slot {
+    /// What the run may still take.
+    pub(super) const fn left(&self) -> u64 {
+        self.budget
+            .saturating_sub(self.ticks)
+            .saturating_sub(self.charged)
+    }
+    /// Whether the run may be begun again: all attempts that are given up have as much time as the one that is not.
+    pub(super) const fn may_begin_again(&self) -> bool {
+        self.given_up.saturating_add(self.ticks) < self.budget
+    }
+    /// The run, begun again.
+    pub(super) const fn again(self) -> Self {
+        Self {
+            ticks: 0,
+            given_up: self.given_up.saturating_add(self.ticks),
+            ..self
+        }
+    }
 }
 
 /// What comes after a turn.

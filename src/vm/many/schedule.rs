@@ -1,25 +1,23 @@
 //! Who is alive and whose turn it is: the living stand in a queue, and each has a turn when it is the first.
 //!
+//! A run that freezes goes on in the forks of what it has frozen. These have no more than it had left: its runs, each of them,
+//! and its time, all of them together. So what a guest may take is what its options say, however often it freezes.
+//!
 //! A fork for which there is no frame goes back to the start of its run and waits until another has ended, so that forks
 //! that need much memory do not bring down those that need little. Only one that finds too little while all others wait,
 //! each with the few frames of an idle fork, fails for it.
-
-use arrayvec::ArrayVec;
 
 use super::forks::{After, Alive, Cost, Forks, Slot, Verdict};
 use super::queue::Queue;
 use super::tally::{RunRecord, Tally};
 use crate::vm::cmdline::{ForkOptions, GENERATIONS_MAX};
 
-/// So many forks that froze may wait for a frame for their next run; any other that would freeze waits before it does.
-const OWED_MAX: usize = 4;
-
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'o> {
     /// How many, how often.
     pub options: &'o ForkOptions,
-    /// TSC ticks that each run may take.
+    /// TSC ticks that each run may take; what a run that freezes has left of them is for all forks of it together.
     pub budget: u64,
     /// TSC ticks of a turn.
     pub slice: u64,
@@ -35,8 +33,23 @@ pub fn schedule<F: Forks>(
     tally: &mut Tally<F::End>,
 ) {
     let begin = forks.now();
-    generation(forks, template, plan, None, tally);
+    let runs = plan.options.runs;
+    let all = u128::from(plan.options.forks(0)) * u128::from(runs);
+    let share = Share {
+        runs,
+        ticks: all.saturating_mul(plan.budget.into()),
+    };
+    generation(forks, template, plan, share, None, tally);
     tally.ticks = forks.now().wrapping_sub(begin);
+}
+
+/// What the forks of a template may take.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// How often each of them runs.
+    runs: u64,
+    /// TSC ticks of all their runs.
+    ticks: u128,
 }
 
 /// One template and its forks. The recursion is as deep as [`GENERATIONS_MAX`].
@@ -44,6 +57,7 @@ fn generation<F: Forks>(
     forks: &mut F,
     template: F::Template,
     plan: Plan<'_>,
+    share: Share,
     above: Option<&Alive<'_, F>>,
     tally: &mut Tally<F::End>,
 ) {
@@ -51,8 +65,15 @@ fn generation<F: Forks>(
     if let Some(sums) = tally.generation(depth) {
         sums.templates += 1;
     }
+    let total = plan.options.forks(depth);
     let mut crowd = Crowd {
-        total: plan.options.forks(depth),
+        total,
+        purse: Purse {
+            ticks: share.ticks,
+            runs: u128::from(total) * u128::from(share.runs),
+            most: plan.budget,
+        },
+        runs: share.runs,
         forks,
         template: Some(template),
         plan,
@@ -61,7 +82,6 @@ fn generation<F: Forks>(
         tally,
         alive: Queue::new(),
         waiting: Queue::new(),
-        owed: ArrayVec::new(),
         next: 0,
         scarce: false,
         ended: 0,
@@ -79,6 +99,45 @@ fn generation<F: Forks>(
     }
 }
 
+/// The time that is left for the forks of one template.
+#[derive(Clone, Copy, Debug)]
+struct Purse {
+    /// TSC ticks that no run has.
+    ticks: u128,
+    /// The runs that have not begun.
+    runs: u128,
+    /// The most that a run may take.
+    most: u64,
+}
+
+impl Purse {
+    /// What the next run may take: as much as each of those that have not begun.
+    fn next(&self) -> u64 {
+        let each = self.ticks.checked_div(self.runs).unwrap_or(0);
+        u64::try_from(each).unwrap_or(u64::MAX).min(self.most)
+    }
+    /// A run begins, with that.
+    fn begin(&mut self, ticks: u64) {
+        self.ticks = self.ticks.saturating_sub(ticks.into());
+        self.lose(1);
+    }
+    /// So many runs that have not begun are somebody else's, with what they may take.
+    fn take(&mut self, runs: u64) -> u128 {
+        let all = u128::from(self.next()).saturating_mul(runs.into());
+        self.ticks = self.ticks.saturating_sub(all);
+        self.lose(runs);
+        all
+    }
+    /// So many runs will never be.
+    fn lose(&mut self, runs: u64) {
+        self.runs = self.runs.saturating_sub(runs.into());
+    }
+    /// A run has left so much of what it had.
+    fn give_back(&mut self, ticks: u64) {
+        self.ticks = self.ticks.saturating_add(ticks.into());
+    }
+}
+
 /// The forks of one template.
 struct Crowd<'r, F: Forks> {
     forks: &'r mut F,
@@ -92,8 +151,9 @@ struct Crowd<'r, F: Forks> {
     alive: Queue<F::Fork>,
     /// Those who wait for frames, at the start of their run.
     waiting: Queue<F::Fork>,
-    /// The runs to come of forks that have become templates, each that of a new fork of the same number.
-    owed: ArrayVec<Slot, OWED_MAX>,
+    purse: Purse,
+    /// How often each fork runs.
+    runs: u64,
     /// The number of the fork to make next.
     next: u64,
     /// How many forks there are to be.
@@ -140,38 +200,31 @@ impl<F: Forks> Crowd<'_, F> {
     fn fill(&mut self, parallel: u64) {
         while self.alive.len() + self.waiting.len() < parallel
             && !self.scarce
-            && let Some(slot) = self.next_slot()
+            && self.waiting.is_empty()
+            && self.next < self.total
         {
+            let slot = Slot {
+                fork: self.next,
+                budget: self.purse.next(),
+                ..Slot::default()
+            };
             match self.make(slot) {
-                Ok(()) if self.owed.pop_at(0).is_some() => {}
-                Ok(()) => self.next += 1,
+                Ok(()) => {
+                    self.next += 1;
+                    self.purse.begin(slot.budget);
+                }
                 Err(end) if end.is_out_of_frames() && !self.alive.is_empty() => self.scarce = true,
                 Err(end) => self.give_up(slot, end),
             }
         }
     }
 
-    /// The run for which a fork is to be made next.
-    fn next_slot(&self) -> Option<Slot> {
-        let first = Slot {
-            fork: self.next,
-            ..Slot::default()
-        };
-        let more = self.next < self.total && self.waiting.is_empty();
-        self.owed.first().copied().or(more.then_some(first))
-    }
-
-    /// Counts the runs of a fork that cannot be made.
+    /// Counts the runs of all forks that are still to be made: what fails now fails for each of them.
     fn give_up(&mut self, slot: Slot, end: F::End) {
-        let runs = self.plan.options.runs;
-        let lost = if self.owed.pop_at(0).is_some() {
-            runs - slot.run
-        } else {
-            // What fails now fails for all that follow.
-            let others = self.total - self.next;
-            self.next = self.total;
-            others.saturating_mul(runs)
-        };
+        let others = self.total - self.next;
+        self.next = self.total;
+        let lost = others.saturating_mul(self.runs);
+        self.purse.lose(lost);
         self.tally.lost(self.depth, slot, lost, end);
     }
 
@@ -191,29 +244,31 @@ impl<F: Forks> Crowd<'_, F> {
     }
 
     fn turn(&mut self, mut fork: F::Fork) {
-        let Plan { budget, slice, .. } = self.plan;
-        if self.is_last(*self.forks.slot(&mut fork))
+        let slice = self.plan.slice;
+        let slot = self.forks.slot(&mut fork);
+        if slot.over >= slice && !self.alive.is_empty() {
+            // It has had this turn already.
+            slot.over -= slice;
+            return self.alive.push(fork);
+        }
+        let (left, slot) = (slot.left(), *slot);
+        if self.is_last(slot)
             && let Some(template) = self.template.take()
         {
             self.forks.end_template(template);
         }
-        let left = budget.saturating_sub(self.forks.slot(&mut fork).ticks);
         let turn = self.forks.turn(&mut fork, left.min(slice));
         let slot = self.forks.slot(&mut fork);
         // Even a turn that took nothing counts: else a run could go on without end.
         slot.ticks = slot.ticks.saturating_add(turn.ticks.max(1));
+        slot.over = slot.over.saturating_add(turn.ticks.saturating_sub(slice));
         let slot = *slot;
         match turn.after {
-            After::Going if slot.ticks < budget => self.alive.push(fork),
+            After::Going if slot.left() != 0 => self.alive.push(fork),
             After::Going => self.ended(fork, slot, F::End::out_of_budget()),
             After::Ended(end) => self.ended(fork, slot, end),
             After::Frozen if self.depth + 1 >= GENERATIONS_MAX => {
                 self.ended(fork, slot, F::End::too_deep());
-            }
-            After::Frozen if self.owed.is_full() => {
-                // It gives its frames back, of which those who wait may make use.
-                self.scarce = false;
-                self.wait(fork, slot);
             }
             After::Frozen => self.frozen(fork, slot),
         }
@@ -225,7 +280,6 @@ impl<F: Forks> Crowd<'_, F> {
         self.next == self.total
             && self.alive.is_empty()
             && self.waiting.is_empty()
-            && self.owed.is_empty()
             && self.after(slot).is_none()
             && !self.forks.keeps_templates()
     }
@@ -233,16 +287,19 @@ impl<F: Forks> Crowd<'_, F> {
     /// A run is over: the next one, or the end of the fork.
     fn ended(&mut self, fork: F::Fork, slot: Slot, end: F::End) {
         let scarce = end.is_out_of_frames();
-        if scarce && !self.alive.is_empty() {
+        if scarce && !self.alive.is_empty() && slot.may_begin_again() {
             return self.wait(fork, slot);
         }
+        self.purse.give_back(slot.left());
         let cost = self.forks.cost(&fork);
         self.record(slot, cost, Some(end));
         self.ended += 1;
         let Some(next) = self.after(slot) else {
             return self.end(fork);
         };
-        if let Some(fork) = self.reset(fork, next, scarce) {
+        let budget = self.purse.next();
+        self.purse.begin(budget);
+        if let Some(fork) = self.reset(fork, Slot { budget, ..next }, scarce) {
             self.alive.push(fork);
         }
     }
@@ -252,7 +309,7 @@ impl<F: Forks> Crowd<'_, F> {
         if let Some(sums) = self.tally.generation(self.depth) {
             sums.waited += 1;
         }
-        let again = Slot { ticks: 0, ..slot };
+        let again = slot.again();
         if let Some(fork) = self.reset(fork, again, true) {
             self.waiting.push(fork);
         }
@@ -265,6 +322,9 @@ impl<F: Forks> Crowd<'_, F> {
         let begin = self.forks.now();
         let reset = self.forks.reset(template, &mut fork, scarce);
         let ticks = self.forks.now().wrapping_sub(begin);
+        // A guest that has much to be reset has less time for its run.
+        let slot = self.forks.slot(&mut fork);
+        slot.charged = slot.charged.saturating_add(ticks);
         let checked = reset.and_then(|pages| {
             self.forks.check_reset(template, &fork)?;
             Ok(pages)
@@ -278,7 +338,10 @@ impl<F: Forks> Crowd<'_, F> {
                 Some(fork)
             }
             Err(end) => {
-                let runs = self.plan.options.runs - next.run;
+                let runs = self.runs - next.run;
+                // This one has begun.
+                self.purse.lose(runs - 1);
+                self.purse.give_back(next.budget);
                 self.tally.lost(self.depth, next, runs, end);
                 self.end(fork);
                 None
@@ -286,10 +349,13 @@ impl<F: Forks> Crowd<'_, F> {
         }
     }
 
-    /// A fork becomes a template, whose forks run until none is left. Its own next run is that of a new fork of the same
-    /// number.
+    /// A fork becomes a template, whose forks run until none is left. They have the runs that it has left, this one among them,
+    /// and the time.
     fn frozen(&mut self, fork: F::Fork, slot: Slot) {
         let cost = self.forks.cost(&fork);
+        let runs = self.runs - slot.run;
+        let to_come = runs.saturating_sub(1);
+        let ticks = self.purse.take(to_come).saturating_add(slot.left().into());
         match self.forks.freeze(fork) {
             Ok(template) => {
                 self.record(slot, cost, None);
@@ -298,23 +364,35 @@ impl<F: Forks> Crowd<'_, F> {
                     forks: [&self.alive, &self.waiting],
                     above: self.above,
                 };
-                generation(self.forks, template, self.plan, Some(&above), self.tally);
+                let share = Share { runs, ticks };
+                generation(
+                    self.forks,
+                    template,
+                    self.plan,
+                    share,
+                    Some(&above),
+                    self.tally,
+                );
             }
-            Err(end) => self.record(slot, cost, Some(end)),
+            Err(end) => {
+                self.record(slot, cost, Some(end.clone()));
+                if let Some(next) = self.after(slot) {
+                    self.tally.lost(self.depth, next, to_come, end);
+                }
+            }
         }
         self.scarce = false;
-        // There is room, else it would not have come to this.
-        let _ = self.after(slot).map(|next| self.owed.try_push(next));
     }
 
     /// The run after this one, if there is one.
     fn after(&self, slot: Slot) -> Option<Slot> {
         let run = slot.run + 1;
         let fork = slot.fork;
-        (run < self.plan.options.runs).then_some(Slot {
+        (run < self.runs).then_some(Slot {
             fork,
             run,
-            ticks: 0,
+            over: slot.over,
+            ..Slot::default()
         })
     }
 

@@ -12,6 +12,8 @@ enum Act {
     Exit(u32, u8),
     /// It never ends.
     Loop,
+    /// It never ends, and each of its turns takes so many times as long as it should.
+    Drag(u64),
     /// It takes so many more frames, of which it may not get all.
     Grow(u64),
     /// It freezes; its forks then do the same.
@@ -68,8 +70,6 @@ impl Linked for Box<Living> {
 struct World {
     act: fn(Slot, usize) -> Act,
     frames: u64,
-    /// Frames of a fork that is made for a later run than its first.
-    later: u64,
     time: u64,
     alive: u64,
     templates: u64,
@@ -91,7 +91,6 @@ fn world(act: fn(Slot, usize) -> Act) -> World {
     World {
         act,
         frames: 1000,
-        later: 1,
         time: 0,
         alive: 0,
         templates: 1,
@@ -117,8 +116,7 @@ impl Forks for World {
         if self.broken.is_some_and(|broken| slot.fork >= broken) {
             return Err(End::NoVmcs);
         }
-        // One that is made for a later run may need more than the one before it gave back.
-        let frames = if slot.run == 0 { 1 } else { self.later };
+        let frames = 1;
         self.frames = self.frames.checked_sub(frames).ok_or(End::OutOfFrames)?;
         self.alive += 1;
         Ok(Box::new(Living {
@@ -135,12 +133,15 @@ impl Forks for World {
     fn turn(&mut self, fork: &mut Box<Living>, ticks: u64) -> Turn<End> {
         self.turns.push((fork.depth, fork.slot.fork, fork.slot.run));
         fork.turns += 1;
-        let ticks = ticks.min(TURN);
+        let ticks = match (self.act)(fork.slot, fork.depth) {
+            Act::Drag(times) => ticks * times,
+            _ => ticks.min(TURN),
+        };
         self.time += ticks;
         let after = match (self.act)(fork.slot, fork.depth) {
             Act::Exit(turns, status) if fork.turns >= turns => After::Ended(End::Status(status)),
             Act::Sticky => After::Ended(End::Status(0)),
-            Act::Exit(..) | Act::Loop => After::Going,
+            Act::Exit(..) | Act::Loop | Act::Drag(_) => After::Going,
             Act::Freeze | Act::Rigid => After::Frozen,
             Act::Grow(frames) => After::Ended(match self.frames.checked_sub(frames) {
                 Some(left) => {
@@ -439,38 +440,105 @@ fn a_fork_that_freezes_is_a_template_before_the_others_go_on() {
     let tally = play(&mut world, "forks=3:4 parallel=2 runs=2", 1000);
     assert!(tally.is_success());
     let all = tally.generations();
-    assert_eq!((all[0].templates, all[0].frozen, all[0].ok), (1, 6, 0));
-    assert_eq!((all[1].templates, all[1].ok), (6, 6 * 4 * 2));
+    // A fork that froze has handed its second run on.
+    assert_eq!((all[0].templates, all[0].frozen, all[0].ok), (1, 3, 0));
+    assert_eq!((all[1].templates, all[1].ok), (3, 3 * 4 * 2));
     // Depth first: between two turns of depth 0 all of depth 1 is done.
     let depths: Vec<_> = world.turns.iter().map(|turn| turn.0).collect();
     let one: Vec<_> = [0].into_iter().chain([1; 16]).collect();
-    assert_eq!(depths, one.repeat(6));
+    assert_eq!(depths, one.repeat(3));
 }
 
 #[test]
-fn a_fork_that_froze_waits_for_a_frame_for_its_next_run() {
-    let froze_first = |slot: Slot, depth: usize| match (depth, slot.fork, slot.run) {
-        (0, 0..6, 0) => Act::Freeze,
-        (0, ..) => Act::Exit(3, 0),
-        _ => Act::Exit(1, 0),
-    };
-    for (frames, parallel) in [(5, 4), (9, 9), (13, 9), (50, 9)] {
-        let mut world = world(froze_first);
-        (world.frames, world.later) = (frames, 4);
-        let tally = play(
-            &mut world,
-            &format!("forks=12 parallel={parallel} runs=3"),
-            1000,
-        );
-        assert!(tally.is_success(), "{frames}: {:?}", tally.failures());
-        let all = tally.generations();
-        assert_eq!((all[0].frozen, all[0].ok, all[1].ok), (6, 30, 6 * 3));
+fn freezing_multiplies_neither_runs_nor_time() {
+    let line = "forks=1 runs=20";
+    let tally = play(&mut world(|_, _| Act::Freeze), line, 1000);
+    let all = tally.generations();
+    let runs = |all: &Generation| all.ok + all.failed + all.frozen + all.lost;
+    // One in each generation; those of the last have nothing that they could freeze to.
+    assert!(all[..7].iter().all(|all| runs(all) == 1));
+    assert_eq!((all.len(), all[7].failed, all[7].frozen), (8, 20, 0));
+    // However deep it is, one that loops ends when the time of all its runs is over.
+    for act in [
+        |_: Slot, depth| [Act::Freeze, Act::Loop][usize::from(depth == 7)],
+        |_: Slot, depth| [Act::Freeze, Act::Loop][usize::from(depth == 1)],
+        |_: Slot, _| Act::Loop,
+        |slot: Slot, depth| [Act::Freeze, Act::Loop][usize::from(slot.run < 3 || depth == 2)],
+    ] {
+        for line in [
+            line,
+            "forks=2:5:3 runs=10 parallel=1",
+            "forks=2:5:3 runs=10",
+        ] {
+            let mut world = world(act);
+            play(&mut world, line, 1000);
+            let ran: u64 = TURN * world.turns.len() as u64;
+            // A turn is at least one tick long, which a run may take beyond what it has.
+            assert!(ran <= 20 * 1000 + TURN * 500, "{line}: {ran}");
+        }
     }
-    // Alone it waits for nobody: that is told, of its two runs.
-    let mut world = world(froze_first);
-    (world.frames, world.later) = (3, 4);
-    let all = play(&mut world, "forks=1 runs=3", 1000).generations()[0];
-    assert_eq!((all.frozen, all.ok, all.lost), (1, 0, 2));
+}
+
+#[test]
+fn the_forks_of_a_run_have_the_same_share_of_what_it_left() {
+    // The run took 10 of 1000. One of the four that it freezes to loops.
+    let act = |slot: Slot, depth| match (depth, slot.fork) {
+        (0, _) => Act::Freeze,
+        (_, 1) => Act::Loop,
+        _ => Act::Exit(24, 0),
+    };
+    for parallel in [1, 4] {
+        let line = format!("forks=1:4 parallel={parallel}");
+        let mut world = world(act);
+        let tally = play(&mut world, &line, 1000);
+        let all = tally.generations()[1];
+        assert_eq!((all.ok, all.failed), (3, 1), "the others have their time");
+        let looped = tally
+            .records()
+            .iter()
+            .find(|run| run.end == Some(End::OutOfBudget));
+        let looped = looped.unwrap().ticks;
+        // What those before it have not used is for all that follow.
+        assert!((247..=250).contains(&looped), "{looped}");
+    }
+}
+
+#[test]
+fn what_a_reset_took_is_taken_from_the_run_that_it_makes_possible() {
+    // A reset takes 5: the first run has its fourth turn, those that follow do not.
+    let tally = play(&mut world(|_, _| Act::Exit(4, 0)), "forks=1 runs=3", 31);
+    assert_eq!(tally.generations()[0].ok, 1);
+    let tally = play(&mut world(|_, _| Act::Exit(4, 0)), "forks=1 runs=3", 36);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.runs.max), (3, 36));
+}
+
+#[test]
+fn a_turn_that_was_too_long_is_made_up_for() {
+    let mut world = world(|slot, _| match slot.fork {
+        0 => Act::Drag(5),
+        _ => Act::Exit(20, 0),
+    });
+    play(&mut world, "forks=2 parallel=2", 10_000);
+    // Until the other has ended one has a fifth of the turns.
+    let last = world.turns.iter().rposition(|turn| turn.1 == 1).unwrap();
+    let of_first = world.turns[..last].iter().filter(|turn| turn.1 == 0);
+    assert_eq!(of_first.count(), 4);
+}
+
+#[test]
+fn attempts_that_are_given_up_are_bounded_too() {
+    // What all of them together need is never there, and one takes its time until it finds out.
+    let mut world = world(|slot, _| match slot.fork {
+        0 => Act::Grow(50),
+        _ => Act::Grow(3),
+    });
+    world.frames = 20;
+    let tally = play(&mut world, "forks=200 parallel=5", 25);
+    let all = tally.generations()[0];
+    assert_eq!((all.ok, all.failed), (199, 1));
+    let attempts = world.turns.iter().filter(|turn| turn.1 == 0).count();
+    assert!((2..=4).contains(&attempts), "{attempts}");
 }
 
 #[test]
@@ -481,10 +549,9 @@ fn a_fork_that_cannot_be_frozen_has_failed_once() {
     });
     let tally = play(&mut world, "forks=3 runs=2", 1000);
     let all = tally.generations()[0];
-    assert_eq!((all.ok, all.frozen, all.failed, all.lost), (5, 0, 1, 0));
-    let [failure] = tally.failures() else {
-        panic!("{:?}", tally.failures());
-    };
+    // It is gone, and its second run with it.
+    assert_eq!((all.ok, all.frozen, all.failed, all.lost), (4, 0, 1, 1));
+    let failure = &tally.failures()[0];
     assert_eq!(
         (failure.fork, failure.run, &failure.end),
         (1, 0, &End::NotFrozen)
@@ -548,17 +615,25 @@ fn any_act(slot: Slot, depth: usize) -> Act {
 proptest! {
     /// Whatever forks do and however few frames there are, each run is counted once and all is given back.
     #[test]
-    fn every_run_is_counted_once(forks in 1u64..20, parallel in 1u64..9, runs in 1u64..5, frames in 0u64..24, later in 1u64..4) {
+    fn every_run_is_counted_once(forks in 1u64..20, parallel in 1u64..9, runs in 1u64..5, frames in 0u64..24) {
         let mut world = world(any_act);
-        (world.frames, world.later) = (frames, later);
+        world.frames = frames;
         let line = format!("forks={forks}:3 parallel={parallel} runs={runs}");
         let tally = play(&mut world, &line, 45);
         let all = tally.generations();
         let runs_of = |depth: usize| all.get(depth).map_or(0, |all| all.ok + all.failed + all.frozen + all.lost);
-        prop_assert_eq!(runs_of(0), forks * runs);
+        // Those that a fork hands on are not its own any more.
+        let own = forks * runs;
+        prop_assert!((own - (runs - 1) * all[0].frozen..=own).contains(&runs_of(0)));
         if let Some(second) = all.get(1) {
             prop_assert_eq!(second.templates, all[0].frozen);
-            prop_assert_eq!(runs_of(1), second.templates * 3 * runs);
+            let handed_on = own - runs_of(0) + all[0].frozen;
+            let most = 3 * handed_on;
+            let frozen_again = (runs - 1) * second.frozen;
+            prop_assert!((most - frozen_again..=most).contains(&runs_of(1)));
+            if all.len() == 2 {
+                prop_assert_eq!(runs_of(1), most);
+            }
         }
         prop_assert!(all.iter().all(|all| all.alive_most <= parallel && all.runs.max <= 45));
         prop_assert_eq!(tally.is_success(), tally.failures().is_empty());
