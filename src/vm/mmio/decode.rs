@@ -1,11 +1,13 @@
 //! From the bytes of an instruction to what it does. The decoding itself is `yaxpeax_x86`'s, which has a module with
 //! types of its own for each mode; here they become one.
 
+use arrayvec::ArrayVec;
+
 use super::super::repetition::AddressSize;
 use super::Width;
 use super::instruction::{
-    Base, Binary, BitChange, Condition, Instruction, MemoryOperand, Op, Operand, Part, Repeat,
-    StringOp, Unary,
+    Base, Binary, BitChange, Condition, Instruction, LONGEST, MemoryOperand, Op, Operand, Part,
+    Repeat, StringOp, Unary,
 };
 use crate::vmx::segment::SegmentRegister;
 use crate::vmx::{CodeMode, Gpr};
@@ -23,24 +25,40 @@ pub enum DecodeError {
 
 /// Decodes the instruction that `bytes` begin with.
 pub fn decode(mode: CodeMode, bytes: &[u8]) -> Result<Instruction, DecodeError> {
+    let prefixes = Prefixes::of(bytes, mode);
+    match prefixes.rewritten(bytes, mode) {
+        None => decode_plain(mode, &prefixes, bytes),
+        Some((plain, dropped)) => {
+            let mut instruction = decode_plain(mode, &prefixes, &plain)?;
+            instruction.length += dropped;
+            if usize::from(instruction.length) > LONGEST {
+                return Err(DecodeError::Invalid);
+            }
+            Ok(instruction)
+        }
+    }
+}
+
+fn decode_plain(
+    mode: CodeMode,
+    prefixes: &Prefixes,
+    bytes: &[u8],
+) -> Result<Instruction, DecodeError> {
     let instruction = match mode {
-        CodeMode::Bits64 => long::decode(bytes),
-        CodeMode::Bits32 => protected::decode(bytes),
-        CodeMode::Bits16 => real::decode(bytes),
+        CodeMode::Bits64 => long::decode(bytes, prefixes.segment),
+        CodeMode::Bits32 => protected::decode(bytes, prefixes.segment),
+        CodeMode::Bits16 => real::decode(bytes, prefixes.segment),
     }?;
-    corrected(instruction, mode, bytes)
+    Ok(corrected(instruction, mode, prefixes))
 }
 
 /// Corrects what `yaxpeax_x86` 2.2 makes of two encodings: BT and its kin with a constant have the operand size like
-/// everything else, and MOVSXD without REX.W does not extend to 64 bits.
-fn corrected(
-    mut instruction: Instruction,
-    mode: CodeMode,
-    bytes: &[u8],
-) -> Result<Instruction, DecodeError> {
+/// everything else, and MOVSXD without REX.W does not extend to 64 bits, nor with an operand-size prefix to 32, where it
+/// reads 16 bits on Intel's processors.
+fn corrected(mut instruction: Instruction, mode: CodeMode, prefixes: &Prefixes) -> Instruction {
     let Prefixes {
         other_size, rex_w, ..
-    } = Prefixes::of(bytes, mode);
+    } = *prefixes;
     match (instruction.op, instruction.first, instruction.second) {
         (Op::Bit(_), _, Operand::Immediate(_)) => {
             instruction.width = match (mode, other_size) {
@@ -51,24 +69,33 @@ fn corrected(
                 _ => Width::Word,
             }
         }
-        (Op::MoveSigned, Operand::Register(part), _) if !rex_w && part.width == Width::Qword => {
-            if other_size {
-                return Err(DecodeError::NotCarriedOut);
-            }
-            instruction.first = Operand::Register(Part::low(part.gpr, Width::Dword));
+        (Op::MoveSigned, Operand::Register(part), _) if prefixes.is_movsxd && !rex_w => {
+            let width = if other_size {
+                Width::Word
+            } else {
+                Width::Dword
+            };
+            instruction.first = Operand::Register(Part::low(part.gpr, width));
+            instruction.width = width;
         }
         _ => {}
     }
-    Ok(instruction)
+    instruction
 }
 
-/// What of the prefixes the decoder does not tell, or not right.
+/// What of the beginning of an instruction the decoder does not tell, or not right.
 struct Prefixes {
     /// The segment that the last such prefix names. The decoder forgets one that names DS, which counts where the base is
     /// RSP or RBP outside 64-bit mode.
     segment: Option<SegmentRegister>,
     other_size: bool,
     rex_w: bool,
+    /// How many bytes are before the opcode.
+    len: usize,
+    /// How many of them are REX prefixes that do not count.
+    void: u8,
+    /// The opcode is that of MOVSXD.
+    is_movsxd: bool,
 }
 
 impl Prefixes {
@@ -80,13 +107,14 @@ impl Prefixes {
             segment: None,
             other_size: false,
             rex_w: false,
+            len: 0,
+            void: 0,
+            is_movsxd: false,
         };
-        for byte in bytes {
+        let mut rex = 0;
+        for &byte in bytes {
             match byte {
-                0x40..=0x4f if long => {
-                    found.rex_w = byte & 8 != 0;
-                    continue;
-                }
+                0x40..=0x4f if long => {}
                 0x64 => found.segment = Some(SegmentRegister::Fs),
                 0x65 => found.segment = Some(SegmentRegister::Gs),
                 // Ignored in 64-bit mode (SDM "Segmentation in 64-bit Mode", 3.2.4).
@@ -97,12 +125,44 @@ impl Prefixes {
                 0x3e => found.segment = Some(SegmentRegister::Ds),
                 0x66 => found.other_size = true,
                 0x67 | 0xf0 | 0xf2 | 0xf3 => {}
-                _ => break,
+                opcode => {
+                    found.is_movsxd = long && opcode == 0x63;
+                    break;
+                }
             }
-            found.rex_w = false;
+            found.len += 1;
+            found.void += u8::from(rex != 0);
+            rex = if is_rex(byte, mode) { byte } else { 0 };
         }
+        found.rex_w = rex & 8 != 0;
         found
     }
+
+    /// The same instruction as the decoder understands it, and how many bytes it is shorter: it takes REX prefixes to count
+    /// that do not, and does not know that 82 stands for 80 outside 64-bit mode (SDM "Opcode Map", vol. 2, appendix A).
+    fn rewritten(&self, bytes: &[u8], mode: CodeMode) -> Option<(ArrayVec<u8, LONGEST>, u8)> {
+        const GROUP_1: u8 = 0x80;
+        const ALSO_GROUP_1: u8 = 0x82;
+        let opcode = bytes.get(self.len);
+        let alias = opcode == Some(&ALSO_GROUP_1) && !matches!(mode, CodeMode::Bits64);
+        if self.void == 0 && !alias {
+            return None;
+        }
+        let counts = |at: usize| at + 1 >= self.len;
+        let plain = bytes
+            .iter()
+            .enumerate()
+            .filter(|&(at, &byte)| counts(at) || !is_rex(byte, mode))
+            .map(|(at, &byte)| match alias && at == self.len {
+                true => GROUP_1,
+                false => byte,
+            });
+        Some((plain.take(LONGEST).collect(), self.void))
+    }
+}
+
+const fn is_rex(byte: u8, mode: CodeMode) -> bool {
+    matches!(mode, CodeMode::Bits64) && byte & 0xf0 == 0x40
 }
 
 /// What an address without a segment prefix refers to.
@@ -140,7 +200,7 @@ impl Address {
 /// instruction, other operands.
 macro_rules! mode {
     (
-        $name:ident, $arch:ident, $mode:expr, $plain:expr, $other:expr,
+        $name:ident, $arch:ident, $plain:expr, $other:expr,
         disp: $disp:ident, next: $($next:ident)|+,
         parts: { $($class:ident => $width:expr),* },
         addresses: { $($absolute:ident as $signed:ty),* },
@@ -151,7 +211,10 @@ macro_rules! mode {
             use yaxpeax_x86::$arch as x86;
             use x86::{Opcode, Operand as Decoded, RegSpec, register_class as class};
 
-            pub(super) fn decode(bytes: &[u8]) -> Result<Instruction, DecodeError> {
+            pub(super) fn decode(
+                bytes: &[u8],
+                segment: Option<SegmentRegister>,
+            ) -> Result<Instruction, DecodeError> {
                 let decoder = x86::InstDecoder::default();
                 let decoded = decoder.decode_slice(bytes).map_err(|error| match error {
                     x86::DecodeError::ExhaustedInput => DecodeError::TooShort,
@@ -159,7 +222,6 @@ macro_rules! mode {
                 })?;
                 let opcode = decoded.opcode();
                 let op = op(opcode).ok_or(DecodeError::NotCarriedOut)?;
-                let segment = Prefixes::of(bytes, $mode).segment;
                 let operand = |at: u8| {
                     if at < decoded.operand_count() {
                         operand(decoded.operand(at), segment).ok_or(DecodeError::NotCarriedOut)
@@ -334,7 +396,7 @@ macro_rules! mode {
 }
 
 mode!(
-    long, long_mode, CodeMode::Bits64, AddressSize::Bits64, AddressSize::Bits32,
+    long, long_mode, AddressSize::Bits64, AddressSize::Bits32,
     disp: Disp, next: RIP | EIP,
     parts: { Q => Width::Qword, RB => Width::Byte },
     // A 32-bit address without base is extended by its sign (SDM "64-Bit Mode Displacement", vol. 2, 2.2.1.3).
@@ -342,14 +404,14 @@ mode!(
     immediates: { ImmediateI64, ImmediateU64 }
 );
 mode!(
-    protected, protected_mode, CodeMode::Bits32, AddressSize::Bits32, AddressSize::Bits16,
+    protected, protected_mode, AddressSize::Bits32, AddressSize::Bits16,
     disp: Disp, next: EIP,
     parts: {},
     addresses: { AbsoluteU32 as u32, AbsoluteU16 as u16 },
     immediates: {}
 );
 mode!(
-    real, real_mode, CodeMode::Bits16, AddressSize::Bits16, AddressSize::Bits32,
+    real, real_mode, AddressSize::Bits16, AddressSize::Bits32,
     disp: MemDisp, next: EIP,
     parts: {},
     addresses: { AbsoluteU32 as u32, AbsoluteU16 as u16 },

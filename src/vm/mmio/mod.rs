@@ -19,7 +19,10 @@ pub use bus::{BusFault, GuestBus, Place, Places, Translated};
 pub use code::{Code, Decoded, fetch};
 pub use decode::{DecodeError, decode};
 pub use execute::{Progress, State, Stop, execute};
-pub use instruction::{Instruction, LONGEST};
+pub use instruction::{
+    Base, Binary, BitChange, Condition, Instruction, LONGEST, MemoryOperand, Op, Operand, Part,
+    Repeat, StringOp, Unary,
+};
 pub use refusal::{Refusal, Why};
 pub use segments::SegmentFault;
 pub use test_device::TestDevice;
