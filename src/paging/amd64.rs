@@ -1,4 +1,5 @@
-//! The amd64 format: 4 levels of 512 entries (SDM "4-Level Paging and 5-Level Paging", volume 3A, 4.5).
+//! The amd64 format: 4 levels of 512 entries (SDM "4-Level Paging and 5-Level Paging", volume 3A, 4.5), of which PAE paging
+//! has the lowest two (SDM "PAE Paging", 4.4).
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -37,9 +38,12 @@ const MARK_FIELD: u64 = ADDRESS & !PAT_LARGE;
 
 /// The format of tables that translate `V` to `P`.
 #[derive(Clone, Copy, Debug)]
-pub struct Amd64<V, P>(PhantomData<(V, P)>);
+pub struct Amd64<V, P, const LEVELS: u8 = 4>(PhantomData<(V, P)>);
 /// A guest's own tables.
 pub type GuestAmd64 = Amd64<Gva, Gpa>;
+/// What a guest with PAE paging has below each of the four entries of its top table: the CPU holds those in registers
+/// (SDM "PDPTE Registers", 4.4.1), so they are no table to be walked. Addresses are those within the GiB of the entry.
+pub type GuestPae = Amd64<Gva, Gpa, 2>;
 /// The hypervisor's own tables.
 pub type HostAmd64 = Amd64<Hva, Hpa>;
 
@@ -183,16 +187,16 @@ const fn from_level(level: u8, bits: u64) -> u64 {
     }
 }
 
-impl<V: Address + 'static, P: Address + 'static> Format for Amd64<V, P> {
+impl<V: Address + 'static, P: Address + 'static, const L: u8> Format for Amd64<V, P, L> {
     type Virt = V;
     type Phys = P;
     type Entry = Amd64Entry;
     type Attr = Amd64Attr;
 
-    const LEVELS: u8 = 4;
+    const LEVELS: u8 = L;
     const INDEX_BITS: u32 = 9;
-    const VIRT_BITS: u32 = 48;
-    const SIGN_EXTENDED: bool = true;
+    const VIRT_BITS: u32 = 12 + 9 * L as u32;
+    const SIGN_EXTENDED: bool = L == 4;
     const PHYS_BITS: u32 = 52;
 
     #[inline(always)]
@@ -200,7 +204,7 @@ impl<V: Address + 'static, P: Address + 'static> Format for Amd64<V, P> {
         match level {
             1 => Some(PageSize::Size4K),
             2 => Some(PageSize::Size2M),
-            3 => Some(PageSize::Size1G),
+            3 if L > 2 => Some(PageSize::Size1G),
             _ => None,
         }
     }
@@ -337,7 +341,7 @@ impl GenericPTE for Amd64Entry {
         entry
     }
     fn new_table(paddr: PhysAddr) -> Self {
-        Amd64::<Hva, Hpa>::table_entry(Hpa::new(paddr.as_usize() as u64 & ADDRESS))
+        HostAmd64::table_entry(Hpa::new(paddr.as_usize() as u64 & ADDRESS))
     }
     fn paddr(&self) -> PhysAddr {
         PhysAddr::from((self.0 & ADDRESS) as usize)

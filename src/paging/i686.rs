@@ -32,8 +32,9 @@ const ZERO_MARK: u32 = 0x5a2e_8000;
 const MARK_FIELD: u32 = ADDRESS & !PAT_LARGE;
 
 /// The format of a 32-bit guest's tables without PAE. It has no execute permission: what can be read can be executed.
+/// `LARGE` is CR4.PSE: without it there are no leaves of 4 MiB, and what marks one does not count.
 #[derive(Clone, Copy, Debug)]
-pub struct I686;
+pub struct I686<const LARGE: bool = true>;
 
 /// An entry of an i686 table.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -162,7 +163,7 @@ const fn from_level(level: u8, bits: u32) -> u32 {
     }
 }
 
-impl Format for I686 {
+impl<const LARGE: bool> Format for I686<LARGE> {
     type Virt = Gva;
     type Phys = Gpa;
     type Entry = I686Entry;
@@ -178,7 +179,7 @@ impl Format for I686 {
     fn leaf_size(level: u8) -> Option<PageSize> {
         match level {
             1 => Some(PageSize::Size4K),
-            2 => Some(PageSize::Size4M),
+            2 if LARGE => Some(PageSize::Size4M),
             _ => None,
         }
     }
@@ -216,7 +217,7 @@ impl Format for I686 {
                 Content::Unmapped
             }));
         }
-        if level > 1 && bits & PAGE_SIZE == 0 {
+        if level > 1 && (!LARGE || bits & PAGE_SIZE == 0) {
             let rights = Rights::READ
                 .or(Rights::EXECUTE)
                 .or(Rights::WRITE.when(bits & WRITABLE != 0))
@@ -241,7 +242,7 @@ impl Format for I686 {
     fn open_table(entry: I686Entry) -> Option<Gpa> {
         // Exactly where the three are set does taking them away leave three zeroes and nothing borrowed from above.
         let rest = entry.0.wrapping_sub(PRESENT | WRITABLE | USER);
-        let wrong = PRESENT | WRITABLE | USER | PAGE_SIZE;
+        let wrong = PRESENT | WRITABLE | USER | if LARGE { PAGE_SIZE } else { 0 };
         (rest & wrong == 0).then(|| Gpa::new((entry.0 & ADDRESS) as u64))
     }
 
@@ -297,7 +298,7 @@ impl GenericPTE for I686Entry {
         entry
     }
     fn new_table(paddr: PhysAddr) -> Self {
-        I686::table_entry(Gpa::new((paddr.as_usize() as u32 & ADDRESS) as u64))
+        <I686>::table_entry(Gpa::new((paddr.as_usize() as u32 & ADDRESS) as u64))
     }
     fn paddr(&self) -> PhysAddr {
         PhysAddr::from((self.0 & ADDRESS) as usize)

@@ -40,7 +40,7 @@ pub use access::{
     AtomicWord, EntryOf, FormatOf, MayMoveTable, MayNotMoveTable, MoveOf, Never, TableMovability,
     TableOf, TableOps, TableReadOps, VirtOf,
 };
-pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, HostAmd64};
+pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, GuestPae, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
 pub use cursor::Cursor;
 pub use ept_entry::{EptEntry, EptMetaData, ExtendedPageTable};

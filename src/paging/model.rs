@@ -20,7 +20,7 @@ pub trait TestFormat: Format {
     const SIZES: &'static [PageSize];
 }
 
-impl<V: Address + 'static, P: Address + 'static> TestFormat for Amd64<V, P> {
+impl<V: Address + 'static, P: Address + 'static, const L: u8> TestFormat for Amd64<V, P, L> {
     fn attr(seed: u16) -> Amd64Attr {
         Amd64Attr::READ
             .with_write([Write::Denied, Write::Allowed, Write::CopyFirst][seed as usize % 3])
@@ -34,7 +34,11 @@ impl<V: Address + 'static, P: Address + 'static> TestFormat for Amd64<V, P> {
     fn with_write(attr: Amd64Attr, write: Write) -> Amd64Attr {
         attr.with_write(write)
     }
-    const SIZES: &'static [PageSize] = &[PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
+    const SIZES: &'static [PageSize] = if L == 4 {
+        &[PageSize::Size4K, PageSize::Size2M, PageSize::Size1G]
+    } else {
+        &[PageSize::Size4K, PageSize::Size2M]
+    };
 }
 impl TestFormat for I686 {
     fn attr(seed: u16) -> I686Attr {
@@ -572,6 +576,10 @@ proptest! {
     #[test]
     fn ept_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {
         check::<Ept, false>(&ops);
+    }
+    #[test]
+    fn pae_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {
+        check::<GuestPae, false>(&ops);
     }
     #[test]
     fn i686_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {

@@ -337,7 +337,7 @@ fn ept_misconfigurations_are_neither_built_nor_believed() {
     assert_eq!(wrong(4, 0x81), Err(Fault::Reserved));
     assert_eq!(wrong(2, 0x81 | 0x2000), Err(Fault::Reserved));
     assert_eq!(
-        I686::decode(2, I686Entry::from_bits(0x81 | 0x2000)),
+        <I686>::decode(2, I686Entry::from_bits(0x81 | 0x2000)),
         Err(Fault::Reserved)
     );
 }
@@ -976,6 +976,7 @@ proptest! {
     fn encoding_and_decoding_are_inverse(seed: u16, frame: u64) {
         inverse::<GuestAmd64>(seed, frame);
         inverse::<HostAmd64>(seed, frame);
+        inverse::<GuestPae>(seed, frame);
         inverse::<I686>(seed, frame);
         inverse::<Ept>(seed, frame);
     }
@@ -983,7 +984,9 @@ proptest! {
     fn the_short_way_to_a_table_is_right(bits: u64, low in 0u64..0x1000, clear: bool) {
         let bits = if clear { bits & !0xfff & !(1 << 63) | low } else { bits };
         open_or_not::<GuestAmd64>(bits);
+        open_or_not::<GuestPae>(bits);
         open_or_not::<I686>(bits);
+        open_or_not::<I686<false>>(bits);
         open_or_not::<Ept>(bits);
     }
     #[test]
@@ -997,9 +1000,9 @@ proptest! {
             prop_assert_eq!(GuestAmd64::encode(level, content).to_bits(), bits);
         }
         if level < 3
-            && let Ok(Decoded::Content(content @ Content::Page { .. })) = I686::decode(level, I686Entry::from_bits(bits))
+            && let Ok(Decoded::Content(content @ Content::Page { .. })) = <I686>::decode(level, I686Entry::from_bits(bits))
         {
-            prop_assert_eq!(I686::encode(level, content).to_bits(), bits & 0xffff_ffff);
+            prop_assert_eq!(<I686>::encode(level, content).to_bits(), bits & 0xffff_ffff);
         }
     }
 }

@@ -25,6 +25,19 @@ pub struct CallRegisters {
     pub rdx: u64,
 }
 
+impl CallRegisters {
+    /// The registers of code that is not 64-bit code: what the upper halves hold is left over.
+    pub const fn lower_halves(self) -> Self {
+        const LOWER: u64 = 0xffff_ffff;
+        Self {
+            rax: self.rax & LOWER,
+            rdi: self.rdi & LOWER,
+            rsi: self.rsi & LOWER,
+            rdx: self.rdx & LOWER,
+        }
+    }
+}
+
 /// Where the effects of calls go.
 pub trait CallSink {
     /// Prints bytes on the console.
@@ -267,6 +280,23 @@ mod tests {
                 (AfterCall::Return(0), vec![("exit.cpuid".into(), 123, unit)])
             );
         }
+    }
+
+    #[test]
+    fn outside_64_bit_code_the_lower_halves_are_the_arguments() {
+        let stale = 0xdead_beef << 32;
+        let registers = CallRegisters {
+            rax: stale | 2,
+            rdi: stale | 0x1000,
+            rsi: stale | 5,
+            rdx: stale,
+        };
+        let CallRegisters { rax, rdi, rsi, rdx } = registers.lower_halves();
+        let (after, sink) = kernel(b"hello", [rax, rdi, rsi, rdx]);
+        assert_eq!(
+            (after, &sink.printed[..]),
+            (AfterCall::Return(5), &b"hello"[..])
+        );
     }
 
     #[test]

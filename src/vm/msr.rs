@@ -243,6 +243,7 @@ mod tests {
         physical_bits: 39,
         no_execute: true,
         gib_pages: true,
+        wide_4_mib_pages: true,
         tsc_aux: true,
     };
     const PAGING_ON: Live = Live {

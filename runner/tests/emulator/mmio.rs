@@ -47,6 +47,27 @@ fn instructions_do_to_a_device_what_they_do_to_memory_on_lynnfield() {
     as_memory("corei5_lynnfield_750");
 }
 
+/// The host's walks of a guest's tables, whatever these hold, beside the CPU's own.
+fn walks_agree(model: &str) {
+    let guest = sample("walks").with("mem=32M").with("testdev");
+    let mut run = run(&format!("walks-{model}"), vec![guest]);
+    run.emulator = Emulator::bochs(model);
+    let booted = boot(&run);
+    booted.all_well();
+    booted.says(&["walks", "for reserved bits"]);
+    booted.says(&["walks", "checks, 0 wrong"]);
+}
+
+#[test]
+fn the_host_walks_as_the_cpu_does_on_tiger_lake() {
+    walks_agree("tigerlake");
+}
+
+#[test]
+fn the_host_walks_as_the_cpu_does_on_sandy_bridge_without_1_gib_pages() {
+    walks_agree("corei7_sandy_bridge_2600k");
+}
+
 /// What `bad_mmio` does when it has so many pages more than 16 MiB, how it ends, and what is said.
 const BAD: [(&str, &str, &[&str]); 11] = [
     ("wide", "unsupported", &["not emulated: bytes 0f 10"]),

@@ -18,6 +18,8 @@ pub struct Features {
     pub no_execute: bool,
     /// 1 GiB pages.
     pub gib_pages: bool,
+    /// PSE-36: addresses of more than 32 bits in pages of 4 MiB.
+    pub wide_4_mib_pages: bool,
     /// RDTSCP or RDPID, and with them IA32_TSC_AUX.
     pub tsc_aux: bool,
 }
@@ -74,6 +76,7 @@ impl CpuidTable {
                 bits => bits.min(52),
             },
             no_execute: extended[1].edx.get_bit(20),
+            wide_4_mib_pages: leaf_1.edx.get_bit(17),
             gib_pages: extended[1].edx.get_bit(26),
             tsc_aux: extended[1].edx.get_bit(27) || leaf_7.ecx.get_bit(22),
         }

@@ -7,6 +7,7 @@ const FEATURES: Features = Features {
     physical_bits: 39,
     no_execute: true,
     gib_pages: true,
+    wide_4_mib_pages: true,
     tsc_aux: true,
 };
 const UNRESTRICTED: Limits = Limits {

@@ -10,7 +10,7 @@ use super::super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
-use crate::vmx::{Gpr, VmcsError};
+use crate::vmx::{CodeMode, Gpr, VmcsError};
 use offshoot_abi::{Call, Error, HARVEST_MAX, to_rax};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
@@ -39,9 +39,13 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             rsi: regs.get(Gpr::Rsi),
             rdx: regs.get(Gpr::Rdx),
         };
+        let registers = match CodeMode::read(&self.vmcs)? {
+            CodeMode::Bits64 => registers,
+            CodeMode::Bits32 | CodeMode::Bits16 => registers.lower_halves(),
+        };
         let cpl = self.cpl()?;
         let (translation, privilege) = self.view()?;
-        let mut memory = GuestVirtual::new(self.space, translation, privilege);
+        let mut memory = GuestVirtual::new(self.space, &translation, privilege);
         let mut sink = Sink {
             devices: self.devices,
             host: self.host,
@@ -99,7 +103,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         };
         let (translation, privilege) = self.view()?;
         let write = |space: &mut Space<'_, M>, bitmap: &[u8]| {
-            GuestVirtual::new(space, translation, privilege)
+            GuestVirtual::new(space, &translation, privilege)
                 .write(request.bitmap, bitmap)
                 .map_err(|_| Error::BadAddress)
         };

@@ -5,6 +5,7 @@ use super::super::cr::{self, Change, CrFault, CrWrite, Registers, Segments};
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use crate::addr::Gpa;
+use crate::ept::AccessError;
 use crate::frames::PhysMem;
 use crate::vmx::controls::{ControlWord, Entry};
 use crate::vmx::qualification::{ControlRegister, CrAccess};
@@ -114,8 +115,13 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         change: Change,
     ) -> Result<Next, VmcsError> {
         let after = change.registers;
-        if change.load_pdptes && !self.load_pdptes(after.cr3)? {
-            return self.raise(Event::GENERAL_PROTECTION);
+        if change.load_pdptes {
+            match self.load_pdptes(after.cr3)? {
+                Ok(true) => {}
+                Ok(false) => return self.raise(Event::GENERAL_PROTECTION),
+                // Where the CPU loads them, it is an EPT violation.
+                Err(error) => return self.stop(Outcome::Access(error)),
+            }
         }
         let limits = &self.machine.limits;
         for (field, value) in [
@@ -151,32 +157,27 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.vcpu.vpid.flush(invvpid)
     }
 
+    /// The four entries of the top table of PAE paging that are in use.
+    #[cold]
+    pub(super) fn pdptes(&self) -> Result<[u64; 4], VmcsError> {
+        self.vmcs.read_four(PDPTES.map(Into::into))
+    }
+
     /// Loads the four entries of the top table of PAE paging, and tells whether they are legal.
-    fn load_pdptes(&mut self, cr3: u64) -> Result<bool, VmcsError> {
-        let mut bytes = [0; 32];
-        if self
-            .space
-            .read(Gpa::new(cr3 & 0xffff_ffe0), &mut bytes)
-            .is_err()
-        {
-            return Ok(false);
-        }
-        let mut entries = [0; 4];
-        for (entry, bytes) in entries.iter_mut().zip(bytes.chunks_exact(8)) {
-            *entry = bytes
-                .iter()
-                .rev()
-                .fold(0, |value, byte| value << 8 | u64::from(*byte));
-        }
+    fn load_pdptes(&mut self, cr3: u64) -> Result<Result<bool, AccessError>, VmcsError> {
+        let entries: [u64; 4] = match self.space.words(Gpa::new(cr3 & 0xffff_ffe0)) {
+            Ok(entries) => entries,
+            Err(error) => return Ok(Err(error)),
+        };
         let beyond = !0 << self.machine.limits.features.physical_bits;
         let illegal = |entry: &u64| entry & 1 != 0 && entry & (PDPTE_RESERVED | beyond) != 0;
         if entries.iter().any(illegal) {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         for (field, entry) in PDPTES.into_iter().zip(entries) {
             self.vmcs.write64(field, entry)?;
         }
-        Ok(true)
+        Ok(Ok(true))
     }
 
     /// A general register; RSP is in the VMCS.

@@ -1,6 +1,7 @@
 //! Port instructions.
 
 use super::super::console::Console;
+use super::super::cr::Registers;
 use super::super::io::{StringIo, rax_after_in};
 use super::super::outcome::Outcome;
 use super::super::repetition::AddressSize;
@@ -66,7 +67,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         };
         let (translation, privilege) = self.view()?;
         let (console, host) = (&mut self.devices.console, &mut *self.host);
-        let mut memory = GuestVirtual::new(self.space, translation, privilege);
+        let mut memory = GuestVirtual::new(self.space, &translation, privilege);
         let (progress, fault) = string.step(&mut self.devices.ports, &mut memory, |byte| {
             print_byte(console, host, byte);
         });
@@ -97,13 +98,21 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// How the guest sees memory at this moment.
     pub(super) fn view(&self) -> Result<(Translation, Privilege), VmcsError> {
-        let cr0 = self.vmcs.read_natural(FieldNatural::GuestCr0)?;
-        let cr3 = self.vmcs.read_natural(FieldNatural::GuestCr3)?;
-        let efer = self.vmcs.read64(Field64::GuestEfer)?;
-        let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
+        let registers = Registers {
+            cr0: self.vmcs.read_natural(FieldNatural::GuestCr0)?,
+            cr3: self.vmcs.read_natural(FieldNatural::GuestCr3)?,
+            cr4: self.vmcs.read_natural(FieldNatural::GuestCr4)?,
+            efer: self.vmcs.read64(Field64::GuestEfer)?,
+        };
         let rflags = self.vmcs.read_natural(FieldNatural::GuestRflags)?;
-        let privilege = Privilege::new(self.cpl()?, cr0, cr4, rflags);
-        Ok((Translation::new(cr0, cr3, efer), privilege))
+        let privilege = Privilege::new(self.cpl()?, registers.cr0, registers.cr4, rflags);
+        Ok((self.translation(&registers)?, privilege))
+    }
+
+    /// How the guest translates addresses with these registers.
+    #[inline(always)]
+    pub(super) fn translation(&self, registers: &Registers) -> Result<Translation, VmcsError> {
+        Translation::new(registers, &self.machine.limits.features, || self.pdptes())
     }
 
     /// An access that the host made for the guest failed: what the guest would have got for it.
@@ -118,9 +127,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             }
             VirtualFault::NonCanonical(_) => self.raise(Event::GENERAL_PROTECTION),
             VirtualFault::Memory(fault) => self.stop(Outcome::Access(fault.error)),
-            VirtualFault::LegacyPaging => self.stop(Outcome::Unsupported(
-                "an access that the host makes for a guest with 32-bit or PAE paging",
-            )),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Accesses to device memory: fetch the instruction, decode it, carry it out.
 
 use super::super::Host;
+use super::super::cr::Registers;
 use super::super::devices::MmioDevices;
 use super::super::mmio::{
     BusFault, Code, CodeMode, DecodeError, GuestBus, Instruction, Place, Places, Progress, Refusal,
@@ -8,7 +9,7 @@ use super::super::mmio::{
 };
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
-use super::super::virtual_memory::{GuestVirtual, Privilege, Translation};
+use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
 use crate::addr::{Gpa, Gva};
 use crate::ept::{Access, AccessError, Cause, Reason, RegionKind, Space, Violation};
 use crate::frames::PhysMem;
@@ -93,7 +94,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             known,
         };
         match why {
-            Why::NoCode | Why::Elsewhere => self.misfit(refusal),
+            Why::NoCode | Why::CodeFaults { .. } | Why::Elsewhere => self.misfit(refusal),
             _ => self.stop(Outcome::Mmio(refusal)),
         }
     }
@@ -105,12 +106,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         code: &mut Code,
     ) -> Result<Result<Next, Why>, VmcsError> {
         let view = self.instruction_view(reported.rip)?;
-        // SMAP is about data.
-        let fetching = Privilege {
-            smap: false,
-            ..view.privilege
-        };
-        let memory = GuestVirtual::new(self.space, view.translation, fetching);
+        let memory = GuestVirtual::new(self.space, &view.translation, view.privilege);
         let decoded = &mut self.machine.decoded;
         let instruction = match fetch(&memory, view.mode, view.linear_rip, decoded, code) {
             Ok(instruction) => instruction,
@@ -143,7 +139,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             memory: self.space,
             devices: &mut self.devices.mmio,
             segments: |register: SegmentRegister| register.read(vmcs),
-            translation: view.translation,
+            translation: &view.translation,
             privilege: view.privilege,
             translated,
             linear_mask: view.mode.linear_mask(),
@@ -176,7 +172,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// CPU still used what they said before: it shall look again, once.
     fn misfit(&mut self, refusal: Refusal) -> Result<Next, VmcsError> {
         if self.devices.mmio.misfits_again((refusal.rip, refusal.gpa)) {
-            return self.stop(Outcome::Mmio(refusal));
+            return match refusal.why {
+                Why::CodeFaults { address, code } => {
+                    self.virtual_fault(VirtualFault::Page { address, code })
+                }
+                _ => self.stop(Outcome::Mmio(refusal)),
+            };
         }
         if let Err(fail) = self.flush_linear() {
             return self.stop(Outcome::EntryInstruction(fail));
@@ -205,10 +206,16 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             CodeMode::Bits64 => 0,
             _ => self.vmcs.read_natural(FieldNatural::GuestCsBase)?,
         };
+        let registers = Registers {
+            cr0,
+            cr3,
+            cr4,
+            efer,
+        };
         let linear_rip = base.wrapping_add(rip.as_u64()) & mode.linear_mask();
         Ok(View {
             mode,
-            translation: Translation::new(cr0, cr3, efer),
+            translation: self.translation(&registers)?,
             privilege: Privilege::new((ss_access >> 5 & 3) as u8, cr0, cr4, rflags),
             linear_rip: Gva::new(linear_rip),
             rip: rip.as_u64(),

@@ -4,8 +4,8 @@
 use arrayvec::ArrayVec;
 
 use super::super::devices::MmioDevices;
-use super::super::loader::{GuestMemory, MemoryFault};
-use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
+use super::super::loader::GuestMemory;
+use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
 use super::{Bus, MmioDevice, Width};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
 use crate::vmx::VmcsError;
@@ -76,7 +76,7 @@ pub struct GuestBus<'b, M: GuestMemory, S> {
     /// The segment registers.
     pub segments: S,
     /// How the guest translates addresses.
-    pub translation: Translation,
+    pub translation: &'b Translation,
     /// As whom it accesses memory.
     pub privilege: Privilege,
     /// What the CPU has translated.
@@ -143,7 +143,7 @@ impl<M: Places, S> GuestBus<'_, M, S> {
         match intent {
             Intent::Read => memory.translate(at, false),
             Intent::Write => memory.translate(at, true),
-            Intent::AskWrite => memory.look_up(at, true).map(|walked| walked.gpa),
+            Intent::AskWrite => memory.look_up(at, Use::Write).map(|walked| walked.gpa),
         }
         .map_err(BusFault::Virtual)
     }
@@ -300,7 +300,7 @@ fn parts(len: u64) -> impl Iterator<Item = (u64, Width)> {
 }
 
 fn memory_fault<E>(address: Gpa, error: E) -> BusFault<E> {
-    BusFault::Virtual(VirtualFault::Memory(MemoryFault { address, error }))
+    BusFault::Virtual(VirtualFault::memory(address, error))
 }
 
 impl<M, S> Bus for GuestBus<'_, M, S>

@@ -148,7 +148,7 @@ fn fetch_new<M: GuestMemory>(
 
 fn why<E>(fault: VirtualFault<E>) -> Why {
     match fault {
-        VirtualFault::LegacyPaging => Why::LegacyPaging,
+        VirtualFault::Page { address, code } => Why::CodeFaults { address, code },
         _ => Why::NoCode,
     }
 }
@@ -182,7 +182,7 @@ mod tests {
         rip: u64,
     ) -> (Result<Instruction, Why>, Code) {
         let privilege = Privilege::new(0, 0, 0, 0);
-        let memory = GuestVirtual::new(memory, Translation::Off, privilege);
+        let memory = GuestVirtual::new(memory, &Translation::OFF, privilege);
         let mut code = Code::NONE;
         let found = fetch(&memory, mode, Gva::new(rip), decoded, &mut code);
         (found, code)
@@ -221,6 +221,54 @@ mod tests {
         assert_eq!((found, code.bytes().1), (Err(Why::NoCode), 10));
         let (found, _) = fetched(&mut memory, &mut Decoded::NONE.clone(), Bits64, 0x2000);
         assert_eq!(found, Err(Why::NoCode));
+    }
+
+    #[test]
+    fn code_that_must_not_be_fetched_is_a_page_fault() {
+        let mut memory = Memory(vec![0; 0x5000]);
+        for (at, entry) in [
+            (0, 0x1007_u64),
+            (0x1000, 0x2007),
+            (0x2000, 0x3007),
+            (0x3000, 0x4003),
+        ] {
+            memory.0[at..at + 8].copy_from_slice(&entry.to_le_bytes());
+        }
+        let tables = Translation::four_level(Gpa::new(0));
+        let mut found = |entry: u64, privilege| {
+            memory.0[0x3000..0x3008].copy_from_slice(&entry.to_le_bytes());
+            let guest = GuestVirtual::new(&mut memory, &tables, privilege);
+            let mut decoded = Decoded::NONE;
+            fetch(
+                &guest,
+                CodeMode::Bits64,
+                Gva::new(4),
+                &mut decoded,
+                &mut Code::NONE.clone(),
+            )
+            .map(drop)
+        };
+        let fault = |code| {
+            Err(Why::CodeFaults {
+                address: Gva::new(4),
+                code,
+            })
+        };
+        let [kernel, kept_out, user] =
+            [(0, 0), (0, 1 << 20), (3, 0)].map(|(cpl, cr4)| Privilege::new(cpl, 0, cr4, 0));
+        const NO_EXECUTE: u64 = 1 << 63;
+        for (entry, privilege, expected) in [
+            (0x4003, kernel, Ok(())),
+            (0x4007, user, Ok(())),
+            (0x4007, kept_out, fault(0x11)),
+            (0x4003, kept_out, Ok(())),
+            (0x4003, user, fault(0x15)),
+            (0x4003 | NO_EXECUTE, kernel, fault(0x11)),
+            (0x4003 | 1 << 45, kernel, fault(0x19)),
+            (0x4002, kernel, fault(0x10)),
+        ] {
+            assert_eq!(found(entry, privilege), expected, "{entry:#x}");
+        }
     }
 
     #[test]

@@ -14,8 +14,13 @@ pub enum Why {
     NoInstruction,
     /// The code cannot be read any more where the CPU has just fetched it.
     NoCode,
-    /// The code is behind 32-bit or PAE paging.
-    LegacyPaging,
+    /// By the guest's tables as they are, the fetch of the code is a page fault.
+    CodeFaults {
+        /// For CR2.
+        address: Gva,
+        /// The error code.
+        code: u32,
+    },
     /// The bytes are no instruction, or none that is carried out.
     Instruction(DecodeError),
     /// The instruction accesses another address.
@@ -46,8 +51,7 @@ impl fmt::Display for Why {
         f.write_str(match self {
             Self::Delivery => "made by the delivery of an event",
             Self::NoInstruction => "not made by an instruction",
-            Self::NoCode => "the code is not where the CPU fetched it",
-            Self::LegacyPaging => "the code is behind 32-bit or PAE paging",
+            Self::NoCode | Self::CodeFaults { .. } => "the code is not where the CPU fetched it",
             Self::Instruction(DecodeError::NotCarriedOut) => "this instruction is not emulated",
             Self::Instruction(DecodeError::TooShort | DecodeError::Invalid) => {
                 "these bytes are no instruction"

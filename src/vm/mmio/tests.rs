@@ -69,11 +69,12 @@ impl World {
             memory: &mut self.memory,
             devices: &mut self.devices,
             segments: |_| Ok(Segment::flat(0, AccessRights::DATA)),
-            translation: Translation::Off,
+            translation: &Translation::OFF,
             privilege: Privilege {
                 user: false,
                 write_protect: true,
                 smap: false,
+                smep: false,
             },
             translated: Translated {
                 gva: Gva::new(1 << 40),
@@ -177,7 +178,8 @@ fn the_translation_of_the_cpu_counts_for_its_page_and_its_right() {
     // With the device known and without, it is the same.
     for device in [None, Some((TEST_DEVICE, 0x123))] {
         let mut bus = world.bus();
-        bus.translation = Translation::Legacy; // whatever needs the tables fails
+        let nowhere = Translation::four_level(Gpa::new(1 << 32));
+        bus.translation = &nowhere; // whatever needs the tables fails
         bus.translated = translated(false, device);
         assert!(bus.read(Gva::new(0x7000_0000_0010), Width::Dword).is_ok());
         assert!(
@@ -311,8 +313,9 @@ fn what_is_accessed_is_marked_in_the_tables() {
                 .write(Gpa::new(at), &u64::to_le_bytes(bits))
                 .unwrap();
         }
+        let tables = Translation::four_level(Gpa::new(0));
         let mut bus = world.bus();
-        bus.translation = Translation::FourLevel(Gpa::new(0));
+        bus.translation = &tables;
         bus.translated = Translated {
             gva: Gva::new(REGISTER),
             gpa: Gpa::new(2 * PAGE + 8),

@@ -4,9 +4,15 @@
 //! referred to. What is to be checked is copied first, so it cannot change in between. An access marks the guest's tables
 //! as the CPU's own would.
 
+mod entries;
+mod exact;
+mod translation;
 mod walk;
 
 use core::fmt;
+
+pub use translation::Translation;
+pub(super) use walk::Use;
 
 use super::loader::{GuestMemory, MemoryFault};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
@@ -27,31 +33,6 @@ pub trait Locate {
     fn locate(&mut self, at: Gva) -> Option<Gpa>;
 }
 
-/// How the guest translates addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Translation {
-    /// Paging is off.
-    Off,
-    /// 4-level paging, with the root table here.
-    FourLevel(Gpa),
-    /// 32-bit or PAE paging.
-    Legacy,
-}
-
-impl Translation {
-    /// From control registers.
-    pub const fn new(cr0: u64, cr3: u64, efer: u64) -> Self {
-        const PAGING: u64 = 1 << 31;
-        const LONG_MODE_ACTIVE: u64 = 1 << 10;
-        const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-        match (cr0 & PAGING != 0, efer & LONG_MODE_ACTIVE != 0) {
-            (false, _) => Self::Off,
-            (true, true) => Self::FourLevel(Gpa::new(cr3 & ADDRESS)),
-            (true, false) => Self::Legacy,
-        }
-    }
-}
-
 /// As whom memory is accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Privilege {
@@ -62,18 +43,23 @@ pub struct Privilege {
     /// CR4.SMAP without RFLAGS.AC: pages of user mode are not for the supervisor (SDM "Determination of Access Rights",
     /// 5.6.1).
     pub smap: bool,
+    /// CR4.SMEP: nor is code there.
+    pub smep: bool,
 }
 
 impl Privilege {
-    /// Of an access to data at `cpl`, from control registers and RFLAGS.
+    /// Of an access at `cpl`, from control registers and RFLAGS. Nothing that is done here is an implicit supervisor
+    /// access: descriptors are not read, and the delivery of events is the CPU's.
     pub const fn new(cpl: u8, cr0: u64, cr4: u64, rflags: u64) -> Self {
         const WRITE_PROTECT: u64 = 1 << 16;
+        const SMEP: u64 = 1 << 20;
         const SMAP: u64 = 1 << 21;
         const ALIGNMENT_CHECK: u64 = 1 << 18;
         Self {
             user: cpl == 3,
             write_protect: cr0 & WRITE_PROTECT != 0,
             smap: cr4 & SMAP != 0 && rflags & ALIGNMENT_CHECK == 0,
+            smep: cr4 & SMEP != 0,
         }
     }
 }
@@ -90,10 +76,15 @@ pub enum VirtualFault<E> {
     },
     /// The address is not canonical, or the range wraps: a general-protection fault is due.
     NonCanonical(Gva),
-    /// The guest's tables lead to memory that cannot be accessed.
+    /// The guest's tables lead to memory that cannot be accessed, or a table lies in such: where the CPU walks, it exits
+    /// with an EPT violation.
     Memory(MemoryFault<E>),
-    /// The guest uses 32-bit or PAE paging.
-    LegacyPaging,
+}
+
+impl<E> VirtualFault<E> {
+    pub(super) const fn memory(address: Gpa, error: E) -> Self {
+        Self::Memory(MemoryFault { address, error })
+    }
 }
 
 impl<E: fmt::Display> fmt::Display for VirtualFault<E> {
@@ -102,7 +93,6 @@ impl<E: fmt::Display> fmt::Display for VirtualFault<E> {
             Self::Page { address, code } => write!(f, "page fault at {address}, code {code:#x}"),
             Self::NonCanonical(address) => write!(f, "{address} is not canonical"),
             Self::Memory(fault) => write!(f, "guest memory at {}: {}", fault.address, fault.error),
-            Self::LegacyPaging => f.write_str("32-bit or PAE paging"),
         }
     }
 }
@@ -111,13 +101,13 @@ impl<E: fmt::Debug + fmt::Display> core::error::Error for VirtualFault<E> {}
 /// Guest memory behind the guest's translation.
 pub struct GuestVirtual<'m, M: GuestMemory> {
     memory: &'m mut M,
-    translation: Translation,
+    translation: &'m Translation,
     privilege: Privilege,
 }
 
 impl<'m, M: GuestMemory> GuestVirtual<'m, M> {
     /// A view on `memory` for one exit.
-    pub fn new(memory: &'m mut M, translation: Translation, privilege: Privilege) -> Self {
+    pub fn new(memory: &'m mut M, translation: &'m Translation, privilege: Privilege) -> Self {
         Self {
             memory,
             translation,
@@ -158,18 +148,18 @@ impl<M: GuestMemory> VirtualMemory for GuestVirtual<'_, M> {
             let result = this
                 .memory
                 .read(address, into.get_mut(range).unwrap_or_default());
-            result.map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))
+            result.map_err(|error| VirtualFault::memory(address, error))
         })
     }
 
     fn write(&mut self, to: Gva, bytes: &[u8]) -> Result<(), Self::Fault> {
-        self.pieces(to, bytes.len(), |this, at, _| this.look_up(at, true))?;
+        self.pieces(to, bytes.len(), |this, at, _| this.look_up(at, Use::Write))?;
         self.pieces(to, bytes.len(), |this, at, range| {
             let address = this.translate(at, true)?;
             let result = this
                 .memory
                 .write(address, bytes.get(range).unwrap_or_default());
-            result.map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))
+            result.map_err(|error| VirtualFault::memory(address, error))
         })
     }
 }
@@ -180,5 +170,7 @@ impl<M: GuestMemory> Locate for GuestVirtual<'_, M> {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

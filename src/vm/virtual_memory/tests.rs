@@ -1,5 +1,6 @@
 //! Tests of accesses by guest-virtual address: crossing pages, rights, hostile tables, accessed and dirty.
 
+use super::translation::Paging;
 use super::*;
 
 /// 64 KiB of guest memory.
@@ -25,11 +26,13 @@ const KERNEL: Privilege = Privilege {
     user: false,
     write_protect: true,
     smap: false,
+    smep: false,
 };
 const USER: Privilege = Privilege {
     user: true,
     write_protect: true,
     smap: false,
+    smep: false,
 };
 const W: u64 = 2;
 const U: u64 = 4;
@@ -47,10 +50,9 @@ fn memory(pages: &[(u64, u64)]) -> Memory {
     }
     memory
 }
+const FOUR_LEVEL: Translation = Translation::four_level(Gpa::new(0x1000));
 fn at(memory: &mut Memory, privilege: Privilege) -> GuestVirtual<'_, Memory> {
-    let translation = Translation::new(1 << 31, 0x1fff, 1 << 10);
-    assert_eq!(translation, Translation::FourLevel(Gpa::new(0x1000)));
-    GuestVirtual::new(memory, translation, privilege)
+    GuestVirtual::new(memory, &FOUR_LEVEL, privilege)
 }
 fn fault(address: u64, code: u32) -> Result<(), VirtualFault<()>> {
     Err(VirtualFault::Page {
@@ -161,8 +163,12 @@ fn hostile_addresses_and_tables() {
         error: (),
     };
     assert_eq!(read(0x1000), Err(VirtualFault::Memory(beyond)));
-    assert!(matches!(read(0x2000), Err(VirtualFault::Memory(_))));
-    assert_eq!(read(2 << 39), fault(2 << 39, 9));
+    assert_eq!(read(0x2000), fault(0x2000, 9));
+    let table = MemoryFault {
+        address: Gpa::new(0xdead_f000),
+        error: (),
+    };
+    assert_eq!(read(2 << 39), Err(VirtualFault::Memory(table)));
     assert!(
         read(1 << 39).is_ok(),
         "through the cycle to the PDPT as a page of data"
@@ -177,17 +183,26 @@ fn hostile_addresses_and_tables() {
 #[test]
 fn a_range_that_wraps_ends_there() {
     let mut memory = memory(&[]);
-    let mut off = GuestVirtual::new(&mut memory, Translation::Off, KERNEL);
+    let mut off = GuestVirtual::new(&mut memory, &Translation::OFF, KERNEL);
     assert!(off.read(Gva::new(0x8000), &mut [0; 8]).is_ok());
     assert!(matches!(
         off.read(Gva::new(u64::MAX), &mut [0; 8]),
         Err(VirtualFault::Memory(_))
     ));
-    let translation = Translation::new(1 << 31, 0, 0);
-    let mut legacy = GuestVirtual::new(&mut memory, translation, KERNEL);
+    let mut narrow = at(&mut memory, KERNEL);
+    let translation = Translation {
+        paging: Paging::Pae([0; 4]),
+        ..FOUR_LEVEL
+    };
+    narrow.translation = &translation;
     assert_eq!(
-        legacy.read(Gva::new(0), &mut [0]),
-        Err(VirtualFault::LegacyPaging)
+        narrow.read(Gva::new(0xffff_fffc), &mut [0; 8]),
+        fault(0xffff_fffc, 0)
+    );
+    let beyond = Gva::new(1 << 32);
+    assert_eq!(
+        narrow.read(beyond, &mut [0]),
+        Err(VirtualFault::NonCanonical(beyond))
     );
 }
 
@@ -253,8 +268,7 @@ fn tables_that_cannot_be_marked_are_no_endless_work() {
             refuses,
             tries: 0,
         };
-        let translation = Translation::FourLevel(Gpa::new(0x1000));
-        let mut guest = GuestVirtual::new(&mut stubborn, translation, KERNEL);
+        let mut guest = GuestVirtual::new(&mut stubborn, &FOUR_LEVEL, KERNEL);
         let found = guest.translate(Gva::new(0x1234), true);
         let root = MemoryFault {
             address: Gpa::new(0x1000),

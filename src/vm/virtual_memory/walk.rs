@@ -1,37 +1,60 @@
 //! One walk of the guest's own tables: what it leads to, what it allows, and the marks that it leaves.
+//!
+//! The frequent case is decided by what all entries on the way have together: 4-level tables that allow the access, and have
+//! no reserved bit. All else is left to `exact`, which goes entry by entry, as the manual does.
 
-use super::super::loader::{GuestMemory, MemoryFault};
-use super::{GuestVirtual, Translation, VirtualFault};
-use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
-use crate::paging::{
-    Amd64Entry, Entry, GuestAmd64, PagingError, Step, TableReadOps, path, query_seeing,
-};
-
-/// The error code of a page fault (SDM "Page-Fault Exceptions", 5.7).
-mod code {
-    pub const PRESENT: u32 = 1 << 0;
-    pub const WRITE: u32 = 1 << 1;
-    pub const USER: u32 = 1 << 2;
-    pub const RESERVED: u32 = 1 << 3;
-}
+use super::super::loader::GuestMemory;
+use super::translation::{NO_EXECUTE, Paging};
+use super::{GuestVirtual, VirtualFault};
+use crate::addr::{Address, Gpa, Gva, PAGE_SIZE, PageSize};
+use crate::paging::{Amd64Entry, Entry, GuestAmd64, TableReadOps, query_seeing};
 
 /// Of an entry: it lets writes through, and user mode; it was used; as a leaf, its page was written (SDM "4-Level Paging and
 /// 5-Level Paging", 5.5).
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
+pub(super) const WRITABLE: u64 = 1 << 1;
+pub(super) const USER: u64 = 1 << 2;
+pub(super) const ACCESSED: u64 = 1 << 5;
+pub(super) const DIRTY: u64 = 1 << 6;
 
 /// How often an access is walked for again whose tables change while it is marked in them.
 const TRIES: u32 = 4;
 
+/// What is done with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Use {
+    /// Data is read.
+    Read,
+    /// Data is written.
+    Write,
+    /// Code is fetched.
+    Fetch,
+}
+
 /// What a walk comes to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Walked {
     /// Where the bytes to the end of the page are.
     pub gpa: Gpa,
     /// Whether the tables have all marks of such an access.
-    marked: bool,
+    pub(super) marked: bool,
+}
+
+/// What an access asks of the entries on its way (SDM "Determination of Access Rights", 5.6.1).
+pub(super) struct Demands {
+    /// Bits that each must have.
+    all: u64,
+    /// Bits that not all may have.
+    not_all: u64,
+    /// Bits that none may have.
+    none: u64,
+}
+
+impl Demands {
+    /// Whether entries meet them that have these bits all, and any of them these.
+    #[inline(always)]
+    pub(super) const fn met(&self, all: u64, any: u64) -> bool {
+        all & (self.all | self.not_all) == self.all && any & self.none == 0
+    }
 }
 
 impl<M: GuestMemory> GuestVirtual<'_, M> {
@@ -42,12 +65,13 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
         at: Gva,
         write: bool,
     ) -> Result<Gpa, VirtualFault<M::Error>> {
-        let mut walked = self.look_up(at, write)?;
+        let how = if write { Use::Write } else { Use::Read };
+        let mut walked = self.look_up(at, how)?;
         for _ in 0..TRIES {
             if walked.marked || self.mark(at, write)? {
                 break;
             }
-            walked = self.look_up(at, write)?;
+            walked = self.look_up(at, how)?;
         }
         Ok(walked.gpa)
     }
@@ -60,7 +84,7 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
         at: Gva,
         gpa: Gpa,
     ) -> Result<(), VirtualFault<M::Error>> {
-        match self.look_up(at, true) {
+        match self.look_up(at, Use::Write) {
             Ok(walked) if !walked.marked && same_page(walked.gpa, gpa) => {
                 self.translate(at, true).map(drop)
             }
@@ -69,56 +93,63 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
     }
 
     /// As [`GuestVirtual::translate`], without a mark: the access is only asked about, or the CPU has made it itself.
+    #[inline(always)]
     pub(in super::super) fn look_up(
         &self,
         at: Gva,
-        write: bool,
+        how: Use,
     ) -> Result<Walked, VirtualFault<M::Error>> {
-        let root = match self.translation {
-            Translation::FourLevel(root) => root,
-            Translation::Legacy => return Err(VirtualFault::LegacyPaging),
-            Translation::Off => {
-                return Ok(Walked {
-                    gpa: Gpa::new(at.as_u64()),
-                    marked: true,
-                });
-            }
-        };
-        let access =
-            if write { code::WRITE } else { 0 } | if self.privilege.user { code::USER } else { 0 };
-        let fault = |code| VirtualFault::Page {
-            address: at,
-            code: access | code,
+        let Paging::FourLevel(root) = self.translation.paging else {
+            return self.look_up_exactly(at, how);
         };
         let tables = Tables {
             memory: &*self.memory,
             root,
         };
-        let (mut all, mut leaf) = (u64::MAX, 0);
+        let (mut all, mut any, mut leaf) = (u64::MAX, 0, 0);
         let found = query_seeing(&tables, at, |entry: Amd64Entry| {
             leaf = entry.to_bits();
             all &= leaf;
+            any |= leaf;
         });
-        let mapping = match found {
-            Ok(Some(mapping)) => mapping,
-            Ok(None) => return Err(fault(0)),
-            Err(PagingError::OutOfRange { .. }) => return Err(VirtualFault::NonCanonical(at)),
-            // A table outside the guest's memory, or a reserved bit: to the guest it is its tables' fault.
-            Err(_) => return Err(fault(code::PRESENT | code::RESERVED)),
-        };
-        let gpa = mapping.phys_of(at).ok_or(fault(0))?;
-        let may_write =
-            all & WRITABLE != 0 || !self.privilege.user && !self.privilege.write_protect;
-        let others = if self.privilege.user {
-            all & USER == 0
-        } else {
-            self.privilege.smap && all & USER != 0
-        };
-        if write && !may_write || others {
-            return Err(fault(code::PRESENT));
+        if let Ok(Some(mapping)) = found
+            && let Some(gpa) = mapping.phys_of(at)
+            && self.demands(how).met(all, any)
+            && any & self.translation.reserved == 0
+            && (self.translation.gib_pages || mapping.size != PageSize::Size1G)
+        {
+            let marked = all & ACCESSED != 0 && (leaf & DIRTY != 0 || how != Use::Write);
+            return Ok(Walked { gpa, marked });
         }
-        let marked = all & ACCESSED != 0 && (leaf & DIRTY != 0 || !write);
-        Ok(Walked { gpa, marked })
+        self.look_up_exactly(at, how)
+    }
+
+    #[inline(always)]
+    pub(super) fn demands(&self, how: Use) -> Demands {
+        let privilege = &self.privilege;
+        let mut demands = Demands {
+            all: 0,
+            not_all: 0,
+            none: 0,
+        };
+        // Pages of user mode are kept from the supervisor by SMAP as data, and by SMEP as code.
+        let kept_out = if how == Use::Fetch {
+            privilege.smep
+        } else {
+            privilege.smap
+        };
+        if privilege.user {
+            demands.all = USER;
+        } else if kept_out {
+            demands.not_all = USER;
+        }
+        match how {
+            Use::Read => {}
+            Use::Write if privilege.user || privilege.write_protect => demands.all |= WRITABLE,
+            Use::Write => {}
+            Use::Fetch => demands.none = NO_EXECUTE,
+        }
+        demands
     }
 
     /// The words that hold the code at `at`, as the CPU has fetched it, of which those behind its page are 0, and how many
@@ -128,43 +159,10 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
         &self,
         at: Gva,
     ) -> Result<([u64; 3], u64), VirtualFault<M::Error>> {
-        let address = self.look_up(at, false)?.gpa;
+        let address = self.look_up(at, Use::Fetch)?.gpa;
         let words = self.memory.words(address);
-        let words = words.map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))?;
+        let words = words.map_err(|error| VirtualFault::memory(address, error))?;
         Ok((words, PAGE_SIZE - at.page_offset()))
-    }
-
-    /// Marks every entry on the way to `at` as used, and the last as written if it is. Yields whether the tables still
-    /// were what they had been.
-    #[cold]
-    fn mark(&mut self, at: Gva, write: bool) -> Result<bool, VirtualFault<M::Error>> {
-        let Translation::FourLevel(root) = self.translation else {
-            return Ok(true);
-        };
-        let mut steps: [Option<Step<Gpa>>; 4] = [None; 4];
-        let tables = Tables {
-            memory: &*self.memory,
-            root,
-        };
-        for (slot, step) in steps.iter_mut().zip(path(&tables, at)) {
-            *slot = Some(step);
-        }
-        let mut steps = steps.into_iter().flatten().peekable();
-        while let Some(step) = steps.next() {
-            let is_leaf = steps.peek().is_none();
-            let old = step.bits;
-            let new = old | ACCESSED | if write && is_leaf { DIRTY } else { 0 };
-            let address = Gpa::new(step.table.as_u64() + 8 * step.index as u64);
-            if new != old
-                && !self
-                    .memory
-                    .exchange_word(address, old, new)
-                    .map_err(|error| VirtualFault::Memory(MemoryFault { address, error }))?
-            {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }
 
@@ -172,7 +170,7 @@ fn same_page(a: Gpa, b: Gpa) -> bool {
     a.align_down(PAGE_SIZE) == b.align_down(PAGE_SIZE)
 }
 
-/// The guest's tables, to be read.
+/// The guest's 4-level tables, to be read.
 struct Tables<'m, M> {
     memory: &'m M,
     root: Gpa,

@@ -1,4 +1,4 @@
-//! Out of long mode to 32-bit paging and back.
+//! Out of long mode to 32-bit or PAE paging and back.
 //!
 //! Rust code runs in 64-bit mode only, so what is to be tried in 32-bit mode is written down as a list of [`Op`]s, which
 //! a loop in assembly works off. It runs at addresses below 4 GiB that both kinds of tables and no tables at all
@@ -10,6 +10,7 @@ use core::arch::{global_asm, naked_asm};
 use core::cell::UnsafeCell;
 use core::fmt;
 use offshoot::addr::PAGE_SIZE;
+use offshoot_guest::abi::Call;
 use offshoot_guest::trap;
 
 /// Where user mode finds what the supervisor has at address 0.
@@ -43,12 +44,50 @@ const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FETCH: u32 = 2;
 const SET_WP: u32 = 3;
+const FLUSH: u32 = 4;
+const OUTS: u32 = 5;
+const INS: u32 = 6;
+const FROM_DEVICE: u32 = 7;
+const TO_DEVICE: u32 = 8;
+const CALL: u32 = 9;
+const ADD: u32 = 10;
 
 /// In the upper half of a register that 32-bit code uses.
 const STALE: u64 = 0xdead_beef << 32;
 const CR0_WP: u32 = 1 << 16;
 const CR4_PSE: u32 = 1 << 4;
 const CR4_PAE: u32 = 1 << 5;
+const EFER_NXE: u32 = 1 << 11;
+
+/// How 32-bit mode translates addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paging {
+    /// CR4.PAE.
+    pub pae: bool,
+    /// CR4.PSE.
+    pub pse: bool,
+    /// EFER.NXE.
+    pub no_execute: bool,
+    /// Where the test device is mapped for the supervisor.
+    pub device: u32,
+    /// And where for user mode.
+    pub user_device: u32,
+}
+
+/// What the hypervisor does for a guest with a byte of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// OUTS reads it.
+    Outs,
+    /// INS writes it.
+    Ins,
+    /// MOVS copies it from the device.
+    FromDevice,
+    /// MOVS copies it to the device.
+    ToDevice,
+    /// A call refers to it; its result is what the call yields.
+    Call,
+}
 
 /// Something to be done in 32-bit mode, and what came of it.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +134,43 @@ impl Op {
         };
         let address = page + attempt.offset() as u32;
         Self::new(kind, address, value, attempt.user)
+    }
+
+    /// Drops what is cached of the tables; with PAE paging their top is loaded again.
+    pub const fn flush() -> Self {
+        Self::new(FLUSH, 0, 0, false)
+    }
+
+    /// The word at `address` becomes `value`.
+    pub const fn write(address: u32, value: u32) -> Self {
+        Self::new(WRITE, address, value, false)
+    }
+
+    /// The word at `address` is read or written, as whom.
+    pub const fn plain(address: u32, write: bool, user: bool) -> Self {
+        Self::new(if write { WRITE } else { READ }, address, 0, user)
+    }
+
+    /// The word at `address` is read.
+    pub const fn read(address: u32) -> Self {
+        Self::new(READ, address, 0, false)
+    }
+
+    /// Adds 5 to the byte at `address`, by the encoding of ADD that 64-bit mode does not have.
+    pub const fn add_five(address: u32) -> Self {
+        Self::new(ADD, address, 0, false)
+    }
+
+    /// The byte at `address` is served; a call is made by the supervisor only.
+    pub const fn served(served: Served, address: u32, user: bool) -> Self {
+        let kind = match served {
+            Served::Outs => OUTS,
+            Served::Ins => INS,
+            Served::FromDevice => FROM_DEVICE,
+            Served::ToDevice => TO_DEVICE,
+            Served::Call => CALL,
+        };
+        Self::new(kind, address, 0, user && kind != CALL)
     }
 
     /// What a read found.
@@ -150,9 +226,13 @@ struct Block {
     rsp_long: u64,
     gdt: [u16; 5],
     idt: [u16; 3],
+    device: u32,
+    user_device: u32,
+    efer: u32,
+    rest: u32,
 }
 
-const _: () = assert!(size_of::<Block>() == 56);
+const _: () = assert!(size_of::<Block>() == 72);
 
 struct Shared<T>(UnsafeCell<T>);
 
@@ -177,12 +257,12 @@ impl Crossing {
         Self { stack, user_stack }
     }
 
-    /// Runs `ops` in 32-bit mode on the two-level tables at `root`, CR4.PSE set, and comes back.
+    /// Runs `ops` in 32-bit mode on the tables at `root`, and comes back.
     ///
     /// # Safety
-    /// All of this guest's memory is below 2 GiB. The tables map it to itself, and for user mode at [`USER_BASE`]; no
+    /// All of this guest's memory is below 2 GiB. The tables are of this kind of paging. The tables map it to itself, and for user mode at [`USER_BASE`]; no
     /// write of `ops` goes to what this program uses.
-    pub unsafe fn run(&self, root: u64, ops: &mut [Op]) {
+    pub unsafe fn run(&self, root: u64, paging: Paging, ops: &mut [Op]) {
         let cr3_long: u64;
         // SAFETY: reads a register.
         unsafe { core::arch::asm!("mov {}, cr3", out(reg) cr3_long) };
@@ -194,12 +274,18 @@ impl Crossing {
             stack: self.stack,
             user_stack: self.user_stack,
             cr3: root as u32,
-            cr4: cr4_long as u32 & !CR4_PAE | CR4_PSE,
+            cr4: cr4_long as u32 & !(CR4_PAE | CR4_PSE)
+                | if paging.pae { CR4_PAE } else { 0 }
+                | if paging.pse { CR4_PSE } else { 0 },
             cr3_long: cr3_long as u32,
             cr4_long: cr4_long as u32,
             rsp_long: 0,
             gdt: pointer(GDT.0.get() as u32, size_of::<[u64; 7]>(), [0; 2]),
             idt: pointer(IDT.0.get() as u32, size_of::<[u64; VECTORS]>(), []),
+            device: paging.device,
+            user_device: paging.user_device,
+            efer: if paging.no_execute { EFER_NXE } else { 0 },
+            rest: 0,
         };
         // SAFETY: nothing uses these tables now.
         unsafe { self.describe() };
@@ -284,11 +370,12 @@ global_asm!(
     "mov eax, {data}",
     "mov ss, eax",
     "mov esp, [edi + 8]",
-    // Out of long mode: paging off, LME off, PAE off.
+    // Out of long mode: paging off, LME off. NXE and PAE are as asked for.
     "mov cr0, ebp",
     "mov ecx, 0xc0000080",
     "rdmsr",
-    "and eax, ~0x100",
+    "and eax, ~0x900",
+    "or eax, [edi + 64]",
     "wrmsr",
     "mov eax, [edi + 20]",
     "mov cr4, eax",
@@ -302,18 +389,20 @@ global_asm!(
     "mov cr0, eax",
     "jmp 2f",
     "2:",
-    "mov esi, [edi]",
-    "sub esi, {op_size}",
-    // The next op is at ESI.
+    "mov [offshoot_mmu_block], edi",
+    "mov ebp, [edi]",
+    "sub ebp, {op_size}",
+    // The next op is at EBP, the block at EDI.
     ".Loffshoot_next:",
+    "mov edi, [offshoot_mmu_block]",
     "mov esp, [edi + 8]",
-    "add esi, {op_size}",
-    "cmp esi, [edi + 4]",
+    "add ebp, {op_size}",
+    "cmp ebp, [edi + 4]",
     "jae .Loffshoot_back",
-    "mov ecx, [esi]",
-    "mov ebx, [esi + 4]",
-    "mov eax, [esi + 8]",
-    "cmp dword ptr [esi + 12], 0",
+    "mov ecx, [ebp]",
+    "mov ebx, [ebp + 4]",
+    "mov eax, [ebp + 8]",
+    "cmp dword ptr [ebp + 12], 0",
     "jne .Loffshoot_user",
     "cmp ecx, {read}",
     "je 3f",
@@ -321,6 +410,14 @@ global_asm!(
     "je 4f",
     "cmp ecx, {fetch}",
     "je 5f",
+    "cmp ecx, {flush}",
+    "je 6f",
+    "cmp ecx, {call}",
+    "je 7f",
+    "cmp ecx, {add}",
+    "je .Loffshoot_add",
+    "cmp ecx, {set_wp}",
+    "jne 8f",
     // CR0.WP.
     "mov ecx, cr0",
     "and ecx, ~{wp}",
@@ -329,7 +426,7 @@ global_asm!(
     "jmp .Loffshoot_next",
     "3:",
     "mov eax, [ebx]",
-    "mov [esi + 28], eax",
+    "mov [ebp + 28], eax",
     "jmp .Loffshoot_next",
     "4:",
     "mov [ebx], eax",
@@ -337,11 +434,47 @@ global_asm!(
     "5:",
     "call ebx",
     "jmp .Loffshoot_next",
-    // The same at CPL 3, in the user's view of this code, until INT3.
+    "6:",
+    "mov eax, cr3",
+    "mov cr3, eax",
+    "jmp .Loffshoot_next",
+    // The name of a figure is there.
+    "7:",
+    "mov eax, {figure}",
+    "mov edi, ebx",
+    "mov esi, 1",
+    "xor edx, edx",
+    "vmcall",
+    "mov [ebp + 28], eax",
+    "jmp .Loffshoot_next",
+    ".Loffshoot_add:",
+    ".byte 0x82, 0x03, 0x05",
+    "jmp .Loffshoot_next",
+    // A string instruction: what it goes through is in ESI and EDI.
+    "8:",
+    "mov edx, 0x80",
+    "mov edi, [edi + 56]",
+    "mov esi, ebx",
+    "cmp ecx, {outs}",
+    "je .Loffshoot_outs",
+    "cmp ecx, {to_device}",
+    "je .Loffshoot_movs",
+    "xchg esi, edi",
+    "cmp ecx, {ins}",
+    "jne .Loffshoot_movs",
+    "insb",
+    "jmp .Loffshoot_next",
+    ".Loffshoot_outs:",
+    "outsb",
+    "jmp .Loffshoot_next",
+    ".Loffshoot_movs:",
+    "movsb",
+    "jmp .Loffshoot_next",
+    // The same at CPL 3, in the user's view of this code, until INT3. Ports are for user mode too.
     ".Loffshoot_user:",
     "push {user_data}",
     "push dword ptr [edi + 12]",
-    "push 2",
+    "push 0x3002",
     "push {user_code}",
     "mov edx, offset .Loffshoot_user_read",
     "cmp ecx, {read}",
@@ -350,9 +483,24 @@ global_asm!(
     "cmp ecx, {write}",
     "je 9f",
     "mov edx, offset .Loffshoot_user_fetch",
+    "cmp ecx, {fetch}",
+    "je 9f",
+    "mov edi, [edi + 60]",
+    "mov esi, ebx",
+    "mov edx, offset .Loffshoot_user_outs",
+    "cmp ecx, {outs}",
+    "je 9f",
+    "mov edx, offset .Loffshoot_user_movs",
+    "cmp ecx, {to_device}",
+    "je 9f",
+    "xchg esi, edi",
+    "cmp ecx, {ins}",
+    "jne 9f",
+    "mov edx, offset .Loffshoot_user_ins",
     "9:",
     "add edx, {user_base}",
     "push edx",
+    "mov edx, 0x80",
     "iretd",
     ".Loffshoot_user_read:",
     "mov eax, [ebx]",
@@ -363,8 +511,18 @@ global_asm!(
     ".Loffshoot_user_fetch:",
     "call ebx",
     "int3",
-    // Back to long mode: PAE, LME, paging on. CR0.WP is left as the ops left it.
+    ".Loffshoot_user_outs:",
+    "outsb",
+    "int3",
+    ".Loffshoot_user_ins:",
+    "insb",
+    "int3",
+    ".Loffshoot_user_movs:",
+    "movsb",
+    "int3",
+    // Back to long mode: PAE, LME and NXE, paging on. CR0.WP is left as the ops left it.
     ".Loffshoot_back:",
+    "mov edi, [offshoot_mmu_block]",
     "mov eax, cr0",
     "and eax, 0x7fffffff",
     "mov cr0, eax",
@@ -374,7 +532,7 @@ global_asm!(
     "mov cr3, eax",
     "mov ecx, 0xc0000080",
     "rdmsr",
-    "or eax, 0x100",
+    "or eax, 0x900",
     "wrmsr",
     "mov eax, cr0",
     "or eax, 0x80000000",
@@ -399,12 +557,14 @@ global_asm!(
     ".endr",
     // Notes the exception and goes on with the next op: nothing below needs what the stack holds.
     ".Loffshoot_trapped:",
-    "mov [esi + 28], eax",
-    "pop dword ptr [esi + 16]",
-    "pop dword ptr [esi + 20]",
+    "mov [ebp + 28], eax",
+    "pop dword ptr [ebp + 16]",
+    "pop dword ptr [ebp + 20]",
     "mov eax, cr2",
-    "mov [esi + 24], eax",
+    "mov [ebp + 24], eax",
     "jmp .Loffshoot_next",
+    ".balign 4",
+    "offshoot_mmu_block: .long 0",
     ".code64",
     "offshoot_mmu_long:",
     "mov edi, edi",
@@ -428,6 +588,14 @@ global_asm!(
     read = const READ,
     write = const WRITE,
     fetch = const FETCH,
+    set_wp = const SET_WP,
+    flush = const FLUSH,
+    outs = const OUTS,
+    ins = const INS,
+    to_device = const TO_DEVICE,
+    call = const CALL,
+    add = const ADD,
+    figure = const Call::Figure as u32,
     wp = const CR0_WP,
     stub_size = const STUB_SIZE,
     vectors = const VECTORS,

@@ -2,7 +2,7 @@
 
 use crate::Bench;
 use crate::access::{Access, Attempt, Spot};
-use crate::crossing::{Crossing, Op, USER_BASE};
+use crate::crossing::{Crossing, Op, Paging, USER_BASE};
 use crate::tables::{Tables, WRITES, must};
 use offshoot::addr::{Gpa, Gva, PAGE_SIZE, PageSize};
 use offshoot::paging::{
@@ -17,6 +17,13 @@ const LARGE: u64 = 0x5000_0000;
 /// Where mappings that change are.
 const AT: u64 = 0x7000_0000;
 const SIZES: [(PageSize, u64); 2] = [(PageSize::Size4K, SMALL), (PageSize::Size4M, LARGE)];
+const PAGING: Paging = Paging {
+    pae: false,
+    pse: true,
+    no_execute: true,
+    device: 0,
+    user_device: 0,
+};
 /// Accesses of one visit to 32-bit mode.
 const MOST: usize = 1024;
 const WRITABLE: u64 = 1 << 1;
@@ -154,7 +161,7 @@ impl Legacy<'_, '_> {
     fn make(&mut self, what: &str) {
         let ops = &mut self.ops[..2 * self.asked];
         // SAFETY: the tables map memory to itself and for user mode; writes go to spots.
-        unsafe { self.crossing.run(self.tables.root().as_u64(), ops) };
+        unsafe { self.crossing.run(self.tables.root().as_u64(), PAGING, ops) };
         crate::access::set_write_protect(true);
         let checks = &mut self.bench.checks;
         for (pair, expected) in ops.as_chunks::<2>().0.iter().zip(self.expected.iter()) {
