@@ -185,7 +185,10 @@ impl<M: PhysMem> Walk<'_, '_, M> {
             && (!writable || region.is_writable())
             && (!attr.execute() || region.execute)
             && attr.memory_type() == region.memory_type
-            && attr.ignore_pat();
+            && attr.ignore_pat()
+            && (pages == 1
+                || space.spaces.capability.execute_large
+                || !attr.execute() && !attr.user_execute());
         let origin = Origin::of(attr);
         let host = match region.kind {
             RegionKind::PassThrough(device) => Some(device.range()),

@@ -19,6 +19,9 @@ pub struct EptCapability {
     pub pages_2m: bool,
     /// Leaves of 1 GiB.
     pub pages_1g: bool,
+    /// Leaves larger than 4 KiB may be executable. On a CPU where a fetch from one can end in a machine check (iTLB
+    /// multihit), whoever starts it takes this back.
+    pub execute_large: bool,
     /// The CPU can set accessed and dirty.
     pub accessed_dirty: bool,
     /// Violations say more about the linear address: its mode, and what the guest's tables allow.
@@ -53,6 +56,7 @@ impl EptCapability {
             write_back_tables: value.get_bit(14),
             pages_2m: value.get_bit(16),
             pages_1g: value.get_bit(17),
+            execute_large: true,
             invept: value.get_bit(20),
             accessed_dirty: value.get_bit(21),
             advanced_information: value.get_bit(22),

@@ -739,11 +739,15 @@ fn no_invept_of_a_reset_can_be_left_out() {
 }
 
 /// CPUs that mark pages dirty and log them, that mark them, and that do neither, where somebody asks for dirty pages from the
-/// start and where nobody does; and one with large pages.
-fn machines() -> [Machine; 5] {
+/// start and where nobody does; one with large pages, and one where those may not be executed.
+fn machines() -> [Machine; 6] {
     let all = all_capabilities();
     let no_marks = EptCapability {
         accessed_dirty: false,
+        ..all
+    };
+    let multihit = EptCapability {
+        execute_large: false,
         ..all
     };
     let machine = |capability, log, tracked, large| Machine {
@@ -759,6 +763,7 @@ fn machines() -> [Machine; 5] {
         machine(no_marks, false, true, false),
         machine(no_marks, false, false, false),
         machine(all, false, false, true),
+        machine(multihit, false, false, true),
     ]
 }
 
@@ -770,7 +775,7 @@ proptest! {
     #[test]
     fn forks_hold_their_own_and_templates_never_change(
         steps in prop::collection::vec(step(), 1..90),
-        machine in 0usize..5,
+        machine in 0usize..6,
         around in 0u32..5,
     ) {
         let outcome = live(&steps, Machine { around: 1 << around, ..machines()[machine] }, None);

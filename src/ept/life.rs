@@ -588,8 +588,9 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
     }
 }
 
-/// CPUs that log dirty pages, mark them, or neither, with small pages; and that log and mark them with large ones.
-fn kinds() -> [Kind; 5] {
+/// CPUs that log dirty pages, mark them, or neither, with small pages; that log and mark them with large ones; and such on
+/// which no large page may be executed.
+fn kinds() -> [Kind; 7] {
     let all = all_capabilities();
     let small = EptCapability {
         pages_2m: false,
@@ -599,12 +600,18 @@ fn kinds() -> [Kind; 5] {
         accessed_dirty: false,
         ..small
     };
+    let multihit = EptCapability {
+        execute_large: false,
+        ..all
+    };
     [
         (small, true),
         (small, false),
         (old, false),
         (all, true),
         (all, false),
+        (multihit, true),
+        (multihit, false),
     ]
     .map(|(capability, log)| Kind {
         capability,
@@ -628,7 +635,7 @@ proptest! {
     /// What a guest reads is what was last written, in any order of everything; nothing stale is ever used, counts are
     /// right after each step, what was written is told as dirty, and all frames come back.
     #[test]
-    fn memory_is_what_was_last_written(steps in prop::collection::vec(step(), 1..60), cpu in 0usize..5, around in 0u32..5) {
+    fn memory_is_what_was_last_written(steps in prop::collection::vec(step(), 1..60), cpu in 0usize..7, around in 0u32..5) {
         fine(&steps, Kind { around: 1 << around, ..kinds()[cpu] })?;
     }
 
@@ -643,7 +650,7 @@ proptest! {
             .into_iter()
             .filter(|step| !matches!(step, Step::Scarce { .. }))
             .collect();
-        let [logged, marked, protected, large_logged, large_marked] =
+        let [logged, marked, protected, large_logged, large_marked, ..] =
             kinds().map(|kind| fine(&steps, Kind { around: 1 << around, ..kind }).map(|life| life.harvests));
         let logged = logged?;
         prop_assert_eq!(&logged, &marked?);

@@ -17,6 +17,7 @@ mod dirty_log;
 mod edit;
 mod end;
 mod entry;
+mod fetch;
 mod fill;
 mod known;
 mod large;

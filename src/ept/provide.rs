@@ -1,6 +1,7 @@
 //! Making one page accessible: what stands in its slot decides, by one descent.
 
 use super::entry::Origin;
+use super::fetch::split_for_fetch;
 use super::known::Known;
 use super::large::large_page;
 use super::policy::PagePolicy;
@@ -139,6 +140,10 @@ fn provide<M: PhysMem>(
             if attr.read() && (!access.fetch || attr.execute()) {
                 return Ok((Fill::Present, false));
             }
+            let level = cursor.level();
+            if access.fetch && !cursor.ops().for_level(level, known.leaf).execute() {
+                return split_for_fetch(tables, page);
+            }
             // Tables that have to be copied first take rights from the leaf.
             cursor.prepare()?;
             let attr = match cursor.content() {
@@ -273,6 +278,8 @@ pub(super) fn take_over<M: PhysMem>(
         _ => attr,
     };
     // Whose frame it is stays, and whether it was told as dirty.
+    let level = cursor.level();
+    let wanted = cursor.ops().for_level(level, wanted);
     let wanted = cursor.ops().marks.given(wanted).with_soft(attr.soft());
     let wanted = wanted.with_dirty(wanted.dirty() || attr.dirty());
     if wanted == attr {

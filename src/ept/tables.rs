@@ -6,6 +6,7 @@
 
 use super::dirty::Marks;
 use super::entry::{Origin, decode};
+use super::fetch::was_fetched;
 use super::reach::Reach;
 use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::counting::{Counted, add};
@@ -23,6 +24,10 @@ pub(super) type Eight = [AtomicU64; 8];
 pub(super) const EIGHTS: usize = ENTRIES / 8;
 /// The permission to write, in a leaf and in an entry that refers to a table.
 pub(super) const WRITE: u64 = 1 << 1;
+/// The permissions to execute, in user mode too, where the CPU tells the modes apart.
+const EXECUTE: u64 = 1 << 2 | 1 << 10;
+/// In a leaf, and only there: it is one of a large page.
+const LARGE: u64 = 1 << 7;
 /// The mark of a leaf that it was written, by the CPU or by whoever gave write.
 pub(super) const DIRTY: u64 = 1 << 9;
 /// The mark of a leaf that it had lost [`DIRTY`] to a harvest since the last reset, to which that must not be lost.
@@ -37,6 +42,8 @@ pub(super) struct Tables<'a, M> {
     pub retired: &'a mut Retired,
     /// How writes are noted.
     pub marks: &'a mut Marks,
+    /// Whether a large leaf may be executed.
+    execute_large: bool,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
     /// The lowest table that an entry was put into last; it and all above it are this tree's own.
@@ -58,6 +65,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         reach: Reach,
         retired: &'a mut Retired,
         marks: &'a mut Marks,
+        execute_large: bool,
     ) -> Self {
         Self {
             frames,
@@ -65,6 +73,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             reach,
             retired,
             marks,
+            execute_large,
             moved: false,
             lowest: None,
             failed: None,
@@ -113,6 +122,27 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
         let index = (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES;
         self.word(table, index).store(bits, Ordering::Release);
+    }
+
+    /// The leaf as it may stand in a table of `level`.
+    #[inline(always)]
+    pub fn for_level(&self, level: u8, leaf: EptAttr) -> EptAttr {
+        if level > 1 && !self.execute_large {
+            leaf.with_execute(false).with_user_execute(false)
+        } else {
+            leaf
+        }
+    }
+
+    /// The entry as it may stand in a table, whoever has made it.
+    #[inline(always)]
+    fn checked(&self, entry: EptEntry) -> u64 {
+        let bits = entry.to_bits();
+        if bits & LARGE != 0 && !self.execute_large {
+            bits & !EXECUTE
+        } else {
+            bits
+        }
     }
 
     /// Makes a block of `size` of what a leaf refers to, which nobody else refers to, and breaks that up.
@@ -260,7 +290,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     #[inline(always)]
     fn write_entry(&mut self, table: Hpa, index: usize, entry: EptEntry) -> Option<()> {
         self.word(table, index)
-            .store(entry.to_bits(), Ordering::Release);
+            .store(self.checked(entry), Ordering::Release);
         Some(())
     }
     fn compare_exchange(
@@ -273,7 +303,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         let word = self.word(table, index);
         let done = word.compare_exchange(
             old.to_bits(),
-            new.to_bits(),
+            self.checked(new),
             Ordering::AcqRel,
             Ordering::Acquire,
         );
@@ -328,6 +358,9 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         }
     }
     fn merge_attr(&self, attr: EptAttr, other: EptAttr) -> Option<EptAttr> {
+        if !self.execute_large && (was_fetched(attr) || was_fetched(other)) {
+            return None;
+        }
         // Who merges has lost count of what a reset would have to copy.
         let (attr, other) = (Origin::alone(attr), Origin::alone(other));
         // Write is given back by the next violation, and what was written stays marked.

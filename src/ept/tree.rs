@@ -27,6 +27,8 @@ pub(super) struct Tree {
     pub exact: bool,
     /// Of what size the pages are that a first write is given.
     pub pages: PagePolicy,
+    /// Whether a large page may be executed.
+    execute_large: bool,
     /// How many pages one violation may map.
     pub around: Around,
     /// The number of the last page that was put, or [`NOWHERE`], and the table that it is in.
@@ -53,6 +55,7 @@ impl Tree {
             marks: Marks::new(capability),
             exact: false,
             pages: PagePolicy::Small,
+            execute_large: capability.execute_large,
             around: Around::new(AROUND),
             recent: (NOWHERE, Hpa::new(0)),
             log: Log::default(),
@@ -87,9 +90,10 @@ impl Tree {
     ) -> Tables<'a, M> {
         self.recent.0 = NOWHERE;
         let (retired, marks) = (&mut self.debt.retired, &mut self.marks);
+        let execute_large = self.execute_large;
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
-        unsafe { Tables::new(frames, self.root, self.reach, retired, marks) }
+        unsafe { Tables::new(frames, self.root, self.reach, retired, marks, execute_large) }
     }
 
     /// The lowest table for `page`, if a page was put into it by the last edit: there was no other since, so that it and all
