@@ -19,11 +19,11 @@ help: ## list the targets
 		printf '  %-12s %s\n' "$$name" "$$text"; done
 	@echo 'Variables of run, bench and iso:'
 	@echo '  GUEST="a.elf,mem=64M,budget=2s b.elf"  static x86-64 ELF files or names of sample guests, each with'
-	@echo '                 options name= mem= budget= pages=4k|2m|1g|auto around= map= testdev passthrough= after commas (default: four samples);'
+	@echo '                 options name= mem= budget= pages=4k|2m|1g|auto around= map= testdev passthrough= tenant=fork after commas (default: four samples);'
 	@echo '                 "a.elf,map=x b.bin,data,name=x": guest a sees the bytes of b.bin; map=x:ro: and may not write'
 	@echo '  GUEST="my.elf,forks=1000,parallel=100,reset=warm,runs=10"  a guest that freezes itself, and its forks:'
 	@echo '                 also forks=N:M (they freeze again) reset=cold|auto prefetch slice=1ms freeze=2ms idle measure='
-	@echo '  CMDLINE="..."  command line of the hypervisor, as in "log=debug pool=64M"'
+	@echo '  CMDLINE="..."  command line of the hypervisor, as in "log=debug pool=64M"; mitigations=auto|off'
 	@echo 'Variables of run and bench:'
 	@echo '  MEM=512M       memory of the machine'
 	@echo '  CPU=tigerlake  CPU model of the emulator; a wrong one gets a list of the right ones'

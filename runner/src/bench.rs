@@ -31,6 +31,16 @@ pub struct Entry {
     pub unit: String,
 }
 
+/// The command line of the hypervisor: what is done against side channels depends on the CPU, so unless `given` asks for
+/// it, none of it is in the figures.
+pub fn cmdline(given: &str) -> String {
+    let asks = |word: &str| word.starts_with("mitigations=");
+    match given.split_whitespace().any(asks) {
+        true => given.into(),
+        false => format!("{given} mitigations=off").trim_start().into(),
+    }
+}
+
 /// The entries of an image's figures.
 pub fn entries(figures: &[Figure]) -> Vec<Entry> {
     figures
@@ -207,6 +217,17 @@ mod tests {
             name: name.into(),
             value: value.into(),
             unit: "instructions".into(),
+        }
+    }
+
+    #[test]
+    fn mitigations_are_in_the_figures_only_when_asked_for() {
+        for (given, used) in [
+            ("", "mitigations=off"),
+            ("log=debug", "log=debug mitigations=off"),
+            ("mitigations=auto pool=4M", "mitigations=auto pool=4M"),
+        ] {
+            assert_eq!(cmdline(given), used);
         }
     }
 

@@ -138,7 +138,10 @@ fn run(options: Options, name: &str, guests: &str) -> Result<bool, Error> {
     let run = Run {
         name: options.name.clone().unwrap_or_else(|| name.into()),
         guests,
-        cmdline: options.cmdline.clone(),
+        cmdline: match name {
+            "bench" => bench::cmdline(&options.cmdline),
+            _ => options.cmdline.clone(),
+        },
         memory: options.memory,
         emulator,
         limit: options.limit,

@@ -362,7 +362,8 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
             return None;
         }
         // Who merges has lost count of what a reset would have to copy.
-        let (attr, other) = (Origin::alone(attr), Origin::alone(other));
+        let alone = |attr| self.for_level(2, Origin::alone(attr));
+        let (attr, other) = (alone(attr), alone(other));
         // Write is given back by the next violation, and what was written stays marked.
         let (attr, other) = if attr.write() == other.write() {
             (attr, other)

@@ -52,6 +52,8 @@ pub struct GuestOptions {
     pub passthrough: Devices,
     /// `around=`: how many pages one violation maps at most.
     pub around: u64,
+    /// `tenant=fork`: each of its forks is a tenant of its own, which none of the others may learn anything from.
+    pub forks_are_tenants: bool,
     /// `map=`: the data that the guest sees behind its memory.
     pub map: Option<MapOption>,
     /// What is to be done once it freezes.
@@ -75,6 +77,7 @@ impl GuestOptions {
             testdev: false,
             passthrough: Devices::new_const(),
             around: AROUND,
+            forks_are_tenants: false,
             map: None,
             forks: ForkOptions::new(),
             fuzz: FuzzOptions::NONE,
@@ -121,6 +124,14 @@ impl GuestOptions {
             "around" => {
                 seen.first_time(Key::Around)?;
                 self.around = count(word.needs_value()?, MAX_AROUND)?;
+            }
+            "tenant" => {
+                seen.first_time(Key::Tenant)?;
+                self.forks_are_tenants = match word.needs_value()? {
+                    "fork" => true,
+                    "line" => false,
+                    _ => return Err(Problem::NotATenant),
+                };
             }
             "map" => {
                 seen.first_time(Key::Map)?;
@@ -202,6 +213,16 @@ mod tests {
         assert_eq!(around("4K"), Err(Problem::NotACount));
         assert_eq!(around("many"), Err(Problem::NotACount));
         assert_eq!(guest("around=2 around=2"), Err(Problem::Repeated));
+    }
+
+    #[test]
+    fn tenants() {
+        let own = |value: &str| guest(value).map(|options| options.forks_are_tenants);
+        assert_eq!((own(""), own("tenant=line")), (Ok(false), Ok(false)));
+        assert_eq!(own("tenant=fork"), Ok(true));
+        assert_eq!(own("tenant=forks"), Err(Problem::NotATenant));
+        assert_eq!(own("a.elf tenant"), Err(Problem::NeedsValue));
+        assert_eq!(own("tenant=fork tenant=line"), Err(Problem::Repeated));
     }
 
     #[test]
@@ -307,6 +328,28 @@ mod tests {
             Some(512 << 10)
         );
         assert_eq!(KernelOptions::parse(" \0"), Ok(KernelOptions::DEFAULT));
+        let mitigations = |value: &str| {
+            let line = format!("mitigations={value}");
+            let parsed = KernelOptions::parse(&line).map(|options| options.mitigations.to_string());
+            parsed.map_err(|error| error.to_string())
+        };
+        for value in [
+            "auto",
+            "off",
+            "l1tf",
+            "mds,rsb",
+            "l1tf,mds,ibpb,rsb,ibrs,bhi,multihit",
+        ] {
+            assert_eq!(mitigations(value).as_deref(), Ok(value));
+        }
+        assert_eq!(mitigations("rsb,mds,mds").as_deref(), Ok("mds,rsb"));
+        for bad in ["on", "auto,mds", "mds,", "MDS", "spectre"] {
+            let told = mitigations(bad).unwrap_err();
+            assert!(told.starts_with(&format!(
+                "command line: mitigations={bad}: not auto, off, or"
+            )));
+            assert!(told.contains("l1tf,mds,ibpb,rsb,ibrs,bhi,multihit"));
+        }
         let problem = |line| KernelOptions::parse(line).unwrap_err().problem;
         assert_eq!(problem("log=loud"), Problem::NotALevel);
         assert_eq!(problem("audit=1"), Problem::TakesNoValue);

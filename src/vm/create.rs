@@ -109,6 +109,8 @@ impl<'s, M: PhysMem> Guest<'s, M> {
                 budget,
                 used: 0,
                 fork: ForkId::default(),
+                tenant: machine.new_tenant(),
+                forks_are_tenants: options.forks_are_tenants,
                 ended: None,
                 asked: None,
                 message: None,

@@ -3,7 +3,7 @@
 use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
-use super::machine::Machine;
+use super::machine::{Machine, Tenant};
 use super::outcome::{Outcome, Turn};
 use super::post_mortem::{explain, tell_fork};
 use super::run::{Running, now};
@@ -35,6 +35,10 @@ pub struct Guest<'s, M: PhysMem> {
     /// How much of the budget is used up.
     pub(super) used: u64,
     pub(super) fork: ForkId,
+    /// Whose it is.
+    pub(super) tenant: Tenant,
+    /// Whether each of its forks is somebody else's.
+    pub(super) forks_are_tenants: bool,
     /// How it has ended, once it has.
     pub(super) ended: Option<Outcome>,
     /// Where it wants a message, once it has asked to be frozen.
@@ -196,6 +200,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     ) -> Result<Turn, VmFail> {
         self.asked = None;
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
+        machine.let_in(self.tenant);
         let vmcs = self.vcpu.make_current(machine)?;
         let vmx = &mut machine.vmx;
         // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
@@ -207,6 +212,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         // SAFETY: the frame is this processor's own and was filled when it was made; nobody else looks at it as long as
         // the reference lives.
         let area = unsafe { &mut *self.vcpu.area_ptr(machine.frames) };
+        area.guard(&machine.guard);
         // SAFETY: the machine found the features on this CPU and switched XSAVE on. The state is a guest's as it was
         // read, or as after reset.
         unsafe {

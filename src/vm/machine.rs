@@ -5,6 +5,7 @@ use core::fmt;
 use super::cpuid::{CpuidTable, Enabled, Features};
 use super::cr::Limits;
 use super::dirty::Pml;
+use super::mitigations::{Choice, Facts, Lacking, Mitigations};
 use super::mmio::Decoded;
 use super::msr;
 use crate::addr::{Hpa, PAGE_SIZE};
@@ -12,7 +13,8 @@ use crate::ept::EptCapability;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::Secondary;
 use crate::vmx::cpu::{
-    self, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx, read_host_state,
+    self, Guard, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx, predict_nothing,
+    read_host_state,
 };
 use crate::vmx::state::HostState;
 use crate::vmx::vpid::Vpids;
@@ -29,6 +31,8 @@ pub enum StartError {
     Unmet(UnmetControls),
     /// CR0 or CR4 cannot be as VMX operation needs them.
     FixedBits(UnmetFixedBits),
+    /// The CPU cannot do what `mitigations=` asks for.
+    Mitigations(Lacking),
     /// VMXON failed.
     Vmxon(VmFail),
     /// No frames for the structures that all guests share.
@@ -41,6 +45,7 @@ impl fmt::Display for StartError {
             Self::Unavailable(error) => error.fmt(f),
             Self::Unmet(error) => error.fmt(f),
             Self::FixedBits(error) => error.fmt(f),
+            Self::Mitigations(error) => error.fmt(f),
             Self::Vmxon(error) => write!(f, "VMXON failed: {error}"),
             Self::Frames(error) => write!(f, "starting VMX: {error}"),
         }
@@ -74,6 +79,32 @@ pub struct Machine<'f, M: PhysMem> {
     /// Instructions that made accesses to devices.
     pub(super) decoded: Decoded,
     pub(super) vpids: Vpids,
+    mitigations: Mitigations,
+    pub(super) guard: Guard,
+    tenants: Tenants,
+}
+
+/// Who has guests here that must not learn anything from the others' ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant(u64);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tenants {
+    /// How many there have been.
+    known: u64,
+    /// Whose guest ran last.
+    last: Option<Tenant>,
+}
+
+impl Tenants {
+    fn another(&mut self) -> Tenant {
+        self.known += 1;
+        Tenant(self.known)
+    }
+    /// Notes that a guest of this one runs now, and tells whether that is another than before.
+    fn comes(&mut self, tenant: Tenant) -> bool {
+        self.last.replace(tenant) != Some(tenant)
+    }
 }
 
 impl<'f, M: PhysMem> Machine<'f, M> {
@@ -82,9 +113,13 @@ impl<'f, M: PhysMem> Machine<'f, M> {
     /// # Safety
     /// To be called in the kernel, at CPL 0, with interrupts off, on tables that stay as they are. The hypervisor must
     /// use nothing of what [`Resident`] lists, nor vector registers wider than XMM, as long as this lives.
-    pub unsafe fn start(frames: &'f FrameAllocator<M>) -> Result<Self, StartError> {
+    pub unsafe fn start(frames: &'f FrameAllocator<M>, choice: Choice) -> Result<Self, StartError> {
         let capabilities = Capabilities::discover(&ThisCpu).map_err(StartError::Unavailable)?;
         let mut controls = choose_controls(&capabilities).map_err(StartError::Unmet)?;
+        let facts = Facts::read(&ThisCpu);
+        let mitigations = Mitigations::choose(choice, &facts).map_err(StartError::Mitigations)?;
+        let guard = mitigations.guard();
+        mitigations.tell(choice, &facts);
         // No guest starts with a log: it gets one when somebody asks for its dirty pages.
         let logs = controls.has(Secondary::EnablePml);
         controls.set(Secondary::EnablePml, false);
@@ -117,10 +152,15 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         };
         // The guard has its address from here on, and `stop` takes it back.
         let _ = vmxon.into_raw();
+        // SAFETY: at CPL 0; `choose` asks for no MSR that this CPU lacks.
+        unsafe { guard.arm() };
         Ok(Self {
             frames,
             vmx,
-            ept: EptCapability::new(capabilities.ept_vpid.0, capabilities.physical_bits),
+            ept: EptCapability {
+                execute_large: !mitigations.multihit,
+                ..EptCapability::new(capabilities.ept_vpid.0, capabilities.physical_bits)
+            },
             limits: Limits {
                 cr0: capabilities.cr0,
                 cr4: capabilities.cr4,
@@ -138,7 +178,25 @@ impl<'f, M: PhysMem> Machine<'f, M> {
             bitmaps,
             decoded: Decoded::NONE,
             vpids: Vpids::new(),
+            mitigations,
+            guard,
+            tenants: Tenants::default(),
         })
+    }
+
+    /// A new tenant.
+    pub(super) fn new_tenant(&mut self) -> Tenant {
+        self.tenants.another()
+    }
+
+    /// A guest of this tenant comes onto the CPU. Where it comes after one of another, the CPU forgets what that one has
+    /// had it predict.
+    #[inline]
+    pub(super) fn let_in(&mut self, tenant: Tenant) {
+        if self.tenants.comes(tenant) && self.mitigations.ibpb {
+            // SAFETY: at CPL 0; the mitigation is chosen only where the CPU has the MSR.
+            unsafe { predict_nothing() };
+        }
     }
 
     /// Turns VMX off and gives every frame back.
@@ -264,5 +322,19 @@ pub(super) fn give_back<M: PhysMem>(frames: &FrameAllocator<M>, frame: Frame) {
     let address: Hpa = frame.address();
     if let Err(error) = frames.release(frame) {
         log::error!("frame {address} could not be given back: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_tenant_is_one_that_did_not_run_last() {
+        let mut tenants = Tenants::default();
+        let (a, b) = (tenants.another(), tenants.another());
+        assert_ne!(a, b);
+        let runs = [a, a, b, b, a, b].map(|tenant| tenants.comes(tenant));
+        assert_eq!(runs, [true, false, true, false, true, true]);
     }
 }

@@ -18,6 +18,7 @@ pub mod io;
 pub mod loader;
 mod machine;
 pub mod many;
+pub mod mitigations;
 pub mod mmio;
 pub mod msr;
 pub mod mtrr;

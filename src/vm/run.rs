@@ -164,6 +164,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Handles an exit, or whatever `entered` says instead of a reason. An error becomes the outcome.
     #[inline(never)]
     fn infrequent(&mut self, entered: u64) -> Next {
+        self.area.flush_is_due();
         let handled = match u32::try_from(entered)
             .ok()
             .and_then(ExitReason::from_plain_field)

@@ -9,7 +9,7 @@ use offshoot_abi::MESSAGE_MAX;
 use super::devices::Devices;
 use super::guest::{Guest, end_space};
 use super::invalidate::OnlyCpu;
-use super::machine::{Machine, give_back};
+use super::machine::{Machine, Tenant, give_back};
 use super::run::now;
 use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
@@ -41,6 +41,9 @@ pub struct Template<'s, M: PhysMem> {
     area: Frame,
     devices: Devices,
     budget: u64,
+    /// Whose forks it has, unless each is somebody's own.
+    tenant: Tenant,
+    forks_are_tenants: bool,
     /// Where the guest has asked for a message.
     message: Option<AddrRange<Gpa>>,
     forks: AtomicU64,
@@ -75,6 +78,8 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             area: self.vcpu.into_area(machine),
             devices: self.devices,
             budget: self.budget,
+            tenant: self.tenant,
+            forks_are_tenants: self.forks_are_tenants,
             message,
             forks: AtomicU64::new(0),
         })
@@ -145,6 +150,11 @@ impl<'s, M: PhysMem> Template<'s, M> {
             fork: ForkId {
                 number: self.forks.fetch_add(1, Ordering::Relaxed),
             },
+            tenant: match self.forks_are_tenants {
+                true => machine.new_tenant(),
+                false => self.tenant,
+            },
+            forks_are_tenants: self.forks_are_tenants,
             ended: None,
             asked: None,
             message: None,
@@ -250,6 +260,8 @@ impl<'s, M: PhysMem> Template<'s, M> {
                     area,
                     devices: self.devices.clone(),
                     budget: self.budget,
+                    tenant: self.tenant,
+                    forks_are_tenants: self.forks_are_tenants,
                     message: self.message,
                     forks: AtomicU64::new(self.forks()),
                 };

@@ -23,4 +23,5 @@ mod passthrough;
 mod pattern;
 mod protect;
 mod samples;
+mod side_channels;
 mod traps;

@@ -127,7 +127,7 @@ fn exits_cost_no_more_than_promised() {
     let guests = vec![bench.with("forks=2").with("parallel=1"), data];
     let mut run = run("figures", guests);
     // With an audit the template would stay, and nothing be taken over.
-    run.cmdline.clear();
+    run.cmdline = bench::cmdline("");
     let booted = boot(&run);
     booted.healthy("bench");
     for (name, most) in [

@@ -82,6 +82,10 @@ pub enum Problem {
     NotExpectable,
     /// Not a size of pages.
     NotAPageSize,
+    /// Not what can be done against side channels.
+    NotMitigations,
+    /// Not who is a tenant of his own.
+    NotATenant,
     /// Zero.
     Zero,
     /// Not a multiple of 4 KiB.
@@ -112,6 +116,8 @@ impl fmt::Display for Problem {
             Self::NotAMeasure => "not one of fork, all",
             Self::NotOnOrOff => "not on or off",
             Self::NotExpectable => "not crash",
+            Self::NotMitigations => "not auto, off, or some of l1tf,mds,ibpb,rsb,ibrs,bhi,multihit",
+            Self::NotATenant => "not one of line, fork",
             Self::TooMany(most) => return write!(f, "more than {most}"),
             Self::TooDeep(most) => return write!(f, "more than {most} generations of forks"),
             Self::NotAPageSize => "not one of 4k, 2m, 1g, auto",

@@ -6,6 +6,7 @@ use super::seen::{Key, Seen};
 use super::value::{duration, pool};
 use super::words::{Word, Words, split_path};
 use super::{CmdlineError, Duration, Problem, Whose};
+use crate::vm::mitigations::Choice;
 
 /// The hypervisor's own options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct KernelOptions<'a> {
     pub pool: Option<u64>,
     /// `audit`: check all frame counts and tables after every guest.
     pub audit: bool,
+    /// `mitigations=`: what is done against the side channels of the CPU.
+    pub mitigations: Choice,
 }
 
 impl<'a> KernelOptions<'a> {
@@ -30,6 +33,7 @@ impl<'a> KernelOptions<'a> {
         tick: None,
         pool: None,
         audit: false,
+        mitigations: Choice::Auto,
     };
 
     /// Reads the command line of the image.
@@ -69,6 +73,11 @@ impl<'a> KernelOptions<'a> {
                 seen.first_time(Key::Audit)?;
                 word.takes_no_value()?;
                 self.audit = true;
+            }
+            "mitigations" => {
+                seen.first_time(Key::Mitigations)?;
+                self.mitigations =
+                    Choice::parse(word.needs_value()?).ok_or(Problem::NotMitigations)?;
             }
             _ => return Err(Problem::UnknownKey),
         }

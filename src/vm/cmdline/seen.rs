@@ -19,6 +19,8 @@ pub(super) enum Key {
     Pool,
     Audit,
     Testdev,
+    Mitigations,
+    Tenant,
     Forks(ForkKey),
     Fuzz(FuzzKey),
 }
@@ -38,6 +40,8 @@ impl Key {
             Self::Pages => 1 << 9,
             Self::Testdev => 1 << 10,
             Self::Around => 1 << 11,
+            Self::Mitigations => 1 << 12,
+            Self::Tenant => 1 << 13,
             Self::Forks(key) => 1 << (16 + key as u32),
             Self::Fuzz(key) => 1 << (25 + key as u32),
         }

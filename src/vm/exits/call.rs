@@ -27,6 +27,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Any other call. An error becomes the outcome.
     #[inline(never)]
     fn other_call(&mut self) -> Next {
+        self.area.flush_is_due();
         let handled = self.any_call();
         self.settle(handled)
     }

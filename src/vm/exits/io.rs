@@ -43,6 +43,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 .regs
                 .set(Gpr::Rax, rax_after_in(rax, access.size, value));
         } else {
+            self.area.flush_is_due();
             let (console, host) = (&mut self.devices.console, &mut *self.host);
             let mut print = |byte| print_byte(console, host, byte);
             self.devices
@@ -54,6 +55,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     #[inline(never)]
     fn string_io(&mut self, access: IoAccess) -> Result<Next, VmcsError> {
+        self.area.flush_is_due();
         let pointer = if access.input { Gpr::Rdi } else { Gpr::Rsi };
         let rflags = self.vmcs.read_natural(FieldNatural::GuestRflags)?;
         let string = StringIo {

@@ -47,6 +47,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Every kind of violation.
     #[inline(never)]
     fn any_violation(&mut self) -> Next {
+        self.area.flush_is_due();
         let handled = self.violation();
         self.settle(handled)
     }

@@ -3,9 +3,10 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use super::super::fields::{Field32, FieldNatural};
+use super::super::fields::Field32;
 use super::super::instruction_error::InstructionError;
 use super::super::regs::GuestRegs;
+use super::guard::{Guard, before_entry};
 use super::resident::ExtendedState;
 use crate::counting::{Counted, add, counted_line, if_counting};
 
@@ -19,8 +20,13 @@ pub struct EntryArea {
     pub regs: GuestRegs,
     /// Not 0: the x87 state is in the form with selectors, [`enter_with_selectors`] loads it.
     selectors: u64,
-    /// What the VMCS holds as host RSP, so that it is written only when it changes.
+    /// What the VMCS holds as host RSP, so that it is written only when it changes; one more where there is something to do
+    /// before every entry.
     host_rsp: u64,
+    /// What is done before every entry: bits of [`super::guard`].
+    guards: u32,
+    /// Not 0: before the next entry the L1 data cache is flushed, where that is to be done.
+    due: u32,
 }
 
 impl EntryArea {
@@ -31,6 +37,8 @@ impl EntryArea {
             regs: GuestRegs::ZERO,
             selectors: 0,
             host_rsp: 0,
+            guards: 0,
+            due: 0,
         }
     }
 }
@@ -54,6 +62,24 @@ impl EntryArea {
             self.extended.save_x87_selectors();
         }
     }
+
+    /// Has entries do what is to be done before every one, as the guest comes onto the CPU.
+    #[inline]
+    pub fn guard(&mut self, guard: &Guard) {
+        self.guards = guard.at_entry();
+        self.flush_is_due();
+    }
+
+    /// Code has run that may have read what is not the guest's.
+    #[inline(always)]
+    pub fn flush_is_due(&mut self) {
+        self.due = 1;
+    }
+
+    #[cfg(test)]
+    pub(super) fn guards_and_due(&self) -> (u32, u32) {
+        (self.guards, self.due)
+    }
 }
 
 impl Default for EntryArea {
@@ -69,7 +95,9 @@ pub(super) const FAILED_INVALID: u64 = FAILED;
 /// VMfailValid.
 pub(super) const FAILED_VALID: u64 = FAILED | 1;
 
-const RSP: usize = offset_of!(EntryArea, host_rsp);
+pub(super) const RSP: usize = offset_of!(EntryArea, host_rsp);
+pub(super) const GUARDS: usize = offset_of!(EntryArea, guards);
+pub(super) const DUE: usize = offset_of!(EntryArea, due);
 const REGS: usize = offset_of!(EntryArea, regs);
 const SELECTORS: usize = offset_of!(EntryArea, selectors);
 
@@ -85,7 +113,7 @@ static MXCSR: u32 = HOST_MXCSR;
 /// guest's until FXSAVE and again from FXRSTOR: compiled Rust uses them, but nothing wider.
 ///
 /// # Safety
-/// The current VMCS must be complete, its host RIP be [`exit_point`], and `area` belong to its guest, whose state
+/// The current VMCS must be complete, its host RIP be [`guard::exit_point`](super::guard::exit_point), and `area` belong to its guest, whose state
 /// above x87 and SSE must be in the CPU.
 #[unsafe(naked)]
 pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
@@ -99,9 +127,7 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
         "push rdi",
         "cmp [rdi + {rsp}], rsp",
         "je 2f",
-        "mov [rdi + {rsp}], rsp",
-        "mov eax, {host_rsp_field}",
-        counted_line!(1, "vmwrite rax, rsp"),
+        "call {before}",
         "2:",
         "fxrstor64 [rdi]",
         // From `enter_with_selectors`, too.
@@ -177,7 +203,7 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
         "ret",
         rsp = const RSP,
         regs = const REGS,
-        host_rsp_field = const FieldNatural::HostRsp as u32,
+        before = sym before_entry,
         reason_field = const Field32::ExitReason as u32,
         error_field = const Field32::VmInstructionError as u32,
         not_launched = const InstructionError::VmresumeNotLaunched as u32,
@@ -203,9 +229,7 @@ pub(super) unsafe extern "sysv64" fn enter_with_selectors(area: *mut EntryArea) 
         "push rdi",
         "cmp [rdi + {rsp}], rsp",
         "je 2f",
-        "mov [rdi + {rsp}], rsp",
-        "mov eax, {host_rsp_field}",
-        counted_line!(1, "vmwrite rax, rsp"),
+        "call {before}",
         "2:",
         "cmp qword ptr [rdi + {selectors}], 0",
         "je 3f",
@@ -215,7 +239,7 @@ pub(super) unsafe extern "sysv64" fn enter_with_selectors(area: *mut EntryArea) 
         "jmp offshoot_x87_loaded",
         rsp = const RSP,
         selectors = const SELECTORS,
-        host_rsp_field = const FieldNatural::HostRsp as u32,
+        before = sym before_entry,
     )
 }
 
@@ -224,7 +248,7 @@ unsafe extern "C" {
     static EXIT_POINT: u8;
 }
 
-/// Where every exit arrives: the host RIP of every VMCS.
-pub fn exit_point() -> u64 {
+/// Where every exit arrives.
+pub(super) fn exit_point() -> u64 {
     (&raw const EXIT_POINT) as u64
 }

@@ -8,7 +8,7 @@ use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control::{Cr0, Cr3, Cr4};
 
 use super::super::state::HostState;
-use super::entry::exit_point;
+use super::guard::exit_point;
 
 /// Reads the host's state. RSP is left 0: the entry routine keeps it.
 ///

@@ -2,12 +2,14 @@
 //! exist, or only make sense, in the kernel on a CPU with VMX.
 
 mod entry;
+mod guard;
 mod host;
 mod instructions;
 mod resident;
 mod this_cpu;
 
 pub use entry::EntryArea;
+pub use guard::{Guard, predict_nothing};
 pub use host::read_host_state;
 pub use instructions::{CurrentVmcs, Invalidation};
 pub use resident::{
