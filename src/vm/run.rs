@@ -15,9 +15,10 @@ use crate::addr::{AddrRange, Gpa};
 use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
+use crate::vmx::exit::ExitReasonField;
 use crate::vmx::{
-    Event, Exit, ExitReason, Field32, Field64, FieldNatural, Gpr, GuestRegs, Vmcs, VmcsError,
-    advance_rip,
+    EntryFailure, Event, Exit, ExitReason, Field32, Field64, FieldNatural, Gpr, GuestRegs, Vmcs,
+    VmcsError, advance_rip,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;
@@ -193,12 +194,39 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let outcome = match self.vmcs.entry_failure(entered) {
             Some(fail) => Outcome::EntryInstruction(fail),
             None => match Exit::read(&self.vmcs)? {
+                Exit::Left(reason)
+                    if ExitReasonField(entered as u32).is_reason_beside_bus_lock() =>
+                {
+                    self.stats.count(ExitReason::BusLock);
+                    self.stats.count(reason);
+                    return self.dispatch(reason);
+                }
                 Exit::Left(reason) => Outcome::UnexpectedExit(reason),
-                Exit::EntryFailed(failure) => Outcome::EntryFailed(failure),
+                Exit::EntryFailed(failure) => {
+                    if failure == EntryFailure::MachineCheck {
+                        // The guest has not caused it: the host's handler reports it and ends the run.
+                        self.host.machine_check();
+                    }
+                    Outcome::EntryFailed(failure)
+                }
                 Exit::Unknown(number) => Outcome::UnknownExit(number),
             },
         };
         self.stop(outcome)
+    }
+
+    /// A reason that the run loop compares with, where the field of the exit has more in it.
+    #[cold]
+    pub(super) fn frequent(&mut self, reason: ExitReason) -> Result<Next, VmcsError> {
+        match reason {
+            ExitReason::Cpuid => self.cpuid(),
+            ExitReason::Hlt => self.hlt(),
+            ExitReason::Vmcall => self.call(),
+            ExitReason::EptViolation => self.ept_violation(),
+            ExitReason::Rdmsr => self.rdmsr(),
+            ExitReason::IoInstruction => Ok(self.port()),
+            other => self.stop(Outcome::UnexpectedExit(other)),
+        }
     }
 
     /// The guest is done.

@@ -19,6 +19,10 @@ use crate::vmx::{
 /// reaches; #MC is the host's.
 const EXITING_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
+/// How long an instruction may take before the CPU exits, in cycles of its crystal clock beside what the CPU adds: some tens of
+/// milliseconds, more than any that ends.
+const LONGEST_INSTRUCTION: u32 = 1 << 20;
+
 /// Why a processor could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VcpuError {
@@ -175,6 +179,9 @@ impl Vcpu {
             vmcs.write64(field, value)?;
         }
         vmcs.write32(Field32::ExceptionBitmap, EXITING_EXCEPTIONS)?;
+        if controls.has(Secondary::InstructionTimeout) {
+            vmcs.write32(Field32::InstructionTimeoutControl, LONGEST_INSTRUCTION)?;
+        }
         if let Some(vpid) = self.vpid.number() {
             vmcs.write16(Field16::Vpid, vpid)?;
         }

@@ -75,6 +75,9 @@ static WANTED: &[(Control, Need)] = &[
     // A guest must not flush the host's caches or make enclaves.
     (Secondary::WbinvdExiting.control(), Need::Nice),
     (Secondary::EnableEnclsExiting.control(), Need::Nice),
+    // A guest that locks the bus or holds back every interrupt pays for it with an exit each time.
+    (Secondary::BusLockDetection.control(), Need::Nice),
+    (Secondary::InstructionTimeout.control(), Need::Nice),
     (Secondary::EnableEnclvExiting.control(), Need::Nice),
     (Secondary::RdrandExiting.control(), Need::Never),
     (Secondary::RdseedExiting.control(), Need::Never),
@@ -368,6 +371,17 @@ mod tests {
         assert!(log(&profile) && !log(&haswell()));
         profile.clear_msr_bit(0x48c, 21);
         assert!(!log(&profile));
+    }
+
+    #[test]
+    fn bus_locks_and_stuck_instructions_exit_where_the_cpu_can() {
+        let mut profile = tigerlake();
+        for control in [Secondary::BusLockDetection, Secondary::InstructionTimeout] {
+            let bit = control.control().bit();
+            assert!(!choose_controls(&discover(&profile)).unwrap().has(control));
+            profile.set_msr_bit(0x48b, 32 + usize::from(bit));
+            assert!(choose_controls(&discover(&profile)).unwrap().has(control));
+        }
     }
 
     #[test]

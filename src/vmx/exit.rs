@@ -233,6 +233,10 @@ impl ExitReasonField {
     pub fn bus_lock(self) -> bool {
         self.0.get_bit(26)
     }
+    /// Whether there is nothing in it but a basic reason and a bus lock.
+    pub fn is_reason_beside_bus_lock(self) -> bool {
+        self.bus_lock() && self.0 & !(1 << 26) == u32::from(self.basic())
+    }
     /// Whether the CPU was in enclave mode.
     pub fn enclave(self) -> bool {
         self.0.get_bit(27)
@@ -390,6 +394,16 @@ mod tests {
     #[test]
     fn flags_do_not_hide_the_reason() {
         assert_eq!(read(1 << 26 | 1 << 27 | 12, 0), Exit::Left(ExitReason::Hlt));
+        for (bits, beside) in [
+            (1 << 26, true),
+            (1 << 27, false),
+            (3 << 26, false),
+            (1 << 31, false),
+        ] {
+            let field = ExitReasonField(bits | 12);
+            assert_eq!(field.is_reason_beside_bus_lock(), beside);
+        }
+        assert!(!ExitReasonField(1 << 31 | 1 << 26 | 33).is_reason_beside_bus_lock());
         let field = ExitReasonField(1 << 27 | 12);
         assert!(field.enclave() && !field.bus_lock() && !field.pending_mtf() && !field.from_root());
     }

@@ -195,6 +195,25 @@ impl TaskSwitch {
     }
 }
 
+/// What the CPU says where an instruction took too long (SDM "Exit Qualification for Instruction Timeouts").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstructionTimeout {
+    /// The state in the VMCS is not that of the guest.
+    pub context_is_lost: bool,
+    /// The instruction was an IRET that had ended blocking by NMI.
+    pub nmi_unblocked_by_iret: bool,
+}
+
+impl InstructionTimeout {
+    /// Decodes the exit qualification.
+    pub fn decode(qualification: u64) -> Self {
+        Self {
+            context_is_lost: qualification & 1 != 0,
+            nmi_unblocked_by_iret: qualification & 1 << 12 != 0,
+        }
+    }
+}
+
 /// What a debug exception that exits would have put into DR6 (SDM "Exit Qualification for Debug Exceptions", table
 /// 29-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use super::super::run::{Next, Running, now};
 use super::super::unhandled::{PAGE_FAULT, Unhandled};
 use crate::addr::{Gpa, Gva};
 use crate::frames::PhysMem;
-use crate::vmx::event::{Combined, ReinjectError, pend_single_step};
+use crate::vmx::event::{Combined, ReinjectError, pend_single_step, restore_nmi_blocking};
 use crate::vmx::interruption::{Interruption, InterruptionType};
-use crate::vmx::qualification::DebugException;
+use crate::vmx::qualification::{DebugException, InstructionTimeout};
 use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError, restart};
 
 /// DR7.GD: access to debug registers raises #DB.
@@ -120,6 +120,29 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// 2^32 at most, and is wound up again where that was not the whole budget.
     pub(super) fn timer(&mut self) -> Result<Next, VmcsError> {
         self.wind_timer(self.deadline.saturating_sub(now()))?;
+        self.deliver_again()
+    }
+
+    /// An instruction, or the delivery of an event, took so long that no interrupt could come between. It goes on, unless the
+    /// CPU has lost where it was.
+    #[cold]
+    pub(super) fn instruction_timeout(&mut self) -> Result<Next, VmcsError> {
+        let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
+        let timeout = InstructionTimeout::decode(qualification);
+        if timeout.context_is_lost {
+            return self.stop(Outcome::Unsupported(
+                "an instruction that never ended, of which the CPU has lost the state",
+            ));
+        }
+        restore_nmi_blocking(&mut self.vmcs, timeout.nmi_unblocked_by_iret)?;
+        self.deliver_again()
+    }
+
+    /// An INIT signal, which no guest can send: the machine or another CPU has. The exit has taken it, and the guest is
+    /// not to suffer from it.
+    #[cold]
+    pub(super) fn init_signal(&mut self) -> Result<Next, VmcsError> {
+        log::warn!("an INIT signal came to this CPU while a guest ran; it has no effect");
         self.deliver_again()
     }
 

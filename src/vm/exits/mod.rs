@@ -28,10 +28,13 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     #[inline(always)]
     pub fn dispatch(&mut self, reason: ExitReason) -> Result<Next, VmcsError> {
         match reason {
-            // The run loop has these.
-            ExitReason::Cpuid | ExitReason::Hlt | ExitReason::Vmcall | ExitReason::EptViolation => {
-                Ok(Next::Resume)
-            }
+            // The run loop has these, unless there was a bus lock, too.
+            ExitReason::Cpuid
+            | ExitReason::Hlt
+            | ExitReason::Vmcall
+            | ExitReason::EptViolation
+            | ExitReason::Rdmsr
+            | ExitReason::IoInstruction => self.frequent(reason),
             ExitReason::Wrmsr => self.wrmsr(),
             ExitReason::CrAccess => self.cr_access(),
             ExitReason::Xsetbv => self.xsetbv(),
@@ -44,6 +47,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 self.stop(Outcome::EptMisconfiguration(Gpa::new(gpa)))
             }
             ExitReason::PmlFull => self.log_full(),
+            // The instruction is done, and the exit was its price.
+            ExitReason::BusLock => self.deliver_again(),
+            ExitReason::InstructionTimeout => self.instruction_timeout(),
+            ExitReason::InitSignal => self.init_signal(),
             ExitReason::TaskSwitch => self.stop(Outcome::Unsupported("hardware task switch")),
             // The caches are coherent, and other guests' are not this one's to flush.
             ExitReason::Invd | ExitReason::Wbinvd => self.advance(),
@@ -75,7 +82,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             | ExitReason::Tpause
             | ExitReason::Loadiwkey
             | ExitReason::Seamcall
-            | ExitReason::Tdcall => self.raise(Event::INVALID_OPCODE),
+            | ExitReason::Tdcall
+            | ExitReason::Rdmsrlist
+            | ExitReason::Wrmsrlist
+            | ExitReason::RdmsrImmediate
+            | ExitReason::WrmsrImmediate => self.raise(Event::INVALID_OPCODE),
             other => self.stop(Outcome::UnexpectedExit(other)),
         }
     }
