@@ -41,6 +41,7 @@ mod tests {
             cr4: 0,
             xcr0,
             physical_bits: 39,
+            beyond_physical: 0,
             no_execute: true,
             gib_pages: true,
             wide_4_mib_pages: true,

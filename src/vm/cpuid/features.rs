@@ -14,6 +14,8 @@ pub struct Features {
     pub xcr0: u64,
     /// Bits of a physical address.
     pub physical_bits: u8,
+    /// The bits from there up to 51, which no entry of a page table may have.
+    pub beyond_physical: u64,
     /// EFER.NXE and no-execute pages.
     pub no_execute: bool,
     /// 1 GiB pages.
@@ -68,17 +70,24 @@ impl CpuidTable {
             .iter()
             .filter(|(there, _)| *there)
             .map(|(_, flag)| flag.bits());
+        let physical_bits = match extended[8].eax as u8 {
+            0 => 36,
+            bits => bits.min(52),
+        };
         Features {
+            beyond_physical: beyond(physical_bits),
+            physical_bits,
             cr4: offered.fold(0, |all, bit| all | bit),
             xcr0: self.xsave.xcr0(),
-            physical_bits: match extended[8].eax as u8 {
-                0 => 36,
-                bits => bits.min(52),
-            },
             no_execute: extended[1].edx.get_bit(20),
             wide_4_mib_pages: leaf_1.edx.get_bit(17),
             gib_pages: extended[1].edx.get_bit(26),
             tsc_aux: extended[1].edx.get_bit(27) || leaf_7.ecx.get_bit(22),
         }
     }
+}
+
+/// The bits of an address beyond so many, up to 51.
+pub(in super::super) const fn beyond(physical_bits: u8) -> u64 {
+    u64::MAX.unbounded_shl(physical_bits as u32) & ((1 << 52) - 1)
 }

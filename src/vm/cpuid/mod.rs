@@ -14,6 +14,8 @@ use allowed::{
     NEEDS_AVX, NEEDS_AVX512,
 };
 pub use features::Features;
+#[cfg(test)]
+pub(super) use features::beyond;
 use xsave::XsaveLeaf;
 
 /// What guests have only where a VM-execution control enables it.

@@ -5,6 +5,7 @@ const FEATURES: Features = Features {
     cr4: 0x0037_0fbf,
     xcr0: 7,
     physical_bits: 39,
+    beyond_physical: 0,
     no_execute: true,
     gib_pages: true,
     wide_4_mib_pages: true,

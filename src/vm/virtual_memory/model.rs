@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::cpuid::Features;
+use super::super::cpuid::{Features, beyond};
 use super::super::cr::Registers;
 use super::super::loader::MemoryFault;
 use super::*;
@@ -101,6 +101,7 @@ impl Case {
             cr4: 0,
             xcr0: 0,
             physical_bits: self.width,
+            beyond_physical: beyond(self.width),
             no_execute: true,
             gib_pages: self.gib_pages,
             wide_4_mib_pages: self.pse36,

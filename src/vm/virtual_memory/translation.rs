@@ -72,12 +72,11 @@ impl Translation {
         if cr0 & PAGING == 0 {
             return Ok(Self::OFF);
         }
-        let width = u32::from(features.physical_bits);
         let no_execute = if efer & NXE == 0 { NO_EXECUTE } else { 0 };
         let four_level = Self {
             // PCIDs and the bits above the address do not count (SDM "Linear-Address Masking", 4.4, has two there).
             paging: Paging::FourLevel(Gpa::new(cr3 & ADDRESS)),
-            reserved: u64::MAX.unbounded_shl(width) & ADDRESS | no_execute,
+            reserved: features.beyond_physical | no_execute,
             gib_pages: features.gib_pages,
         };
         if efer & LONG_MODE_ACTIVE != 0 {
