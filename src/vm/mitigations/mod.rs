@@ -1,7 +1,7 @@
 //! What is done against the side channels of a CPU: decided once, at the start, by pure functions.
 //!
 //! [`Facts`] is what the CPU says, [`Affected`] what follows from that, and [`Mitigations`] what is done about it where
-//! `mitigations=` does not say otherwise. Carrying it out is [`Guard`](crate::vmx::cpu::Guard)'s, at entries and exits, and
+//! `mitigations=` does not say otherwise. Carrying it out is [`Guard`]'s, at entries and exits, and
 //! [`Guest`](super::Guest)'s, where another tenant comes onto the CPU. `docs/side-channels.md` has the table.
 
 mod affected;
