@@ -5,6 +5,7 @@
 mod apic;
 mod bad_input;
 mod booted;
+mod differ;
 mod dirty;
 mod elf_file;
 mod emulated;
