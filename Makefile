@@ -11,7 +11,7 @@ OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" -
 SECONDS ?= 60
 RUNNER  = cargo build --package offshoot-runner --target-dir target && target/debug/offshoot-runner
 
-.PHONY: help setup run iso test test-host bench bench-walker fuzz fuzz-demo fmt fmt-check clippy doc clean
+.PHONY: help setup linux run iso test test-host bench bench-walker fuzz fuzz-demo fmt fmt-check clippy doc clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -27,12 +27,16 @@ help: ## list the targets
 	@echo 'Variables of run and bench:'
 	@echo '  MEM=512M       memory of the machine'
 	@echo '  CPU=tigerlake  CPU model of the emulator; a wrong one gets a list of the right ones'
-	@echo '  EMULATOR=      bochs or qemu (default: QEMU where KVM has nested VMX, else Bochs)'
+	@echo '  EMULATOR=      bochs; qemu; kvm (QEMU with the machine'"'"'s own nested VMX, or an error); bochs-kvm (KVM in'
+	@echo '                 a Linux in Bochs: nested VMX on any machine, slowly); default: kvm where it is, else bochs'
 	@echo '  BOOT=cd        how QEMU boots the image: cd, disk, uefi or kernel'
 	@echo '  LIMIT=300s     how long the run may take'
 
 setup: ## install the emulators and tools that are missing
 	@sh runner/setup.sh
+
+linux: ## fetch the Linux that EMULATOR=bochs-kvm and a test boot: Debian's kernel, unpacked into target/linux
+	@sh runner/linux.sh target/linux
 
 run: setup ## boot the hypervisor in an emulator and run guests
 	@$(RUNNER) run $(OPTIONS)
@@ -40,7 +44,7 @@ run: setup ## boot the hypervisor in an emulator and run guests
 iso: setup ## make target/offshoot.iso, for BIOS and UEFI, CD and USB stick
 	@$(RUNNER) iso --guests "$$GUEST" --cmdline "$$CMDLINE"
 
-test: setup ## all tests: on the host, then the image in emulators
+test: setup linux ## all tests: on the host, then the image in emulators
 	cargo test
 
 test-host: ## the tests that need no emulator

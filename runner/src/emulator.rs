@@ -1,5 +1,6 @@
 //! The emulators an image can be booted in, and the command that does so.
 
+use crate::nested::LINUX_MEMORY;
 use crate::{Error, Guest};
 use std::fmt;
 use std::fs;
@@ -26,6 +27,11 @@ pub enum Emulator {
     /// Bochs, which emulates VMX with EPT on any machine. It boots the ISO as a CD.
     Bochs {
         /// The CPU it emulates.
+        model: String,
+    },
+    /// KVM in a Linux on Bochs: nested VMX on any machine. It boots the kernel through its PVH entry.
+    BochsKvm {
+        /// The CPU that Bochs emulates.
         model: String,
     },
     /// QEMU.
@@ -85,6 +91,13 @@ impl Emulator {
         }
     }
 
+    /// KVM in a Linux on Bochs with that CPU model, which is not checked.
+    pub fn bochs_kvm(model: &str) -> Self {
+        Self::BochsKvm {
+            model: model.into(),
+        }
+    }
+
     /// What the user asked for by name; else QEMU where KVM runs hypervisors, else Bochs.
     pub fn choose(
         name: Option<&str>,
@@ -93,23 +106,36 @@ impl Emulator {
     ) -> Result<Self, Error> {
         let nested = nested_vmx();
         let qemu = match name {
-            Some("bochs") => false,
+            Some("bochs" | "bochs-kvm") => false,
             Some("qemu") => true,
+            Some("kvm") => {
+                if let Err(lack) = &nested {
+                    return Err(Error::asked(
+                        "kvm",
+                        format!("no nested VMX here: {lack}; EMULATOR=bochs-kvm runs KVM in Bochs"),
+                    ));
+                }
+                true
+            }
             Some(other) => {
                 return Err(Error::asked(
                     other,
-                    "not an emulator; those are: bochs, qemu",
+                    "not an emulator; those are: bochs, qemu, kvm, bochs-kvm",
                 ));
             }
             // A model that Bochs knows by name is asked of Bochs.
-            None => boot.is_some_and(|boot| boot != Boot::Cd) || (nested && cpu.is_none()),
+            None => boot.is_some_and(|boot| boot != Boot::Cd) || (nested.is_ok() && cpu.is_none()),
         };
         if qemu {
             if let Some(cpu) = cpu {
                 check_cpu(cpu, "qemu-system-x86_64", &["-cpu", "help"])?;
             }
             return Ok(Self::Qemu {
-                accel: if nested { Accel::Kvm } else { Accel::Tcg },
+                accel: if nested.is_ok() {
+                    Accel::Kvm
+                } else {
+                    Accel::Tcg
+                },
                 cpu: cpu.map(str::to_owned),
                 boot: boot.unwrap_or(Boot::Cd),
             });
@@ -122,7 +148,10 @@ impl Emulator {
         }
         let model = cpu.unwrap_or(DEFAULT_MODEL);
         check_cpu(model, "bochs", &["--help", "cpu"])?;
-        Ok(Self::bochs(model))
+        Ok(match name {
+            Some("bochs-kvm") => Self::bochs_kvm(model),
+            _ => Self::bochs(model),
+        })
     }
 
     /// Whether it boots the ISO, rather than the kernel alone.
@@ -140,7 +169,7 @@ impl Emulator {
     /// log beside it.
     pub fn output_file(&self) -> &'static str {
         match self {
-            Self::Bochs { .. } => "screen.log",
+            Self::Bochs { .. } | Self::BochsKvm { .. } => "screen.log",
             Self::Qemu { .. } => LOG,
         }
     }
@@ -156,7 +185,8 @@ impl Emulator {
         guests: &[Guest],
     ) -> Result<Command, Error> {
         match self {
-            Self::Bochs { model } => bochs(dir, model, memory),
+            Self::Bochs { model } => bochs(dir, bochsrc(model, memory)),
+            Self::BochsKvm { model } => bochs(dir, bochsrc_for_linux(model, memory)),
             Self::Qemu { accel, cpu, boot } => {
                 let mut command = qemu(*accel, cpu.as_deref(), memory);
                 match boot {
@@ -184,6 +214,7 @@ impl fmt::Display for Emulator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bochs { model } => write!(f, "Bochs, CPU {model}"),
+            Self::BochsKvm { model } => write!(f, "KVM in a Linux on Bochs, CPU {model}"),
             Self::Qemu { accel, boot, .. } => {
                 let accel = match accel {
                     Accel::Tcg => "software emulation, no VMX",
@@ -222,25 +253,30 @@ fn exists(file: &str) -> Result<(), Error> {
     }
 }
 
-/// Whether KVM here runs guests that use VMX themselves. That `/dev/kvm` exists proves nothing.
-pub fn nested_vmx() -> bool {
+/// Whether KVM here runs guests that use VMX themselves, or what it lacks. That `/dev/kvm` exists proves nothing.
+pub fn nested_vmx() -> Result<(), String> {
     let nested = fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let device = || {
-        fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .is_ok()
-    };
-    says_nested(&nested, &cpuinfo) && device()
+    says_nested(&nested, &cpuinfo)?;
+    let device = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    device
+        .map(drop)
+        .map_err(|error| format!("/dev/kvm cannot be opened: {error}"))
 }
 
-fn says_nested(nested: &str, cpuinfo: &str) -> bool {
-    matches!(nested.trim(), "Y" | "1")
-        && cpuinfo.lines().any(|line| {
-            line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "vmx")
-        })
+fn says_nested(nested: &str, cpuinfo: &str) -> Result<(), String> {
+    let vmx = cpuinfo
+        .lines()
+        .any(|line| line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "vmx"));
+    match nested.trim() {
+        _ if !vmx => Err("the CPU has no VMX, or it is not offered to this machine".into()),
+        "Y" | "1" => Ok(()),
+        "" => Err("the module kvm_intel is not loaded".into()),
+        _ => Err("the module kvm_intel was loaded without nested=1".into()),
+    }
 }
 
 /// Asks the emulator whether it knows the CPU model, and lists those it knows if not.
@@ -288,11 +324,12 @@ fn models(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn bochs(dir: &Path, model: &str, memory: u32) -> Result<Command, Error> {
+/// The command that runs Bochs with that configuration.
+fn bochs(dir: &Path, bochsrc: String) -> Result<Command, Error> {
     exists(BOCHS_BIOS)?;
     exists(BOCHS_VGA_BIOS)?;
     let path = dir.join("bochsrc");
-    fs::write(&path, bochsrc(model, memory)).map_err(Error::io("write", &path))?;
+    fs::write(&path, bochsrc).map_err(Error::io("write", &path))?;
     let mut command = Command::new("bochs");
     command.env("TERM", "xterm").args(["-q", "-f", "bochsrc"]);
     // A Bochs with its debugger compiled in, as Debian's is, waits for a command before the first instruction.
@@ -311,10 +348,28 @@ fn bochs(dir: &Path, model: &str, memory: u32) -> Result<Command, Error> {
 }
 
 fn bochsrc(model: &str, memory: u32) -> String {
+    let cpu = format!("model={model}, count=1, ips=50000000, ignore_bad_msrs=0");
+    machine(&cpu, memory)
+        + "error: action=report\n\
+           info: action=report\n"
+}
+
+/// Linux tries MSRs that are not there, and does other things that Bochs logs at length. The more instructions a second
+/// takes, the fewer interrupts of the clock; and the screen, whose terminal nobody reads, is drawn as seldom as can be.
+fn bochsrc_for_linux(model: &str, memory: u32) -> String {
+    let cpu = format!("model={model}, count=1, ips=200000000");
+    machine(&cpu, memory + LINUX_MEMORY)
+        + "vga: extension=vbe, update_freq=1\n\
+           error: action=ignore\n\
+           info: action=ignore\n"
+}
+
+/// What is the same for all.
+fn machine(cpu: &str, memory: u32) -> String {
     // Bochs takes at most 2 GiB from its host at once; the rest it swaps.
     let host = memory.min(2048);
     format!(
-        "cpu: model={model}, count=1, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=0\n\
+        "cpu: {cpu}, reset_on_triple_fault=0\n\
          memory: guest={memory}, host={host}\n\
          romimage: file={BOCHS_BIOS}\n\
          vgaromimage: file={BOCHS_VGA_BIOS}\n\
@@ -327,8 +382,6 @@ fn bochsrc(model: &str, memory: u32) -> String {
          plugin_ctrl: speaker=0\n\
          log: {LOG}\n\
          panic: action=fatal\n\
-         error: action=report\n\
-         info: action=report\n\
          debug: action=ignore\n"
     )
 }
@@ -368,11 +421,15 @@ mod tests {
     #[test]
     fn nested_needs_the_parameter_and_the_flag() {
         let vmx = "model name : x\nflags\t\t: fpu vmx sse\n";
-        assert!(says_nested("Y\n", vmx));
-        assert!(says_nested("1\n", vmx));
-        assert!(!says_nested("N\n", vmx));
-        assert!(!says_nested("", vmx));
-        assert!(!says_nested("Y\n", "flags : fpu svm\nvmx flags : vnmi\n"));
+        assert_eq!(says_nested("Y\n", vmx), Ok(()));
+        assert_eq!(says_nested("1\n", vmx), Ok(()));
+        let lacks = |nested: &str, cpuinfo: &str, what: &str| {
+            let error = says_nested(nested, cpuinfo).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        };
+        lacks("N\n", vmx, "without nested=1");
+        lacks("", vmx, "not loaded");
+        lacks("Y\n", "flags : fpu svm\nvmx flags : vnmi\n", "no VMX");
     }
 
     #[test]
@@ -382,6 +439,9 @@ mod tests {
         assert!(rc.contains("memory: guest=2560, host=2048\n"));
         assert!(rc.contains("ignore_bad_msrs=0"));
         assert!(bochsrc("x", 64).contains("guest=64, host=64\n"));
+        // Linux needs some for itself.
+        let rc = bochsrc_for_linux("tigerlake", 512);
+        assert!(rc.contains("cpu: model=tigerlake,") && rc.contains("guest=1024, host=1024\n"));
     }
 
     #[test]
@@ -389,7 +449,7 @@ mod tests {
         let error = Emulator::choose(Some("vmware"), None, None).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "vmware: not an emulator; those are: bochs, qemu"
+            "vmware: not an emulator; those are: bochs, qemu, kvm, bochs-kvm"
         );
     }
 

@@ -72,6 +72,15 @@ impl Image {
         Self::built("the kernel that counts", apart, samples)
     }
 
+    /// The same, of a kernel whose INVEPTs do nothing: what runs it must notice.
+    pub fn build_forgetful(samples: Samples) -> Result<Self, Error> {
+        let apart = [
+            "--features=kernel,forget-invept",
+            "--target-dir=target/forgetful",
+        ];
+        Self::built("the kernel that forgets INVEPT", apart, samples)
+    }
+
     fn built(what: &str, [features, dir]: [&str; 2], samples: Samples) -> Result<Self, Error> {
         let root = workspace();
         let arguments = [
@@ -101,6 +110,20 @@ impl Image {
             samples,
         })
     }
+}
+
+/// Builds the program that runs the image in KVM.
+pub fn build_nested() -> Result<PathBuf, Error> {
+    let arguments = [
+        "--package=offshoot-nested",
+        "--bin=offshoot-nested",
+        "--config=.cargo/nested.toml",
+        "--target-dir=target/nested",
+    ];
+    cargo(&workspace(), "the user space of KVM", &arguments)?
+        .into_iter()
+        .find(|path| path.ends_with("offshoot-nested"))
+        .ok_or_else(|| Error::asked("offshoot-nested", "cargo built no such program"))
 }
 
 /// Runs `cargo build --release` and returns the programs it names as built.

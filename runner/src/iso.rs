@@ -3,7 +3,7 @@
 use crate::guest::check_word;
 use crate::{Error, Guest};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Writes the ISO to `iso`, using the folder `tree` for its contents.
@@ -14,17 +14,31 @@ pub fn make(
     cmdline: &str,
     guests: &[Guest],
 ) -> Result<(), Error> {
+    let script = grub_cfg(cmdline, guests)?;
+    let mut files = vec![("offshoot".to_owned(), kernel.to_owned())];
+    for (at, guest) in guests.iter().enumerate() {
+        files.push((module_file(at), guest.path.clone()));
+    }
+    pack(iso, tree, &script, &files)
+}
+
+/// Writes an ISO with a script for GRUB, and with files in the folder `boot`, each with the name that it has there.
+pub fn pack(
+    iso: &Path,
+    tree: &Path,
+    script: &str,
+    files: &[(String, PathBuf)],
+) -> Result<(), Error> {
     let boot = tree.join("boot");
     let grub = boot.join("grub");
     if tree.exists() {
         fs::remove_dir_all(tree).map_err(Error::io("remove", tree))?;
     }
     fs::create_dir_all(&grub).map_err(Error::io("create", &grub))?;
-    let script = grub.join("grub.cfg");
-    fs::write(&script, grub_cfg(cmdline, guests)?).map_err(Error::io("write", &script))?;
-    copy(kernel, &boot.join("offshoot"))?;
-    for (at, guest) in guests.iter().enumerate() {
-        copy(&guest.path, &boot.join(module_file(at)))?;
+    let path = grub.join("grub.cfg");
+    fs::write(&path, script).map_err(Error::io("write", &path))?;
+    for (name, from) in files {
+        copy(from, &boot.join(name))?;
     }
     mkrescue(iso, tree)?;
     fs::remove_dir_all(tree).map_err(Error::io("remove", tree))
@@ -70,43 +84,51 @@ fn mkrescue(iso: &Path, tree: &Path) -> Result<(), Error> {
     })
 }
 
-/// The script that GRUB runs. When GRUB cannot load something it says so on the serial line in the words of the
+/// A script that GRUB runs. When GRUB cannot load something it says so on the serial line in the words of the
 /// image itself, so that nobody waits for a kernel that never starts.
-pub fn grub_cfg(cmdline: &str, guests: &[Guest]) -> Result<String, Error> {
-    let words: Vec<_> = cmdline.split_whitespace().map(str::to_owned).collect();
-    let mut script = String::from("set timeout=0\nset gfxpayload=text\n");
-    command(
-        &mut script,
-        "multiboot2 /boot/offshoot",
-        &words,
-        "the kernel",
-    )?;
-    for (at, guest) in guests.iter().enumerate() {
-        let load = format!("module2 /boot/{}", module_file(at));
-        command(
-            &mut script,
-            &load,
-            &guest.command_line(),
-            &guest.file_name(),
-        )?;
+#[derive(Debug)]
+pub struct Script(String);
+
+impl Default for Script {
+    fn default() -> Self {
+        Self("set timeout=0\nset gfxpayload=text\n".into())
     }
-    script += "if [ -z \"$failed\" ]; then boot; fi\n";
-    Ok(script)
 }
 
-fn command(script: &mut String, load: &str, words: &[String], what: &str) -> Result<(), Error> {
-    script.push_str("if ");
-    script.push_str(load);
-    for word in words {
-        check_word(word).map_err(|reason| Error::asked(what, reason))?;
-        // In single quotes nothing means anything to GRUB, and a word has none of its own.
-        script.push_str(&format!(" '{word}'"));
+impl Script {
+    /// Loads something, which people know as `what`, with these words for it.
+    pub fn command(&mut self, load: &str, words: &[String], what: &str) -> Result<(), Error> {
+        let Self(script) = self;
+        script.push_str("if ");
+        script.push_str(load);
+        for word in words {
+            check_word(word).map_err(|reason| Error::asked(what, reason))?;
+            // In single quotes nothing means anything to GRUB, and a word has none of its own.
+            script.push_str(&format!(" '{word}'"));
+        }
+        script.push_str(&format!(
+            "; then true; else\n  serial --unit=0 --speed=115200\n  terminal_output --append serial\n  \
+             echo\n  echo 'OFFSHOOT-END failed: GRUB could not load {what}'\n  failed=yes\nfi\n"
+        ));
+        Ok(())
     }
-    script.push_str(&format!(
-        "; then true; else\n  serial --unit=0 --speed=115200\n  terminal_output --append serial\n  \
-         echo\n  echo 'OFFSHOOT-END failed: GRUB could not load {what}'\n  failed=yes\nfi\n"
-    ));
-    Ok(())
+
+    /// Boots what was loaded.
+    pub fn end(self) -> String {
+        self.0 + "if [ -z \"$failed\" ]; then boot; fi\n"
+    }
+}
+
+/// The script that boots the image.
+pub fn grub_cfg(cmdline: &str, guests: &[Guest]) -> Result<String, Error> {
+    let words: Vec<_> = cmdline.split_whitespace().map(str::to_owned).collect();
+    let mut script = Script::default();
+    script.command("multiboot2 /boot/offshoot", &words, "the kernel")?;
+    for (at, guest) in guests.iter().enumerate() {
+        let load = format!("module2 /boot/{}", module_file(at));
+        script.command(&load, &guest.command_line(), &guest.file_name())?;
+    }
+    Ok(script.end())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ usage: offshoot-runner run|iso|bench [OPTION VALUE]...
   --cmdline WORDS                  the kernel's command line
   --mem SIZE                       memory of the machine  (512M)
   --cpu MODEL                      CPU model of the emulator  (tigerlake)
-  --emulator bochs|qemu            (qemu where KVM has nested VMX, else bochs)
+  --emulator bochs|qemu|kvm|bochs-kvm  kvm: QEMU with KVM; bochs-kvm: KVM in a Linux on Bochs  (kvm where it has nested VMX, else bochs)
   --boot cd|disk|uefi|kernel       how QEMU boots the image  (cd)
   --limit TIME                     (300s)
   --name NAME                      keep the run's files in target/run/NAME  (run)

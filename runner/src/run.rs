@@ -2,6 +2,7 @@
 
 use crate::backtrace;
 use crate::emulator::{ISO, LOG, SERIAL};
+use crate::nested::{Linux, Part};
 use crate::watch::{Console, END, Ending, watch};
 use crate::{Emulator, Error, Guest, Image, Report, iso};
 use std::fmt;
@@ -78,7 +79,18 @@ impl Run {
             fs::remove_dir_all(&dir).map_err(Error::io("remove", &dir))?;
         }
         fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        if self.emulator.needs_iso() {
+        if let Emulator::BochsKvm { .. } = self.emulator {
+            // Its name is empty, so its console is as if there was no Linux.
+            let part = Part {
+                name: String::new(),
+                kernel: image.kernel.clone(),
+                cmdline: self.cmdline.clone(),
+                guests: self.guests.clone(),
+                memory: self.memory,
+                limit: self.limit,
+            };
+            Linux::prepare()?.pack(&dir, &[part])?;
+        } else if self.emulator.needs_iso() {
             let tree = dir.join("iso");
             iso::make(
                 &dir.join(ISO),
@@ -149,7 +161,7 @@ impl Run {
 }
 
 /// Judges an image that has printed its last line.
-fn judge_said(said: &str, report: &Option<Result<Report, String>>) -> Verdict {
+pub(crate) fn judge_said(said: &str, report: &Option<Result<Report, String>>) -> Verdict {
     if let Some(reason) = said.strip_prefix("failed") {
         return Verdict::Failed(reason.trim_start_matches([':', ' ']).to_owned());
     }
@@ -165,7 +177,10 @@ fn judge_said(said: &str, report: &Option<Result<Report, String>>) -> Verdict {
 }
 
 /// Keeps the report's text in the run's folder and reads it.
-fn keep_report(dir: &Path, console: &Console) -> Result<Option<Result<Report, String>>, Error> {
+pub(crate) fn keep_report(
+    dir: &Path,
+    console: &Console,
+) -> Result<Option<Result<Report, String>>, Error> {
     let Some(text) = &console.report else {
         return Ok(None);
     };

@@ -49,7 +49,7 @@ pub struct Console {
 
 impl Console {
     /// Takes bytes as they come and hands each complete line meant for people to `echo`.
-    fn take(&mut self, bytes: &[u8], echo: &mut dyn FnMut(&str)) {
+    pub(crate) fn take(&mut self, bytes: &[u8], echo: &mut dyn FnMut(&str)) {
         self.pending.extend_from_slice(bytes);
         while let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.pending.drain(..=end).collect();

@@ -1,6 +1,7 @@
 //! Booting, for a test: shared build, bounded number of emulators, and what every test asks of what came out.
 
 use offshoot_runner::image::Samples;
+use offshoot_runner::nested::Ended;
 use offshoot_runner::{Guest, Image, Outcome, Report, Run, Verdict, report};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -89,11 +90,21 @@ pub fn boot_counting(run: &Run) -> Booted {
     }
 }
 
+/// Does something that needs an emulator.
+pub fn with_slot<T>(with: impl FnOnce() -> T) -> T {
+    let _slot = Slot::take();
+    with()
+}
+
+impl From<Ended> for Booted {
+    fn from(Ended { outcome, lines }: Ended) -> Self {
+        Self { outcome, lines }
+    }
+}
+
 fn boot_image(run: &Run, image: &Image) -> Booted {
-    let slot = Slot::take();
     let mut lines = Vec::new();
-    let outcome = run.boot(image, &mut |line| lines.push(line.to_owned()));
-    drop(slot);
+    let outcome = with_slot(|| run.boot(image, &mut |line| lines.push(line.to_owned())));
     match outcome {
         Ok(outcome) => Booted { outcome, lines },
         Err(error) => panic!("{}: {error}", run.name),

@@ -16,6 +16,7 @@ mod machines;
 mod memory;
 mod mmio;
 mod mtrr;
+mod nested;
 mod pages;
 mod passthrough;
 // Guests use the rest of it.
