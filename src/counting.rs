@@ -18,13 +18,21 @@ pub enum Counted {
     Vmwrites = 1,
     /// INVEPTs.
     Invepts = 2,
+    /// INVVPIDs.
+    Invvpids = 3,
     /// Bytes copied from memory to memory, or set to zero: of pages, tables, and the state of processors.
-    Bytes = 3,
+    Bytes = 4,
 }
 
 impl Counted {
     /// All of them, by their number.
-    pub const ALL: [Self; 4] = [Self::Vmreads, Self::Vmwrites, Self::Invepts, Self::Bytes];
+    pub const ALL: [Self; 5] = [
+        Self::Vmreads,
+        Self::Vmwrites,
+        Self::Invepts,
+        Self::Invvpids,
+        Self::Bytes,
+    ];
 }
 
 #[cfg(feature = "count")]

@@ -196,6 +196,7 @@ impl Run<'_> {
         summary.faults = guest.space().faults();
         summary.memory = self.look_at(&guest, &options.name);
         summary.invalidations = guest.space().invalidations();
+        summary.linear_invalidations = guest.space().linear_invalidations();
         summary.stats = guest.stats.clone();
         (summary.ending, summary.forks) = match turn {
             Turn::Ended(outcome) => {
@@ -301,6 +302,7 @@ pub fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
         faults: Faults::default(),
         memory: Census::default(),
         invalidations: 0,
+        linear_invalidations: 0,
         forks: None,
     }
 }

@@ -130,10 +130,11 @@ fn kvm(name: &str) -> Option<(u64, &'static str)> {
 }
 
 /// What is counted beside some figures, and the head of its column.
-const COUNTED: [(&str, &str); 5] = [
+const COUNTED: [(&str, &str); 6] = [
     ("vmreads", "VMREADs"),
     ("vmwrites", "VMWRITEs"),
     ("invepts", "INVEPTs"),
+    ("invvpids", "INVVPIDs"),
     ("frames", "frames"),
     ("bytes", "bytes moved"),
 ];
@@ -272,8 +273,8 @@ mod tests {
         assert_eq!(
             text,
             "made.16m.first     9  instructions\n\n\
-             \x20                                   VMREADs  VMWRITEs  INVEPTs  frames  bytes moved\n\
-             made.16m         2800 instructions        0                          4               (rest 1)\n"
+             \x20                                   VMREADs  VMWRITEs  INVEPTs  INVVPIDs  frames  bytes moved\n\
+             made.16m         2800 instructions        0                                    4               (rest 1)\n"
         );
     }
 

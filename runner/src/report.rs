@@ -44,6 +44,9 @@ pub struct Guest {
     /// INVEPTs executed for its address space.
     #[serde(default)]
     pub invepts: u64,
+    /// INVVPIDs executed for it where they do.
+    #[serde(default)]
+    pub invvpids: u64,
     /// What was told of its dirty pages.
     #[serde(default)]
     pub dirty: Dirty,

@@ -63,7 +63,7 @@ impl<M: PhysMem> Space<'_, M> {
             retire(frames, entry.frame(), &mut self.tree.debt.retired);
         }
         self.faults.copied += 1;
-        self.tree.close(frames, true);
+        self.tree.close_at_violation(frames, true);
         Some(Fill::Copied)
     }
 
@@ -105,7 +105,7 @@ impl<M: PhysMem> Space<'_, M> {
             }
         }
         self.faults.filled += 1;
-        self.tree.close(frames, replaced);
+        self.tree.close_at_violation(frames, replaced);
         Some(Fill::Zeroed)
     }
 
@@ -118,7 +118,8 @@ impl<M: PhysMem> Space<'_, M> {
         let attr = self.regions.writable().copied;
         self.tree.put_own_page(frames, gpa, table, frame, attr);
         self.faults.copied += 1;
-        self.tree.close(frames, entry != EptEntry::EMPTY);
+        let replaced = entry != EptEntry::EMPTY;
+        self.tree.close_at_violation(frames, replaced);
         Some(Fill::Copied)
     }
 }
@@ -159,7 +160,7 @@ mod tests {
         let _ = space.enter(&mut cpu);
         assert_eq!(write(&mut space, RAM + 5), Some(Fill::Zeroed));
         let _ = space.enter(&mut cpu);
-        assert_eq!(cpu.invepts, 1);
+        assert_eq!(cpu.flushes, 1);
         assert_eq!(write(&mut space, RAM), None, "it is writable");
 
         // Host bytes, mapped and not; a part of a page is left to the general way.
@@ -167,7 +168,7 @@ mod tests {
         let _ = space.enter(&mut cpu);
         assert_eq!(write(&mut space, MODULE), Some(Fill::Copied));
         let _ = space.enter(&mut cpu);
-        assert_eq!(cpu.invepts, 2);
+        assert_eq!(cpu.flushes, 2);
         assert_eq!(write(&mut space, MODULE + PAGE_SIZE), Some(Fill::Copied));
         const { assert!(!HOST_LEN.is_multiple_of(PAGE_SIZE)) };
         assert_eq!(write(&mut space, MODULE + 2 * PAGE_SIZE), None);
@@ -176,7 +177,7 @@ mod tests {
             Some(Fill::Zeroed)
         );
         let _ = space.enter(&mut cpu);
-        assert_eq!(cpu.invepts, 2, "where nothing was, nothing is owed");
+        assert_eq!(cpu.flushes, 2, "where nothing was, nothing is owed");
         assert_eq!(write(&mut space, SHARED), None, "not to be written");
         for page in 0..2 {
             let at = page * PAGE_SIZE;
@@ -213,11 +214,11 @@ mod tests {
         let mut ending = space.end();
         while !ending.step(&mut cpu, 100) {}
         let _ = fork.enter(&mut cpu);
-        let (used, invepts) = (frames.figures().used, cpu.invepts);
+        let (used, flushes) = (frames.figures().used, cpu.flushes);
         let first = RAM + PAGE_SIZE;
         assert_eq!(write(&mut fork, first), Some(Fill::TakenOver));
         let _ = fork.enter(&mut cpu);
-        assert_eq!((frames.figures().used, cpu.invepts), (used, invepts));
+        assert_eq!((frames.figures().used, cpu.flushes), (used, flushes));
 
         // What was written and then protected is still told as written once it is taken over.
         let page = gpas(first, PAGE_SIZE);
@@ -234,5 +235,48 @@ mod tests {
         while !ending.step(&mut cpu, 100) {}
         spaces.end().unwrap();
         assert_eq!(frames.figures().used, 0);
+    }
+
+    /// A page that was read and is written then, by a guest that runs on some CPUs: how many INVEPTs and INVVPIDs that takes.
+    fn flushes(cpus: &mut [Cpu], claimed: bool) -> [u64; 2] {
+        let (frames, host) = memory(128);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        add_regions(&mut space, host);
+        for page in 0..8 {
+            resolve(&mut space, RAM + page * PAGE_SIZE, Access::READ);
+        }
+        for page in 0..8 {
+            for cpu in cpus.iter_mut() {
+                let _ = space.enter(cpu);
+            }
+            let gpa = RAM + page * PAGE_SIZE;
+            if claimed {
+                assert_eq!(write(&mut space, gpa), Some(Fill::Zeroed));
+            } else {
+                resolve(&mut space, gpa, Access::WRITE);
+            }
+        }
+        let mut done = [0; 2];
+        for cpu in cpus.iter_mut() {
+            let _ = space.enter(cpu);
+            done[0] += cpu.flushes - cpu.invvpids;
+            done[1] += cpu.invvpids;
+        }
+        let told = [space.invalidations(), space.linear_invalidations()];
+        assert_eq!(told, done);
+        let mut ending = space.end();
+        while !cpus.iter_mut().any(|cpu| ending.step(cpu, 100)) {}
+        spaces.end().unwrap();
+        done
+    }
+
+    #[test]
+    fn a_violation_has_dropped_what_invvpid_need_not() {
+        let cpus = |count| (0..count).map(Cpu::new).collect::<Vec<_>>();
+        assert_eq!(flushes(&mut cpus(1), true), [0, 8]);
+        // What other CPUs have cached the violation did not drop; and what nobody promises to be one dropped nothing.
+        assert_eq!(flushes(&mut cpus(2), true), [16, 0]);
+        assert_eq!(flushes(&mut cpus(1), false), [8, 0]);
     }
 }

@@ -5,6 +5,12 @@
 //! may have left something behind has to execute INVEPT before it runs the guest again, and the frames that became free
 //! wait until all have. Adding a translation where none was, or only adding permission, owes nothing: the violation that led
 //! to it has dropped what the CPU had cached for the address (SDM "EPT Violations" there).
+//!
+//! A page that is replaced at the guest's own violation, as copy-on-write does, owes less. The violation has dropped the
+//! guest-physical mappings of its address, and the combined mappings of the linear address that was used. What may be left
+//! are combined mappings of other linear addresses, or of the same one under other PCIDs, and pointers to the page where it
+//! is a page table of the guest. INVVPID drops those as well as INVEPT does, costs what it costs on a CPU, and a tenth of it
+//! where KVM is below. Without VPIDs the next VM entry drops them.
 
 use super::Eptp;
 use crate::frames::{FrameAllocator, PhysMem, Retired};
@@ -33,12 +39,16 @@ impl CpuId {
 /// # Safety
 /// [`Invalidate::cpu`] must tell the CPU that executes the call apart from all others, and [`Invalidate::invept`] must
 /// have dropped, when it returns, all guest-physical and combined mappings that this CPU has cached for the EPT pointer
-/// (INVEPT, single-context or all-context). The implementor must not move to another CPU.
+/// (INVEPT, single-context or all-context). [`Invalidate::invvpid`] must have dropped, when it returns, all combined mappings for
+/// it: by INVVPID of every VPID under which this CPU has run a guest with it, by INVEPT, or by nothing where it ran guests with it
+/// under no VPID, as each VM entry drops them then. The implementor must not move to another CPU.
 pub unsafe trait Invalidate {
     /// Which CPU this is.
     fn cpu(&self) -> CpuId;
     /// Drops what this CPU has cached for `eptp`.
     fn invept(&mut self, eptp: Eptp);
+    /// Drops what this CPU has cached for `eptp` by linear addresses.
+    fn invvpid(&mut self, eptp: Eptp);
 }
 
 /// Some CPUs.
@@ -52,6 +62,9 @@ impl CpuSet {
     const fn is_empty(self) -> bool {
         self.0 == 0
     }
+    const fn has_one(self) -> bool {
+        self.0.is_power_of_two()
+    }
 }
 
 /// What one space owes. It owns the frames that must wait.
@@ -62,10 +75,14 @@ pub(super) struct Debt {
     cached: CpuSet,
     /// Those of them that must execute INVEPT before they run it again.
     stale: CpuSet,
+    /// INVVPID is enough: nothing else was replaced than pages at violations of the one CPU that is stale.
+    linear: bool,
     /// Frames that these CPUs may still reach.
     pub retired: Retired,
     /// INVEPTs executed so far.
     pub paid: u64,
+    /// INVVPIDs executed so far in their place.
+    pub paid_by_invvpid: u64,
 }
 
 impl Debt {
@@ -73,6 +90,20 @@ impl Debt {
     #[inline]
     pub fn incur(&mut self) {
         self.stale = self.cached;
+        self.linear = false;
+    }
+
+    /// Notes that the page was replaced at which the guest has just left the CPU with a violation. Only where this CPU alone
+    /// can have cached something it is known what the violation has dropped.
+    #[inline(always)]
+    pub fn incur_at_violation(&mut self) {
+        self.linear = self.cached.has_one() && (self.linear || self.stale.is_empty());
+        self.stale = self.cached;
+    }
+
+    /// Nobody has promised that there was a violation.
+    pub fn distrust_violation(&mut self) {
+        self.linear = false;
     }
 
     /// Pays what this CPU owes. When no CPU owes any more, the frames go back.
@@ -100,10 +131,22 @@ impl Debt {
             return self.pay_any(eptp, cpu, frames);
         }
         // After a page was copied: this CPU alone owes, and no frame waits.
+        self.invalidate(eptp, cpu);
+        self.stale = CpuSet::default();
+    }
+
+    /// Drops what is stale on this CPU.
+    #[inline(always)]
+    fn invalidate(&mut self, eptp: Eptp, cpu: &mut impl Invalidate) {
+        if self.linear {
+            cpu.invvpid(eptp);
+            self.paid_by_invvpid += 1;
+            self.linear = false;
+            return;
+        }
         cpu.invept(eptp);
         self.paid += 1;
-        self.stale = CpuSet::default();
-        self.cached.0 &= !own;
+        self.cached.0 &= !(1 << cpu.cpu().0);
     }
 
     #[inline(never)]
@@ -115,10 +158,8 @@ impl Debt {
     ) {
         let id = cpu.cpu();
         if self.stale.contains(id) {
-            cpu.invept(eptp);
-            self.paid += 1;
+            self.invalidate(eptp, cpu);
             self.stale.0 &= !(1 << id.0);
-            self.cached.0 &= !(1 << id.0);
         }
         if self.stale.is_empty() && !self.retired.is_empty() {
             frames.free_retired(&mut self.retired);

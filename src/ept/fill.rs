@@ -9,9 +9,13 @@ use crate::paging::{Entry, EptEntry};
 impl<M: PhysMem> Space<'_, M> {
     /// Makes the access possible that a violation with this exit qualification was for, if that is one of the frequent
     /// ones, and the tables for it are there and private. Else it changes nothing and yields `false`:
-    /// [`Space::resolve`] knows what to do.
+    /// [`Space::resolve_rest`] knows what to do.
+    ///
+    /// # Safety
+    /// The guest has left the CPU that ran it last by this violation, and nothing was done with the space since: what the
+    /// violation itself has dropped from the CPU's caches is not dropped again.
     #[inline(always)]
-    pub fn fill(&mut self, qualification: u64, gpa: Gpa) -> bool {
+    pub unsafe fn fill(&mut self, qualification: u64, gpa: Gpa) -> bool {
         self.short_way(qualification, gpa).is_some()
     }
 
@@ -75,6 +79,11 @@ mod tests {
         assert_eq!(done, Resolution::Retry(Fill::Zeroed));
     }
 
+    fn fill(space: &mut Space<'_, Arena>, qualification: u64, gpa: Gpa) -> bool {
+        // SAFETY: no CPU runs it.
+        unsafe { space.fill(qualification, gpa) }
+    }
+
     /// The tree, what violations came to, and how many frames are in use.
     fn state(space: &Space<'_, Arena>) -> (Census, Faults, u64) {
         let used = space.spaces.frames.figures().used;
@@ -91,30 +100,36 @@ mod tests {
         let page = |number: u64| Gpa::new(RAM + number * PAGE_SIZE + 8);
 
         let fresh = state(&space);
-        assert!(!space.fill(WRITTEN, page(1)), "no violation before");
+        assert!(!fill(&mut space, WRITTEN, page(1)), "no violation before");
         assert_eq!(state(&space), fresh);
         touch(&mut space, RAM);
         let mut before = state(&space);
         for bit in [2, 4, 12, 13, 14, 15, 16] {
-            assert!(!space.fill(WRITTEN | 1 << bit, page(1)), "bit {bit}");
+            assert!(!fill(&mut space, WRITTEN | 1 << bit, page(1)), "bit {bit}");
         }
         for bit in [2, 3, 4, 5, 6, 12, 13, 14, 15, 16] {
-            assert!(!space.fill(READ | 1 << bit, page(1)), "bit {bit} of a read");
+            assert!(
+                !fill(&mut space, READ | 1 << bit, page(1)),
+                "bit {bit} of a read"
+            );
         }
-        assert!(!space.fill(WRITTEN, page(0)), "mapped");
-        assert!(!space.fill(WRITTEN, page(16)), "behind the region");
-        assert!(!space.fill(READ, Gpa::new(MODULE)), "another region");
-        assert!(!space.fill(WRITTEN, Gpa::new(MODULE)), "no tables there");
-        assert!(!space.fill(WRITTEN, Gpa::new(ROM)), "no write there");
-        assert!(!space.fill(WRITTEN, Gpa::new(1 << 48 | 0x1000)));
+        assert!(!fill(&mut space, WRITTEN, page(0)), "mapped");
+        assert!(!fill(&mut space, WRITTEN, page(16)), "behind the region");
+        assert!(!fill(&mut space, READ, Gpa::new(MODULE)), "another region");
+        assert!(
+            !fill(&mut space, WRITTEN, Gpa::new(MODULE)),
+            "no tables there"
+        );
+        assert!(!fill(&mut space, WRITTEN, Gpa::new(ROM)), "no write there");
+        assert!(!fill(&mut space, WRITTEN, Gpa::new(1 << 48 | 0x1000)));
         frames.allowance.store(0, SeqCst);
-        assert!(!space.fill(WRITTEN, page(1)), "out of frames");
+        assert!(!fill(&mut space, WRITTEN, page(1)), "out of frames");
         frames.allowance.store(u64::MAX, SeqCst);
         assert_eq!(state(&space), before);
 
-        assert!(space.fill(WRITTEN, page(1)) && space.fill(READ, page(2)));
+        assert!(fill(&mut space, WRITTEN, page(1)) && fill(&mut space, READ, page(2)));
         assert!(
-            space.fill(WRITTEN | 1, page(3)),
+            fill(&mut space, WRITTEN | 1, page(3)),
             "a page walk that sets bits"
         );
         let faults = space.faults();
@@ -125,16 +140,16 @@ mod tests {
         // What another space shares now may not be written in place.
         let fork = space.fork().unwrap();
         before = state(&space);
-        assert!(!space.fill(WRITTEN, page(4)) && !space.fill(READ, page(4)));
+        assert!(!fill(&mut space, WRITTEN, page(4)) && !fill(&mut space, READ, page(4)));
         assert_eq!(state(&space), before);
         touch(&mut space, RAM + 4 * PAGE_SIZE);
-        assert!(space.fill(WRITTEN, page(6)));
+        assert!(fill(&mut space, WRITTEN, page(6)));
         assert_eq!(spaces.audit([&space, &fork]), Ok(0));
 
         space
             .protect(gpas(RAM, 16 * PAGE_SIZE), false, true)
             .unwrap();
-        assert!(!space.fill(WRITTEN, page(7)), "protected");
+        assert!(!fill(&mut space, WRITTEN, page(7)), "protected");
         let mut cpu = Cpu::new(0);
         for space in [space, fork] {
             let mut ending = space.end();

@@ -217,7 +217,7 @@ struct Tally {
     deepest: u32,
     /// What each harvest told.
     harvests: Vec<Vec<u64>>,
-    /// The numbers of the INVEPTs that resets owed to the first CPU.
+    /// The numbers of the flushes that resets owed to the first CPU.
     owed: Vec<u64>,
 }
 
@@ -553,7 +553,7 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
                     return wrong(&problem);
                 }
                 if space.tree.debt.is_owed() {
-                    tally.owed.push(cpus[0].invepts);
+                    tally.owed.push(cpus[0].flushes);
                 }
             }
             Step::Rest { space } if count > 0 => {

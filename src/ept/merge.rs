@@ -115,7 +115,7 @@ mod tests {
                     space.protect(part, write, execute).unwrap();
                     assert_eq!((large(space), space.regions().count()), (0, 3));
                     assert_eq!(spaces.frames().figures().used, used + 1);
-                    let before = cpu.invepts;
+                    let before = cpu.flushes;
                     cpu.run(space, BLOCK + 0x5000, BLOCK + 0x5000, Access::READ)
                         .unwrap();
                     space.protect(part, true, true).unwrap();
@@ -126,7 +126,7 @@ mod tests {
                         cpu.run(space, BLOCK + 0x6000, BLOCK + 0x6000, access)
                             .unwrap();
                     }
-                    assert!(cpu.invepts > before);
+                    assert!(cpu.flushes > before);
                     assert!(!cpu.is_stale(space.eptp(), spaces.frames().mem()));
                     assert_eq!(spaces.frames().figures().used, used);
                 }

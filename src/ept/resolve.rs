@@ -118,9 +118,11 @@ impl fmt::Display for Unresolved {
 impl core::error::Error for Unresolved {}
 
 impl<M: PhysMem> Space<'_, M> {
-    /// Makes the access possible that the guest was denied, if it may have it.
+    /// Makes the access possible that the guest was denied, if it may have it. Who can promise that the violation is
+    /// what the guest was stopped by has [`Space::fill`] for the frequent ones.
     pub fn resolve(&mut self, violation: &Violation) -> Result<Resolution, Unresolved> {
         if let Some(fill) = self.short_way(violation.qualification, violation.gpa) {
+            self.tree.debt.distrust_violation();
             return Ok(Resolution::Retry(fill));
         }
         self.resolve_rest(violation)

@@ -307,6 +307,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.debt.paid
     }
 
+    /// INVVPIDs executed for this space so far, where an INVEPT would have dropped more than is stale.
+    pub fn linear_invalidations(&self) -> u64 {
+        self.tree.debt.paid_by_invvpid
+    }
+
     /// Frames that wait until CPUs have forgotten them.
     pub fn retired_frames(&self) -> u64 {
         self.tree.debt.retired.frames()

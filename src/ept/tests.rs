@@ -766,26 +766,26 @@ fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
             (4, used)
         );
         let _ = space.enter(cpu);
-        assert_eq!((space.retired_frames(), cpu.invepts), (4, 1));
+        assert_eq!((space.retired_frames(), cpu.flushes), (4, 1));
         let _ = space.enter(&mut idle);
         let _ = space.enter(cpu);
         assert_eq!(
-            (space.retired_frames(), cpu.invepts, idle.invepts),
+            (space.retired_frames(), cpu.flushes, idle.flushes),
             (4, 1, 0)
         );
         let _ = space.enter(&mut other);
-        assert_eq!((space.retired_frames(), other.invepts), (0, 1));
+        assert_eq!((space.retired_frames(), other.flushes), (0, 1));
         assert_eq!(
             (spaces.frames().figures().used, space.invalidations()),
             (used - 4, 2)
         );
         // A first mapping and added permission owe nothing.
         cpu.run(space, 0x1000, 0x1000, Access::WRITE).unwrap();
-        assert_eq!(cpu.invepts, 1);
+        assert_eq!(cpu.flushes, 1);
         // The frame of zeroes replaced does.
         cpu.run(space, 0x2000, 0x2000, Access::READ).unwrap();
         cpu.run(space, 0x2000, 0x2000, Access::WRITE).unwrap();
-        assert_eq!(cpu.invepts, 2);
+        assert_eq!(cpu.flushes, 2);
         let fork = space.fork().unwrap();
         let mut ending = std::mem::replace(space, fork).end();
         assert!(!ending.step(cpu, 1000));

@@ -32,9 +32,11 @@ pub(super) struct Cpu {
     log: Vec<Gpa>,
     /// Times that the log was full before a page could be marked.
     pub full: u64,
-    /// INVEPTs asked for so far.
-    pub invepts: u64,
-    /// The one that is left out.
+    /// INVEPTs and INVVPIDs asked for so far.
+    pub flushes: u64,
+    /// Those of them that are INVVPIDs.
+    pub invvpids: u64,
+    /// The flush that is left out.
     pub skip: Option<u64>,
 }
 
@@ -44,12 +46,26 @@ unsafe impl Invalidate for Cpu {
         self.id
     }
     fn invept(&mut self, eptp: Eptp) {
-        if self.skip != Some(self.invepts) {
+        if self.is_done() {
             self.physical.retain(|(root, _), _| *root != eptp.root());
             self.combined.retain(|(root, _), _| *root != eptp.root());
             self.tables.retain(|(root, _), _| *root != eptp.root());
         }
-        self.invepts += 1;
+    }
+    /// Drops nothing that was not cached by a linear address (SDM "Operations that Need Not Invalidate Cached Mappings").
+    fn invvpid(&mut self, eptp: Eptp) {
+        self.invvpids += 1;
+        if self.is_done() {
+            self.combined.retain(|(root, _), _| *root != eptp.root());
+        }
+    }
+}
+
+impl Cpu {
+    /// Counts a flush, and says whether it is one that is done.
+    fn is_done(&mut self) -> bool {
+        self.flushes += 1;
+        self.skip != Some(self.flushes - 1)
     }
 }
 
@@ -140,7 +156,8 @@ impl Cpu {
             logs: false,
             log: Vec::new(),
             full: 0,
-            invepts: 0,
+            flushes: 0,
+            invvpids: 0,
             skip: None,
         }
     }
@@ -286,7 +303,11 @@ impl Cpu {
             match self.access(eptp, mem, gva, gpa, access) {
                 Ok(frame) => return Ok(frame),
                 Err(violation) => {
-                    let resolution = space.resolve(&violation)?;
+                    // SAFETY: this is the violation by which the guest has just left this CPU.
+                    if unsafe { space.fill(violation.qualification, violation.gpa) } {
+                        continue;
+                    }
+                    let resolution = space.resolve_rest(&violation)?;
                     assert!(
                         matches!(resolution, super::Resolution::Retry(_)),
                         "{resolution:?}"

@@ -213,6 +213,21 @@ impl Tree {
         if replaced {
             self.debt.incur();
         }
+        self.free_retired(frames);
+    }
+
+    /// Ends an edit of the one page at which the guest has just left the CPU with a violation: `replaced` says whether it was
+    /// mapped before.
+    #[inline(always)]
+    pub fn close_at_violation<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, replaced: bool) {
+        if replaced {
+            self.debt.incur_at_violation();
+        }
+        self.free_retired(frames);
+    }
+
+    #[inline(always)]
+    fn free_retired<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) {
         if !self.debt.retired.is_empty() && !self.debt.is_owed() {
             frames.free_retired(&mut self.debt.retired);
         }

@@ -2,11 +2,33 @@
 
 use crate::ept::{CpuId, Entered, Eptp, Invalidate};
 use crate::vmx::cpu::{Invalidation, RightToEnter, Vmx};
+use crate::vmx::vpid::Vpid;
 
-/// The processor in VMX operation, the only one so far.
-pub(super) struct OnlyCpu<'v>(pub &'v mut Vmx);
+/// The processor in VMX operation, the only one so far, and under which VPID it runs the guest that it is about, if one is
+/// about to run.
+pub(super) struct OnlyCpu<'v> {
+    vmx: &'v mut Vmx,
+    vpid: Option<&'v Vpid>,
+}
 
-// SAFETY: there is one processor, and INVEPT was found to be there before VMXON.
+impl<'v> OnlyCpu<'v> {
+    /// For what is no guest any more, or none yet.
+    pub fn new(vmx: &'v mut Vmx) -> Self {
+        Self { vmx, vpid: None }
+    }
+
+    /// For a guest, which must have had this VPID ever since it was made.
+    #[inline(always)]
+    pub fn of_guest(vmx: &'v mut Vmx, vpid: &'v Vpid) -> Self {
+        Self {
+            vmx,
+            vpid: Some(vpid),
+        }
+    }
+}
+
+// SAFETY: there is one processor, and INVEPT was found to be there before VMXON. A space is run by its own guest alone, whose
+// VPID never changes.
 unsafe impl Invalidate for OnlyCpu<'_> {
     #[inline(always)]
     fn cpu(&self) -> CpuId {
@@ -15,11 +37,25 @@ unsafe impl Invalidate for OnlyCpu<'_> {
     #[inline(always)]
     fn invept(&mut self, eptp: Eptp) {
         if self
-            .0
+            .vmx
             .invept(Invalidation::SingleContext, eptp.as_u64())
             .is_err()
         {
             self.invept_all();
+        }
+    }
+    #[inline(always)]
+    fn invvpid(&mut self, eptp: Eptp) {
+        match self.vpid.map(Vpid::number) {
+            // Without a VPID each VM entry drops what is cached by linear addresses.
+            Some(None) => {}
+            Some(Some(number)) => {
+                // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
+                if unsafe { self.vmx.invvpid(number) }.is_err() {
+                    self.invept(eptp);
+                }
+            }
+            None => self.invept(eptp),
         }
     }
 }
@@ -27,7 +63,7 @@ unsafe impl Invalidate for OnlyCpu<'_> {
 impl OnlyCpu<'_> {
     #[cold]
     fn invept_all(&mut self) {
-        if self.0.invept(Invalidation::AllContexts, 0).is_err() {
+        if self.vmx.invept(Invalidation::AllContexts, 0).is_err() {
             log::error!("INVEPT failed");
         }
     }

@@ -155,6 +155,8 @@ pub struct GuestSummary<'a> {
     pub faults: Faults,
     /// INVEPTs executed for its space.
     pub invalidations: u64,
+    /// INVVPIDs executed for it where they do.
+    pub linear_invalidations: u64,
     /// What its space held in the end.
     pub memory: Census,
     /// What its forks came to, if it froze.

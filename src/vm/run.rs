@@ -112,7 +112,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
             }
-            let right = self.space.enter(&mut OnlyCpu(&mut self.machine.vmx));
+            let cpu = &mut OnlyCpu::of_guest(&mut self.machine.vmx, &self.vcpu.vpid);
+            let right = self.space.enter(cpu);
             let start = now();
             // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host
             // state in it is this CPU's, `area` is the guest's own, and `Guest::loaded` has put the rest of its state into the

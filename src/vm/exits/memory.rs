@@ -29,7 +29,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             FieldNatural::GuestPendingDebugExceptions.into(),
         ])?;
         let plain = vectoring & VALID == 0 && pending & PENDING_BS == 0;
-        if plain && self.space.fill(qualification, Gpa::new(gpa)) {
+        // SAFETY: this is the violation by which the guest has just left the CPU.
+        if plain && unsafe { self.space.fill(qualification, Gpa::new(gpa)) } {
             return Ok(Next::Resume);
         }
         Ok(self.any_violation())

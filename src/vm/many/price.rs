@@ -14,16 +14,17 @@ use offshoot_abi::FIGURE_NAME_MAX;
 pub(super) const REPEATS: usize = 7;
 
 /// What is told of each operation: what stands behind the figure's name, and of what it is.
-const PARTS: [(&str, Unit); 6] = [
+const PARTS: [(&str, Unit); 7] = [
     ("", Unit::Ticks),
     (".vmreads", Unit::Count),
     (".vmwrites", Unit::Count),
     (".invepts", Unit::Count),
+    (".invvpids", Unit::Count),
     (".frames", Unit::Frames),
     (".bytes", Unit::Bytes),
 ];
 const TICKS: usize = 0;
-const FRAMES: usize = 4;
+const FRAMES: usize = 5;
 
 /// What one operation took: ticks, what is counted, and how many frames it took or gave back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,8 +32,8 @@ pub(super) struct Price([u64; PARTS.len()]);
 
 impl Price {
     pub fn new(ticks: u64, counts: Counts, frames: u64) -> Self {
-        let [reads, writes, invepts, bytes] = Counted::ALL.map(|kind| counts.of(kind));
-        Self([ticks, reads, writes, invepts, frames, bytes])
+        let [reads, writes, invepts, invvpids, bytes] = Counted::ALL.map(|kind| counts.of(kind));
+        Self([ticks, reads, writes, invepts, invvpids, frames, bytes])
     }
 
     /// The same, but so much for its ticks.
@@ -165,7 +166,7 @@ impl Lines {
 mod tests {
     use super::*;
 
-    fn price(parts: [u64; 6]) -> Price {
+    fn price(parts: [u64; PARTS.len()]) -> Price {
         Price(parts)
     }
 
@@ -174,16 +175,19 @@ mod tests {
         let mut series = Series::default();
         for repeat in 0..REPEATS {
             let up = repeat as u64;
-            series.set(repeat, price([up, 9 - up, 3, 3, up * up, 0]));
+            series.set(repeat, price([up, 9 - up, 3, 3, up * up, 0, 1]));
         }
-        assert_eq!(series.median(), price([3, 6, 3, 3, 9, 0]));
+        assert_eq!(series.median(), price([3, 6, 3, 3, 9, 0, 1]));
     }
 
     #[test]
     fn each_part_has_a_line_of_its_own() {
         let mut lines = Lines::default();
         for pages in [5, 6, 13, 261] {
-            lines.add(pages, &price([100 + 7 * pages, 2, pages, 1, 4 + pages, 0]));
+            lines.add(
+                pages,
+                &price([100 + 7 * pages, 2, pages, 1, 4 + pages, 0, 1]),
+            );
         }
         let mut told = vec![];
         lines.tell("a", "b", &mut |found| {

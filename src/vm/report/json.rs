@@ -56,6 +56,8 @@ struct GuestJson<'a> {
     tables: u64,
     /// INVEPTs executed for its space.
     invepts: u64,
+    /// INVVPIDs executed where an INVEPT would have dropped more than was stale.
+    invvpids: u64,
     dirty: DirtyJson,
     host_instructions: u64,
     guest_instructions: u64,
@@ -94,6 +96,7 @@ impl<'a> GuestJson<'a> {
             },
             tables: guest.memory.tables,
             invepts: guest.invalidations,
+            invvpids: guest.linear_invalidations,
             dirty: DirtyJson {
                 harvests: guest.stats.harvests.count,
                 pages: guest.stats.harvests.pages,

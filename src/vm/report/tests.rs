@@ -14,6 +14,7 @@ fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
         stats: RunStats::ZERO,
         faults: Faults::default(),
         invalidations: 0,
+        linear_invalidations: 0,
         memory: Census::default(),
         forks: None,
     }
@@ -37,6 +38,7 @@ fn busy() -> GuestSummary<'static> {
         ..Faults::default()
     };
     busy.invalidations = 11;
+    busy.linear_invalidations = 12;
     busy.stats.harvests = Harvests {
         count: 2,
         pages: 3,
@@ -129,6 +131,7 @@ fn the_json_has_the_agreed_form() {
     assert_eq!(busy["host_instructions"], 123_456_789_012u64);
     assert_eq!(busy["guest_instructions"], 5);
     assert_eq!(busy["invepts"], 11);
+    assert_eq!(busy["invvpids"], 12);
     let dirty = serde_json::json!({"harvests": 2, "pages": 3, "digest": u64::MAX});
     assert_eq!(busy["dirty"], dirty);
     assert_eq!(json["guests"][1]["status"], -3);

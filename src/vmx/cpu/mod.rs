@@ -93,6 +93,7 @@ impl Vmx {
     /// # Safety
     /// The capability MSR must list INVVPID: without it the instruction is undefined.
     pub unsafe fn invvpid(&mut self, vpid: u16) -> Result<(), VmFail> {
+        add(Counted::Invvpids, 1);
         // SAFETY: `self` proves VMX operation, the caller the instruction. A kind that the CPU lacks is a VMfail.
         unsafe {
             instructions::invvpid(Invalidation::SingleContext, vpid.into())
