@@ -62,8 +62,9 @@ impl CpuSet {
     const fn is_empty(self) -> bool {
         self.0 == 0
     }
-    const fn has_one(self) -> bool {
-        self.0.is_power_of_two()
+    /// Whether there is at most one: without a count of bits, which old CPUs lack.
+    const fn is_one_or_none(self) -> bool {
+        self.0 & self.0.wrapping_sub(1) == 0
     }
 }
 
@@ -94,10 +95,10 @@ impl Debt {
     }
 
     /// Notes that the page was replaced at which the guest has just left the CPU with a violation. Only where this CPU alone
-    /// can have cached something it is known what the violation has dropped.
+    /// can have cached something it is known what the violation has dropped; it has paid all else before it ran the guest.
     #[inline(always)]
     pub fn incur_at_violation(&mut self) {
-        self.linear = self.cached.has_one() && (self.linear || self.stale.is_empty());
+        self.linear = self.cached.is_one_or_none();
         self.stale = self.cached;
     }
 

@@ -283,7 +283,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 
     /// Has frames that it gave up come back at once, which else wait until it runs again.
     pub(super) fn settle(&mut self, machine: &mut Machine<'_, M>) {
-        self.space.settle(&mut OnlyCpu::new(&mut machine.vmx));
+        self.space.settle(&mut OnlyCpu(&mut machine.vmx));
     }
 
     /// Its memory.
@@ -300,5 +300,5 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 
 pub(super) fn end_space<M: PhysMem>(space: Space<'_, M>, machine: &mut Machine<'_, M>) {
     let mut ending = space.end();
-    while !ending.step(&mut OnlyCpu::new(&mut machine.vmx), END_STEP) {}
+    while !ending.step(&mut OnlyCpu(&mut machine.vmx), END_STEP) {}
 }

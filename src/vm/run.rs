@@ -5,7 +5,7 @@ use core::arch::x86_64::{_rdtsc, CpuidResult};
 use super::Host;
 use super::cpuid::Live;
 use super::devices::Devices;
-use super::invalidate::OnlyCpu;
+use super::invalidate::GuestCpu;
 use super::machine::Machine;
 use super::outcome::{Outcome, Turn};
 use super::stats::RunStats;
@@ -112,7 +112,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             if !self.timer_is_saved {
                 self.wind_timer(self.deadline.saturating_sub(now()))?;
             }
-            let cpu = &mut OnlyCpu::of_guest(&mut self.machine.vmx, &self.vcpu.vpid);
+            let cpu = &mut GuestCpu {
+                vmx: &mut self.machine.vmx,
+                vpid: &self.vcpu.vpid,
+            };
             let right = self.space.enter(cpu);
             let start = now();
             // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host

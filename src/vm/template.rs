@@ -67,7 +67,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             }
         };
         // Nobody runs it again: frames that waited for that come back.
-        space.settle(&mut OnlyCpu::new(&mut machine.vmx));
+        space.settle(&mut OnlyCpu(&mut machine.vmx));
         let message = self.asked.take();
         if message.is_some() {
             self.vcpu.area(machine.frames).regs.set(Gpr::Rax, 0);
@@ -291,7 +291,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
         };
         match space.freeze() {
             Ok(mut space) => {
-                space.settle(&mut OnlyCpu::new(&mut machine.vmx));
+                space.settle(&mut OnlyCpu(&mut machine.vmx));
                 Ok((space.in_place_of(&self.space), area))
             }
             Err((error, space)) => {
@@ -321,6 +321,6 @@ impl<'s, M: PhysMem> Template<'s, M> {
     pub fn end(self, machine: &mut Machine<'_, M>) {
         give_back(machine.frames, self.area);
         let mut ending = self.space.end();
-        while !ending.step(&mut OnlyCpu::new(&mut machine.vmx), super::guest::END_STEP) {}
+        while !ending.step(&mut OnlyCpu(&mut machine.vmx), super::guest::END_STEP) {}
     }
 }

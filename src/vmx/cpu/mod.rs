@@ -92,13 +92,24 @@ impl Vmx {
     ///
     /// # Safety
     /// The capability MSR must list INVVPID: without it the instruction is undefined.
+    #[inline(always)]
     pub unsafe fn invvpid(&mut self, vpid: u16) -> Result<(), VmFail> {
         add(Counted::Invvpids, 1);
         // SAFETY: `self` proves VMX operation, the caller the instruction. A kind that the CPU lacks is a VMfail.
-        unsafe {
-            instructions::invvpid(Invalidation::SingleContext, vpid.into())
-                .or_else(|_| instructions::invvpid(Invalidation::AllContexts, 0))
+        let done = unsafe { instructions::invvpid(Invalidation::SingleContext, vpid.into()) };
+        match done {
+            Ok(()) => Ok(()),
+            // SAFETY: the caller's.
+            Err(_) => unsafe { self.invvpid_all() },
         }
+    }
+
+    /// # Safety
+    /// As for [`Vmx::invvpid`].
+    #[cold]
+    unsafe fn invvpid_all(&mut self) -> Result<(), VmFail> {
+        // SAFETY: as above.
+        unsafe { instructions::invvpid(Invalidation::AllContexts, 0) }
     }
 }
 
