@@ -281,6 +281,9 @@ impl<M: PhysMem> Spaces<'_, M> {
             }
             audit.reference(space.regions.frame()).map_err(at_root)?;
             audit.reference(space.tree.root()).map_err(at_root)?;
+            if let Some(begun) = &space.tree.zeroing {
+                audit.reference(begun.block()).map_err(at_root)?;
+            }
             for frame in space.tree.marks.frames(self.frames().mem()) {
                 audit.reference(frame).map_err(at_root)?;
             }

@@ -33,6 +33,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.debt.incur();
         self.tree.marks.release(self.spaces.frames);
         self.tree.log.clear(self.spaces.frames);
+        self.tree.stop_zeroing(self.spaces.frames);
         Ending {
             frames: self.spaces.frames,
             eptp: self.eptp(),

@@ -42,6 +42,7 @@ fn size(space: &Space<'_, Arena>, gpa: u64) -> Option<PageSize> {
 
 fn write(space: &mut Space<'_, Arena>, gpa: u64) -> Fill {
     match space.resolve(&violation(gpa, Access::WRITE)) {
+        Ok(Resolution::Retry(Fill::Zeroing)) => write(space, gpa),
         Ok(Resolution::Retry(fill)) => fill,
         other => panic!("{other:?}"),
     }

@@ -1,4 +1,7 @@
 //! Large pages: given at a first write, split when a part is to be copied.
+//!
+//! Zeroing one takes long, so a violation zeroes a part, and the guest tries again until all is done. Only then is the page
+//! mapped.
 
 use super::entry::Origin;
 use super::known::Known;
@@ -7,8 +10,61 @@ use super::provide::{put, take_over};
 use super::tables::Tables;
 use super::{Fill, Reason, RegionKind};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PageSize};
-use crate::frames::{FrameError, PhysMem};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::{Content, ContentOf, Cursor, Ept, PagingError, split};
+
+/// So many bytes of a large page are zeroed at a violation.
+const ZEROED_AT_ONCE: u64 = if cfg!(test) { 1 << 20 } else { 256 << 10 };
+
+/// A block that is being zeroed, and the reference to it.
+#[derive(Debug)]
+pub(super) struct Zeroing {
+    block: Hpa,
+    size: PageSize,
+    /// How many bytes are done.
+    done: u64,
+}
+
+impl Zeroing {
+    /// The block.
+    pub fn into_frame<M: PhysMem>(self, frames: &FrameAllocator<M>) -> Result<Frame, FrameError> {
+        frames.from_entry(self.block)
+    }
+    /// Where it is.
+    pub const fn block(&self) -> Hpa {
+        self.block
+    }
+}
+
+/// A zeroed block, or `None` while that takes more violations.
+fn zeroed<M: PhysMem>(
+    frames: &FrameAllocator<M>,
+    zeroing: &mut Option<Zeroing>,
+    size: PageSize,
+) -> Result<Option<Frame>, FrameError> {
+    let (block, done) = match zeroing.take() {
+        Some(begun) if begun.size == size => {
+            let done = begun.done;
+            (begun.into_frame(frames)?, done)
+        }
+        other => {
+            if let Some(other) = other {
+                frames.release(other.into_frame(frames)?)?;
+            }
+            (frames.alloc_large(size)?, 0)
+        }
+    };
+    let done = frames.zero_some(&block, size, done, ZEROED_AT_ONCE);
+    if done == size.bytes() {
+        return Ok(Some(block));
+    }
+    *zeroing = Some(Zeroing {
+        block: block.into_raw(),
+        size,
+        done,
+    });
+    Ok(None)
+}
 
 /// Writing to `page`, for which no table of small pages is there and `content` stands higher up, in a slot for pages of
 /// `size`. `None`: it is to be handled as a small page. The second result says whether a translation was replaced.
@@ -56,11 +112,14 @@ fn fill<M: PhysMem>(
             Err(PagingError::AlreadyMapped { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        if !policy.wants(size, &mut cursor) {
+        let begun = cursor.ops().zeroing.as_ref();
+        let begun = begun.is_some_and(|begun| begun.size == size);
+        if !begun && !policy.wants(size, &mut cursor) {
             continue;
         }
-        match frames.alloc_large_zeroed(size) {
-            Ok(block) => {
+        match zeroed(frames, &mut *cursor.ops().zeroing, size) {
+            Ok(None) => return Ok(Some((Fill::Zeroing, false))),
+            Ok(Some(block)) => {
                 put(&mut cursor, block, Origin::Filled, known.written())?;
                 return Ok(Some((Fill::Zeroed, false)));
             }
@@ -156,9 +215,60 @@ mod tests {
 
     fn touch(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Fill {
         match space.resolve(&violation(gpa, access)) {
+            Ok(Resolution::Retry(Fill::Zeroing)) => touch(space, gpa, access),
             Ok(Resolution::Retry(fill)) => fill,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_page_is_zeroed_in_parts_and_mapped_when_it_is_done() {
+        with_space(4096, |spaces, space| {
+            // What is not fresh has to be zeroed.
+            space.write(Gpa::new(2 * MIB2), &[7; 4096]).unwrap();
+            space.write(Gpa::new(3 * MIB2), &[7; 4096]).unwrap();
+            for page in 0..512 {
+                for large in [2, 3] {
+                    let gpa = Gpa::new(large * MIB2 + page * PAGE_SIZE);
+                    space.write(gpa, &[7; 4096]).unwrap();
+                }
+            }
+            space.discard(gpas(2 * MIB2, 2 * MIB2)).unwrap();
+            let mut cpu = Cpu::new(0);
+            space.settle(&mut cpu);
+            let used = spaces.frames().figures().used;
+            let mut steps = 0;
+            while let Ok(Resolution::Retry(Fill::Zeroing)) =
+                space.resolve(&violation(3 * MIB2, Access::WRITE))
+            {
+                steps += 1;
+                // It is the space's, which can be given up at any time.
+                assert_eq!(spaces.frames().figures().used, used + 512);
+                assert_eq!(spaces.audit([&*space]), Ok(0));
+                assert_eq!(space.census().unwrap().large, 0);
+            }
+            assert_eq!(steps, (MIB2 / ZEROED_AT_ONCE).saturating_sub(1));
+            assert_eq!(space.census().unwrap().large, 512);
+            assert!(
+                read(space, 3 * MIB2, MIB2 as usize)
+                    .iter()
+                    .all(|byte| *byte == 0)
+            );
+            // One that is never finished goes with the space.
+            let _ = space.resolve(&violation(2 * MIB2, Access::WRITE));
+        });
+    }
+
+    #[test]
+    fn what_an_exit_writes_is_given_a_small_page() {
+        with_space(4096, |_, space| {
+            space.write(Gpa::new(3 * MIB2), b"large").unwrap();
+            assert_eq!(space.census().unwrap().large, 512);
+            space.write_small_pages();
+            space.write(Gpa::new(2 * MIB2), b"small").unwrap();
+            assert_eq!(space.census().unwrap().large, 512);
+            assert_eq!(read(space, 2 * MIB2, 5), b"small");
+        });
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! from memory into a hole does nothing at all. No reference to guest bytes is ever lent.
 
 use super::entry::Origin;
-use super::{Access, Reason, Region, Space};
+use super::{Access, Fill, PagePolicy, Reason, Region, Space};
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::frames::PhysMem;
 use crate::paging::{Content, MAX_LEVELS, Step, path, query};
@@ -60,6 +60,12 @@ impl<M: PhysMem> Space<'_, M> {
         self.copy_in(gpa, from, By::Guest)
     }
 
+    /// From now on, what the host writes first is given small pages: it is written at exits of a guest that runs, and zeroing a
+    /// large page takes long.
+    pub const fn write_small_pages(&mut self) {
+        self.tree.host_writes_small = true;
+    }
+
     /// Copies bytes to `gpa` on, also where only the host may write.
     pub fn load(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), AccessError> {
         self.copy_in(gpa, from, By::Loader)
@@ -88,16 +94,26 @@ impl<M: PhysMem> Space<'_, M> {
     ) -> Result<(), AccessError> {
         self.check(gpa, len, |region| by == By::Loader || region.is_writable())?;
         for (at, _) in pages(gpa, len) {
-            let made = match self.regions.find_often(at) {
-                Some(known) => {
-                    self.tree
-                        .provide(&self.spaces, known, at.align_down(PAGE_SIZE), Access::WRITE)
-                }
-                None => Err(Reason::NoRegion),
-            };
+            let pages = self.tree.pages;
+            if self.tree.host_writes_small {
+                self.tree.pages = PagePolicy::Small;
+            }
+            let made = self.provide_for_writing(at);
+            self.tree.pages = pages;
             made.map_err(|reason| AccessError { gpa: at, reason })?;
             self.note_host_write(at);
         }
+        Ok(())
+    }
+
+    fn provide_for_writing(&mut self, at: Gpa) -> Result<(), Reason> {
+        let page = at.align_down(PAGE_SIZE);
+        let known = self.regions.find_often(at).ok_or(Reason::NoRegion)?;
+        while self
+            .tree
+            .provide(&self.spaces, known, page, Access::WRITE)?
+            == Fill::Zeroing
+        {}
         Ok(())
     }
 

@@ -131,6 +131,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             tables.replace_entry(root, 4, index, entry);
         }
         self.tree.log.clear(frames);
+        self.tree.stop_zeroing(frames);
         self.regions = regions;
         self.regions.set_marked(!self.logs_dirty());
         let freed = self.tree.debt.retired.frames() - before;

@@ -22,6 +22,8 @@ pub enum Fill {
     TakenOver,
     /// Host bytes or a device were mapped.
     HostMapped,
+    /// Nothing was mapped: a part of the large page to come was zeroed.
+    Zeroing,
 }
 
 /// What came of a violation.
@@ -196,6 +198,7 @@ impl<M: PhysMem> Space<'_, M> {
             Fill::Copied => &mut self.faults.copied,
             Fill::TakenOver => &mut self.faults.taken_over,
             Fill::HostMapped => &mut self.faults.host_mapped,
+            Fill::Zeroing => return,
         };
         *counter += 1;
     }

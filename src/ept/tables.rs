@@ -7,6 +7,7 @@
 use super::dirty::Marks;
 use super::entry::{Origin, decode};
 use super::fetch::was_fetched;
+use super::large::Zeroing;
 use super::reach::Reach;
 use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::counting::{Counted, add};
@@ -44,6 +45,8 @@ pub(super) struct Tables<'a, M> {
     pub marks: &'a mut Marks,
     /// Whether a large leaf may be executed.
     execute_large: bool,
+    /// The large page that is being zeroed.
+    pub zeroing: &'a mut Option<Zeroing>,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
     /// The lowest table that an entry was put into last; it and all above it are this tree's own.
@@ -66,6 +69,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         retired: &'a mut Retired,
         marks: &'a mut Marks,
         execute_large: bool,
+        zeroing: &'a mut Option<Zeroing>,
     ) -> Self {
         Self {
             frames,
@@ -74,6 +78,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             retired,
             marks,
             execute_large,
+            zeroing,
             moved: false,
             lowest: None,
             failed: None,

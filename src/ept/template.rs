@@ -78,6 +78,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let frames = self.spaces.frames;
         self.tree.log.clear(frames);
         self.tree.marks.release(frames);
+        self.tree.stop_zeroing(frames);
         let used = self.tree.tables(frames).withdraw_write();
         self.tree.close(frames, true);
         let number = self.spaces.next_template();
@@ -125,6 +126,7 @@ fn empty_fork<'s, M: PhysMem>(
     let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
     tree.reach = from.tree.reach;
     tree.pages = from.tree.pages;
+    tree.host_writes_small = from.tree.host_writes_small;
     tree.around = from.tree.around;
     tree.exact = from.tree.exact;
     Ok(Space {

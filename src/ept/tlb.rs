@@ -290,9 +290,10 @@ impl Cpu {
         gpa: u64,
         access: Access,
     ) -> Result<Hpa, super::Unresolved> {
-        // One violation for the page and one for each time that a table was moved is plenty.
+        // One violation for the page, one for each time that a table was moved, and those in which a large page is zeroed are
+        // plenty.
         self.logs = space.logs_dirty();
-        for _ in 0..4 {
+        for _ in 0..8 {
             // The CPU exits before it marks a page that it cannot log.
             if self.log.len() == LOG_SIZE {
                 self.full += 1;

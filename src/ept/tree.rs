@@ -3,6 +3,7 @@
 use super::around::{AROUND, Around};
 use super::debt::Debt;
 use super::dirty::Marks;
+use super::large::Zeroing;
 use super::log::Log;
 use super::reach::Reach;
 use super::tables::{DIRTY, ENTRIES, TOLD, Tables, View, WRITE, word};
@@ -31,6 +32,10 @@ pub(super) struct Tree {
     execute_large: bool,
     /// How many pages one violation may map.
     pub around: Around,
+    /// Whether what the host writes is given small pages.
+    pub host_writes_small: bool,
+    /// The large page that is being zeroed, before it is mapped.
+    pub zeroing: Option<Zeroing>,
     /// The number of the last page that was put, or [`NOWHERE`], and the table that it is in.
     recent: (u64, Hpa),
     /// The pages that became a fork's own.
@@ -57,6 +62,8 @@ impl Tree {
             pages: PagePolicy::Small,
             execute_large: capability.execute_large,
             around: Around::new(AROUND),
+            host_writes_small: false,
+            zeroing: None,
             recent: (NOWHERE, Hpa::new(0)),
             log: Log::default(),
         })
@@ -90,10 +97,20 @@ impl Tree {
     ) -> Tables<'a, M> {
         self.recent.0 = NOWHERE;
         let (retired, marks) = (&mut self.debt.retired, &mut self.marks);
-        let execute_large = self.execute_large;
+        let (execute_large, zeroing) = (self.execute_large, &mut self.zeroing);
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
-        unsafe { Tables::new(frames, self.root, self.reach, retired, marks, execute_large) }
+        unsafe {
+            Tables::new(
+                frames,
+                self.root,
+                self.reach,
+                retired,
+                marks,
+                execute_large,
+                zeroing,
+            )
+        }
     }
 
     /// The lowest table for `page`, if a page was put into it by the last edit: there was no other since, so that it and all
@@ -161,6 +178,16 @@ impl Tree {
         self.put_page(frames, page, table, phys, attr);
         if self.log.is_on() {
             self.log.note(frames, leaf_address(page, table), page);
+        }
+    }
+
+    /// Gives back a large page that was not zeroed to its end.
+    pub fn stop_zeroing<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) {
+        if let Some(begun) = self.zeroing.take() {
+            let given_back = begun
+                .into_frame(frames)
+                .and_then(|block| frames.release(block));
+            debug_assert!(given_back.is_ok(), "{given_back:?}");
         }
     }
 

@@ -22,19 +22,22 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(Frame::new(self.counts.address(number)))
     }
 
-    /// As [`FrameAllocator::alloc_large`], full of zeroes.
-    pub fn alloc_large_zeroed(&self, size: PageSize) -> Result<Frame, FrameError> {
-        let frame = self.alloc_large(size)?;
-        for offset in (0..size.bytes()).step_by(PAGE_SIZE as usize) {
-            let at = Hpa::new(frame.address().as_u64() + offset);
+    /// Goes on with filling a block of this size with zeroes, of which so many bytes are done: at most `most` bytes more. Yields
+    /// how many are done then.
+    pub fn zero_some(&self, block: &Frame, size: PageSize, done: u64, most: u64) -> u64 {
+        let (mut done, mut left) = (done, most);
+        while done < size.bytes() && left >= PAGE_SIZE {
+            let at = Hpa::new(block.address().as_u64() + done);
+            done += PAGE_SIZE;
             #[cfg(test)]
             if self.mem.is_fresh(at) {
                 continue;
             }
-            // SAFETY: the block is managed, and nobody but the handle just made refers to it.
+            // SAFETY: the block is managed and the handle to it is the caller's, who says how large it is.
             unsafe { bytes::zero(&self.mem, at) };
+            left -= PAGE_SIZE;
         }
-        Ok(frame)
+        done
     }
 
     /// Turns a large block into blocks of the next smaller size, 512 of them. The reference to the block becomes one

@@ -237,7 +237,8 @@ fn large_blocks_are_aligned_counted_once_and_whole_again() {
     // Starts one frame before a 2 MiB boundary, so that heads and tails are there.
     let frames = Arena::allocator(2 * MIB2 - PAGE_SIZE, 512 * 3 + 2);
     let total = frames.figures().total;
-    let a = frames.alloc_large_zeroed(PageSize::Size2M).unwrap();
+    let a = frames.alloc_large(PageSize::Size2M).unwrap();
+    assert_eq!(frames.zero_some(&a, PageSize::Size2M, 0, u64::MAX), 2 << 20);
     let b = frames.alloc_large(PageSize::Size2M).unwrap();
     assert!(a.address().is_aligned(MIB2) && b.address().is_aligned(MIB2) && a != b);
     assert_eq!(frames.figures().used, 1024);

@@ -5,6 +5,7 @@ use core::fmt;
 use super::cmdline::GuestOptions;
 use super::data::{DataError, SharedData};
 use super::devices::{Devices, test_device_regions};
+use super::exits::ZEROED_GOAL;
 use super::guest::{Guest, end_space};
 use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
 use super::machine::Machine;
@@ -101,7 +102,10 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             let (name, wanted) = (options.name, options.pages);
             log::warn!("guest {name}: this CPU cannot do pages={wanted}: pages={pages} instead");
         }
-        match Self::fill(machine, &mut space, image, &plan, data, devices) {
+        let filled = Self::fill(machine, &mut space, image, &plan, data, devices);
+        machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
+        space.write_small_pages();
+        match filled {
             Ok(vcpu) => Ok(Self {
                 space,
                 vcpu,
