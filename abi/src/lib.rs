@@ -19,7 +19,7 @@ pub enum Call {
     /// Ends the guest with the exit status in RDI; 0 is success. Does not return.
     Exit = 1,
     /// Prints the RSI bytes at GVA RDI to the console. Returns the number of bytes taken, at most
-    /// [`PRINT_MAX`], or an [`Error`].
+    /// [`PRINT_MAX`] and up to the end of the [`PRINT_LINES_MAX`]th line, or an [`Error`].
     Print = 2,
     /// Files a figure for the run's report, in ticks of the TSC: the name is the RSI bytes at GVA RDI (at most
     /// [`FIGURE_NAME_MAX`], `[a-z0-9._]`), its value is RDX.
@@ -119,13 +119,16 @@ pub const fn to_rax(result: Result<u64, Error>) -> u64 {
 
 /// The most bytes one [`Call::Print`] takes.
 pub const PRINT_MAX: usize = 1024;
+
+/// The most lines that one [`Call::Print`] ends.
+pub const PRINT_LINES_MAX: usize = 128;
 /// The longest name of a [`Call::Figure`].
 pub const FIGURE_NAME_MAX: usize = 32;
 /// The most pages that one [`Call::HarvestDirty`] tells of: 32 MiB.
-pub const HARVEST_MAX: u64 = 8192;
+pub const HARVEST_MAX: u64 = 512;
 
 /// The most pages that one [`Call::Discard`] or [`Call::Protect`] changes: 32 MiB.
-pub const CHANGE_MAX: u64 = 8192;
+pub const CHANGE_MAX: u64 = 512;
 /// To [`Call::Protect`]: the guest may read.
 pub const MAY_READ: u64 = 1 << 0;
 /// To [`Call::Protect`]: the guest may write.

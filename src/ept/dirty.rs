@@ -12,7 +12,9 @@
 //!   comes back as a violation. So write is given to nothing but what is being written; see [`Space::track_dirty`].
 //!
 //! The log only says where to look; the marks decide. So it may have too much, and where it may lack something
-//! the leaves are looked at one by one, all of them: then the log is complete again.
+//! the leaves are looked at one by one. Each harvest then looks at some more of the others ([`COMPLETED_AT_ONCE`]), until the
+//! log is complete again. Nor is a log gone through that is much longer than what is asked for: so a harvest takes
+//! no longer than its range and that part, however large the space is and however much was written.
 //!
 //! Tables that are shared with another space are not granted write, so they are skipped without a look; copies of them
 //! carry no marks, and those that become a space's own again lose theirs: a fork starts out clean, and so does the space
@@ -32,6 +34,12 @@ use crate::frames::{FrameAllocator, PhysMem};
 use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry, Rights, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// So many pages a harvest looks at, beside its own, to complete the log.
+const COMPLETED_AT_ONCE: u64 = 512;
+/// The log is gone through if it is no longer than this, and a part of the pages asked for.
+const LOG_SHORT: u64 = 256;
+const LOG_PART: u64 = 16;
+
 /// How writes are noted in the leaves of one tree.
 #[derive(Debug)]
 pub(super) struct Marks {
@@ -39,6 +47,8 @@ pub(super) struct Marks {
     pub clear: u64,
     /// The pages whose leaves may be marked, where somebody keeps account of them.
     log: Option<DirtyLog>,
+    /// Up to which page it has the marked ones, as far as it lacks none that was noted: all of them where there is none.
+    known: Option<u64>,
 }
 
 impl Marks {
@@ -51,7 +61,18 @@ impl Marks {
                 DIRTY | WRITE
             },
             log: None,
+            known: Some(0),
         }
+    }
+
+    /// Where the log has to be completed, if it has.
+    fn incomplete_from(&mut self) -> Option<u64> {
+        let log = self.log.as_mut()?;
+        if !log.is_complete() {
+            log.clear();
+            self.known = Some(0);
+        }
+        self.known
     }
 
     /// The leaf that a page which is to be written gets for one with the mark: the CPU logs only what was not marked.
@@ -80,6 +101,7 @@ impl Marks {
     pub fn forget(&mut self) {
         if let Some(log) = &mut self.log {
             log.clear();
+            self.known = None;
         }
     }
 
@@ -164,55 +186,57 @@ fn writable_leaf<'a, M: PhysMem>(
     }
 }
 
-/// A look at all leaves.
-struct Scan<'a, 'l, M, P> {
-    frames: &'a FrameAllocator<M>,
-    /// Which leaves are told.
+/// Tells what is marked, and takes the marks.
+struct Take<P> {
     first: u64,
     last: u64,
     clear: u64,
     found: u64,
     page: P,
-    /// Who is told of the others that are marked.
-    log: Option<&'l mut DirtyLog>,
 }
 
-impl<M: PhysMem, P: FnMut(Gpa, PageSize)> Scan<'_, '_, M, P> {
-    /// Looks at what a table of `level`, whose first entry translates `start`, says of the range.
-    fn table(&mut self, table: Hpa, level: u8, start: u64) {
-        let shift = 12 + 9 * u32::from(level - 1);
-        let everything = 0..=ENTRIES as u64 - 1;
-        let indices = match self.log {
-            Some(_) => everything,
-            None => {
-                let to = self.last.saturating_sub(start) >> shift;
-                self.first.saturating_sub(start) >> shift..=to.min(*everything.end())
+impl<P: FnMut(Gpa, PageSize)> Take<P> {
+    fn look(&mut self, leaf: Leaf<'_>) {
+        if leaf.overlaps(self.first, self.last) && leaf.take_mark(self.clear) {
+            self.found += 1;
+            (self.page)(leaf.start, leaf.size);
+        }
+    }
+}
+
+/// Shows the leaves of the range below `root` to which all tables above grant write, in order.
+fn scan<M: PhysMem>(
+    frames: &FrameAllocator<M>,
+    root: Hpa,
+    range: (u64, u64),
+    mut look: impl FnMut(Leaf<'_>),
+) {
+    scan_table(frames.mem(), (root, 4, 0), range, &mut look);
+}
+
+/// The same for a table, of a level, whose first entry translates that address.
+fn scan_table<M: PhysMem>(
+    mem: &M,
+    (table, level, start): (Hpa, u8, u64),
+    range: (u64, u64),
+    look: &mut impl FnMut(Leaf<'_>),
+) {
+    let shift = 12 + 9 * u32::from(level - 1);
+    let first = range.0.saturating_sub(start) >> shift;
+    let last = range.1.saturating_sub(start) >> shift;
+    for index in first..=last.min(ENTRIES as u64 - 1) {
+        let at = start + (index << shift);
+        // SAFETY: a table of a space that the caller has borrowed for writing; only the CPU changes entries meanwhile.
+        let word = unsafe { word(mem, table, index as usize) };
+        match decode(level, EptEntry::from_bits(word.load(Ordering::Acquire))) {
+            Decoded::Table { table, rights } if rights.contains(Rights::WRITE) => {
+                scan_table(mem, (table, level - 1, at), range, look);
             }
-        };
-        for index in indices {
-            let at = start + (index << shift);
-            // SAFETY: a table of the space, which is borrowed for writing; only the CPU changes entries meanwhile.
-            let word = unsafe { word(self.frames.mem(), table, index as usize) };
-            match decode(level, EptEntry::from_bits(word.load(Ordering::Acquire))) {
-                Decoded::Table { table, rights } if rights.contains(Rights::WRITE) => {
-                    self.table(table, level - 1, at)
-                }
-                Decoded::Content(Content::Page { .. }) => {
-                    let (start, size) = (Gpa::new(at), size_at(level));
-                    let leaf = Leaf { word, start, size };
-                    if leaf.overlaps(self.first, self.last) {
-                        if leaf.take_mark(self.clear) {
-                            self.found += 1;
-                            (self.page)(start, size);
-                        }
-                    } else if let Some(log) = &mut self.log
-                        && leaf.is_marked()
-                    {
-                        log.push(self.frames, start);
-                    }
-                }
-                _ => {}
+            Decoded::Content(Content::Page { .. }) => {
+                let (start, size) = (Gpa::new(at), size_at(level));
+                look(Leaf { word, start, size });
             }
+            _ => {}
         }
     }
 }
@@ -234,10 +258,17 @@ impl<M: PhysMem> Space<'_, M> {
             return Ok(0);
         };
         let (first, last) = (range.start().as_u64(), last.as_u64());
+        let incomplete = self.tree.marks.incomplete_from();
+        let short = LOG_SHORT + range.len() / PAGE_SIZE / LOG_PART;
         let found = match &self.tree.marks.log {
-            Some(log) if log.is_complete() => self.harvest_logged(first, last, page),
+            Some(log) if incomplete.is_none() && log.len() as u64 <= short => {
+                self.harvest_logged(first, last, page)
+            }
             _ => self.harvest_all(first, last, page),
         };
+        if let Some(from) = incomplete {
+            self.complete_log(from);
+        }
         // The CPU does not mark a page again whose mark it has cached, nor does it notice that write is gone.
         self.tree.close(self.spaces.frames, found > 0);
         Ok(found)
@@ -272,24 +303,58 @@ impl<M: PhysMem> Space<'_, M> {
         found
     }
 
-    /// Looks at all leaves in the range, or at all there are where the log is to be complete again.
+    /// Looks at all leaves in the range.
     fn harvest_all(&mut self, first: u64, last: u64, page: impl FnMut(Gpa, PageSize)) -> u64 {
         let root = self.tree.root();
-        let Marks { clear, log } = &mut self.tree.marks;
-        if let Some(log) = log {
-            log.clear();
-        }
-        let mut scan = Scan {
-            frames: self.spaces.frames,
+        let clear = self.tree.marks.clear;
+        let mut take = Take {
             first,
             last,
-            clear: *clear,
+            clear,
             found: 0,
             page,
-            log: log.as_mut(),
         };
-        scan.table(root, 4, 0);
-        scan.found
+        scan(self.spaces.frames, root, (first, last), |leaf| {
+            take.look(leaf)
+        });
+        take.found
+    }
+
+    /// Notes what is marked of some pages from `from` on.
+    fn complete_log(&mut self, mut from: u64) {
+        let (frames, root) = (self.spaces.frames, self.tree.root());
+        let Marks { log, known, .. } = &mut self.tree.marks;
+        let Some(log) = log else {
+            return;
+        };
+        let mut left = COMPLETED_AT_ONCE * PAGE_SIZE;
+        for region in self.regions.iter().filter(|region| region.kind.is_memory()) {
+            let Some(last) = region.range.last() else {
+                continue;
+            };
+            let first = region.range.start().as_u64().max(from);
+            if first > last.as_u64() {
+                continue;
+            }
+            if left == 0 {
+                *known = Some(first);
+                return;
+            }
+            let part = (last.as_u64() - first).min(left - 1);
+            scan(frames, root, (first, first + part), |leaf| {
+                // A large one may have begun in the part before.
+                if leaf.is_marked() {
+                    log.push(frames, leaf.start);
+                }
+            });
+            left -= part + 1;
+            from = first + part;
+            if from < last.as_u64() {
+                *known = Some(from + 1);
+                return;
+            }
+        }
+        *known = None;
     }
 
     /// Has the forks of this space, or the fork that it is, tell no page as dirty that they have not written. It makes a
@@ -346,7 +411,7 @@ impl<M: PhysMem> Space<'_, M> {
 mod tests {
     use super::super::tests::{RAM, add_regions, all_capabilities, finish, gpas, memory, read};
     use super::super::tlb::Cpu;
-    use super::super::{Access, Reset, Spaces};
+    use super::super::{Access, Region, RegionKind, Reset, Spaces};
     use super::*;
     use crate::frames::arena::Arena;
 
@@ -441,6 +506,41 @@ mod tests {
         assert_eq!(told(&mut space, 8, 8), [8, 12]);
         write(&mut cpu, &mut space, 8);
         assert_eq!(told(&mut space, 0, 16), [2, 8]);
+        finish(space, &mut cpu);
+    }
+
+    #[test]
+    fn a_harvest_takes_no_longer_than_its_range() {
+        let (frames, _) = memory(512);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        const PAGES: u64 = 4 * COMPLETED_AT_ONCE;
+        let ram = gpas(RAM, PAGES * PAGE_SIZE);
+        space.map(Region::new(ram, RegionKind::Ram)).unwrap();
+        let mut cpu = Cpu::new(0);
+        write(&mut cpu, &mut space, PAGES - 1);
+        assert!(space.log_dirty());
+        let log = |space: &Space<'_, Arena>| {
+            let marks = &space.tree.marks;
+            (marks.known.is_none(), marks.log.as_ref().unwrap().len())
+        };
+        // The log is completed in parts.
+        for part in 1..=4 {
+            assert!(told(&mut space, 7, 1).is_empty());
+            assert_eq!(log(&space), (part == 4, usize::from(part == 4)));
+        }
+        // And not gone through where it is long: nothing of it is taken out.
+        for page in 0..300 {
+            write(&mut cpu, &mut space, page);
+        }
+        assert_eq!(told(&mut space, 5, 1), [5]);
+        assert_eq!(log(&space), (true, 301));
+        let rest: Vec<_> = (0..300)
+            .filter(|page| *page != 5)
+            .chain([PAGES - 1])
+            .collect();
+        assert_eq!(told(&mut space, 0, PAGES), rest);
+        assert_eq!(log(&space), (true, 0));
         finish(space, &mut cpu);
     }
 

@@ -21,7 +21,21 @@ const STEP: u64 = 2_654_435_761;
 const LOGS: u64 = 512 + 40;
 
 /// One bit per page.
-type Bitmap = [u8; HARVEST_MAX as usize / 8];
+type Bitmap = [u8; ROOM];
+const ROOM: usize = (PAGES + RUNS).div_ceil(8) as usize;
+
+/// Asks for so many pages, in as many calls as that takes.
+fn harvest(first: u64, pages: u64, told: &mut [u8]) -> Result<u64, Error> {
+    let mut found = 0;
+    for (number, part) in told[..pages.div_ceil(8) as usize]
+        .chunks_mut(HARVEST_MAX as usize / 8)
+        .enumerate()
+    {
+        let done = number as u64 * HARVEST_MAX;
+        found += call::harvest_dirty(first + done * PAGE, HARVEST_MAX.min(pages - done), part)?;
+    }
+    Ok(found)
+}
 
 struct Heap {
     base: u64,
@@ -50,7 +64,7 @@ impl Heap {
     fn ask(&mut self, checks: &mut Checks, what: &str, first: u64, count: u64) -> u64 {
         let gpa = self.base + first * PAGE;
         self.told.fill(0xa5);
-        let found = call::harvest_dirty(gpa, count, &mut self.told);
+        let found = harvest(gpa, count, &mut self.told);
         let mut expected = 0;
         for page in 0..count {
             let bit = |bitmap: &Bitmap, page: u64| bitmap[page as usize / 8] >> (page % 8) & 1;
@@ -91,7 +105,7 @@ fn measure(checks: &mut Checks, heap: &mut Heap) {
     }
     // SAFETY: as above.
     let start = unsafe { _rdtsc() };
-    let found = call::harvest_dirty(heap.base, PAGES, &mut heap.told);
+    let found = harvest(heap.base, PAGES, &mut heap.told);
     // SAFETY: as above.
     let ticks = unsafe { _rdtsc() } - start;
     checks.that(found == Ok(LOGS), format_args!("{found:?} measured"));
@@ -141,8 +155,8 @@ fn main(info: &StartInfo) -> u64 {
     }
     let mut heap = Heap {
         base: info.heap,
-        written: [0; HARVEST_MAX as usize / 8],
-        told: [0; HARVEST_MAX as usize / 8],
+        written: [0; ROOM],
+        told: [0; ROOM],
     };
     let mut told = 0;
     // Before anybody has asked: one page after the other, but not all that a guest that does so is given.

@@ -16,7 +16,7 @@ const PAGE: u64 = 4096;
 const LARGE: u64 = 2 << 20;
 const ALL: u64 = MAY_READ | MAY_WRITE | MAY_EXECUTE;
 /// How much is written and given back at once, and how often.
-const CHUNK: u64 = 1024;
+const CHUNK: u64 = 512;
 const CHUNKS: u64 = 12;
 /// How often parts of a large page are protected.
 const SPLITS: u64 = 8;
