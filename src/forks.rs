@@ -1,5 +1,6 @@
 //! The forks of a guest that froze.
 
+use crate::boot::console;
 use crate::boot::layout::DirectMap;
 use crate::boot::power;
 use crate::guests::{Kernel, Run, file_figure};
@@ -151,6 +152,8 @@ impl Run<'_> {
         options: &GuestOptions,
     ) -> Ending<'static> {
         let what = options.forks.measure.unwrap_or(Measure::Fork);
+        // What is measured is not to be broken off for the console.
+        console::flush();
         let (kernel, mut figures) = (&mut Kernel, 0);
         let file = &mut |found: Measurement<'_>| {
             let mut name = ArrayString::<FIGURE_NAME_MAX>::new();

@@ -1,6 +1,6 @@
 //! Fuzzing a guest, and telling of it.
 
-use crate::boot::console::say;
+use crate::boot::console::{self, say};
 use crate::boot::layout::DirectMap;
 use offshoot::ept::{Faults, Space};
 use offshoot::vm::cmdline::GuestOptions;
@@ -125,6 +125,7 @@ impl Job<'_> {
         let every = self.tsc_hz.saturating_mul(LINE_EVERY);
         let mut next = snapshot.now();
         loop {
+            console::offer();
             match campaign.step(snapshot)? {
                 Step::Over => return Ok(()),
                 Step::NewCrash => {
@@ -171,6 +172,7 @@ impl Job<'_> {
                 // Where there is no room, the lines above have said it.
                 let _ = host.figure(Figure {
                     guest: name,
+                    host: true,
                     name: figure,
                     value,
                     unit: Unit::Count,

@@ -14,10 +14,12 @@ use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Faults, Spaces};
 use offshoot::frames::{FrameAllocator, FrameFigures};
 use offshoot::vm::cmdline::{DataOptions, GuestOptions, KernelOptions, Name};
+use offshoot::vm::console::Printer;
 use offshoot::vm::figures::{Figure, FigureName, Figures, Unit};
 use offshoot::vm::loader::Image;
+use offshoot::vm::quota::{Counts, Explanations, Lost};
 use offshoot::vm::report::{Ending, GuestSummary, Report};
-use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError, Turn};
+use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError, Turn, Words};
 use spin::Mutex;
 
 /// Who files the hypervisor's own figures.
@@ -30,6 +32,13 @@ type Summaries = ArrayVec<GuestSummary<'static>, MAX_MODULES>;
 // Too large for the stack.
 static SUMMARIES: Mutex<Summaries> = Mutex::new(Summaries::new_const());
 static FIGURES: Mutex<Figures> = Mutex::new(Figures::new());
+static LINES_LOST: Mutex<Counts> = Mutex::new(Counts::new());
+/// Of the guest that runs.
+static EXPLANATIONS: Mutex<Explanations> = Mutex::new(Explanations::NONE);
+
+/// How often in a second a guest that nobody waits for gives the CPU back for the console, as long as that has something to put
+/// out: the port's FIFO is sent about that often.
+const TURNS_FOR_CONSOLE: u64 = 1000;
 
 /// Reports that there is no machine to run guests on, and ends the run.
 pub fn run_none(frames: &FrameAllocator<DirectMap>, error: &StartError) -> ! {
@@ -55,6 +64,12 @@ pub fn run_all(
         Some(mtrrs) => spaces.with_mtrrs(mtrrs),
         None => spaces,
     };
+    let is_guest = |module: &Module| DataOptions::parse(module.cmdline).is_none();
+    FIGURES
+        .lock()
+        .divide(boot.modules().filter(is_guest).count());
+    // From here on nobody waits for the console.
+    console::queue_for(tsc_hz / TURNS_FOR_CONSOLE);
     let before = frames.figures().used;
     let mut first = Some(hand_over);
     let mut summaries = SUMMARIES.lock();
@@ -77,7 +92,9 @@ pub fn run_all(
             audit: options.audit,
             test: options.selftest.and_then(GuestTest::of),
         };
-        let summary = run.module(index, &module, &summaries, &mut first);
+        *EXPLANATIONS.lock() = Explanations::NONE;
+        let mut summary = run.module(index, &module, &summaries, &mut first);
+        summary.lost.explanations = EXPLANATIONS.lock().left_out();
         match summary.ending {
             Ending::BadOptions(error) => log::error!("{error}"),
             ref ending if ending.is_success() => log::info!("guest {}: {ending}", summary.name),
@@ -92,6 +109,10 @@ pub fn run_all(
         log::error!("the frame of zeroes: {error}");
     }
     machine.stop();
+    for summary in summaries.iter_mut() {
+        summary.lost.lines = LINES_LOST.lock().of(summary.name);
+        summary.lost.figures = FIGURES.lock().refused(summary.name);
+    }
     let mut failed = summaries
         .iter()
         .filter(|summary| !summary.ending.is_success());
@@ -113,6 +134,7 @@ pub fn run_all(
 }
 
 fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
+    console::finish();
     let figures = FIGURES.lock();
     let report = Report {
         guests,
@@ -219,9 +241,12 @@ impl Run<'_> {
     fn run_up_to(&mut self, guest: &mut Guest<'_, DirectMap>, limit: Option<u64>) -> Turn {
         loop {
             let left = limit.map(|limit| limit.saturating_sub(guest.stats.ticks()));
-            match guest.run(self.machine, &mut Kernel, left) {
+            let turn = guest.run(self.machine, &mut Kernel, left);
+            console::offer();
+            let over = limit.is_some_and(|limit| guest.stats.ticks() >= limit);
+            match turn {
                 // There is nobody else.
-                Turn::Halts if left != Some(0) => {}
+                Turn::Halts | Turn::SliceOver if !over => {}
                 turn => return turn,
             }
         }
@@ -304,6 +329,7 @@ pub fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
         invalidations: 0,
         linear_invalidations: 0,
         forks: None,
+        lost: Lost::NOTHING,
     }
 }
 
@@ -331,6 +357,7 @@ pub fn file_figure(guest: Name, name: &[u8], value: u64, unit: Unit) {
     let filed = FigureName::new(name).is_some_and(|name| {
         FIGURES.lock().file(Figure {
             guest,
+            host: true,
             name,
             value,
             unit,
@@ -354,8 +381,24 @@ impl Host for Kernel {
     fn machine_check(&mut self) {
         traps::raise_machine_check();
     }
-    fn print(&mut self, text: &str) {
+    fn print(&mut self, from: &Printer, line: &[u8]) -> u64 {
+        let (price, loser) = console::print(from, line);
+        if let Some(loser) = loser {
+            LINES_LOST.lock().count(loser);
+        }
+        price
+    }
+    fn tell(&mut self, text: &str) {
         console::write_fmt(format_args!("{text}"));
+    }
+    fn explains(&mut self) -> Words {
+        EXPLANATIONS.lock().another(console::room())
+    }
+    fn wants_back(&self) -> Option<u64> {
+        console::wants_turn()
+    }
+    fn between_turns(&mut self) {
+        console::offer();
     }
     fn figure(&mut self, figure: Figure) -> bool {
         FIGURES.lock().file(figure)

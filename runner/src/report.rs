@@ -54,9 +54,23 @@ pub struct Guest {
     pub host_instructions: u64,
     /// Instructions of its own.
     pub guest_instructions: u64,
+    /// What there was no room for.
+    #[serde(default)]
+    pub lost: Lost,
     /// What its forks came to, if it froze.
     #[serde(default)]
     pub forks: Option<Forks>,
+}
+
+/// What of a guest is neither on the console nor in the report, as there was no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Lost {
+    /// Lines that it printed.
+    pub lines: u64,
+    /// Figures that it filed.
+    pub figures: u64,
+    /// Explanations of its end, and of those of its forks.
+    pub explanations: u64,
 }
 
 /// What was told of a guest's dirty pages.

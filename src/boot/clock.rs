@@ -24,6 +24,12 @@ fn read(port: u16) -> u8 {
     unsafe { Port::new(port).read() }
 }
 
+/// The time-stamp counter.
+pub fn now() -> u64 {
+    // SAFETY: every CPU with 64-bit mode has RDTSC.
+    unsafe { _rdtsc() }
+}
+
 /// Moves the interrupt controller's vectors off those of exceptions and masks every line: the firmware's timer would
 /// otherwise make guests exit.
 pub fn silence_interrupts() {
@@ -74,13 +80,11 @@ pub fn tsc_hz() -> Option<u64> {
         out(0x61, gate);
         return None;
     }
-    // SAFETY: every CPU with 64-bit mode has RDTSC.
-    let start = unsafe { _rdtsc() };
+    let start = now();
     // Far more reads than fit into the time: each takes about a microsecond on hardware.
     for _ in 0..2_000_000 {
         if read(0x61) & OUT != 0 {
-            // SAFETY: as above.
-            let ticks = unsafe { _rdtsc() } - start;
+            let ticks = now() - start;
             out(0x61, gate);
             return Some(ticks * CALIBRATION);
         }

@@ -6,6 +6,7 @@ use x86_64::instructions::port::Port;
 
 /// Ends the run. The verdict is the console's last line; the emulators' ways out follow, then the machine halts.
 pub fn end(verdict: Result<(), fmt::Arguments<'_>>) -> ! {
+    console::finish();
     match verdict {
         Ok(()) => say!("OFFSHOOT-END ok"),
         Err(reason) => say!("OFFSHOOT-END failed: {reason}"),

@@ -5,7 +5,7 @@
 
 use offshoot_abi::{
     CHANGE_MAX, Call, Error, FIGURE_NAME_MAX, HARVEST_MAX, MAY_EXECUTE, MAY_READ, MAY_WRITE,
-    MESSAGE_MAX, PRINT_MAX, to_rax,
+    MESSAGE_MAX, PRINT_LINES_MAX, PRINT_MAX, to_rax,
 };
 
 use super::figures::{FigureName, Unit};
@@ -147,8 +147,11 @@ fn print<M: VirtualMemory>(
     memory
         .read(Gva::new(at), bytes)
         .map_err(|_| Error::BadAddress)?;
+    let mut ends = (1..).zip(&*bytes).filter(|(_, byte)| **byte == b'\n');
+    let last = ends.nth(PRINT_LINES_MAX - 1).map(|(len, _)| len);
+    let bytes = bytes.get(..last.unwrap_or(bytes.len())).unwrap_or_default();
     sink.print(bytes);
-    Ok(taken)
+    Ok(bytes.len() as u64)
 }
 
 fn figure<M: VirtualMemory>(
@@ -405,6 +408,18 @@ mod tests {
             );
         }
         assert_eq!(kernel(b"", [2, 0x1000, 0, 0]).0, AfterCall::Return(0));
+        // Many short lines take as long as a long text.
+        for (text, taken) in [
+            (vec![b'\n'; 1024], 128),
+            (b"ab\n".repeat(200), 384),
+            (b"ab\n".repeat(128), 384),
+        ] {
+            let (after, sink) = kernel(&text, [2, 0x1000, text.len() as u64, 0]);
+            assert_eq!(
+                (after, sink.printed.len()),
+                (AfterCall::Return(taken), taken as usize)
+            );
+        }
         for (at, len) in [(0, 1), (0x1000, 5), (0x1003, 2), (0x1004, 1), (0xfff, 1)] {
             let (after, sink) = kernel(b"text", [2, at, len, 0]);
             assert_eq!(after, error(Error::BadAddress), "{at:#x} {len}");

@@ -1,28 +1,51 @@
 //! What a guest prints, line by line, with its name before each line.
 
+mod queue;
+
 use core::fmt::{self, Write};
 
 use arrayvec::ArrayVec;
 
 use super::cmdline::Name;
 
+pub use queue::Queue;
+
 /// A longer line is broken.
 const LINE_MAX: usize = 240;
 
-/// The line that a guest is printing. Whatever the bytes are, what comes out is text without control characters, so a
-/// guest can neither play with the terminal nor write a line that looks like the host's.
+/// Who prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Printer {
+    /// The name of the guest.
+    pub name: Name,
+    /// How many templates are above it.
+    pub generation: u32,
+    /// Which fork of its template it is.
+    pub fork: u64,
+}
+
+/// The line that a guest is printing. Whatever the bytes are, what [comes out](write_line) is text without control
+/// characters, so a guest can neither play with the terminal nor write a line that looks like the host's.
 #[derive(Clone, Debug)]
 pub struct Console {
-    name: Name,
+    /// Whose it is.
+    pub from: Printer,
     line: ArrayVec<u8, LINE_MAX>,
+    /// What it owes for lines that were passed on, in ticks of the TSC.
+    owed: u64,
 }
 
 impl Console {
     /// The console of the guest with this name.
     pub fn new(name: Name) -> Self {
         Self {
-            name,
+            from: Printer {
+                name,
+                generation: 0,
+                fork: 0,
+            },
             line: ArrayVec::new(),
+            owed: 0,
         }
     }
 
@@ -35,46 +58,54 @@ impl Console {
         }
     }
 
-    /// Takes what the guest prints, and passes on the lines that are complete.
-    pub fn print(&mut self, bytes: &[u8], out: &mut impl Write) -> fmt::Result {
-        bytes.iter().try_for_each(|&byte| self.put(byte, out))
+    /// Takes what the guest prints, and passes on the lines that are complete. `out` yields what one costs.
+    pub fn print(&mut self, bytes: &[u8], out: &mut impl FnMut(&Printer, &[u8]) -> u64) {
+        bytes.iter().for_each(|&byte| self.put(byte, out));
     }
 
     /// Takes one byte.
-    pub fn put(&mut self, byte: u8, out: &mut impl Write) -> fmt::Result {
+    pub fn put(&mut self, byte: u8, out: &mut impl FnMut(&Printer, &[u8]) -> u64) {
         if byte == b'\n' {
             return self.end_line(out);
         }
         if self.line.is_full() {
-            self.break_line(out)?;
+            self.break_line(out);
         }
         // There is room: a full line was broken just now, and at most three bytes of it are kept.
-        self.line.try_push(byte).map_err(|_| fmt::Error)
+        let _ = self.line.try_push(byte);
     }
 
     /// Passes on a last line that has no end.
-    pub fn flush(&mut self, out: &mut impl Write) -> fmt::Result {
-        if self.line.is_empty() {
-            Ok(())
-        } else {
-            self.end_line(out)
+    pub fn flush(&mut self, out: &mut impl FnMut(&Printer, &[u8]) -> u64) {
+        if !self.line.is_empty() {
+            self.end_line(out);
         }
     }
 
-    fn end_line(&mut self, out: &mut impl Write) -> fmt::Result {
+    /// Whether there is something to be paid.
+    #[inline(always)]
+    pub const fn owes(&self) -> bool {
+        self.owed != 0
+    }
+
+    /// What is owed, once.
+    pub const fn pay(&mut self) -> u64 {
+        core::mem::replace(&mut self.owed, 0)
+    }
+
+    fn end_line(&mut self, out: &mut impl FnMut(&Printer, &[u8]) -> u64) {
         let line = self.line.strip_suffix(b"\r").unwrap_or(&self.line);
-        let result = write_line(&self.name, line, out);
+        self.owed = self.owed.saturating_add(out(&self.from, line));
         self.line.clear();
-        result
     }
 
     /// Passes on a line that is too long, up to a character that may not be complete yet.
-    fn break_line(&mut self, out: &mut impl Write) -> fmt::Result {
+    fn break_line(&mut self, out: &mut impl FnMut(&Printer, &[u8]) -> u64) {
         let keep = incomplete_tail(&self.line);
         let at = self.line.len() - keep;
-        let result = write_line(&self.name, self.line.get(..at).unwrap_or_default(), out);
+        let line = self.line.get(..at).unwrap_or_default();
+        self.owed = self.owed.saturating_add(out(&self.from, line));
         self.line.drain(..at);
-        result
     }
 }
 
@@ -94,7 +125,8 @@ fn incomplete_tail(line: &[u8]) -> usize {
     }
 }
 
-fn write_line(name: &Name, line: &[u8], out: &mut impl Write) -> fmt::Result {
+/// Writes a line of the guest with this name, without its end.
+pub fn write_line(name: &Name, line: &[u8], out: &mut impl Write) -> fmt::Result {
     write!(out, "[{name}] ")?;
     for chunk in line.utf8_chunks() {
         for c in chunk.valid().chars() {
@@ -108,7 +140,7 @@ fn write_line(name: &Name, line: &[u8], out: &mut impl Write) -> fmt::Result {
             write!(out, "\\x{byte:02x}")?;
         }
     }
-    out.write_char('\n')
+    Ok(())
 }
 
 #[cfg(test)]
@@ -118,11 +150,22 @@ mod tests {
     fn console() -> Console {
         Console::new(Name::new("web").unwrap())
     }
+    /// Writes lines to a string; each costs 3.
+    fn to(out: &mut String) -> impl FnMut(&Printer, &[u8]) -> u64 {
+        |from, line| {
+            write_line(&from.name, line, out).unwrap();
+            out.push('\n');
+            3
+        }
+    }
     fn printed(bytes: &[u8]) -> String {
         let mut out = String::new();
         let mut console = console();
-        console.print(bytes, &mut out).unwrap();
-        console.flush(&mut out).unwrap();
+        console.print(bytes, &mut to(&mut out));
+        console.flush(&mut to(&mut out));
+        assert_eq!(console.owes(), !out.is_empty());
+        assert_eq!(console.pay(), 3 * out.matches('\n').count() as u64);
+        assert!(!console.owes());
         out
     }
 
@@ -139,8 +182,8 @@ mod tests {
     fn a_line_is_brought_back() {
         for (line, other) in [("half", ""), ("", "other"), ("half", "another")] {
             let (mut a, mut b, mut out) = (console(), console(), String::new());
-            a.print(line.as_bytes(), &mut out).unwrap();
-            b.print(other.as_bytes(), &mut out).unwrap();
+            a.print(line.as_bytes(), &mut to(&mut out));
+            b.print(other.as_bytes(), &mut to(&mut out));
             b.restore(&a);
             assert_eq!((&b.line, out.as_str()), (&a.line, ""));
         }
@@ -149,12 +192,12 @@ mod tests {
     #[test]
     fn lines_wait_for_their_end() {
         let (mut console, mut out) = (console(), String::new());
-        console.print(b"half", &mut out).unwrap();
+        console.print(b"half", &mut to(&mut out));
         assert_eq!(out, "");
-        console.print(b" done\nnext", &mut out).unwrap();
+        console.print(b" done\nnext", &mut to(&mut out));
         assert_eq!(out, "[web] half done\n");
-        console.flush(&mut out).unwrap();
-        console.flush(&mut out).unwrap();
+        console.flush(&mut to(&mut out));
+        console.flush(&mut to(&mut out));
         assert_eq!(out, "[web] half done\n[web] next\n");
     }
 

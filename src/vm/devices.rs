@@ -11,8 +11,6 @@ use offshoot_abi::test_device;
 /// What a guest reaches beside its memory.
 #[derive(Clone, Debug)]
 pub struct Devices {
-    /// Whose they are.
-    pub name: Name,
     /// Its I/O ports.
     pub ports: Ports,
     /// Its devices in memory.
@@ -25,7 +23,6 @@ impl Devices {
     /// Those of a guest that has not run.
     pub fn new(name: Name) -> Self {
         Self {
-            name,
             ports: Ports::default(),
             mmio: MmioDevices::default(),
             console: Console::new(name),
@@ -36,7 +33,6 @@ impl Devices {
     #[inline]
     pub fn restore(&mut self, from: &Self) {
         let Self {
-            name: _,
             ports,
             mmio,
             console,

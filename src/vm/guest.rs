@@ -1,5 +1,6 @@
 //! A guest, from turn to turn until its end.
 
+use super::console::Printer;
 use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
 use super::invalidate::OnlyCpu;
@@ -10,7 +11,7 @@ use super::run::{Running, now};
 use super::stats::RunStats;
 use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
-use super::{Host, HostConsole};
+use super::{Host, HostConsole, Words};
 use crate::addr::{AddrRange, Gpa, Gva};
 use crate::counting::Counts;
 use crate::ept::{AccessError, Space};
@@ -73,9 +74,10 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         // What came before the first entry and after the last exit, as frames that were zeroed and what was said of its
         // end, is its own doing, too.
         let counted = self.stats.ticks() - before;
-        let all = now().wrapping_sub(begin);
-        self.stats.host_ticks += all.saturating_sub(counted);
-        self.used += all.max(counted);
+        let owed = self.devices.console.pay();
+        let all = now().wrapping_sub(begin).max(counted).saturating_add(owed);
+        self.stats.host_ticks += all - counted;
+        self.used += all;
         if let Turn::Ended(outcome) = turn {
             self.ended = Some(outcome);
         }
@@ -199,7 +201,6 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         slice: Option<u64>,
     ) -> Result<Turn, VmFail> {
         self.asked = None;
-        machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         machine.let_in(self.tenant);
         let vmcs = self.vcpu.make_current(machine)?;
         let vmx = &mut machine.vmx;
@@ -232,11 +233,14 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             budget: self.budget.saturating_sub(self.used),
             slice,
             deadline: 0,
+            charged: 0,
             turn: Turn::SliceOver,
             message: None,
             timer_is_saved,
         };
         let turn = running.run();
+        // Whoever has used frames that were zeroed ahead pays for the next ones.
+        running.machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         self.asked = running.message;
         let capabilities = running.machine.capabilities;
         let vmcs = running.vmcs;
@@ -246,21 +250,37 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             save_vector(features, &mut area.extended);
             host_resident.write(features);
         }
-        // The host's console takes everything.
-        let out = &mut HostConsole(host);
+        let print = &mut |from: &Printer, line: &[u8]| host.print(from, line);
         let outcome = match turn {
             Turn::Halts | Turn::SliceOver => return Ok(turn),
             Turn::AsksFreeze => {
-                let _ = self.devices.console.flush(out);
+                self.devices.console.flush(print);
                 return Ok(turn);
             }
             Turn::Ended(outcome) => outcome,
         };
-        let _ = self.devices.console.flush(out);
-        let name = self.devices.name;
+        self.devices.console.flush(print);
+        if matches!(outcome, Outcome::Exited(_)) {
+            return Ok(turn);
+        }
+        let words = host.explains();
+        if words == Words::None {
+            return Ok(turn);
+        }
+        // The host's console takes everything.
+        let out = &mut HostConsole(host);
+        let name = self.devices.console.from.name;
         let _ = tell_fork(&outcome, name, self.space.generation(), self.fork, out);
-        let (regs, cr2) = (&area.regs, self.vcpu.resident.cr2);
-        let _ = explain(&outcome, &self.space, regs, cr2, &vmcs, &capabilities, out);
+        let regs = (&area.regs, self.vcpu.resident.cr2);
+        let _ = explain(
+            &outcome,
+            words,
+            &self.space,
+            regs,
+            &vmcs,
+            &capabilities,
+            out,
+        );
         Ok(turn)
     }
 

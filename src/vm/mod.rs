@@ -25,6 +25,7 @@ pub mod mtrr;
 mod outcome;
 pub mod passthrough;
 mod post_mortem;
+pub mod quota;
 pub mod repetition;
 pub mod report;
 mod run;
@@ -55,8 +56,20 @@ pub trait Host {
     fn non_maskable_interrupt(&mut self);
     /// A machine check made a guest exit. It is the host's.
     fn machine_check(&mut self);
-    /// Text for the console: whole lines of a guest.
-    fn print(&mut self, text: &str);
+    /// A line that a guest has printed. Yields what it costs the guest, in ticks of the TSC: at least 1.
+    fn print(&mut self, from: &console::Printer, line: &[u8]) -> u64;
+    /// Text about a guest, of whole lines when the guest has left the CPU.
+    fn tell(&mut self, text: &str);
+    /// How much may be said of the end of a guest that did not end well.
+    fn explains(&mut self) -> Words {
+        Words::All
+    }
+    /// After how many ticks the host wants the CPU back from a guest that nobody else waits for, because something was printed.
+    fn wants_back(&self) -> Option<u64> {
+        None
+    }
+    /// A turn is over: time for a little of what the host has to do for itself.
+    fn between_turns(&mut self) {}
     /// A guest files a figure. `false` where there is no room for it.
     fn figure(&mut self, figure: figures::Figure) -> bool;
     /// A guest that exits on breakpoints has come to one at this address. Yields the byte that belongs there if it is the
@@ -67,12 +80,23 @@ pub trait Host {
     }
 }
 
+/// How much is said of the end of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Words {
+    /// All that is known, the whole VMCS where that helps.
+    All,
+    /// Its registers, and where it was.
+    Few,
+    /// Nothing: it is counted.
+    None,
+}
+
 /// The host's console as a writer.
 struct HostConsole<'h, H>(&'h mut H);
 
 impl<H: Host> core::fmt::Write for HostConsole<'_, H> {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        self.0.print(text);
+        self.0.tell(text);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use core::fmt::{self, Write};
 
+use super::Words;
 use super::cmdline::Name;
 use super::outcome::Outcome;
 use super::template::ForkId;
@@ -34,15 +35,20 @@ pub(super) fn tell_fork(
 /// Explains `outcome` from what the processor holds.
 pub(super) fn explain<M: PhysMem>(
     outcome: &Outcome,
+    words: Words,
     space: &Space<'_, M>,
-    regs: &GuestRegs,
-    cr2: u64,
+    (regs, cr2): (&GuestRegs, u64),
     vmcs: &impl Vmcs,
     capabilities: &Capabilities,
     out: &mut impl Write,
 ) -> fmt::Result {
     match outcome {
+        _ if words == Words::None => return Ok(()),
         Outcome::Exited(_) => return Ok(()),
+        _ if words == Words::Few => {
+            summarize_vmcs(vmcs, out)?;
+            writeln!(out)?;
+        }
         Outcome::EntryFailed(failure) => {
             let group = CheckGroup::of_entry(*failure);
             report_failed_entry(group, vmcs, capabilities, out)?;

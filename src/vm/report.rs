@@ -12,6 +12,7 @@ use super::figures::Figures;
 use super::fuzz::SnapshotError;
 use super::many::{ForkEnd, ForksSummary, GuestRun};
 use super::outcome::Outcome;
+use super::quota::Lost;
 use super::stats::RunStats;
 use super::template::FreezeError;
 use crate::ept::{Census, Faults};
@@ -161,6 +162,8 @@ pub struct GuestSummary<'a> {
     pub memory: Census,
     /// What its forks came to, if it froze.
     pub forks: Option<ForksSummary>,
+    /// What of it is not on the console and not here, as there was no room.
+    pub lost: Lost,
 }
 
 /// What a run came to.

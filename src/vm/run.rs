@@ -54,6 +54,8 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub slice: Option<u64>,
     /// When, by the TSC, the turn is over.
     pub deadline: u64,
+    /// What it has to pay for in this turn beside the time that it took.
+    pub charged: u64,
     /// What became of the turn.
     pub turn: Turn,
     /// Where a guest that asks to be frozen wants a message.
@@ -75,7 +77,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     #[inline(never)]
     fn run_on<const X87_SELECTORS: bool>(&mut self) -> Turn {
         let begin = now();
-        let left = self.slice.unwrap_or(u64::MAX).min(self.budget);
+        let slice = self.slice.or_else(|| self.host.wants_back());
+        let left = slice.unwrap_or(u64::MAX).min(self.budget);
         self.deadline = begin.saturating_add(left);
         let mut in_guest = 0;
         let ready = self.get_ready(left);
@@ -84,7 +87,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             self.turn = Turn::Ended(Outcome::Vmcs(error));
         }
         self.stats.guest_ticks += in_guest;
-        let all = now().wrapping_sub(begin);
+        let all = now().wrapping_sub(begin).saturating_add(self.charged);
         self.stats.host_ticks += all.saturating_sub(in_guest);
         if matches!(self.turn, Turn::SliceOver) && all >= self.budget {
             self.turn = Turn::Ended(Outcome::OutOfBudget);
@@ -231,6 +234,27 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             ExitReason::IoInstruction => Ok(self.port()),
             other => self.stop(Outcome::UnexpectedExit(other)),
         }
+    }
+
+    /// The guest has printed: it has so much less of its turn. Where nobody else waits for the CPU, the host soon wants it back, to
+    /// put that out.
+    #[cold]
+    pub fn printed(&mut self) -> Result<(), VmcsError> {
+        let owed = self.devices.console.pay();
+        self.charged = self.charged.saturating_add(owed);
+        self.deadline = self.deadline.saturating_sub(owed);
+        if self.slice.is_some() {
+            return Ok(());
+        }
+        let Some(soon) = self.host.wants_back() else {
+            return Ok(());
+        };
+        let deadline = now().saturating_add(soon);
+        if deadline < self.deadline {
+            self.deadline = deadline;
+            self.wind_timer(soon)?;
+        }
+        Ok(())
     }
 
     /// The guest is done.

@@ -141,15 +141,17 @@ impl<'s, M: PhysMem> Template<'s, M> {
             }
         };
         let setup = (now().wrapping_sub(begin), counts.so_far());
+        let number = self.forks.fetch_add(1, Ordering::Relaxed);
+        let mut devices = self.devices.clone();
+        let from = &mut devices.console.from;
+        (from.generation, from.fork) = (space.generation(), number);
         let mut guest = Guest {
             space,
             vcpu,
-            devices: self.devices.clone(),
+            devices,
             budget: self.budget,
             used: 0,
-            fork: ForkId {
-                number: self.forks.fetch_add(1, Ordering::Relaxed),
-            },
+            fork: ForkId { number },
             tenant: match self.forks_are_tenants {
                 true => machine.new_tenant(),
                 false => self.tenant,

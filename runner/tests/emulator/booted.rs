@@ -209,6 +209,12 @@ impl Booted {
         );
     }
 
+    /// How many lines of the console have all of these words.
+    pub fn count(&self, words: &[&str]) -> usize {
+        let all = |line: &&String| words.iter().all(|word| line.contains(word));
+        self.lines.iter().filter(all).count()
+    }
+
     /// No line of the console has this word.
     #[track_caller]
     pub fn is_silent_on(&self, word: &str) {

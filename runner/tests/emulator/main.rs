@@ -26,4 +26,5 @@ mod pattern;
 mod protect;
 mod samples;
 mod side_channels;
+mod time;
 mod traps;

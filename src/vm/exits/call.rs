@@ -1,12 +1,13 @@
 //! VMCALL.
 
+use super::super::Host;
 use super::super::call::{AfterCall, CallRegisters, CallSink, HarvestRequest, call};
+use super::super::console::Printer;
 use super::super::devices::Devices;
 use super::super::figures::{Figure, FigureName, Unit};
 use super::super::outcome::{Outcome, Turn};
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
-use super::super::{Host, HostConsole};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
@@ -52,7 +53,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             host: self.host,
         };
         match call(registers, cpl, &mut memory, &mut sink) {
-            AfterCall::Return(rax) => self.area.regs.set(Gpr::Rax, rax),
+            AfterCall::Return(rax) => {
+                self.area.regs.set(Gpr::Rax, rax);
+                if self.devices.console.owes() {
+                    self.printed()?;
+                }
+            }
             AfterCall::Exit(status) => return self.stop(Outcome::Exited(status)),
             AfterCall::HarvestDirty(request) => {
                 let told = self.harvest_dirty(request)?;
@@ -127,15 +133,14 @@ struct Sink<'s, H> {
 
 impl<H: Host> CallSink for Sink<'_, H> {
     fn print(&mut self, bytes: &[u8]) {
-        // The host's console takes everything.
-        let _ = self
-            .devices
-            .console
-            .print(bytes, &mut HostConsole(self.host));
+        let host = &mut *self.host;
+        let out = &mut |from: &Printer, line: &[u8]| host.print(from, line);
+        self.devices.console.print(bytes, out);
     }
     fn figure(&mut self, name: FigureName, value: u64, unit: Unit) -> bool {
         self.host.figure(Figure {
-            guest: self.devices.name,
+            guest: self.devices.console.from.name,
+            host: false,
             name,
             value,
             unit,

@@ -1,5 +1,6 @@
 //! Port instructions.
 
+use super::super::Host;
 use super::super::console::Console;
 use super::super::cr::Registers;
 use super::super::io::{StringIo, rax_after_in};
@@ -7,7 +8,6 @@ use super::super::outcome::Outcome;
 use super::super::repetition::AddressSize;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
-use super::super::{Host, HostConsole};
 use crate::addr::Gva;
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
@@ -49,6 +49,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             self.devices
                 .ports
                 .write(access.port, access.size, rax as u32, &mut print);
+            if self.devices.console.owes() {
+                self.printed()?;
+            }
         }
         self.advance()
     }
@@ -75,6 +78,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         });
         self.area.regs.set(pointer, progress.index);
         self.area.regs.set(Gpr::Rcx, progress.rcx);
+        if self.devices.console.owes() {
+            self.printed()?;
+        }
         match fault {
             Some(fault) => self.virtual_fault(fault),
             None if progress.done => self.advance(),
@@ -135,6 +141,5 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
 #[inline(never)]
 fn print_byte(console: &mut Console, host: &mut impl Host, byte: u8) {
-    // The host's console takes everything.
-    let _ = console.put(byte, &mut HostConsole(host));
+    console.put(byte, &mut |from, line| host.print(from, line));
 }

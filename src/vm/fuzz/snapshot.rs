@@ -116,7 +116,7 @@ pub fn run_to_freeze<'f, M: PhysMem>(
         match guest.run(machine, host, None) {
             Turn::AsksFreeze => break,
             Turn::Ended(outcome) => return Err(SnapshotError::Ended(outcome)),
-            Turn::Halts | Turn::SliceOver => {}
+            Turn::Halts | Turn::SliceOver => host.between_turns(),
         }
     }
     let buffer = guest.asked.filter(|buffer| !buffer.is_empty());

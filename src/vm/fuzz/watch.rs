@@ -1,7 +1,8 @@
 //! The host of a guest that is fuzzed: it sees breakpoints, and keeps what would be printed until it is asked for.
 
-use super::super::Host;
+use super::super::console::{Printer, write_line};
 use super::super::figures::Figure;
+use super::super::{Host, HostConsole};
 use super::blocks::Blocks;
 use super::page::Page;
 use crate::addr::Gva;
@@ -51,7 +52,13 @@ impl<M: PhysMem, H: Host> Host for Watch<'_, '_, '_, M, H> {
     fn machine_check(&mut self) {
         self.host.machine_check();
     }
-    fn print(&mut self, text: &str) {
+    fn print(&mut self, from: &Printer, line: &[u8]) -> u64 {
+        let _ = write_line(&from.name, line, &mut HostConsole(self));
+        self.tell("\n");
+        // Nobody waits for it.
+        1
+    }
+    fn tell(&mut self, text: &str) {
         // A run may print without end.
         let room = self.text.get_mut(self.len..).unwrap_or_default();
         let taken = text.floor_char_boundary(room.len());
@@ -75,13 +82,17 @@ mod tests {
     use super::super::dictionary::Dictionary;
     use super::*;
     use crate::frames::arena::Arena;
+    use crate::vm::cmdline::Name;
 
     struct Silent;
     impl Host for Silent {
         fn external_interrupt(&mut self, _: u8) {}
         fn non_maskable_interrupt(&mut self) {}
         fn machine_check(&mut self) {}
-        fn print(&mut self, text: &str) {
+        fn print(&mut self, from: &Printer, _: &[u8]) -> u64 {
+            panic!("{from:?}")
+        }
+        fn tell(&mut self, text: &str) {
             panic!("{text}")
         }
         fn figure(&mut self, figure: Figure) -> bool {
@@ -95,16 +106,24 @@ mod tests {
         let blocks = Blocks::find(Codes::new(), &frames, &mut Dictionary::default()).unwrap();
         let mut host = Silent;
         let mut watch = Watch::new(&mut host, blocks, &frames).unwrap();
-        watch.print("first, ");
-        watch.print("second");
+        watch.tell("first, ");
+        watch.tell("second");
         assert_eq!(watch.text(), "first, second");
         watch.clear_text();
         assert_eq!(watch.text(), "");
-        watch.print("x");
+        watch.tell("x");
         for _ in 0..4096 {
-            watch.print("ää");
+            watch.tell("ää");
         }
         assert_eq!(watch.text().len(), 4095, "whole characters");
+        watch.clear_text();
+        let from = Printer {
+            name: Name::new("web").unwrap(),
+            generation: 1,
+            fork: 0,
+        };
+        watch.print(&from, b"a\x07");
+        assert_eq!(watch.text(), "[web] a\\u{7}\n");
         assert_eq!(watch.breakpoint(Gva::new(0x1000)), None);
     }
 }

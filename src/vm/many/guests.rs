@@ -183,6 +183,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         let mut guest = guest.map_err(ForkEnd::NotMade)?;
         // One that could not be kept was counted by its template too, and one that froze is made again for its next run.
         guest.fork = ForkId { number: slot.fork };
+        guest.devices.console.from.fork = slot.fork;
         let living = LivingFork::new(guest, slot);
         let fork = FrameBox::new(frames, living).map_err(|(error, living)| {
             living.guest.end(self.machine);
@@ -202,6 +203,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         let guest = &mut fork.guest;
         let before = guest.stats.ticks();
         let turn = guest.run(self.machine, self.host, Some(ticks));
+        self.host.between_turns();
         Turn {
             ticks: guest.stats.ticks().wrapping_sub(before),
             after: match turn {

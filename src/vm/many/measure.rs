@@ -94,7 +94,13 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
     fn run(&mut self, fork: &mut Guest<'s, M>) -> Result<Price, ForkEnd> {
         let own = fork.stats.guest_ticks;
         let begin = Moment::now(self.frames());
-        let turn = fork.run(self.machine, self.host, None);
+        let turn = loop {
+            match fork.run(self.machine, self.host, None) {
+                // The host has something to put out, which is for later.
+                Turn::SliceOver => self.host.between_turns(),
+                turn => break turn,
+            }
+        };
         let price = begin.price(self.frames());
         match turn {
             Turn::Ended(Outcome::Exited(0)) => {

@@ -61,6 +61,7 @@ struct GuestJson<'a> {
     dirty: DirtyJson,
     host_instructions: u64,
     guest_instructions: u64,
+    lost: LostJson,
     forks: Option<ForksJson<'a>>,
 }
 
@@ -104,12 +105,25 @@ impl<'a> GuestJson<'a> {
             },
             host_instructions: guest.stats.host_ticks,
             guest_instructions: guest.stats.guest_ticks,
+            lost: LostJson {
+                lines: guest.lost.lines,
+                figures: guest.lost.figures,
+                explanations: guest.lost.explanations,
+            },
             forks: guest
                 .forks
                 .as_ref()
                 .map(|forks| ForksJson::new(forks, number, runs)),
         }
     }
+}
+
+/// What there was no room for.
+#[derive(Serialize)]
+struct LostJson {
+    lines: u64,
+    figures: u64,
+    explanations: u64,
 }
 
 /// Violations by what they mapped.

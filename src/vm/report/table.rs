@@ -9,6 +9,7 @@ use super::{GuestSummary, Report};
 use crate::addr::PAGE_SIZE;
 use crate::vm::cmdline::Name;
 use crate::vm::figures::Unit;
+use crate::vm::quota::Lost;
 
 const WIDTH: usize = 100;
 pub(super) const MARGIN: &str = "    ";
@@ -139,6 +140,22 @@ fn write_guest(guest: &GuestSummary<'_>, out: &mut impl Write) -> fmt::Result {
         for (i, (reason, count)) in stats.exits().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             write!(words, "{comma}{} {}", reason.name(), Grouped(count))?;
+        }
+        words.end()?;
+    }
+    if guest.lost != Lost::NOTHING {
+        let mut words = Wrapped::new(out);
+        write!(words, "lost for lack of room:")?;
+        let mut comma = "";
+        for (count, what) in [
+            (guest.lost.lines, "lines that it printed"),
+            (guest.lost.figures, "figures"),
+            (guest.lost.explanations, "explanations of ends"),
+        ] {
+            if count != 0 {
+                write!(words, "{comma} {} {what}", Grouped(count))?;
+                comma = ",";
+            }
         }
         words.end()?;
     }

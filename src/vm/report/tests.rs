@@ -17,6 +17,7 @@ fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
         linear_invalidations: 0,
         memory: Census::default(),
         forks: None,
+        lost: Lost::NOTHING,
     }
 }
 
@@ -93,6 +94,7 @@ fn the_json_has_the_agreed_form() {
     let mut figures = Figures::new();
     let name = FigureName::new(b"exit.cpuid").unwrap();
     assert!(figures.file(Figure {
+        host: false,
         guest: Name::new("busy").unwrap(),
         name,
         value: u64::MAX,
@@ -182,6 +184,7 @@ fn the_table_fits_and_says_what_went_wrong() {
     let mut figures = Figures::new();
     let name = FigureName::new(&[b'x'; 32]).unwrap();
     assert!(figures.file(Figure {
+        host: false,
         guest: Name::new(&"n".repeat(32)).unwrap(),
         name,
         value: u64::MAX,
