@@ -173,6 +173,14 @@ impl Bus for Data<'_> {
     fn may_write(&mut self, at: Gva, width: Width) -> Result<(), u64> {
         self.at(at, width).map(drop)
     }
+    // No instruction here has to do with ports.
+    fn input(&mut self, _: u16, width: Width) -> u64 {
+        width.mask()
+    }
+    fn output(&mut self, _: u16, _: Width, _: u64) {}
+    fn has_met_breakpoint(&self) -> bool {
+        false
+    }
 }
 
 /// The family of an instruction: its opcode bytes, with what varies.

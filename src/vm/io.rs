@@ -2,10 +2,8 @@
 //!
 //! An access to a port that is not there reads all ones and writes to nowhere, as on a PC.
 
-mod string;
 mod uart;
 
-pub use string::{StringIo, StringProgress};
 pub use uart::Uart;
 
 use offshoot_abi::COM1;

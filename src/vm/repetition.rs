@@ -87,3 +87,21 @@ impl Steps {
         self.address_size.replace(rcx, left)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_sizes_from_the_exit() {
+        let of = AddressSize::from_instruction_information;
+        assert_eq!(
+            [of(0), of(0x80), of(0x100)],
+            [
+                AddressSize::Bits16,
+                AddressSize::Bits32,
+                AddressSize::Bits64
+            ]
+        );
+    }
+}

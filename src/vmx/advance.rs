@@ -26,7 +26,20 @@ pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     go_on(vmcs, rip, length, interruptibility, rflags)
 }
 
+/// The same for those who have read what it takes: RIP, the length of the instruction, the interruptibility state and RFLAGS.
+#[inline(always)]
+pub fn advance_rip_from(
+    vmcs: &mut impl Vmcs,
+    rip: u64,
+    length: u64,
+    interruptibility: u64,
+    rflags: u64,
+) -> Result<(), VmcsError> {
+    go_on(vmcs, rip, length, interruptibility, rflags)
+}
+
 /// The same for an instruction of `length` bytes, at an exit that does not tell it.
+#[inline(always)]
 pub fn advance_rip_by(vmcs: &mut impl Vmcs, length: u8) -> Result<(), VmcsError> {
     let rip = vmcs.read_natural(FieldNatural::GuestRip)?;
     let interruptibility = vmcs.read32(Field32::GuestInterruptibilityState)?;
@@ -66,18 +79,17 @@ fn go_on(
     complete(vmcs, interruptibility, rflags, rflags & !RFLAGS_RF)
 }
 
-/// Takes back a single step that the CPU noted as pending at an exit for which the instruction was not completed: it is
-/// executed again, or an exception takes its place, and the step is due once it is done.
+/// Takes back what the CPU noted as pending at an exit for which the instruction was not completed, a single step or the
+/// breakpoints that its first accesses met: it is executed again, or an exception takes its place, and all that is due once it
+/// is done.
 ///
-/// Where STI or MOV SS blocks events, an entry wants the step of a guest with RFLAGS.TF noted (SDM "Checks on Guest
-/// Non-Register State", 28.3.1.5).
+/// Where MOV SS blocks it, what is pending is of the instruction before. With STI or MOV SS, an entry wants the step of a guest
+/// with RFLAGS.TF noted (SDM "Checks on Guest Non-Register State", 28.3.1.5).
 pub fn undo_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-    let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
-    if pending & PENDING_BS != 0 {
+    if vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)? != 0 {
         let state = vmcs.read32(Field32::GuestInterruptibilityState)?;
         if state & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0 {
-            let left = pending & !PENDING_BS;
-            vmcs.write_natural(FieldNatural::GuestPendingDebugExceptions, left)?;
+            vmcs.write_natural(FieldNatural::GuestPendingDebugExceptions, 0)?;
         }
     }
     Ok(())
@@ -207,9 +219,10 @@ mod tests {
     #[test]
     fn an_instruction_that_is_executed_again_has_no_step_pending() {
         for (blocking, before, after) in [
-            (0, 0x5001, 0x1001),
+            (0, 0x5001, 0),
             (8, 0x4000, 0),
-            (0, 0x1001, 0x1001),
+            (0, 0x1001, 0),
+            (0, 0, 0),
             (1, 0x4000, 0x4000),
             (2, 0x4001, 0x4001),
         ] {

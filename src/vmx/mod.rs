@@ -5,10 +5,11 @@
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
 //! - What a guest is set up with: [`state`], [`segment`].
-//! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`].
+//! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`], [`breakpoints`].
 //! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
 pub mod advance;
+pub mod breakpoints;
 pub mod capabilities;
 pub mod capability_msrs;
 mod code_mode;
@@ -32,7 +33,8 @@ pub mod state_fields;
 pub mod vmcs;
 pub mod vpid;
 
-pub use advance::{advance_rip, advance_rip_by, repeat, restart, undo_step};
+pub use advance::{advance_rip, advance_rip_by, advance_rip_from, repeat, restart, undo_step};
+pub use breakpoints::Breakpoints;
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use code_mode::CodeMode;
 pub use control_choice::{UnmetControls, choose_controls};

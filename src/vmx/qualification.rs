@@ -138,6 +138,21 @@ pub struct IoAccess {
 }
 
 impl IoAccess {
+    /// From an exit qualification, if it is IN or OUT of a byte.
+    #[inline(always)]
+    pub fn decode_byte(qualification: u64) -> Option<Self> {
+        /// The size, 0 of a byte, and the bit of string instructions.
+        const OTHER: u64 = 0b1_0111;
+        (qualification & OTHER == 0).then(|| Self {
+            port: qualification.get_bits(16..32) as u16,
+            size: IoSize::Byte,
+            input: qualification.get_bit(3),
+            string: false,
+            rep: qualification.get_bit(5),
+            immediate: qualification.get_bit(6),
+        })
+    }
+
     /// From an exit qualification.
     #[inline]
     pub fn decode(qualification: u64) -> Result<Self, BadQualification> {
@@ -319,6 +334,12 @@ mod tests {
         assert!(IoAccess::decode(0x0080_0041).unwrap().immediate);
         for size in [2, 4, 5, 6, 7] {
             assert!(IoAccess::decode(size).is_err());
+        }
+        // What is known to be a byte is decoded the same.
+        for qualification in (0..0x80).map(|low| 0x03f8_0000 | low) {
+            let byte = |access: &IoAccess| access.size == IoSize::Byte && !access.string;
+            let expected = IoAccess::decode(qualification).ok().filter(byte);
+            assert_eq!(IoAccess::decode_byte(qualification), expected);
         }
     }
 

@@ -11,12 +11,16 @@ pub const CR0_MP: u64 = Cr0Flags::MONITOR_COPROCESSOR.bits();
 pub const CR0_ET: u64 = 1 << 4;
 /// CR0.NE.
 pub const CR0_NE: u64 = Cr0Flags::NUMERIC_ERROR.bits();
+/// CR0.AM.
+pub const CR0_AM: u64 = Cr0Flags::ALIGNMENT_MASK.bits();
 /// CR0.WP.
 pub const CR0_WP: u64 = Cr0Flags::WRITE_PROTECT.bits();
 /// CR0.PG.
 pub const CR0_PG: u64 = Cr0Flags::PAGING.bits();
 /// CR4.PAE.
 pub const CR4_PAE: u64 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
+/// CR4.DE.
+pub const CR4_DE: u64 = Cr4Flags::DEBUGGING_EXTENSIONS.bits();
 /// CR4.OSFXSR.
 pub const CR4_OSFXSR: u64 = Cr4Flags::OSFXSR.bits();
 /// CR4.OSXMMEXCPT.
@@ -37,6 +41,8 @@ pub const EFER_NXE: u64 = EferFlags::NO_EXECUTE_ENABLE.bits();
 pub const RFLAGS_TF: u64 = RFlags::TRAP_FLAG.bits();
 /// RFLAGS.IF.
 pub const RFLAGS_IF: u64 = RFlags::INTERRUPT_FLAG.bits();
+/// RFLAGS.AC.
+pub const RFLAGS_AC: u64 = RFlags::ALIGNMENT_CHECK.bits();
 /// RFLAGS.RF.
 pub const RFLAGS_RF: u64 = RFlags::RESUME_FLAG.bits();
 /// RFLAGS.VM.
@@ -51,6 +57,8 @@ pub const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
 pub const BLOCKING_BY_SMI: u32 = 1 << 2;
 /// Interruptibility state: blocking by NMI.
 pub const BLOCKING_BY_NMI: u32 = 1 << 3;
+/// Pending debug exceptions: one of the breakpoints in bits 3:0 is enabled.
+pub const PENDING_ENABLED_BREAKPOINT: u64 = 1 << 12;
 /// Pending debug exceptions: BS, a single step.
 pub const PENDING_BS: u64 = 1 << 14;
 

@@ -98,6 +98,16 @@ impl Segment {
             access,
         }
     }
+    /// As the segment counts in real mode: code may be written too, where it may be read (SDM "Switching Back to Real-Address
+    /// Mode", 11.9.2: what protected mode has left in the register stays, limit and type included).
+    pub const fn in_real_mode(mut self) -> Self {
+        const READABLE_CODE: u32 = 0b1010;
+        if self.access.0 & READABLE_CODE == READABLE_CODE {
+            // Data, writable, with limits that go up.
+            self.access.0 &= !0b1100;
+        }
+        self
+    }
     /// A segment of 64 KiB as real mode has them, at 16 times the selector.
     pub const fn real_mode(selector: u16, access: AccessRights) -> Self {
         Self {
@@ -135,6 +145,19 @@ impl SegmentRegister {
         Self::Ldtr,
         Self::Tr,
     ];
+
+    /// From the VM-exit instruction-information field of OUTS; of INS it says nothing (SDM "Information for VM Exits Due to
+    /// Instruction Execution", 29.2.5).
+    pub const fn from_instruction_information(information: u32) -> Self {
+        match information >> 15 & 7 {
+            0 => Self::Es,
+            1 => Self::Cs,
+            2 => Self::Ss,
+            4 => Self::Fs,
+            5 => Self::Gs,
+            _ => Self::Ds,
+        }
+    }
 
     /// The field of its selector.
     pub const fn selector_field(self) -> Field16 {
@@ -213,6 +236,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_segment_of_outs_is_decoded() {
+        use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ss};
+        for (number, register) in [Es, Cs, Ss, Ds, Fs, Gs, Ds, Ds].into_iter().enumerate() {
+            let information = (number as u32) << 15 | 0x100;
+            let found = SegmentRegister::from_instruction_information(information);
+            assert_eq!(found, register);
+        }
+    }
+
+    #[test]
     fn every_register_has_fields_of_its_own() {
         let mut vmcs = FakeVmcs::new();
         let segment = |n: u16| Segment {
@@ -228,6 +261,28 @@ mod tests {
             assert_eq!(register.read(&vmcs), Ok(segment(n)), "{register:?}");
         }
         assert_eq!(vmcs.written().count(), 32);
+    }
+
+    #[test]
+    fn in_real_mode_code_is_writable_where_it_is_readable() {
+        // Readable code, conforming too; execute-only code; data, read-only and expand-down.
+        for (left, counts) in [
+            (0x9b, 0x93),
+            (0x409f, 0x4093),
+            (0x99, 0x99),
+            (0x93, 0x93),
+            (0x91, 0x91),
+            (0x97, 0x97),
+            (0x1_0000, 0x1_0000),
+        ] {
+            let segment = Segment {
+                limit: 0xffff_ffff,
+                ..Segment::real_mode(0xf000, AccessRights(left))
+            };
+            let counting = segment.in_real_mode();
+            assert_eq!(counting.access, AccessRights(counts), "{left:#x}");
+            assert_eq!((counting.base, counting.limit), (0xf_0000, 0xffff_ffff));
+        }
     }
 
     #[test]

@@ -71,6 +71,16 @@ pub trait Vmcs {
         ])
     }
 
+    /// Reads six fields of any width, in this order.
+    #[inline]
+    fn read_six(&self, fields: [Field; 6]) -> Result<[u64; 6], VmcsError> {
+        let mut values = [0; 6];
+        for (value, field) in values.iter_mut().zip(fields) {
+            *value = self.read_any(field)?;
+        }
+        Ok(values)
+    }
+
     /// Writes four fields of any width, in this order, with the values from number `AT` on.
     #[inline]
     fn write_four<const AT: usize, const N: usize>(

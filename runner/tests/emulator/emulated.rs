@@ -11,7 +11,12 @@ fn as_the_cpu(model: &str) {
     let mut run = run(&format!("emulated-{model}"), guests);
     run.emulator = Emulator::bochs(model);
     let booted = boot(&run);
-    for part in ["the resume flag", "x87 selectors"] {
+    for part in [
+        "the resume flag",
+        "x87 selectors",
+        "segments of port strings",
+        "breakpoints",
+    ] {
         booted.says(&["emulated", part, ": 0 wrong"]);
     }
     booted.all_well();

@@ -3,21 +3,24 @@
 use super::super::Host;
 use super::super::console::Console;
 use super::super::cr::Registers;
-use super::super::io::{StringIo, rax_after_in};
+use super::super::io::{Ports, rax_after_in};
+use super::super::mmio::{Code, Instruction, PortAccess, Repeat, StringOp, Translated, Why, Width};
 use super::super::outcome::Outcome;
 use super::super::repetition::AddressSize;
 use super::super::run::{Next, Running};
-use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
-use crate::addr::Gva;
+use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
+use super::emulate::{View, breakpoints};
+use super::mmio::Reported;
+use crate::addr::{Gpa, Gva};
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
+use crate::vmx::breakpoints::{Breakpoints, Met};
 use crate::vmx::qualification::IoAccess;
-use crate::vmx::register_bits::RFLAGS_TF;
+use crate::vmx::segment::SegmentRegister;
 use crate::vmx::{
-    CodeMode, Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, repeat,
+    Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip,
+    advance_rip_from,
 };
-
-const RFLAGS_DF: u64 = 1 << 10;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Carries out a port instruction. An error becomes the outcome.
@@ -29,13 +32,29 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     #[inline(always)]
     fn io(&mut self) -> Result<Next, VmcsError> {
-        let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
-        let Ok(access) = IoAccess::decode(qualification) else {
-            return self.stop(Outcome::UnexpectedExit(ExitReason::IoInstruction));
+        let [qualification, dr7, rip, length, interruptibility, rflags] = self.vmcs.read_six([
+            FieldNatural::ExitQualification.into(),
+            FieldNatural::GuestDr7.into(),
+            FieldNatural::GuestRip.into(),
+            Field32::ExitInstructionLength.into(),
+            Field32::GuestInterruptibilityState.into(),
+            FieldNatural::GuestRflags.into(),
+        ])?;
+        // The frequent: IN or OUT of a byte, and no breakpoint to be met.
+        let Some(access) = IoAccess::decode_byte(qualification) else {
+            return self.other_port(qualification, dr7);
         };
-        if access.string {
-            return self.string_io(access);
+        if Breakpoints::are_enabled(dr7) {
+            return self.other_port(qualification, dr7);
         }
+        self.access_port(access)?;
+        advance_rip_from(&mut self.vmcs, rip, length, interruptibility, rflags)?;
+        Ok(Next::Resume)
+    }
+
+    /// IN or OUT.
+    #[inline(always)]
+    fn access_port(&mut self, access: IoAccess) -> Result<(), VmcsError> {
         let rax = self.area.regs.get(Gpr::Rax);
         if access.input {
             let value = self.devices.ports.read(access.port, access.size);
@@ -53,55 +72,107 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 self.printed()?;
             }
         }
-        self.advance()
+        Ok(())
     }
 
+    /// Any port instruction.
     #[inline(never)]
+    fn other_port(&mut self, qualification: u64, dr7: u64) -> Result<Next, VmcsError> {
+        let Ok(access) = IoAccess::decode(qualification) else {
+            return self.stop(Outcome::UnexpectedExit(ExitReason::IoInstruction));
+        };
+        if access.string {
+            return self.string_io(access);
+        }
+        self.access_port(access)?;
+        advance_rip(&mut self.vmcs)?;
+        let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
+        let met = breakpoints(dr7, cr4).map_or(Met::NONE, |all| {
+            all.on_port(access.port, access.size as u64)
+        });
+        if met.any() {
+            met.pend(&mut self.vmcs)?;
+        }
+        Ok(Next::Resume)
+    }
+
+    /// INS and OUTS exit before anything is checked but the guest's right to the port (SDM "Relative Priority of Faults and VM
+    /// Exits", 27.1.1): they are carried out like string instructions on a device.
     fn string_io(&mut self, access: IoAccess) -> Result<Next, VmcsError> {
         self.area.flush_is_due();
-        let pointer = if access.input { Gpr::Rdi } else { Gpr::Rsi };
-        let rflags = self.vmcs.read_natural(FieldNatural::GuestRflags)?;
-        let string = StringIo {
-            access,
-            address_size: self.address_size()?,
-            linear: Gva::new(self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?),
-            index: self.area.regs.get(pointer),
-            rcx: self.area.regs.get(Gpr::Rcx),
-            down: rflags & RFLAGS_DF != 0,
-            stepped: rflags & RFLAGS_TF != 0,
+        let rip = Gva::new(self.vmcs.read_natural(FieldNatural::GuestRip)?);
+        let view = self.instruction_view(rip)?;
+        let mut code = Code::NONE;
+        let done = match self.port_string(access, &view, &mut code)? {
+            Ok(instruction) => self.emulate::<true>(&instruction, &view, None)?,
+            Err(why) => Err(why),
         };
-        let (translation, privilege) = self.view()?;
-        let (console, host) = (&mut self.devices.console, &mut *self.host);
-        let mut memory = GuestVirtual::new(self.space, &translation, privilege);
-        let (progress, fault) = string.step(&mut self.devices.ports, &mut memory, |byte| {
-            print_byte(console, host, byte);
-        });
-        self.area.regs.set(pointer, progress.index);
-        self.area.regs.set(Gpr::Rcx, progress.rcx);
         if self.devices.console.owes() {
             self.printed()?;
         }
-        match fault {
-            Some(fault) => self.virtual_fault(fault),
-            None if progress.done => self.advance(),
-            None => {
-                repeat(&mut self.vmcs)?;
-                Ok(Next::Resume)
-            }
+        match done {
+            Ok(next) => Ok(next),
+            Err(why) => self.refuse_string(access, rip, why, &code),
         }
     }
 
-    /// The address size of an INS or OUTS: as the CPU tells, else that of its code segment.
-    fn address_size(&self) -> Result<AddressSize, VmcsError> {
-        if self.machine.capabilities.basic.reports_ins_outs() {
-            let information = self.vmcs.read32(Field32::ExitInstructionInformation)?;
-            return Ok(AddressSize::from_instruction_information(information));
+    /// The INS or OUTS that exited: as the CPU tells, or else as it is in the guest's code.
+    fn port_string(
+        &mut self,
+        access: IoAccess,
+        view: &View,
+        code: &mut Code,
+    ) -> Result<Result<Instruction, Why>, VmcsError> {
+        if !self.machine.capabilities.basic.reports_ins_outs() {
+            let fetched = self.fetch(view, code);
+            return Ok(
+                fetched.and_then(|instruction| match instruction.is_port_string() {
+                    true => Ok(instruction),
+                    false => Err(Why::Elsewhere),
+                }),
+            );
         }
-        Ok(match CodeMode::read(&self.vmcs)? {
-            CodeMode::Bits64 => AddressSize::Bits64,
-            CodeMode::Bits32 => AddressSize::Bits32,
-            CodeMode::Bits16 => AddressSize::Bits16,
-        })
+        let information = self.vmcs.read32(Field32::ExitInstructionInformation)?;
+        let length = self.vmcs.read32(Field32::ExitInstructionLength)?;
+        Ok(Ok(Instruction::port_string(
+            match access.input {
+                true => StringOp::Ins,
+                false => StringOp::Outs,
+            },
+            access.size.into(),
+            match access.rep {
+                true => Repeat::WhileEqual,
+                false => Repeat::No,
+            },
+            AddressSize::from_instruction_information(information),
+            SegmentRegister::from_instruction_information(information),
+            length as u8,
+        )))
+    }
+
+    /// Only where it leads to a device that is none, or the guest's code is not there any more.
+    #[cold]
+    fn refuse_string(
+        &mut self,
+        access: IoAccess,
+        rip: Gva,
+        why: Why,
+        code: &Code,
+    ) -> Result<Next, VmcsError> {
+        let gva = Gva::new(self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?);
+        let (translation, privilege) = self.view()?;
+        let found = GuestVirtual::new(self.space, &translation, privilege)
+            .look_up(gva, if access.input { Use::Write } else { Use::Read });
+        let reported = Reported {
+            access: Translated {
+                gpa: found.map_or(Gpa::new(0), |found| found.gpa),
+                gva,
+                write: access.input,
+                device: None,
+            },
+            rip,
+        };
+        self.refuse(&reported, why, code)
     }
 
     /// How the guest sees memory at this moment.
@@ -135,6 +206,32 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             }
             VirtualFault::NonCanonical(_) => self.raise(Event::GENERAL_PROTECTION),
             VirtualFault::Memory(fault) => self.stop(Outcome::Access(fault.error)),
+        }
+    }
+}
+
+/// The ports of the guest, and where it prints.
+pub(super) struct GuestPorts<'g, H> {
+    pub ports: &'g mut Ports,
+    pub console: &'g mut Console,
+    pub host: &'g mut H,
+}
+
+/// None for what cannot be a port instruction.
+impl<H: Host> PortAccess for Option<GuestPorts<'_, H>> {
+    #[inline(never)]
+    fn input(&mut self, port: u16, width: Width) -> u64 {
+        match self {
+            Some(all) => all.ports.read(port, width.into()).into(),
+            None => width.mask(),
+        }
+    }
+    #[inline(never)]
+    fn output(&mut self, port: u16, width: Width, value: u64) {
+        if let Some(all) = self {
+            let mut print = |byte| print_byte(all.console, all.host, byte);
+            all.ports
+                .write(port, width.into(), value as u32, &mut print);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::super::Host;
 use super::super::devices::MmioDevices;
+use super::super::mmio::Translated;
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use super::mmio::Reported;
@@ -10,7 +11,6 @@ use crate::ept::{Reason, Resolution, Unresolved, Violation, ViolationFields};
 use crate::frames::PhysMem;
 use crate::vmx::event::restore_nmi_blocking;
 use crate::vmx::pml::pml_full_unblocked_nmis;
-use crate::vmx::register_bits::PENDING_BS;
 use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError, undo_step};
 
 /// In IDT-vectoring information: an event was being delivered.
@@ -28,7 +28,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Field32::IdtVectoringInformation.into(),
             FieldNatural::GuestPendingDebugExceptions.into(),
         ])?;
-        let plain = vectoring & VALID == 0 && pending & PENDING_BS == 0;
+        let plain = vectoring & VALID == 0 && pending == 0;
         // SAFETY: this is the violation by which the guest has just left the CPU.
         if plain && unsafe { self.space.fill(qualification, Gpa::new(gpa)) } {
             return Ok(Next::Resume);
@@ -64,11 +64,13 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let during_delivery = vmcs.read32(Field32::IdtVectoringInformation)? >> 31 != 0;
         if !during_delivery && let Some(device) = self.space.device(qualification, Gpa::new(gpa)) {
             return self.mmio(&Reported {
-                gpa: Gpa::new(gpa),
-                gva: Gva::new(gva),
+                access: Translated {
+                    gpa: Gpa::new(gpa),
+                    gva: Gva::new(gva),
+                    write: qualification & WRITE != 0,
+                    device: Some(device),
+                },
                 rip: Gva::new(rip),
-                write: qualification & WRITE != 0,
-                device: Some(device),
             });
         }
         let violation = Violation::decode(&ViolationFields {

@@ -3,6 +3,7 @@
 mod call;
 mod change;
 mod cr;
+mod emulate;
 mod events;
 mod io;
 mod memory;

@@ -8,8 +8,9 @@ use super::super::loader::GuestMemory;
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
 use super::{Bus, MmioDevice, Width};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
-use crate::vmx::VmcsError;
+use crate::vmx::breakpoints::Met;
 use crate::vmx::segment::{Segment, SegmentRegister};
+use crate::vmx::{Breakpoints, VmcsError};
 
 /// Who answers at a guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,22 +66,40 @@ pub enum BusFault<E> {
     Vmcs(VmcsError),
     /// No device has the region.
     NoDevice(Gpa),
+    /// It is not aligned, and the guest wants to be told: #AC is due.
+    Alignment,
+}
+
+/// Whoever answers at a guest's ports.
+pub trait PortAccess {
+    /// IN: a value of `width`.
+    fn input(&mut self, port: u16, width: Width) -> u64;
+    /// OUT of the low bits of `value`.
+    fn output(&mut self, port: u16, width: Width, value: u64);
 }
 
 /// The bus of one exit.
-pub struct GuestBus<'b, M: GuestMemory, S> {
+pub struct GuestBus<'b, M: GuestMemory, S, P> {
     /// Guest memory.
     pub memory: &'b mut M,
     /// The devices.
     pub devices: &'b mut MmioDevices,
     /// The segment registers.
     pub segments: S,
+    /// The ports.
+    pub ports: P,
     /// How the guest translates addresses.
     pub translation: &'b Translation,
     /// As whom it accesses memory.
     pub privilege: Privilege,
-    /// What the CPU has translated.
-    pub translated: Translated,
+    /// What the CPU has translated, if it came so far.
+    pub translated: Option<&'b Translated>,
+    /// Accesses have to be aligned.
+    pub aligned: bool,
+    /// The breakpoints of the guest, if any is enabled.
+    pub breakpoints: Option<&'b Breakpoints>,
+    /// Those that were met.
+    pub met: Met,
     /// The bits of a linear address: [`CodeMode::linear_mask`](super::CodeMode::linear_mask).
     pub linear_mask: u64,
 }
@@ -95,49 +114,44 @@ struct Piece {
 
 type Pieces = ArrayVec<Piece, 2>;
 
-impl<M: Places, S> GuestBus<'_, M, S> {
+impl<M: Places, S, P> GuestBus<'_, M, S, P> {
     /// Where an access is in the device that the CPU has reported, if it stays in that page.
     #[inline(always)]
-    fn in_reported(&self, at: Gva, width: Width, write: bool) -> Option<(u32, u64)> {
-        let (tag, offset) = self.translated.device?;
+    fn in_reported(&self, at: Gva, width: Width, write: bool) -> Option<(u32, u64, Gpa)> {
+        let (tag, offset) = self.translated?.device?;
         let stays = at.page_offset() + width.bytes() <= PAGE_SIZE;
-        let hit = stays && self.is_translated(at, write);
+        let gpa = self.translated_to(at, write)?;
         // Regions are made of pages.
-        hit.then(|| (tag, offset & !(PAGE_SIZE - 1) | at.page_offset()))
+        stays.then(|| (tag, offset & !(PAGE_SIZE - 1) | at.page_offset(), gpa))
     }
 
-    /// Whether the CPU has translated this page, for such an access.
+    /// Where the CPU has found the byte at `at`, if it is in the page that it has translated for such an access.
     #[inline(always)]
-    fn is_translated(&self, at: Gva, write: bool) -> bool {
-        let Translated {
+    fn translated_to(&self, at: Gva, write: bool) -> Option<Gpa> {
+        let &Translated {
             gva,
+            gpa,
             write: to_write,
             ..
-        } = self.translated;
-        at.align_down(PAGE_SIZE) == gva.align_down(PAGE_SIZE) && (to_write || !write)
+        } = self.translated?;
+        let hit = at.align_down(PAGE_SIZE) == gva.align_down(PAGE_SIZE) && (to_write || !write);
+        hit.then(|| Gpa::new(gpa.align_down(PAGE_SIZE).as_u64() + at.page_offset()))
     }
 
-    /// Where the CPU has found the byte at `at`, in the page that it has translated.
-    fn translated_to(&self, at: Gva) -> Gpa {
-        let page = self.translated.gpa.align_down(PAGE_SIZE);
-        Gpa::new(page.as_u64() + at.page_offset())
-    }
-
-    /// Marks in the guest's tables that the page is written, which the CPU has translated.
+    /// Marks in the guest's tables that the page at `at` is written, which the CPU has translated to the one at `gpa`.
     #[inline(always)]
-    fn mark_written(&mut self, at: Gva) -> Result<(), BusFault<M::Error>> {
-        let gpa = self.translated_to(at);
+    fn mark_written(&mut self, at: Gva, gpa: Gpa) -> Result<(), BusFault<M::Error>> {
         GuestVirtual::new(self.memory, self.translation, self.privilege)
             .mark_written(at, gpa)
             .map_err(BusFault::Virtual)
     }
 
     fn translate(&mut self, at: Gva, intent: Intent) -> Result<Gpa, BusFault<M::Error>> {
-        if self.is_translated(at, intent != Intent::Read) {
+        if let Some(gpa) = self.translated_to(at, intent != Intent::Read) {
             if intent == Intent::Write {
-                self.mark_written(at)?;
+                self.mark_written(at, gpa)?;
             }
-            return Ok(self.translated_to(at));
+            return Ok(gpa);
         }
         let mut memory = GuestVirtual::new(self.memory, self.translation, self.privilege);
         match intent {
@@ -148,6 +162,48 @@ impl<M: Places, S> GuestBus<'_, M, S> {
         .map_err(BusFault::Virtual)
     }
 
+    /// What an access that its pages allow still needs: a page fault comes first (SDM "Priority Among Concurrent Events",
+    /// table 7-2).
+    #[inline(always)]
+    fn check_alignment(&self, at: Gva, width: Width) -> Result<(), BusFault<M::Error>> {
+        if self.aligned && at.as_u64() & (width.bytes() - 1) != 0 {
+            return Err(BusFault::Alignment);
+        }
+        Ok(())
+    }
+
+    /// Compares an access that was made with the guest's breakpoints.
+    #[inline(always)]
+    fn compare(&mut self, at: Gva, width: Width, write: bool) {
+        if self.breakpoints.is_some() {
+            self.compare_data(at, width, write);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn compare_data(&mut self, at: Gva, width: Width, write: bool) {
+        if let Some(breakpoints) = self.breakpoints {
+            self.met |= breakpoints.on_data(at, width.bytes(), write, self.linear_mask);
+        }
+    }
+
+    /// In 64-bit code, whether every byte has an address (SDM "Canonical Addressing", vol. 1, 3.3.7.1): what is not canonical
+    /// faults before any table is looked at.
+    fn check_canonical(&self, at: Gva, width: Width) -> Result<(), BusFault<M::Error>> {
+        /// 4-level paging, and no guest is offered more.
+        const BITS: u32 = 48;
+        let canonical = |address: u64| {
+            let unused = 64 - BITS;
+            (address << unused) as i64 >> unused == address as i64
+        };
+        let last = at.as_u64().wrapping_add(width.bytes() - 1);
+        if self.linear_mask != u64::MAX || canonical(at.as_u64()) && canonical(last) {
+            return Ok(());
+        }
+        Err(BusFault::Virtual(VirtualFault::NonCanonical(at)))
+    }
+
     /// The pieces of an access, all of which can be accessed.
     fn pieces(
         &mut self,
@@ -155,20 +211,24 @@ impl<M: Places, S> GuestBus<'_, M, S> {
         width: Width,
         intent: Intent,
     ) -> Result<Pieces, BusFault<M::Error>> {
+        self.check_canonical(at, width)?;
         let in_page = width.bytes().min(PAGE_SIZE - at.page_offset());
         let rest = width.bytes() - in_page;
-        if rest != 0 && intent == Intent::Write {
-            // Neither page counts as written unless both can be.
+        let unaligned = self.check_alignment(at, width);
+        if (rest != 0 || unaligned.is_err()) && intent == Intent::Write {
+            // No page counts as written unless all can be.
             self.pieces(at, width, Intent::AskWrite)?;
         }
         let first = self.piece(at, in_page, intent)?;
         let mut pieces = Pieces::new();
         if rest == 0 {
+            unaligned?;
             pieces.push(first);
             return Ok(pieces);
         }
         let next = Gva::new(at.as_u64().wrapping_add(in_page) & self.linear_mask);
         let second = self.piece(next, rest, intent)?;
+        unaligned?;
         match (first.place, second.place) {
             (
                 Place::Device { tag, offset },
@@ -303,9 +363,10 @@ fn memory_fault<E>(address: Gpa, error: E) -> BusFault<E> {
     BusFault::Virtual(VirtualFault::memory(address, error))
 }
 
-impl<M, S> Bus for GuestBus<'_, M, S>
+impl<M, S, P> Bus for GuestBus<'_, M, S, P>
 where
     M: Places,
+    P: PortAccess,
     S: FnMut(SegmentRegister) -> Result<Segment, VmcsError>,
 {
     type Fault = BusFault<M::Error>;
@@ -316,34 +377,60 @@ where
 
     #[inline(always)]
     fn read(&mut self, at: Gva, width: Width) -> Result<u64, Self::Fault> {
-        let Some((tag, offset)) = self.in_reported(at, width, false) else {
-            return self.read_anywhere(at, width);
+        let value = match self.in_reported(at, width, false) {
+            None => self.read_anywhere(at, width)?,
+            Some((tag, offset, gpa)) => {
+                self.check_alignment(at, width)?;
+                let (device, offset) = self.device(tag, offset, gpa)?;
+                device.read(offset, width) & width.mask()
+            }
         };
-        let gpa = self.translated.gpa;
-        let (device, offset) = self.device(tag, offset, gpa)?;
-        Ok(device.read(offset, width) & width.mask())
+        self.compare(at, width, false);
+        Ok(value)
     }
 
     #[inline(always)]
     fn write(&mut self, at: Gva, width: Width, value: u64) -> Result<(), Self::Fault> {
-        let Some((tag, offset)) = self.in_reported(at, width, true) else {
-            return self.write_anywhere(at, width, value);
-        };
-        let gpa = self.translated.gpa;
-        self.device(tag, offset, gpa)?;
-        self.mark_written(at)?;
-        let (device, offset) = self.device(tag, offset, gpa)?;
-        device.write(offset, width, value & width.mask());
+        match self.in_reported(at, width, true) {
+            None => self.write_anywhere(at, width, value)?,
+            Some((tag, offset, gpa)) => {
+                self.check_alignment(at, width)?;
+                self.device(tag, offset, gpa)?;
+                self.mark_written(at, gpa)?;
+                let (device, offset) = self.device(tag, offset, gpa)?;
+                device.write(offset, width, value & width.mask());
+            }
+        }
+        self.compare(at, width, true);
         Ok(())
     }
 
     fn may_write(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault> {
         match self.in_reported(at, width, true) {
-            Some((tag, offset)) => {
-                let gpa = self.translated.gpa;
+            Some((tag, offset, gpa)) => {
+                self.check_alignment(at, width)?;
                 self.device(tag, offset, gpa).map(drop)
             }
             None => self.pieces(at, width, Intent::AskWrite).map(drop),
         }
+    }
+
+    fn input(&mut self, port: u16, width: Width) -> u64 {
+        let value = self.ports.input(port, width);
+        if let Some(breakpoints) = self.breakpoints {
+            self.met |= breakpoints.on_port(port, width.bytes());
+        }
+        value
+    }
+
+    fn output(&mut self, port: u16, width: Width, value: u64) {
+        self.ports.output(port, width, value);
+        if let Some(breakpoints) = self.breakpoints {
+            self.met |= breakpoints.on_port(port, width.bytes());
+        }
+    }
+
+    fn has_met_breakpoint(&self) -> bool {
+        self.met.any()
     }
 }

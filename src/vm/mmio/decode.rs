@@ -355,6 +355,8 @@ macro_rules! mode {
                     Opcode::LODS => Op::String(StringOp::Lods),
                     Opcode::CMPS => Op::String(StringOp::Cmps),
                     Opcode::SCAS => Op::String(StringOp::Scas),
+                    Opcode::INS => Op::String(StringOp::Ins),
+                    Opcode::OUTS => Op::String(StringOp::Outs),
                     Opcode::CLFLUSH | Opcode::CLFLUSHOPT | Opcode::CLWB => Op::Nothing,
                     Opcode::CMOVO => Op::MoveIf(Condition(0)),
                     Opcode::CMOVNO => Op::MoveIf(Condition(1)),

@@ -52,14 +52,15 @@ impl<F> From<SegmentFault> for Stop<F> {
     }
 }
 
-/// Carries out `instruction`, which tried to access `reported`.
+/// Carries out `instruction`, which tried to access `reported`; one that did not come so far may access anything.
 pub fn execute<B: Bus>(
     instruction: &Instruction,
     mode: CodeMode,
     state: &mut State,
-    reported: Gva,
+    reported: impl Into<Option<Gva>>,
     bus: &mut B,
 ) -> Result<Progress, Stop<B::Fault>> {
+    let reported = reported.into();
     let mut run = Run {
         instruction,
         mode,
@@ -82,7 +83,7 @@ pub(super) struct Run<'r, B> {
 
 impl<B: Bus> Run<'_, B> {
     /// An instruction with at most one operand in memory.
-    fn plain(&mut self, reported: Gva) -> Result<Progress, Stop<B::Fault>> {
+    fn plain(&mut self, reported: Option<Gva>) -> Result<Progress, Stop<B::Fault>> {
         let Instruction {
             op,
             first,
@@ -124,7 +125,7 @@ impl<B: Bus> Run<'_, B> {
         &mut self,
         memory: &MemoryOperand,
         write: bool,
-        reported: Gva,
+        reported: Option<Gva>,
     ) -> Result<Gva, Stop<B::Fault>> {
         let Instruction {
             op,
@@ -144,7 +145,7 @@ impl<B: Bus> Run<'_, B> {
             offset = offset.wrapping_add_signed(bytes) & address_size.mask();
         }
         let at = self.linear(memory.segment, offset, write)?;
-        if reaches(self.mode, at, width, reported) {
+        if reported.is_none_or(|reported| reaches(self.mode, at, width, reported)) {
             Ok(at)
         } else {
             Err(Stop::Elsewhere)

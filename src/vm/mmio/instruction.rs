@@ -59,16 +59,22 @@ pub enum StringOp {
     Lods,
     Cmps,
     Scas,
+    Ins,
+    Outs,
 }
 
 impl StringOp {
     /// Whether it reads at RSI.
     pub const fn has_source(self) -> bool {
-        matches!(self, Self::Movs | Self::Lods | Self::Cmps)
+        matches!(self, Self::Movs | Self::Lods | Self::Cmps | Self::Outs)
     }
     /// Whether it goes to RDI.
     pub const fn has_destination(self) -> bool {
-        !matches!(self, Self::Lods)
+        !matches!(self, Self::Lods | Self::Outs)
+    }
+    /// Whether it writes at RDI.
+    pub const fn writes(self) -> bool {
+        matches!(self, Self::Movs | Self::Stos | Self::Ins)
     }
     /// Whether it sets flags, and a repetition ends by them.
     pub const fn compares(self) -> bool {
@@ -234,4 +240,38 @@ pub struct Instruction {
     pub source_segment: SegmentRegister,
     /// Its length in bytes.
     pub length: u8,
+}
+
+impl Instruction {
+    /// INS or OUTS, for the registers that it implies.
+    pub const fn port_string(
+        op: StringOp,
+        width: Width,
+        repeat: Repeat,
+        address_size: AddressSize,
+        source_segment: SegmentRegister,
+        length: u8,
+    ) -> Self {
+        Self {
+            op: Op::String(op),
+            first: Operand::None,
+            second: Operand::None,
+            width,
+            repeat,
+            address_size,
+            source_segment,
+            length,
+        }
+    }
+
+    /// Whether it is INS or OUTS.
+    pub const fn is_port_string(&self) -> bool {
+        matches!(self.op, Op::String(StringOp::Ins | StringOp::Outs))
+    }
+
+    /// Whether it has an operand in the stack segment.
+    pub fn is_on_stack(&self) -> bool {
+        let on_stack = |operand| matches!(operand, Operand::Memory(memory) if memory.segment == SegmentRegister::Ss);
+        on_stack(self.first) || on_stack(self.second)
+    }
 }

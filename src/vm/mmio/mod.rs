@@ -15,7 +15,7 @@ mod strings;
 mod test_device;
 
 pub use crate::vmx::CodeMode;
-pub use bus::{BusFault, GuestBus, Place, Places, Translated};
+pub use bus::{BusFault, GuestBus, Place, Places, PortAccess, Translated};
 pub use code::{Code, Decoded, fetch};
 pub use decode::{DecodeError, decode};
 pub use execute::{Progress, State, Stop, execute};
@@ -28,6 +28,7 @@ pub use segments::SegmentFault;
 pub use test_device::TestDevice;
 
 use crate::addr::Gva;
+use crate::vmx::qualification::IoSize;
 use crate::vmx::segment::{Segment, SegmentRegister};
 
 /// How wide an access is.
@@ -93,6 +94,27 @@ impl Width {
     }
 }
 
+impl From<IoSize> for Width {
+    fn from(size: IoSize) -> Self {
+        match size {
+            IoSize::Byte => Self::Byte,
+            IoSize::Word => Self::Word,
+            IoSize::Dword => Self::Dword,
+        }
+    }
+}
+
+impl From<Width> for IoSize {
+    /// No port instruction accesses more than four bytes.
+    fn from(width: Width) -> Self {
+        match width {
+            Width::Byte => Self::Byte,
+            Width::Word => Self::Word,
+            Width::Dword | Width::Qword => Self::Dword,
+        }
+    }
+}
+
 /// What instructions access.
 pub trait Bus {
     /// Why an access failed.
@@ -105,6 +127,12 @@ pub trait Bus {
     fn write(&mut self, at: Gva, width: Width, value: u64) -> Result<(), Self::Fault>;
     /// Whether a write there would succeed.
     fn may_write(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault>;
+    /// Reads a port.
+    fn input(&mut self, port: u16, width: Width) -> u64;
+    /// Writes the low bits of `value` to a port.
+    fn output(&mut self, port: u16, width: Width, value: u64);
+    /// Whether an access has met a breakpoint: a repetition stops behind the element.
+    fn has_met_breakpoint(&self) -> bool;
 }
 
 /// A model of a device with registers in memory.

@@ -18,7 +18,7 @@ impl<B: Bus> Run<'_, B> {
     pub(super) fn string(
         &mut self,
         op: StringOp,
-        reported: Gva,
+        mut reported: Option<Gva>,
     ) -> Result<Progress, Stop<B::Fault>> {
         let steps = Steps {
             address_size: self.instruction.address_size,
@@ -32,7 +32,6 @@ impl<B: Bus> Run<'_, B> {
         } else {
             AT_ONCE
         };
-        let mut reported = Some(reported);
         for _ in 0..most {
             let rcx = self.state.regs.get(Gpr::Rcx);
             if steps.left(rcx) == 0 {
@@ -50,6 +49,9 @@ impl<B: Bus> Run<'_, B> {
             if ends || steps.left(rcx) == 0 {
                 return Ok(Progress::Done);
             }
+            if self.bus.has_met_breakpoint() {
+                break;
+            }
         }
         Ok(Progress::Again)
     }
@@ -62,7 +64,6 @@ impl<B: Bus> Run<'_, B> {
     ) -> Result<(), Stop<B::Fault>> {
         let width = self.instruction.width;
         let mask = steps.address_size.mask();
-        let writes = matches!(op, StringOp::Movs | StringOp::Stos);
         let (rsi, rdi) = (self.state.regs.get(Gpr::Rsi), self.state.regs.get(Gpr::Rdi));
         let mut source = None;
         if op.has_source() {
@@ -71,9 +72,13 @@ impl<B: Bus> Run<'_, B> {
         }
         let mut destination = None;
         if op.has_destination() {
-            destination = Some(self.linear(SegmentRegister::Es, rdi & mask, writes)?);
+            destination = Some(self.linear(SegmentRegister::Es, rdi & mask, op.writes())?);
         }
         if let Some(reported) = reported {
+            // One of these exits before it tries any.
+            if matches!(op, StringOp::Ins | StringOp::Outs) {
+                return Err(Stop::Elsewhere);
+            }
             let hit =
                 |at: Option<Gva>| at.is_some_and(|at| reaches(self.mode, at, width, reported));
             if !hit(source) && !hit(destination) {
@@ -104,6 +109,7 @@ impl<B: Bus> Run<'_, B> {
                 let (a, b) = (accumulator.get(&self.state.regs), self.read(to)?);
                 self.state.rflags = alu::binary(Binary::Cmp, width, a, b, flags).1;
             }
+            (StringOp::Ins | StringOp::Outs, ..) => self.port_element(source, destination)?,
             _ => return Err(Stop::NotCarriedOut),
         }
         let regs = &mut self.state.regs;
@@ -112,6 +118,28 @@ impl<B: Bus> Run<'_, B> {
         }
         if op.has_destination() {
             regs.set(Gpr::Rdi, steps.index_after(rdi, 1));
+        }
+        Ok(())
+    }
+
+    /// Moves an element of INS or OUTS.
+    #[cold]
+    fn port_element(
+        &mut self,
+        source: Option<Gva>,
+        destination: Option<Gva>,
+    ) -> Result<(), Stop<B::Fault>> {
+        let width = self.instruction.width;
+        let port = self.state.regs.get(Gpr::Rdx) as u16;
+        if let Some(from) = source {
+            let value = self.read(from)?;
+            self.bus.output(port, width, value);
+        }
+        if let Some(to) = destination {
+            // Nothing is read from the port that could not be kept.
+            self.bus.may_write(to, width).map_err(Stop::Bus)?;
+            let value = self.bus.input(port, width);
+            self.write(to, value)?;
         }
         Ok(())
     }

@@ -5,11 +5,12 @@ use super::super::devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM};
 use super::super::loader::GuestMemory;
 use super::super::repetition::AddressSize;
 use super::super::virtual_memory::{Privilege, Translation, VirtualFault};
-use super::instruction::{Base, Op, Operand, Repeat};
+use super::instruction::{Base, Op, Operand};
 use super::*;
 use crate::addr::Gpa;
+use crate::vmx::breakpoints::Met;
 use crate::vmx::segment::AccessRights;
-use crate::vmx::{Gpr, GuestRegs, VmcsError};
+use crate::vmx::{Breakpoints, Gpr, GuestRegs, VmcsError};
 use offshoot_abi::test_device::{LAST_OFFSET, LAST_VALUE, READS, WIDTHS, WRITES};
 
 const PAGE: u64 = 4096;
@@ -52,6 +53,19 @@ impl Places for Memory {
 struct World {
     memory: Memory,
     devices: MmioDevices,
+    sent: Vec<(u16, u64)>,
+}
+
+/// What is read from a port is its number; what is written is noted.
+struct Ports<'w>(&'w mut Vec<(u16, u64)>);
+
+impl PortAccess for Ports<'_> {
+    fn input(&mut self, port: u16, width: Width) -> u64 {
+        0x0101_0101_0101_0101 * u64::from(port as u8) & width.mask()
+    }
+    fn output(&mut self, port: u16, _: Width, value: u64) {
+        self.0.push((port, value));
+    }
 }
 
 type Segments = fn(SegmentRegister) -> Result<Segment, VmcsError>;
@@ -61,10 +75,11 @@ impl World {
         Self {
             memory: Memory((0..8 * PAGE).map(|at| at as u8).collect()),
             devices: MmioDevices::default(),
+            sent: Vec::new(),
         }
     }
     /// A bus without paging. The CPU has translated nothing that is accessed.
-    fn bus(&mut self) -> GuestBus<'_, Memory, Segments> {
+    fn bus(&mut self) -> GuestBus<'_, Memory, Segments, Ports<'_>> {
         GuestBus {
             memory: &mut self.memory,
             devices: &mut self.devices,
@@ -76,12 +91,11 @@ impl World {
                 smap: false,
                 smep: false,
             },
-            translated: Translated {
-                gva: Gva::new(1 << 40),
-                gpa: Gpa::new(0),
-                write: false,
-                device: None,
-            },
+            translated: None,
+            ports: Ports(&mut self.sent),
+            aligned: false,
+            breakpoints: None,
+            met: Met::NONE,
             linear_mask: CodeMode::Bits64.linear_mask(),
         }
     }
@@ -180,14 +194,16 @@ fn the_translation_of_the_cpu_counts_for_its_page_and_its_right() {
         let mut bus = world.bus();
         let nowhere = Translation::four_level(Gpa::new(1 << 32));
         bus.translation = &nowhere; // whatever needs the tables fails
-        bus.translated = translated(false, device);
+        let reported = translated(false, device);
+        bus.translated = Some(&reported);
         assert!(bus.read(Gva::new(0x7000_0000_0010), Width::Dword).is_ok());
         assert!(
             bus.write(Gva::new(0x7000_0000_0010), Width::Dword, 0)
                 .is_err()
         );
         assert!(bus.read(Gva::new(0x7000_0000_0fff), Width::Word).is_err());
-        bus.translated = translated(true, device);
+        let reported = translated(true, device);
+        bus.translated = Some(&reported);
         let last = Gva::new(0x7000_0000_0ffc);
         assert_eq!(bus.may_write(last, Width::Dword), Ok(()));
         assert_eq!(bus.write(last, Width::Dword, 0x1_2345_6789), Ok(()));
@@ -197,9 +213,10 @@ fn the_translation_of_the_cpu_counts_for_its_page_and_its_right() {
     }
     // A device that the guest does not have.
     let mut bus = world.bus();
-    bus.translated = translated(true, Some((99, 0x123)));
+    let reported = translated(true, Some((99, 0x123)));
+    bus.translated = Some(&reported);
     let at = Gva::new(0x7000_0000_0010);
-    let none = Err(BusFault::NoDevice(Gpa::new(2 * PAGE + 0x123)));
+    let none = Err(BusFault::NoDevice(Gpa::new(2 * PAGE + 0x10)));
     assert_eq!(bus.read(at, Width::Byte).map(drop), none);
     assert_eq!(bus.write(at, Width::Byte, 0), none);
     assert_eq!(bus.may_write(at, Width::Byte), none);
@@ -209,15 +226,19 @@ fn the_translation_of_the_cpu_counts_for_its_page_and_its_right() {
 fn outside_64_bit_mode_an_access_goes_on_at_0_behind_4_gib() {
     let mut world = World::new();
     // The last page below 4 GiB is the second of the device, the first one is RAM.
-    fn at_the_top(world: &mut World, mode: CodeMode) -> GuestBus<'_, Memory, Segments> {
+    fn at_the_top(world: &mut World, mode: CodeMode) -> GuestBus<'_, Memory, Segments, Ports<'_>> {
         let mut bus = world.bus();
         bus.linear_mask = mode.linear_mask();
-        bus.translated = Translated {
-            gva: Gva::new(0xffff_f000),
-            gpa: Gpa::new(3 * PAGE),
-            write: true,
-            device: None,
-        };
+        bus.translated = Some(
+            const {
+                &Translated {
+                    gva: Gva::new(0xffff_f000),
+                    gpa: Gpa::new(3 * PAGE),
+                    write: true,
+                    device: None,
+                }
+            },
+        );
         bus
     }
     let at = Gva::new(0xffff_fffe);
@@ -253,7 +274,7 @@ fn outside_64_bit_mode_an_access_goes_on_at_0_behind_4_gib() {
 fn what_is_accessed_is_marked_in_the_tables() {
     const ACCESSED: u64 = 1 << 5;
     const DIRTY: u64 = ACCESSED | 1 << 6;
-    type Act = fn(&mut GuestBus<'_, Memory, Segments>);
+    type Act = fn(&mut GuestBus<'_, Memory, Segments, Ports<'_>>);
     // The same 2 MiB at 2 GiB, and behind that again.
     const RAM: u64 = 0x8000_1800;
     const REGISTER: u64 = 0x8020_2008;
@@ -283,7 +304,16 @@ fn what_is_accessed_is_marked_in_the_tables() {
         // The tables say something else by now: the CPU has marked what it used.
         (
             |bus| {
-                bus.translated.gpa = Gpa::new(3 * PAGE);
+                bus.translated = Some(
+                    const {
+                        &Translated {
+                            gva: Gva::new(REGISTER),
+                            gpa: Gpa::new(3 * PAGE),
+                            write: true,
+                            device: Some((TEST_DEVICE, 8)),
+                        }
+                    },
+                );
                 bus.write(Gva::new(REGISTER), Width::Qword, 7).unwrap();
             },
             [0; 4],
@@ -316,12 +346,16 @@ fn what_is_accessed_is_marked_in_the_tables() {
         let tables = Translation::four_level(Gpa::new(0));
         let mut bus = world.bus();
         bus.translation = &tables;
-        bus.translated = Translated {
-            gva: Gva::new(REGISTER),
-            gpa: Gpa::new(2 * PAGE + 8),
-            write: true,
-            device: Some((TEST_DEVICE, 8)),
-        };
+        bus.translated = Some(
+            const {
+                &Translated {
+                    gva: Gva::new(REGISTER),
+                    gpa: Gpa::new(2 * PAGE + 8),
+                    write: true,
+                    device: Some((TEST_DEVICE, 8)),
+                }
+            },
+        );
         act(&mut bus);
         for ((at, bits), marks) in entries.into_iter().zip(expected) {
             let [found] = world.memory.words(Gpa::new(at)).unwrap();
@@ -644,6 +678,312 @@ fn segments_count_outside_64_bit_mode() {
     assert_eq!(at(with_base, &mut state), Err(Stop::Segment(fault)));
     assert_eq!(world.register(LAST_OFFSET), 0xff);
     assert_eq!(memory(&store).base, Base::Register(Gpr::Rbx));
+}
+
+/// INS or OUTS of `width`, with these registers: what came of it, and the registers.
+fn port_string(
+    bus: &mut GuestBus<'_, Memory, Segments, Ports<'_>>,
+    op: StringOp,
+    repeat: Repeat,
+    address_size: AddressSize,
+    state: &mut State,
+) -> Result<Progress, Stop<BusFault<&'static str>>> {
+    let segment = SegmentRegister::Ds;
+    let instruction = Instruction::port_string(op, Width::Word, repeat, address_size, segment, 2);
+    let mode = match bus.linear_mask {
+        u64::MAX => CodeMode::Bits64,
+        _ => CodeMode::Bits32,
+    };
+    execute(&instruction, mode, state, None, bus)
+}
+
+#[test]
+fn port_strings_go_through_memory_and_devices() {
+    use Repeat::{No, WhileEqual};
+    let mut world = World::new();
+    let mut state = state(0);
+    let start = |state: &mut State, at: u64, rcx: u64| {
+        state.regs.set(Gpr::Rdx, 0xffff_0042);
+        state.regs.set(Gpr::Rcx, rcx);
+        state.regs.set(Gpr::Rsi, at);
+        state.regs.set(Gpr::Rdi, at);
+    };
+    let size = AddressSize::Bits64;
+    start(&mut state, 0x100, 3);
+    let mut bus = world.bus();
+    let done = port_string(&mut bus, StringOp::Ins, WhileEqual, size, &mut state);
+    assert_eq!(done, Ok(Progress::Done));
+    let [rcx, rsi, rdi] = [Gpr::Rcx, Gpr::Rsi, Gpr::Rdi].map(|gpr| state.regs.get(gpr));
+    assert_eq!((rcx, rsi, rdi), (0, 0x100, 0x106));
+    assert_eq!(
+        world.memory.0[0xff..0x107],
+        [0xff, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 6]
+    );
+    // Without REP, once, whatever is in RCX; downwards.
+    state.rflags |= 1 << 10;
+    start(&mut state, 0x200, 3);
+    let mut bus = world.bus();
+    let done = port_string(&mut bus, StringOp::Outs, No, size, &mut state);
+    assert_eq!(done, Ok(Progress::Done));
+    assert_eq!(
+        (state.regs.get(Gpr::Rsi), state.regs.get(Gpr::Rcx)),
+        (0x1fe, 3)
+    );
+    assert_eq!(world.sent, [(0x42, 0x0100)]);
+    state.rflags = 2;
+    // From the device, and to it.
+    start(&mut state, 2 * PAGE + 8, 1);
+    for op in [StringOp::Ins, StringOp::Outs] {
+        let done = port_string(&mut world.bus(), op, WhileEqual, size, &mut state);
+        assert_eq!(done, Ok(Progress::Done));
+        start(&mut state, 2 * PAGE + 8, 1);
+    }
+    assert_eq!(world.sent[1..], [(0x42, 0x4242)]);
+    // A count of 0 in the address size, a large one, one that is stepped.
+    for (rcx, address_size, stepped, expected, left) in [
+        (1 << 16, AddressSize::Bits16, false, Progress::Done, 1 << 16),
+        (1 << 32, AddressSize::Bits32, false, Progress::Done, 1 << 32),
+        (u64::MAX, size, false, Progress::Again, u64::MAX - 64),
+        (3, size, true, Progress::Again, 2),
+        (1, size, true, Progress::Done, 0),
+    ] {
+        start(&mut state, 0x100, rcx);
+        state.rflags = if stepped { 0x102 } else { 2 };
+        let mut bus = world.bus();
+        let done = port_string(
+            &mut bus,
+            StringOp::Ins,
+            WhileEqual,
+            address_size,
+            &mut state,
+        );
+        assert_eq!((done, state.regs.get(Gpr::Rcx)), (Ok(expected), left));
+    }
+    state.rflags = 2;
+    // Where a write fails no port is read, and the elements before stand.
+    start(&mut state, 6 * PAGE - 4, 9);
+    let done = port_string(
+        &mut world.bus(),
+        StringOp::Ins,
+        WhileEqual,
+        size,
+        &mut state,
+    );
+    assert_eq!(done, Err(Stop::Bus(virtual_memory(6 * PAGE, "denied"))));
+    assert_eq!(
+        (state.regs.get(Gpr::Rdi), state.regs.get(Gpr::Rcx)),
+        (6 * PAGE, 7)
+    );
+}
+
+#[test]
+fn port_strings_keep_to_their_segments() {
+    let mut world = World::new();
+    let mut state = state(0);
+    let mut at = |segments: Segments, op, index: u64, size| {
+        state.regs.set(Gpr::Rsi, index);
+        state.regs.set(Gpr::Rdi, index);
+        let mut bus = world.bus();
+        bus.linear_mask = CodeMode::Bits32.linear_mask();
+        bus.segments = segments;
+        port_string(&mut bus, op, Repeat::No, size, &mut state).map_err(|stop| match stop {
+            Stop::Segment(SegmentFault { stack }) => stack,
+            other => panic!("{other:?}"),
+        })
+    };
+    let small: Segments = |_| {
+        let data = Segment::flat(0, AccessRights(0x4093));
+        Ok(Segment {
+            limit: 0xfff,
+            ..data
+        })
+    };
+    let read_only: Segments = |_| Ok(Segment::flat(0, AccessRights(0xc091)));
+    let null: Segments = |_| Ok(Segment::UNUSABLE);
+    let (in_32, in_16) = (AddressSize::Bits32, AddressSize::Bits16);
+    for op in [StringOp::Ins, StringOp::Outs] {
+        assert!(at(small, op, 0xffe, in_32).is_ok());
+        assert_eq!(at(small, op, 0xfff, in_32), Err(false));
+        assert_eq!(at(null, op, 0x100, in_32), Err(false));
+        // Addresses of 16 bits wrap; nothing beyond counts.
+        assert!(at(small, op, 0xabcd_0ffe, in_16).is_ok());
+        assert_eq!(at(small, op, 0xffff, in_16), Err(false));
+    }
+    assert_eq!(at(read_only, StringOp::Ins, 0x100, in_32), Err(false));
+    assert!(at(read_only, StringOp::Outs, 0x100, in_32).is_ok());
+}
+
+#[test]
+fn what_must_be_aligned_faults_where_it_could_be_accessed() {
+    let mut world = World::new();
+    let mut bus = world.bus();
+    bus.aligned = true;
+    let alignment = Err(BusFault::Alignment);
+    for base in [0x100, 2 * PAGE + 0x100] {
+        for width in Width::ALL {
+            for offset in 0..8 {
+                let at = Gva::new(base + offset);
+                let aligned = offset % width.bytes() == 0;
+                let expected = if aligned { Ok(()) } else { alignment };
+                assert_eq!(bus.read(at, width).map(drop), expected);
+                assert_eq!(bus.may_write(at, width), expected);
+                assert_eq!(bus.write(at, width, 0), expected);
+            }
+        }
+    }
+    // Across pages, both of which are looked at before.
+    let at = |page: u64| Gva::new(page * PAGE - 1);
+    assert_eq!(bus.read(at(2), Width::Word).map(drop), alignment);
+    let denied = Err(virtual_memory(6 * PAGE, "denied"));
+    assert_eq!(bus.write(at(6), Width::Word, 0), denied);
+    // In the page that the CPU has reported, too.
+    bus.translated = Some(
+        const {
+            &Translated {
+                gva: Gva::new(0x7000_0000_0000),
+                gpa: Gpa::new(2 * PAGE),
+                write: true,
+                device: Some((TEST_DEVICE, 0)),
+            }
+        },
+    );
+    let odd = Gva::new(0x7000_0000_0011);
+    assert_eq!(bus.write(odd, Width::Word, 0), alignment);
+    assert_eq!(bus.may_write(odd, Width::Word), alignment);
+    assert_eq!(bus.read(odd, Width::Word).map(drop), alignment);
+    assert_eq!(bus.read(odd, Width::Byte).map(drop), Ok(()));
+}
+
+#[test]
+fn an_address_that_is_none_faults_before_its_page_does() {
+    let mut world = World::new();
+    for (at, width, canonical) in [
+        (0x7fff_ffff_fffc, Width::Dword, true),
+        (0x7fff_ffff_fffd, Width::Dword, false),
+        (0x8000_0000_0000, Width::Byte, false),
+        (0xffff_7fff_ffff_ffff, Width::Byte, false),
+        (0xffff_8000_0000_0000, Width::Byte, true),
+        (u64::MAX - 1, Width::Dword, true),
+    ] {
+        let mut bus = world.bus();
+        let fault = BusFault::Virtual(VirtualFault::NonCanonical(Gva::new(at)));
+        let found = bus.write(Gva::new(at), width, 0);
+        assert_eq!(found == Err(fault), !canonical, "{at:#x}: {found:?}");
+        // Other code has none that are not.
+        bus.linear_mask = CodeMode::Bits32.linear_mask();
+        assert_ne!(bus.write(Gva::new(at), width, 0), Err(fault));
+    }
+}
+
+#[test]
+fn accesses_meet_breakpoints_and_a_repetition_stops_there() {
+    // DR0 on writes of 2 bytes in memory, DR1 on any access to a register of the device, DR2 on a port.
+    let breakpoints = Breakpoints {
+        addresses: [0x104, 2 * PAGE + 8, 0x42, 0],
+        dr7: 0x400 | 0b01_0101 | 0b0101 << 16 | 0b1111 << 20 | 0b0010 << 24,
+        on_ports: true,
+    };
+    let mut world = World::new();
+    let mut met = |act: &dyn Fn(&mut GuestBus<'_, Memory, Segments, Ports<'_>>)| {
+        let mut bus = world.bus();
+        bus.breakpoints = Some(&breakpoints);
+        act(&mut bus);
+        bus.met.any()
+    };
+    let at = Gva::new;
+    assert!(!met(&|bus| drop(bus.read(at(0x104), Width::Word))));
+    assert!(!met(&|bus| bus.may_write(at(0x104), Width::Word).unwrap()));
+    assert!(met(&|bus| bus.write(at(0x102), Width::Dword, 0).unwrap()));
+    assert!(!met(&|bus| bus.write(at(0x106), Width::Dword, 0).unwrap()));
+    assert!(met(&|bus| drop(bus.read(at(2 * PAGE + 11), Width::Byte))));
+    assert!(!met(&|bus| drop(bus.read(at(2 * PAGE + 12), Width::Byte))));
+    assert!(met(&|bus| bus.output(0x41, Width::Word, 0)));
+    assert!(!met(&|bus| drop(bus.input(0x43, Width::Byte))));
+    // What faults has not been made.
+    assert!(!met(&|bus| drop(bus.write(at(6 * PAGE), Width::Word, 0))));
+    // Of five elements the third is on the breakpoint.
+    let mut state = state(0);
+    state.regs.set(Gpr::Rcx, 5);
+    state.regs.set(Gpr::Rdi, 0x100);
+    let mut bus = world.bus();
+    bus.breakpoints = Some(&breakpoints);
+    let (rep, size) = (Repeat::WhileEqual, AddressSize::Bits64);
+    let done = port_string(&mut bus, StringOp::Ins, rep, size, &mut state);
+    assert_eq!((done, state.regs.get(Gpr::Rcx)), (Ok(Progress::Again), 2));
+    assert!(bus.met.any());
+    // The last one is done with it.
+    state.regs.set(Gpr::Rcx, 1);
+    state.regs.set(Gpr::Rdi, 0x104);
+    bus.met = Met::NONE;
+    let done = port_string(&mut bus, StringOp::Ins, rep, size, &mut state);
+    assert_eq!(done, Ok(Progress::Done));
+    assert!(bus.met.any());
+}
+
+#[test]
+fn port_strings_are_decoded_where_the_cpu_does_not_tell_them() {
+    use CodeMode::{Bits16, Bits32, Bits64};
+    use SegmentRegister::{Ds, Es, Ss};
+    for (mode, bytes, op, width, repeat, size, segment) in [
+        (
+            Bits64,
+            &[0x6c][..],
+            StringOp::Ins,
+            Width::Byte,
+            Repeat::No,
+            AddressSize::Bits64,
+            Ds,
+        ),
+        (
+            Bits64,
+            &[0xf3, 0x6f],
+            StringOp::Outs,
+            Width::Dword,
+            Repeat::WhileEqual,
+            AddressSize::Bits64,
+            Ds,
+        ),
+        (
+            Bits32,
+            &[0x36, 0x66, 0x6f],
+            StringOp::Outs,
+            Width::Word,
+            Repeat::No,
+            AddressSize::Bits32,
+            Ss,
+        ),
+        (
+            Bits32,
+            &[0x67, 0xf3, 0x6d],
+            StringOp::Ins,
+            Width::Dword,
+            Repeat::WhileEqual,
+            AddressSize::Bits16,
+            Ds,
+        ),
+        (
+            Bits16,
+            &[0x26, 0x6e],
+            StringOp::Outs,
+            Width::Byte,
+            Repeat::No,
+            AddressSize::Bits16,
+            Es,
+        ),
+        (
+            Bits16,
+            &[0x6d],
+            StringOp::Ins,
+            Width::Word,
+            Repeat::No,
+            AddressSize::Bits16,
+            Ds,
+        ),
+    ] {
+        let length = bytes.len() as u8;
+        let expected = Instruction::port_string(op, width, repeat, size, segment, length);
+        assert_eq!(decode(mode, bytes), Ok(expected), "{mode:?} {bytes:x?}");
+    }
 }
 
 proptest::proptest! {

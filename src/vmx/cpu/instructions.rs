@@ -181,9 +181,33 @@ impl CurrentVmcs {
     }
 }
 
+/// VMREADs to memory take fewer instructions than to registers, because nothing but a jump has to follow each.
+macro_rules! read_all {
+    ($vmcs:ident, $fields:ident, $count:literal, $($field:ident $at:literal)*) => {{
+        let mut values = MaybeUninit::<[u64; $count]>::uninit();
+        let to = values.as_mut_ptr().cast::<u64>();
+        let [$($field),*] = $fields;
+        add(Counted::Vmreads, $count);
+        // SAFETY: as in `read`; the words at `to` are those of `values`, and all are written where no VMREAD fails.
+        unsafe {
+            asm!(
+                $(concat!("vmread [{to} + 8 * ", $at, "], {", stringify!($field), "}"), "jbe {failed}",)*
+                to = in(reg) to,
+                $($field = in(reg) u64::from($field.encoding()),)*
+                failed = label { return first_error($vmcs, [$($field),*]) },
+                options(nostack),
+            );
+            Ok([$(to.add($at).read()),*])
+        }
+    }};
+}
+
 #[cold]
-fn first_error(vmcs: &CurrentVmcs, fields: [Field; 4]) -> Result<[u64; 4], VmcsError> {
-    let mut values = [0; 4];
+fn first_error<const N: usize>(
+    vmcs: &CurrentVmcs,
+    fields: [Field; N],
+) -> Result<[u64; N], VmcsError> {
+    let mut values = [0; N];
     for (value, field) in values.iter_mut().zip(fields) {
         *value = vmcs.read_any(field)?;
     }
@@ -282,32 +306,13 @@ impl Vmcs for CurrentVmcs {
         Ok(())
     }
 
-    /// Four VMREADs to memory take fewer instructions than to registers, because nothing but a jump has to follow each.
     #[inline(always)]
     fn read_four(&self, fields: [Field; 4]) -> Result<[u64; 4], VmcsError> {
-        let mut values = MaybeUninit::<[u64; 4]>::uninit();
-        let to = values.as_mut_ptr().cast::<u64>();
-        let [a, b, c, d] = fields;
-        add(Counted::Vmreads, 4);
-        // SAFETY: as in `read`; the four words at `to` are those of `values`, and all are written where no VMREAD fails.
-        unsafe {
-            asm!(
-                "vmread [{to}], {a}", "jbe {failed}",
-                "vmread [{to} + 8], {b}", "jbe {failed}",
-                "vmread [{to} + 16], {c}", "jbe {failed}",
-                "vmread [{to} + 24], {d}", "jbe {failed}",
-                to = in(reg) to,
-                a = in(reg) u64::from(a.encoding()), b = in(reg) u64::from(b.encoding()),
-                c = in(reg) u64::from(c.encoding()), d = in(reg) u64::from(d.encoding()),
-                failed = label { return first_error(self, [a, b, c, d]) },
-                options(nostack),
-            );
-            Ok([
-                to.read(),
-                to.add(1).read(),
-                to.add(2).read(),
-                to.add(3).read(),
-            ])
-        }
+        read_all!(self, fields, 4, a 0 b 1 c 2 d 3)
+    }
+
+    #[inline(always)]
+    fn read_six(&self, fields: [Field; 6]) -> Result<[u64; 6], VmcsError> {
+        read_all!(self, fields, 6, a 0 b 1 c 2 d 3 e 4 f 5)
     }
 }

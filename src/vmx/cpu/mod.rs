@@ -13,8 +13,8 @@ pub use guard::{Guard, predict_nothing};
 pub use host::read_host_state;
 pub use instructions::{CurrentVmcs, Invalidation};
 pub use resident::{
-    ExtendedState, Resident, ResidentFeatures, SWITCHED_MSRS, restore_vector, save_vector,
-    update_dr6, write_cr2, write_switched, xsetbv,
+    ExtendedState, Resident, ResidentFeatures, SWITCHED_MSRS, breakpoint_addresses, restore_vector,
+    save_vector, update_dr6, write_cr2, write_switched, xsetbv,
 };
 pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 

@@ -320,6 +320,20 @@ pub fn update_dr6(change: impl FnOnce(u64) -> u64) {
     }
 }
 
+/// DR0 to DR3, which are the guest's while one is loaded.
+pub fn breakpoint_addresses() -> [u64; 4] {
+    let mut dr = [0; 4];
+    // SAFETY: reading changes nothing, and DR7.GD is 0 in the host, as after every exit.
+    unsafe {
+        asm!(
+            "mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3",
+            out(reg) dr[0], out(reg) dr[1], out(reg) dr[2], out(reg) dr[3],
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    dr
+}
+
 /// Sets CR2, which is the guest's while one is loaded.
 pub fn write_cr2(address: u64) {
     // SAFETY: CR2 only tells where a page fault was, and the hypervisor takes none that it survives.

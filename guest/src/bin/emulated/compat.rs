@@ -23,7 +23,6 @@ unsafe impl Sync for Table {}
 
 static GDT: Table = Table(UnsafeCell::new([0; ENTRIES]));
 
-#[allow(dead_code)]
 /// A descriptor: `limit` in bytes below 1 MiB, else in pages; `kind` has P, DPL, S and the type, `flags` G, D/B, L and AVL.
 pub const fn descriptor(base: u64, limit: u64, kind: u64, flags: u64) -> u64 {
     (limit & 0xffff)

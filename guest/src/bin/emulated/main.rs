@@ -3,9 +3,11 @@
 #![no_std]
 #![no_main]
 
+mod breakpoints;
 mod compat;
 mod fpu;
 mod resume;
+mod segments;
 
 use offshoot_guest::check::Checks;
 use offshoot_guest::{StartInfo, println, space, trap};
@@ -15,9 +17,11 @@ offshoot_guest::entry!(main);
 /// A part of the check.
 type Part = fn(&mut Checks, &StartInfo);
 
-const PARTS: [(&str, Part); 2] = [
+const PARTS: [(&str, Part); 4] = [
     ("the resume flag", resume::check),
     ("x87 selectors", fpu::check),
+    ("segments of port strings", segments::check),
+    ("breakpoints", breakpoints::check),
 ];
 
 fn main(info: &StartInfo) -> u64 {

@@ -112,7 +112,7 @@ fn repetitions(checks: &mut Checks, info: &StartInfo) {
     }
     // Bochs 2.7 pushes 0 at a step into a repetition that does not exit.
     for count in [1, 2, 3] {
-        step!("rep outsb", count, info.heap);
+        step!("rep outsb", count, info.test_device);
         step!("rep insb", count, info.heap);
         step!("rep movsb", count, info.test_device);
     }
