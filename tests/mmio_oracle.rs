@@ -170,6 +170,9 @@ impl Bus for Data<'_> {
             .copy_from_slice(&value.to_le_bytes()[..len]);
         Ok(())
     }
+    fn may_read(&mut self, at: Gva, width: Width) -> Result<(), u64> {
+        self.at(at, width).map(drop)
+    }
     fn may_write(&mut self, at: Gva, width: Width) -> Result<(), u64> {
         self.at(at, width).map(drop)
     }

@@ -108,6 +108,16 @@ impl Segment {
         }
         self
     }
+    /// As the segment counts for CLFLUSH and its kin, which may be used on code that cannot be read (SDM "CLFLUSH—Flush Cache
+    /// Line").
+    pub const fn for_flush(mut self) -> Self {
+        const CODE: u32 = 0b1000;
+        const READABLE: u32 = 0b0010;
+        if self.access.0 & CODE != 0 {
+            self.access.0 |= READABLE;
+        }
+        self
+    }
     /// A segment of 64 KiB as real mode has them, at 16 times the selector.
     pub const fn real_mode(selector: u16, access: AccessRights) -> Self {
         Self {
@@ -282,6 +292,14 @@ mod tests {
             let counting = segment.in_real_mode();
             assert_eq!(counting.access, AccessRights(counts), "{left:#x}");
             assert_eq!((counting.base, counting.limit), (0xf_0000, 0xffff_ffff));
+        }
+    }
+
+    #[test]
+    fn a_flush_reads_code_and_no_more() {
+        for (access, counts) in [(0x99, 0x9b), (0x9b, 0x9b), (0x91, 0x91), (0x97, 0x97)] {
+            let segment = Segment::real_mode(0, AccessRights(access));
+            assert_eq!(segment.for_flush().access, AccessRights(counts));
         }
     }
 

@@ -405,6 +405,11 @@ where
         Ok(())
     }
 
+    #[cold]
+    fn may_read(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault> {
+        self.pieces(at, width, Intent::Read).map(drop)
+    }
+
     fn may_write(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault> {
         match self.in_reported(at, width, true) {
             Some((tag, offset, gpa)) => {

@@ -163,6 +163,10 @@ impl<B: Bus> Run<'_, B> {
         } else {
             self.bus.segment(register).map_err(Stop::Bus)?
         };
+        let segment = match self.instruction.op {
+            Op::Nothing => segment.for_flush(),
+            _ => segment,
+        };
         let width = self.instruction.width;
         Ok(linear(self.mode, register, &segment, offset, width, write)?)
     }

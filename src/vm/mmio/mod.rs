@@ -125,6 +125,8 @@ pub trait Bus {
     fn read(&mut self, at: Gva, width: Width) -> Result<u64, Self::Fault>;
     /// Writes the low bits of `value`; all or nothing.
     fn write(&mut self, at: Gva, width: Width, value: u64) -> Result<(), Self::Fault>;
+    /// Whether a read there would succeed. It counts as one, but no device is read.
+    fn may_read(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault>;
     /// Whether a write there would succeed.
     fn may_write(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault>;
     /// Reads a port.

@@ -72,7 +72,8 @@ impl<B: Bus> Run<'_, B> {
         }
         let mut destination = None;
         if op.has_destination() {
-            destination = Some(self.linear(SegmentRegister::Es, rdi & mask, op.writes())?);
+            let to = self.destination(op, rdi & mask);
+            destination = Some(self.after_source(source, to)?);
         }
         if let Some(reported) = reported {
             // One of these exits before it tries any.
@@ -89,7 +90,6 @@ impl<B: Bus> Run<'_, B> {
         let flags = self.state.rflags;
         match (op, source, destination) {
             (StringOp::Movs, Some(from), Some(to)) => {
-                self.bus.may_write(to, width).map_err(Stop::Bus)?;
                 let value = self.read(from)?;
                 self.write(to, value)?;
             }
@@ -142,5 +142,28 @@ impl<B: Bus> Run<'_, B> {
             self.write(to, value)?;
         }
         Ok(())
+    }
+
+    /// Where the destination is. That of MOVS may be written.
+    fn destination(&mut self, op: StringOp, offset: u64) -> Result<Gva, Stop<B::Fault>> {
+        let to = self.linear(SegmentRegister::Es, offset, op.writes())?;
+        if op == StringOp::Movs {
+            let width = self.instruction.width;
+            self.bus.may_write(to, width).map_err(Stop::Bus)?;
+        }
+        Ok(to)
+    }
+
+    /// What became of the destination, unless the source faults: it is accessed first.
+    fn after_source(
+        &mut self,
+        source: Option<Gva>,
+        destination: Result<Gva, Stop<B::Fault>>,
+    ) -> Result<Gva, Stop<B::Fault>> {
+        if let (Err(_), Some(from)) = (&destination, source) {
+            let width = self.instruction.width;
+            self.bus.may_read(from, width).map_err(Stop::Bus)?;
+        }
+        destination
     }
 }

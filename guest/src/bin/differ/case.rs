@@ -135,9 +135,4 @@ impl Case {
             _ => self.at - self.segments[CS].base,
         }
     }
-
-    /// Whether the device is put where the target is: not for INS and OUTS, which the hypervisor carries out anyway.
-    pub fn reaches_device(&self) -> bool {
-        self.port == Port::None
-    }
 }

@@ -6,7 +6,6 @@ use crate::descriptors::{CS, FS, GS, SS, Segment};
 use crate::forms::{Form, Map, Shape, Size, StringKind, Taken};
 use crate::layout::{CODE, HALF, PAGE};
 use crate::mode::{Code, Mode};
-use crate::pending;
 use crate::segments::{Placed, place};
 use crate::surroundings::{Processor, breakpoints, default_segments, rflags, set_stack, windows};
 use offshoot_guest::random::Random;
@@ -108,9 +107,6 @@ impl<'r> Generator<'r> {
             repeats: repeat.is_some() && matches!(form.shape, Shape::String(_)),
             low_halves: false,
         };
-        if pending::PORTS && port != Port::None {
-            case.alignment_mask = false;
-        }
         default_segments(random, &mut case);
         Self {
             random,
@@ -129,9 +125,6 @@ impl<'r> Generator<'r> {
 
     /// Whether the case could be completed.
     fn complete(&mut self) -> bool {
-        if self.is_pending() {
-            return false;
-        }
         let encoded = match self.form.shape {
             Shape::String(kind) => self.string(kind),
             _ => self.plain(),
@@ -140,20 +133,6 @@ impl<'r> Generator<'r> {
             self.finish();
         }
         encoded
-    }
-
-    /// Whether the hypervisor is known to do something else.
-    fn is_pending(&self) -> bool {
-        let Form { opcode, map, .. } = self.form;
-        let ports = self.case.port != Port::None && self.case.mode.code != Code::Bits64;
-        let two_sides = match self.form.shape {
-            Shape::String(kind) => kind.has_source() && kind.has_destination(),
-            _ => false,
-        };
-        let flush = opcode == 0xae && map == Map::Two && self.segment == Some(CS);
-        pending::PORTS && ports
-            || pending::TWO_SIDES && two_sides
-            || pending::FLUSH_OF_CODE && flush
     }
 
     /// Where in a window `count` elements begin, downwards if `down`: relative to the bound.
@@ -279,7 +258,9 @@ impl<'r> Generator<'r> {
     /// What depends on the instruction.
     fn finish(&mut self) {
         let len = self.case.instruction.as_slice().len() as u64;
-        if self.random.one_in(4) && !pending::BREAKPOINTS {
+        // Whether CLFLUSH meets breakpoints on data, the manual does not say.
+        let flush = self.form.map == Map::Two && self.form.opcode == 0xae;
+        if !flush && self.random.one_in(4) {
             breakpoints(self.random, &mut self.case, len);
         }
     }

@@ -21,7 +21,6 @@ mod long;
 mod mode;
 mod operands;
 mod options;
-mod pending;
 mod prepare;
 mod registers;
 mod run;

@@ -20,8 +20,7 @@ impl Runner {
         let memory = [memory(0), memory(1)];
         let target = match side {
             Side::Memory => memory[0],
-            Side::Device if case.reaches_device() => [self.device, self.device + PAGE],
-            Side::Device => memory[0],
+            Side::Device => [self.device, self.device + PAGE],
         };
         let first = |page: usize| match case.windows[0].pages[page].lead {
             Lead::Target => target[page],

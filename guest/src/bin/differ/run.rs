@@ -123,7 +123,7 @@ impl Runner {
 
     /// By how much what is in the first window is moved for the device, where no tables lead there.
     pub fn shift(&self, case: &Case, side: Side, first: bool) -> u64 {
-        if first && side == Side::Device && case.reaches_device() && !case.mode.is_paged() {
+        if first && side == Side::Device && !case.mode.is_paged() {
             self.device + PAGE - MEMORY[0]
         } else {
             0
@@ -157,7 +157,7 @@ impl Runner {
         // SAFETY: as in `fill`.
         unsafe {
             copy(MEMORY[0] - HALF, bytes.as_mut_ptr() as u64);
-            if side == Side::Device && case.reaches_device() {
+            if side == Side::Device {
                 let mut of_device = [0; WINDOW as usize];
                 copy(self.device_window(), of_device.as_mut_ptr() as u64);
                 for (page, half) in [0..HALF as usize, HALF as usize..WINDOW as usize]

@@ -7,7 +7,6 @@ use crate::forms::StringKind;
 use crate::generate::Generator;
 use crate::layout::{BOUNDS, HALF};
 use crate::mode::Code;
-use crate::pending;
 use crate::surroundings::DF;
 
 const RAX: usize = 0;
@@ -54,9 +53,8 @@ impl Generator<'_> {
         if kind.has_destination() && !self.side(RDI, ES, windows.1, count, down) {
             return false;
         }
-        let undefined = count == 0 || pending::PORTS && kind.is_port();
-        self.case.low_halves = long && self.bits == 32 && undefined;
         if self.repeat.is_some() {
+            self.case.low_halves = long && self.bits == 32 && count == 0;
             let mask = mask(self.bits);
             let rcx = &mut self.case.registers[RCX];
             *rcx = *rcx & !mask | count;
