@@ -648,6 +648,39 @@ fn a_repetition_is_bounded_and_keeps_what_it_did() {
 }
 
 #[test]
+fn the_source_of_a_copy_faults_before_its_destination() {
+    let mut world = World::new();
+    let copy = decode(CodeMode::Bits32, &[0xa4]).unwrap();
+    let null: Segments = |register| {
+        Ok(match register {
+            SegmentRegister::Es => Segment::UNUSABLE,
+            _ => Segment::flat(0, AccessRights::DATA),
+        })
+    };
+    let flat: Segments = |_| Ok(Segment::flat(0, AccessRights::DATA));
+    let of_segment = Stop::Segment(SegmentFault { stack: false });
+    let of_page = |page, error| Stop::Bus(virtual_memory(page * PAGE, error));
+    for (segments, from, fault) in [
+        (flat, 8, of_page(8, "nothing")),
+        (flat, 2, of_page(6, "denied")),
+        (null, 8, of_page(8, "nothing")),
+        (null, 2, of_segment),
+    ] {
+        let mut state = state(0);
+        state.regs.set(Gpr::Rsi, from * PAGE);
+        state.regs.set(Gpr::Rdi, 6 * PAGE);
+        let before = state;
+        let mut bus = world.bus();
+        bus.segments = segments;
+        let reported = Gva::new(from * PAGE);
+        let done = execute(&copy, CodeMode::Bits32, &mut state, reported, &mut bus);
+        assert_eq!(done, Err(fault), "from {from}");
+        assert_eq!(state, before);
+    }
+    assert_eq!(world.register(READS), 0);
+}
+
+#[test]
 fn segments_count_outside_64_bit_mode() {
     let mut world = World::new();
     let mut state = state(0);
