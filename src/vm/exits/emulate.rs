@@ -68,7 +68,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                     false => segment.in_real_mode(),
                 })
             },
-            ports: PORT_STRING.then(|| GuestPorts {
+            ports: PORT_STRING.then_some(GuestPorts {
                 ports: &mut self.devices.ports,
                 console: &mut self.devices.console,
                 host: &mut *self.host,
