@@ -206,8 +206,14 @@ pub fn breakpoints(random: &mut Random, case: &mut Case, len: u64) {
                 (aligned, window == 0, kind, size)
             }
         };
+        // An exit of Bochs notes those that a repetition has met before as enabled, even if they are not.
+        let enabled = if case.repeats {
+            1 + random.below(3)
+        } else {
+            random.below(4)
+        };
         case.breakpoints[number] = (address, first);
         let number = number as u32;
-        case.dr7 |= (kind | size << 2) << (16 + 4 * number) | random.below(4) << (2 * number);
+        case.dr7 |= (kind | size << 2) << (16 + 4 * number) | enabled << (2 * number);
     }
 }
