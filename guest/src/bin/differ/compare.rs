@@ -6,7 +6,7 @@ use crate::mode::Code;
 use crate::run::Outcome;
 use crate::surroundings::RF;
 use core::fmt;
-use offshoot_guest::trap::{AC, BP, DB, PF};
+use offshoot_guest::trap::{AC, BP, DB, GP, PF, SS};
 
 const RCX: usize = 1;
 
@@ -47,7 +47,7 @@ fn each(case: &Case, cpu: &Outcome, us: &Outcome, mut tell: impl FnMut(&'static 
     };
     let (a, b) = (&cpu.after, &us.after);
     // Which of these comes first is the processor's choice (SDM "Priority Among Concurrent Events", 7.9, notes).
-    let unaligned_too = a.vector == AC.into() && b.vector == PF.into();
+    let unaligned_too = a.vector == AC.into() && [SS, GP, PF].map(u64::from).contains(&b.vector);
     if !unaligned_too {
         check("vector", a.vector, b.vector);
         check("error", a.error, b.error);
