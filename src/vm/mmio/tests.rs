@@ -3,7 +3,7 @@
 
 use super::super::devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM};
 use super::super::loader::GuestMemory;
-use super::super::repetition::AddressSize;
+use super::super::repetition::{AT_ONCE, AddressSize};
 use super::super::virtual_memory::{Privilege, Translation, VirtualFault};
 use super::instruction::{Base, Op, Operand};
 use super::*;
@@ -627,20 +627,20 @@ fn a_repetition_is_bounded_and_keeps_what_it_did() {
     let at = Gva::new(2 * PAGE);
     let mut step = |state: &mut State| execute(&rep, CodeMode::Bits64, state, at, &mut world.bus());
     assert_eq!(step(&mut state), Ok(Progress::Again));
-    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - 64);
-    assert_eq!(state.regs.get(Gpr::Rsi), 2 * PAGE + 64);
+    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - AT_ONCE);
+    assert_eq!(state.regs.get(Gpr::Rsi), 2 * PAGE + AT_ONCE);
     // Single-stepped, one element.
     state.rflags |= 1 << 8;
     assert_eq!(step(&mut state), Ok(Progress::Again));
-    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - 65);
+    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - AT_ONCE - 1);
     // To where nothing is: the elements before stand, the device is not read for the one that fails.
     state.rflags = 2;
     state.regs.set(Gpr::Rdi, 6 * PAGE - 3);
     state.regs.set(Gpr::Rsi, 2 * PAGE);
     let failed = step(&mut state);
     assert_eq!(failed, Err(Stop::Bus(virtual_memory(6 * PAGE, "denied"))));
-    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - 68);
-    assert_eq!(world.register(READS), 68);
+    assert_eq!(state.regs.get(Gpr::Rcx), u64::MAX - AT_ONCE - 4);
+    assert_eq!(world.register(READS), AT_ONCE + 4);
     // Nothing to do.
     let mut none = self::state(0);
     let done = execute(&rep, CodeMode::Bits64, &mut none, at, &mut world.bus());
@@ -776,7 +776,7 @@ fn port_strings_go_through_memory_and_devices() {
     for (rcx, address_size, stepped, expected, left) in [
         (1 << 16, AddressSize::Bits16, false, Progress::Done, 1 << 16),
         (1 << 32, AddressSize::Bits32, false, Progress::Done, 1 << 32),
-        (u64::MAX, size, false, Progress::Again, u64::MAX - 64),
+        (u64::MAX, size, false, Progress::Again, u64::MAX - AT_ONCE),
         (3, size, true, Progress::Again, 2),
         (1, size, true, Progress::Done, 0),
     ] {
