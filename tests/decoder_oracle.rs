@@ -282,6 +282,8 @@ fn operation(found: &Other) -> Option<Op> {
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => Op::Nothing,
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsq => Op::String(StringOp::Movs),
         Mnemonic::Movsd if found.code() == Code::Movsd_m32_m32 => Op::String(StringOp::Movs),
+        Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => Op::String(StringOp::Ins),
+        Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => Op::String(StringOp::Outs),
         Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
             Op::String(StringOp::Stos)
         }

@@ -52,7 +52,8 @@ fn decode_plain(
     Ok(corrected(instruction, mode, prefixes))
 }
 
-/// Corrects what `yaxpeax_x86` 2.2 makes of two encodings: BT and its kin with a constant have the operand size like
+/// Corrects what `yaxpeax_x86` 2.2 makes of three encodings: INS and OUTS with REX.W move 32 bits, with an operand-size prefix
+/// too; BT and its kin with a constant have the operand size like
 /// everything else, and MOVSXD without REX.W does not extend to 64 bits, nor with an operand-size prefix to 32, where it
 /// reads 16 bits on Intel's processors.
 fn corrected(mut instruction: Instruction, mode: CodeMode, prefixes: &Prefixes) -> Instruction {
@@ -77,6 +78,11 @@ fn corrected(mut instruction: Instruction, mode: CodeMode, prefixes: &Prefixes) 
             };
             instruction.first = Operand::Register(Part::low(part.gpr, width));
             instruction.width = width;
+        }
+        (Op::String(StringOp::Ins | StringOp::Outs), ..)
+            if rex_w && instruction.width == Width::Word =>
+        {
+            instruction.width = Width::Dword;
         }
         _ => {}
     }
