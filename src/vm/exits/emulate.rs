@@ -24,19 +24,25 @@ use crate::vmx::{
 /// Vector of #SS.
 const STACK_FAULT: u8 = 12;
 
-/// The guest as the instruction sees it.
+/// The guest as the instruction sees it, but how it translates addresses: that is large and stays where it is made.
 pub(super) struct View {
     pub mode: CodeMode,
-    pub translation: Translation,
+    registers: Registers,
     pub privilege: Privilege,
     pub linear_rip: Gva,
     /// Accesses have to be aligned: at CPL 3 with CR0.AM and RFLAGS.AC (SDM "Interrupt 17—Alignment Check Exception (#AC)").
     aligned: bool,
-    cr4: u64,
     dr7: u64,
     rip: u64,
     rsp: u64,
     rflags: u64,
+}
+
+impl View {
+    /// The control registers.
+    pub(super) const fn registers(&self) -> &Registers {
+        &self.registers
+    }
 }
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
@@ -47,6 +53,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         &mut self,
         instruction: &Instruction,
         view: &View,
+        translation: &Translation,
         translated: Option<&Translated>,
     ) -> Result<Result<Next, Why>, VmcsError> {
         let mut state = State {
@@ -55,7 +62,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             rflags: view.rflags,
         };
         state.regs.set(Gpr::Rsp, view.rsp);
-        let breakpoints = breakpoints(view.dr7, view.cr4);
+        let breakpoints = breakpoints(view.dr7, view.registers.cr4);
         let vmcs = &self.vmcs;
         let mut bus = GuestBus {
             memory: self.space,
@@ -73,7 +80,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 console: &mut self.devices.console,
                 host: &mut *self.host,
             }),
-            translation: &view.translation,
+            translation,
             privilege: view.privilege,
             translated,
             aligned: view.aligned,
@@ -125,8 +132,13 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// The instruction that the guest is at. The bytes are put into `code`.
     #[inline(always)]
-    pub(super) fn fetch(&mut self, view: &View, code: &mut Code) -> Result<Instruction, Why> {
-        let memory = GuestVirtual::new(self.space, &view.translation, view.privilege);
+    pub(super) fn fetch(
+        &mut self,
+        view: &View,
+        translation: &Translation,
+        code: &mut Code,
+    ) -> Result<Instruction, Why> {
+        let memory = GuestVirtual::new(self.space, translation, view.privilege);
         let decoded = &mut self.machine.decoded;
         fetch(&memory, view.mode, view.linear_rip, decoded, code)
     }
@@ -163,11 +175,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let privilege = Privilege::new((ss_access >> 5 & 3) as u8, cr0, cr4, rflags);
         Ok(View {
             mode,
-            translation: self.translation(&registers)?,
+            registers,
             privilege,
             linear_rip: Gva::new(linear_rip),
             aligned: rflags & RFLAGS_AC != 0 && cr0 & CR0_AM != 0 && privilege.user,
-            cr4,
             dr7,
             rip: rip.as_u64(),
             rsp,

@@ -103,8 +103,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let rip = Gva::new(self.vmcs.read_natural(FieldNatural::GuestRip)?);
         let view = self.instruction_view(rip)?;
         let mut code = Code::NONE;
-        let done = match self.port_string(access, &view, &mut code)? {
-            Ok(instruction) => self.emulate::<true>(&instruction, &view, None)?,
+        let translation = self.translation(view.registers())?;
+        let done = match self.port_string(access, &view, &translation, &mut code)? {
+            Ok(instruction) => self.emulate::<true>(&instruction, &view, &translation, None)?,
             Err(why) => Err(why),
         };
         if self.devices.console.owes() {
@@ -121,10 +122,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         &mut self,
         access: IoAccess,
         view: &View,
+        translation: &Translation,
         code: &mut Code,
     ) -> Result<Result<Instruction, Why>, VmcsError> {
         if !self.machine.capabilities.basic.reports_ins_outs() {
-            let fetched = self.fetch(view, code);
+            let fetched = self.fetch(view, translation, code);
             return Ok(
                 fetched.and_then(|instruction| match instruction.is_port_string() {
                     true => Ok(instruction),

@@ -86,11 +86,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         code: &mut Code,
     ) -> Result<Result<Next, Why>, VmcsError> {
         let view = self.instruction_view(reported.rip)?;
-        let instruction = match self.fetch(&view, code) {
+        let translation = self.translation(view.registers())?;
+        let instruction = match self.fetch(&view, &translation, code) {
             Ok(instruction) => instruction,
             Err(why) => return Ok(Err(why)),
         };
-        self.emulate::<false>(&instruction, &view, Some(&reported.access))
+        self.emulate::<false>(&instruction, &view, &translation, Some(&reported.access))
     }
 
     /// The instruction is not one that makes the access. That can be because the guest has changed its tables, and the
