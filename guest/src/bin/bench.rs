@@ -5,6 +5,9 @@
 //! work of the hypervisor, with the VM exit and the VM entry. In an emulator whose TSC counts instructions it
 //! is a number of instructions, exact and repeatable; on a processor it is in cycles, and the guest's one or two
 //! instructions do not show.
+//!
+//! Nothing is printed before all is measured: to put that out, the host would end the guest's turn in the middle of what is
+//! measured next, and zero frames ahead there.
 #![no_std]
 #![no_main]
 
@@ -19,6 +22,8 @@ const RUNS: usize = 1000;
 const PAGE: u64 = 4096;
 /// Pages of a run: no more than the hypervisor zeroes ahead.
 const RUN_PAGES: u64 = 256;
+/// No more figures than there are.
+const MOST_FIGURES: usize = 16;
 /// How many runs there are at most for one figure.
 const MOST_RUNS: u64 = 16;
 
@@ -66,6 +71,9 @@ struct Bench {
     samples: [u64; RUNS],
     /// The median with no instruction in between.
     empty: u64,
+    /// What was measured and is not filed yet.
+    measured: [(&'static str, u64); MOST_FIGURES],
+    count: usize,
     failed: bool,
 }
 
@@ -77,17 +85,20 @@ impl Bench {
         *self.samples.select_nth_unstable(RUNS / 2).1
     }
 
-    /// Measures and files one figure. `own` is how many instructions the guest itself ran or tried in between.
-    fn file(&mut self, name: &str, own: u64, sample: impl FnMut(usize) -> u64) -> u64 {
+    /// Measures one figure. `own` is how many instructions the guest itself ran or tried in between.
+    fn measure(&mut self, name: &'static str, own: u64, sample: impl FnMut(usize) -> u64) {
         let median = self.median(sample);
-        let value = median.saturating_sub(self.empty + own);
-        self.file_value(name, value);
-        value
+        self.keep(name, median.saturating_sub(self.empty + own));
     }
 
     /// Measures what the first write to a page costs on average, where all the pages from each address of `runs` on are
     /// written one after the other. `before` is done for each page, all at once.
-    fn file_run(&mut self, name: &str, runs: impl Iterator<Item = u64>, before: impl Fn()) {
+    fn measure_run(
+        &mut self,
+        name: &'static str,
+        runs: impl Iterator<Item = u64>,
+        before: impl Fn(),
+    ) {
         let (mut sum, mut pages) = (0, 0);
         for start in runs {
             (0..RUN_PAGES).for_each(|_| before());
@@ -99,16 +110,33 @@ impl Bench {
             pages += RUN_PAGES;
         }
         if let Some(mean) = sum.checked_div(pages) {
-            self.file_value(name, mean);
+            self.keep(name, mean);
         }
     }
 
-    fn file_value(&mut self, name: &str, value: u64) {
-        println!("{name} {value}");
-        if let Err(error) = figure(name, value) {
-            println!("{name} was not taken: {error:?}");
-            self.failed = true;
+    fn keep(&mut self, name: &'static str, value: u64) {
+        match self.measured.get_mut(self.count) {
+            Some(slot) => {
+                *slot = (name, value);
+                self.count += 1;
+            }
+            None => {
+                println!("{name} was not kept");
+                self.failed = true;
+            }
         }
+    }
+
+    /// Files what was measured.
+    fn file(&mut self) {
+        for &(name, value) in self.measured.iter().take(self.count) {
+            println!("{name} {value}");
+            if let Err(error) = figure(name, value) {
+                println!("{name} was not taken: {error:?}");
+                self.failed = true;
+            }
+        }
+        self.count = 0;
     }
 }
 
@@ -128,12 +156,14 @@ fn main(info: &StartInfo) -> u64 {
     let mut bench = Bench {
         samples: [0; RUNS],
         empty: 0,
+        measured: [("", 0); MOST_FIGURES],
+        count: 0,
         failed: false,
     };
     bench.empty = bench.median(|_| ticks!(""; 0_u64, 0_u64, 0_u64));
 
-    bench.file("exit.cpuid", 1, |_| ticks!("cpuid"; 0_u64, 0_u64, 0_u64));
-    bench.file(
+    bench.measure("exit.cpuid", 1, |_| ticks!("cpuid"; 0_u64, 0_u64, 0_u64));
+    bench.measure(
         "exit.vmcall",
         1,
         |_| ticks!("vmcall"; Call::Nop as u64, 0_u64, 0_u64),
@@ -142,13 +172,13 @@ fn main(info: &StartInfo) -> u64 {
     // With interrupts off HLT would end the guest.
     // SAFETY: nothing interrupts a guest, and every vector that could has a handler.
     unsafe { asm!("sti", options(nomem, nostack)) };
-    bench.file("exit.hlt", 1, |_| ticks!("hlt"; 0_u64, 0_u64, 0_u64));
+    bench.measure("exit.hlt", 1, |_| ticks!("hlt"; 0_u64, 0_u64, 0_u64));
     // SAFETY: back to how the guest started.
     unsafe { asm!("cli", options(nomem, nostack)) };
 
     match MSRS.into_iter().find(|&msr| readable(msr)) {
         Some(msr) => {
-            bench.file(
+            bench.measure(
                 "exit.rdmsr",
                 1,
                 |_| ticks!("rdmsr"; 0_u64, u64::from(msr), 0_u64),
@@ -156,7 +186,7 @@ fn main(info: &StartInfo) -> u64 {
         }
         None => println!("exit.rdmsr: none of {MSRS:#x?} can be read"),
     }
-    bench.file(
+    bench.measure(
         "exit.io",
         1,
         |_| ticks!("in al, dx"; 0_u64, 0_u64, u64::from(PORT)),
@@ -165,7 +195,9 @@ fn main(info: &StartInfo) -> u64 {
     fills(&mut bench, info);
     copies(&mut bench, info);
     devices(&mut bench, info);
+    bench.file();
     forked(&mut bench, info);
+    bench.file();
     u64::from(bench.failed)
 }
 
@@ -177,12 +209,12 @@ fn devices(bench: &mut Bench, info: &StartInfo) {
         return;
     }
     space::enter(info);
-    bench.file(
+    bench.measure(
         "exit.mmio.read",
         1,
         |_| ticks!("mov edx, [rcx]"; 0_u64, device, 0_u64),
     );
-    bench.file(
+    bench.measure(
         "exit.mmio.write",
         1,
         |_| ticks!("mov [rcx], edx"; 0_u64, device, 1_u64),
@@ -207,23 +239,23 @@ fn fills(bench: &mut Bench, info: &StartInfo) {
     }
     let page = |series: u64, run: usize| info.heap + (series * RUNS as u64 + run as u64) * stride;
     // While the guest halts, the hypervisor zeroes frames ahead.
-    bench.file("fill.write", 2, |run| {
+    bench.measure("fill.write", 2, |run| {
         halt();
         ticks!("mov [rcx], rdx"; 0_u64, page(0, run), 1_u64)
     });
     // One after the other, so that there soon is none left of those.
-    bench.file(
+    bench.measure(
         "fill.write.zeroing",
         2,
         |run| ticks!("mov [rcx], rdx"; 0_u64, page(1, run), 1_u64),
     );
-    bench.file(
+    bench.measure(
         "fill.read",
         2,
         |run| ticks!("mov rdx, [rcx]"; 0_u64, page(2, run), 0_u64),
     );
     // The frame of zeroes makes room for one of the guest's own.
-    bench.file("cow.zero", 2, |run| {
+    bench.measure("cow.zero", 2, |run| {
         halt();
         ticks!("mov [rcx], rdx"; 0_u64, page(2, run), 1_u64)
     });
@@ -232,8 +264,8 @@ fn fills(bench: &mut Bench, info: &StartInfo) {
     let begin = info.heap + pages / 2 * PAGE;
     let run = |n: u64| begin + n * RUN_PAGES * PAGE;
     let half = runs.min(2 * MOST_RUNS) / 2;
-    bench.file_run("fill.around.per_page", (0..half).map(run), halt);
-    bench.file_run(
+    bench.measure_run("fill.around.per_page", (0..half).map(run), halt);
+    bench.measure_run(
         "fill.around.zeroing.per_page",
         (half..2 * half).map(run),
         || (),
@@ -246,7 +278,7 @@ fn copies(bench: &mut Bench, info: &StartInfo) {
         println!("cow.copy: no data of {RUNS} pages is mapped");
         return;
     }
-    bench.file("cow.copy", 2, |run| {
+    bench.measure("cow.copy", 2, |run| {
         let page = info.data + run as u64 * PAGE;
         // SAFETY: the data is mapped, and this page in it is not changed by anyone else.
         unsafe { (page as *const u8).read_volatile() };
@@ -268,7 +300,7 @@ fn forked(bench: &mut Bench, info: &StartInfo) {
             return;
         }
     };
-    bench.file(
+    bench.measure(
         name,
         2,
         |run| ticks!("mov [rcx], rdx"; 0_u64, start + run as u64 * PAGE, 1_u64),
