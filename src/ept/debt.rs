@@ -62,10 +62,6 @@ impl CpuSet {
     const fn is_empty(self) -> bool {
         self.0 == 0
     }
-    /// Whether there is at most one: without a count of bits, which old CPUs lack.
-    const fn is_one_or_none(self) -> bool {
-        self.0 & self.0.wrapping_sub(1) == 0
-    }
 }
 
 /// What one space owes. It owns the frames that must wait.
@@ -76,7 +72,7 @@ pub(super) struct Debt {
     cached: CpuSet,
     /// Those of them that must execute INVEPT before they run it again.
     stale: CpuSet,
-    /// INVVPID is enough: nothing else was replaced than pages at violations of the one CPU that is stale.
+    /// INVVPID is enough where only one CPU is stale: what was replaced is the page of its last violation.
     linear: bool,
     /// Frames that these CPUs may still reach.
     pub retired: Retired,
@@ -94,11 +90,11 @@ impl Debt {
         self.linear = false;
     }
 
-    /// Notes that the page was replaced at which the guest has just left the CPU with a violation. Only where this CPU alone
-    /// can have cached something it is known what the violation has dropped; it has paid all else before it ran the guest.
+    /// Notes that the page was replaced at which the guest has just left the CPU with a violation. All else that this CPU
+    /// owed it has paid before it ran the guest.
     #[inline(always)]
     pub fn incur_at_violation(&mut self) {
-        self.linear = self.cached.is_one_or_none();
+        self.linear = true;
         self.stale = self.cached;
     }
 
@@ -142,7 +138,6 @@ impl Debt {
         if self.linear {
             cpu.invvpid(eptp);
             self.paid_by_invvpid += 1;
-            self.linear = false;
             return;
         }
         cpu.invept(eptp);
@@ -158,6 +153,8 @@ impl Debt {
         frames: &FrameAllocator<M>,
     ) {
         let id = cpu.cpu();
+        // What the violation has dropped is known of the CPU that had it alone.
+        self.linear &= self.stale.0 == 1 << id.0;
         if self.stale.contains(id) {
             self.invalidate(eptp, cpu);
             self.stale.0 &= !(1 << id.0);
