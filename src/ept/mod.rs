@@ -59,7 +59,7 @@ pub use resolve::{Fill, Reason, Resolution, Unresolved};
 pub use space::{Entered, Faults, Space, Spaces};
 pub use template::{FreezeError, FrozenSpace};
 pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
-pub use words::words_by;
+pub use words::{Near, words_by};
 
 #[cfg(test)]
 mod bad_input;

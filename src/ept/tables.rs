@@ -194,6 +194,13 @@ impl<'a, M: PhysMem> View<'a, M> {
     pub unsafe fn new(mem: &'a M, root: Hpa) -> Self {
         Self { mem, root }
     }
+
+    /// The words of a table.
+    #[inline(always)]
+    pub fn words(&self, table: Hpa) -> &'a [Eight; EIGHTS] {
+        // SAFETY: as in `Tables::word`.
+        unsafe { words(self.mem, table) }
+    }
 }
 
 impl<M: PhysMem> TableReadOps for View<'_, M> {

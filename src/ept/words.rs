@@ -3,11 +3,12 @@
 
 use super::entry::{Way, step};
 use super::memory::{AccessError, By};
-use super::tables::ENTRIES;
+use super::tables::{EIGHTS, ENTRIES, Eight};
 use super::{Reason, Space};
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
 use crate::frames::PhysMem;
-use crate::paging::{Ept, Format, TableReadOps, query};
+use crate::paging::{Entry, Ept, EptEntry, Format, TableReadOps, query};
+use core::sync::atomic::Ordering;
 
 /// The words that `read` finds from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
 pub fn words_by<const N: usize, E>(
@@ -25,12 +26,44 @@ pub fn words_by<const N: usize, E>(
     Ok(words)
 }
 
+/// The table that led to the last words: a walk of the guest's tables most often reads on near them.
+#[derive(Clone, Copy)]
+pub struct Near<'s> {
+    /// What the addresses that it is for have in common.
+    prefix: u64,
+    /// Of the lowest level. It stays as it is as long as its space is borrowed.
+    table: Option<&'s [Eight; EIGHTS]>,
+}
+
+impl Near<'_> {
+    /// None yet.
+    pub const NONE: Self = Self {
+        prefix: 0,
+        table: None,
+    };
+}
+
+/// How far an address is to be shifted for its number of a page, and for what leads to the lowest table.
+const PAGE_SHIFT: u32 = 12;
+const TABLE_SHIFT: u32 = 21;
+
 impl<M: PhysMem> Space<'_, M> {
     /// The words from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
     #[inline(always)]
     pub fn words<const N: usize>(&self, gpa: Gpa) -> Result<[u64; N], AccessError> {
+        let mut near = Near::NONE;
+        self.words_near(gpa, &mut near)
+    }
+
+    /// The same, where the words before, of this space too, have left `near`.
+    #[inline(always)]
+    pub fn words_near<'s, const N: usize>(
+        &'s self,
+        gpa: Gpa,
+        near: &mut Near<'s>,
+    ) -> Result<[u64; N], AccessError> {
         let at = gpa.align_down(8);
-        match self.counted(at) {
+        match self.counted(at, near) {
             // SAFETY: an entry refers to the frame.
             Some(at) => Ok(unsafe { self.spaces.frames.words(at) }),
             None => self.words_of_any(at),
@@ -39,20 +72,38 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Where the byte at `gpa` is, if it is in a frame that is counted: such are only in regions of memory.
     #[inline(always)]
-    fn counted(&self, gpa: Gpa) -> Option<Hpa> {
+    fn counted<'s>(&'s self, gpa: Gpa, near: &mut Near<'s>) -> Option<Hpa> {
         let at = gpa.as_u64();
+        let page = |shift: u32, page: Hpa| Hpa::new(page.as_u64() | at & ((1 << shift) - 1));
+        if let Some(table) = near.table
+            && near.prefix == at >> TABLE_SHIFT
+        {
+            let word = table
+                .as_flattened()
+                .get((at >> PAGE_SHIFT) as usize % ENTRIES)?;
+            return match step(1, EptEntry::from_bits(word.load(Ordering::Acquire))) {
+                Way::Counted(frame) => Some(page(PAGE_SHIFT, frame)),
+                _ => None,
+            };
+        }
         if at >> 48 != 0 {
             return None;
         }
         let tables = self.tree.view(self.spaces.frames);
         let mut table = tables.root();
         for level in (1..=Ept::LEVELS).rev() {
-            let shift = 12 + 9 * u32::from(level - 1);
+            let shift = PAGE_SHIFT + 9 * u32::from(level - 1);
             let entry = tables.read_entry(table, (at >> shift) as usize % ENTRIES)?;
             match step(level, entry) {
                 Way::Table(next) => table = next,
-                Way::Counted(page) => {
-                    return Some(Hpa::new(page.as_u64() | at & ((1 << shift) - 1)));
+                Way::Counted(frame) => {
+                    if level == 1 {
+                        *near = Near {
+                            prefix: at >> TABLE_SHIFT,
+                            table: Some(tables.words(table)),
+                        };
+                    }
+                    return Some(page(shift, frame));
                 }
                 Way::Other => break,
             }
@@ -142,6 +193,21 @@ mod tests {
         space.write(Gpa::new(RAM + PAGE_SIZE), &bytes).unwrap();
         for page in places {
             agree(&space, page);
+        }
+        // What one word has left leads to no other, not even where it would have to be looked for elsewhere.
+        let all = || {
+            places
+                .into_iter()
+                .chain([MMIO, DEVICE, RAM + 16 * PAGE_SIZE])
+        };
+        for (first, then) in all().flat_map(|first| all().map(move |then| (first, then))) {
+            for then in [then, then ^ 1 << 21, then ^ 1 << 30, then | 1 << 48] {
+                let mut near = Near::NONE;
+                let _ = space.words_near::<1>(Gpa::new(first), &mut near);
+                let then = Gpa::new(then);
+                let found = space.words_near::<3>(then, &mut near);
+                assert_eq!(found, space.words(then), "{first:#x} {then:#x}");
+            }
         }
         // No memory, nothing, and addresses that would be others' if only some bits counted.
         let denied = |gpa: u64, reason| {

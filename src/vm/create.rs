@@ -15,7 +15,7 @@ use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use crate::addr::{AddrRange, Gpa};
 use crate::counting::Counts;
-use crate::ept::{AccessError, DeviceRange, Region, RegionError, RegionKind, Space, Spaces};
+use crate::ept::{AccessError, DeviceRange, Near, Region, RegionError, RegionKind, Space, Spaces};
 use crate::frames::{FrameError, PhysMem};
 
 /// Why a guest could not be made.
@@ -65,6 +65,14 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
     #[inline(always)]
     fn words<const N: usize>(&self, at: Gpa) -> Result<[u64; N], AccessError> {
         Space::words(self, at)
+    }
+    #[inline(always)]
+    fn words_near<'s, const N: usize>(
+        &'s self,
+        at: Gpa,
+        near: &mut Near<'s>,
+    ) -> Result<[u64; N], AccessError> {
+        Space::words_near(self, at, near)
     }
     fn exchange_word(&mut self, at: Gpa, old: u64, new: u64) -> Result<bool, AccessError> {
         Space::exchange_word(self, at, old, new)

@@ -3,10 +3,13 @@
 //! The frequent case is decided by what all entries on the way have together: 4-level tables that allow the access, and have
 //! no reserved bit. All else is left to `exact`, which goes entry by entry, as the manual does.
 
+use core::cell::Cell;
+
 use super::super::loader::GuestMemory;
 use super::translation::{NO_EXECUTE, Paging};
 use super::{GuestVirtual, VirtualFault};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE, PageSize};
+use crate::ept::Near;
 use crate::paging::{Amd64Entry, Entry, GuestAmd64, TableReadOps, query_seeing};
 
 /// Of an entry: it lets writes through, and user mode; it was used; as a leaf, its page was written (SDM "4-Level Paging and
@@ -99,12 +102,23 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
         at: Gva,
         how: Use,
     ) -> Result<Walked, VirtualFault<M::Error>> {
+        self.look_up_near(at, how, &Cell::new(Near::NONE))
+    }
+
+    #[inline(always)]
+    fn look_up_near<'m>(
+        &'m self,
+        at: Gva,
+        how: Use,
+        near: &Cell<Near<'m>>,
+    ) -> Result<Walked, VirtualFault<M::Error>> {
         let Paging::FourLevel(root) = self.translation.paging else {
             return self.look_up_exactly(at, how);
         };
         let tables = Tables {
             memory: &*self.memory,
             root,
+            near,
         };
         let (mut all, mut any, mut leaf) = (u64::MAX, 0, 0);
         let found = query_seeing(&tables, at, |entry: Amd64Entry| {
@@ -159,8 +173,9 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
         &self,
         at: Gva,
     ) -> Result<([u64; 3], u64), VirtualFault<M::Error>> {
-        let address = self.look_up(at, Use::Fetch)?.gpa;
-        let words = self.memory.words(address);
+        let near = Cell::new(Near::NONE);
+        let address = self.look_up_near(at, Use::Fetch, &near)?.gpa;
+        let words = self.memory.words_near(address, &mut near.get());
         let words = words.map_err(|error| VirtualFault::memory(address, error))?;
         Ok((words, PAGE_SIZE - at.page_offset()))
     }
@@ -171,12 +186,14 @@ fn same_page(a: Gpa, b: Gpa) -> bool {
 }
 
 /// The guest's 4-level tables, to be read.
-struct Tables<'m, M> {
+struct Tables<'t, 'm, M> {
     memory: &'m M,
     root: Gpa,
+    /// Where the last entry was.
+    near: &'t Cell<Near<'m>>,
 }
 
-impl<M: GuestMemory> TableReadOps for Tables<'_, M> {
+impl<M: GuestMemory> TableReadOps for Tables<'_, '_, M> {
     type Format = GuestAmd64;
 
     #[inline(always)]
@@ -186,7 +203,9 @@ impl<M: GuestMemory> TableReadOps for Tables<'_, M> {
     #[inline(always)]
     fn read_entry(&self, table: Gpa, index: usize) -> Option<Amd64Entry> {
         let at = table.checked_add(index as u64 * 8)?;
-        let [bits] = self.memory.words(at).ok()?;
+        let mut near = self.near.get();
+        let [bits] = self.memory.words_near(at, &mut near).ok()?;
+        self.near.set(near);
         Some(Amd64Entry::from_bits(bits))
     }
 }
