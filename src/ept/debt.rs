@@ -128,21 +128,20 @@ impl Debt {
             return self.pay_any(eptp, cpu, frames);
         }
         // After a page was copied: this CPU alone owes, and no frame waits.
-        self.invalidate(eptp, cpu);
         self.stale = CpuSet::default();
+        self.invalidate(eptp, cpu);
     }
 
-    /// Drops what is stale on this CPU.
+    /// Drops what is stale on this CPU. That comes last, so that nothing has to be kept over it.
     #[inline(always)]
     fn invalidate(&mut self, eptp: Eptp, cpu: &mut impl Invalidate) {
         if self.linear {
-            cpu.invvpid(eptp);
             self.paid_by_invvpid += 1;
-            return;
+            return cpu.invvpid(eptp);
         }
-        cpu.invept(eptp);
         self.paid += 1;
         self.cached.0 &= !(1 << cpu.cpu().0);
+        cpu.invept(eptp);
     }
 
     #[inline(never)]

@@ -106,20 +106,19 @@ impl<M: PhysMem> FrameAllocator<M> {
             return Ok(self.hand_out(&mut lists, number));
         }
         drop(lists);
-        self.alloc_and_zero()
+        self.alloc_and_zero().ok_or(FrameError::OutOfFrames)
     }
 
+    /// Yields what fits into registers.
     #[inline(never)]
-    fn alloc_and_zero(&self) -> Result<Frame, FrameError> {
+    fn alloc_and_zero(&self) -> Option<Frame> {
         let mut lists = self.lists.lock();
-        let Some(number) = lists.pop(&self.mem, &self.counts) else {
-            return Err(FrameError::OutOfFrames);
-        };
+        let number = lists.pop(&self.mem, &self.counts)?;
         let frame = self.hand_out(&mut lists, number);
         drop(lists);
         // SAFETY: the frame is managed, and nobody but the handle just made refers to it.
         unsafe { bytes::zero(&self.mem, frame.address()) };
-        Ok(frame)
+        Some(frame)
     }
 
     /// One more reference to a frame.
