@@ -25,6 +25,9 @@ impl<W: Write> Lines<W> {
     }
 
     /// Writes what is left as a line of its own.
+    ///
+    /// # Errors
+    /// What the output refuses.
     pub fn finish(&mut self) -> io::Result<()> {
         if self.line.is_empty() {
             return Ok(());
@@ -34,6 +37,9 @@ impl<W: Write> Lines<W> {
     }
 
     /// A line that is not the image's.
+    ///
+    /// # Errors
+    /// What the output refuses.
     pub fn say(&mut self, text: &str) -> io::Result<()> {
         self.finish()?;
         self.line.extend_from_slice(text.as_bytes());

@@ -19,6 +19,9 @@ fn checked(result: libc::c_int) -> io::Result<()> {
 }
 
 /// Mounts what else is needed, and has what this program prints go to the console.
+///
+/// # Errors
+/// What the kernel refuses: a mount, or the console.
 pub fn set_up() -> io::Result<()> {
     for (kind, at) in [
         (c"proc", c"/proc"),
@@ -53,6 +56,9 @@ fn mount(kind: &CStr, at: &CStr) -> io::Result<()> {
 }
 
 /// Loads KVM, which then offers VMX.
+///
+/// # Errors
+/// A module that is not there, or that the kernel refuses.
 pub fn load_modules() -> io::Result<()> {
     let mut files: Vec<_> = fs::read_dir(MODULES)?
         .map(|entry| entry.map(|entry| entry.path()))
@@ -82,6 +88,9 @@ pub fn load_modules() -> io::Result<()> {
 extern "C" fn nothing(_: libc::c_int) {}
 
 /// Has this thread interrupted once a second.
+///
+/// # Errors
+/// The timer that the kernel does not give.
 pub fn tick() -> io::Result<()> {
     let second = libc::timeval {
         tv_sec: 1,

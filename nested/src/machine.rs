@@ -53,6 +53,9 @@ fn doing<E: Debug>(what: &str) -> impl FnOnce(E) -> String {
 
 impl<'m> Machine<'m> {
     /// Makes one whose CPU is at `start`.
+    ///
+    /// # Errors
+    /// What KVM refuses, in words.
     pub fn new(kvm: &Kvm, memory: &'m GuestMemoryMmap, start: Start) -> Result<Self, String> {
         let vm = kvm.create_vm().map_err(doing("create a VM"))?;
         // Three pages and one that KVM needs for itself on some CPUs, where nothing else is.

@@ -41,6 +41,9 @@ fn because<E: Display>(what: &str) -> impl FnOnce(E) -> String {
 }
 
 /// Loads the kernel, and behind it the modules.
+///
+/// # Errors
+/// A kernel without an entry for PVH, or memory that is too small, in words.
 pub fn load(
     memory: &GuestMemoryMmap,
     kernel: &[u8],

@@ -75,6 +75,9 @@ pub fn with_counts(entries: Vec<Entry>, counted: &[Figure]) -> Vec<Entry> {
 }
 
 /// Puts `new` into the file: entries of the same name are replaced, all others kept.
+///
+/// # Errors
+/// A report that cannot be read or written.
 pub fn file(path: &Path, new: &[Entry]) -> Result<(), Error> {
     let old: Vec<Entry> = match fs::read_to_string(path) {
         Ok(text) => serde_json::from_str(&text)
@@ -98,6 +101,9 @@ fn merged(mut old: Vec<Entry>, new: &[Entry]) -> Vec<Entry> {
 }
 
 /// What the sample guest that measures works on: a file in `dir`, whose pages it copies by writing to them.
+///
+/// # Errors
+/// The file that cannot be written.
 pub fn data(dir: &Path) -> Result<Guest, Error> {
     let path = dir.join("data.bin");
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;

@@ -69,6 +69,9 @@ pub enum Boot {
 
 impl Boot {
     /// Reads the name a user gives.
+    ///
+    /// # Errors
+    /// The name, where no emulator has it, with those that there are.
     pub fn parse(name: &str) -> Result<Self, Error> {
         match name {
             "cd" => Ok(Self::Cd),
@@ -99,6 +102,9 @@ impl Emulator {
     }
 
     /// What the user asked for by name; else QEMU where KVM runs hypervisors, else Bochs.
+    ///
+    /// # Errors
+    /// What was asked for and is not there: the emulator, its CPU model or way to boot, or nested VMX.
     pub fn choose(
         name: Option<&str>,
         cpu: Option<&str>,
@@ -176,6 +182,9 @@ impl Emulator {
 
     /// The command that boots the image. It is to run in the folder `dir`, which holds the [`ISO`] where
     /// [`Self::needs_iso`]; the console goes to [`SERIAL`] there.
+    ///
+    /// # Errors
+    /// A file that the emulator needs and that is not there or cannot be written.
     pub fn command(
         &self,
         dir: &Path,
@@ -254,6 +263,9 @@ fn exists(file: &str) -> Result<(), Error> {
 }
 
 /// Whether KVM here runs guests that use VMX themselves, or what it lacks. That `/dev/kvm` exists proves nothing.
+///
+/// # Errors
+/// What KVM lacks here, in words.
 pub fn nested_vmx() -> Result<(), String> {
     let nested = fs::read_to_string("/sys/module/kvm_intel/parameters/nested").unwrap_or_default();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

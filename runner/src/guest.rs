@@ -41,6 +41,9 @@ impl Guest {
 
     /// Reads a list of guests separated by blanks, each `FILE[,OPTION]...`, where FILE is a path or the name of a
     /// sample guest. Every file is looked at, so that what is wrong is said before anything boots.
+    ///
+    /// # Errors
+    /// The first guest whose file is not there or no guest, or whose option cannot be passed on.
     pub fn parse_list(list: &str, samples: &Samples) -> Result<Vec<Self>, Error> {
         let mut guests = list
             .split_whitespace()
@@ -116,6 +119,9 @@ impl Guest {
 }
 
 /// Whether a word of a command line can go through GRUB and Multiboot2 unharmed.
+///
+/// # Errors
+/// What is wrong with the word.
 pub fn check_word(word: &str) -> Result<(), String> {
     match word
         .chars()

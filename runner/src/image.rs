@@ -32,6 +32,9 @@ pub fn workspace() -> PathBuf {
 
 impl Samples {
     /// Builds them in the workspace this runner was built from. Cargo shows its progress.
+    ///
+    /// # Errors
+    /// Cargo, where it fails or is not there.
     pub fn build() -> Result<Self, Error> {
         let arguments = [
             "--package=offshoot-guest",
@@ -58,6 +61,9 @@ impl Samples {
 
 impl Image {
     /// Builds the kernel in the workspace this runner was built from. Cargo shows its progress.
+    ///
+    /// # Errors
+    /// Cargo, where it fails or is not there.
     pub fn build(samples: Samples) -> Result<Self, Error> {
         Self::built(
             "the kernel",
@@ -67,12 +73,18 @@ impl Image {
     }
 
     /// The same, of a kernel that counts what its figures of instructions do not show.
+    ///
+    /// # Errors
+    /// As of [`Image::build`].
     pub fn build_counting(samples: Samples) -> Result<Self, Error> {
         let apart = ["--features=kernel,count", "--target-dir=target/count"];
         Self::built("the kernel that counts", apart, samples)
     }
 
     /// The same, of a kernel whose INVEPTs do nothing: what runs it must notice.
+    ///
+    /// # Errors
+    /// As of [`Image::build`].
     pub fn build_forgetful(samples: Samples) -> Result<Self, Error> {
         let apart = [
             "--features=kernel,forget-invept",
@@ -102,6 +114,9 @@ impl Image {
     }
 
     /// Takes a kernel that is there already.
+    ///
+    /// # Errors
+    /// The file, where it is not there.
     pub fn with_kernel(kernel: &Path, samples: Samples) -> Result<Self, Error> {
         std::fs::File::open(kernel).map_err(Error::io("read", kernel))?;
         Ok(Self {
@@ -113,6 +128,9 @@ impl Image {
 }
 
 /// Builds the program that runs the image in KVM.
+///
+/// # Errors
+/// Cargo, where it fails or is not there.
 pub fn build_nested() -> Result<PathBuf, Error> {
     let arguments = [
         "--package=offshoot-nested",

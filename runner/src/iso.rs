@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Writes the ISO to `iso`, using the folder `tree` for its contents.
+///
+/// # Errors
+/// A file that cannot be copied, a word that GRUB would not pass on, or the tool that fails.
 pub fn make(
     iso: &Path,
     tree: &Path,
@@ -23,6 +26,9 @@ pub fn make(
 }
 
 /// Writes an ISO with a script for GRUB, and with files in the folder `boot`, each with the name that it has there.
+///
+/// # Errors
+/// A file that cannot be copied, or the tool that fails.
 pub fn pack(
     iso: &Path,
     tree: &Path,
@@ -97,6 +103,9 @@ impl Default for Script {
 
 impl Script {
     /// Loads something, which people know as `what`, with these words for it.
+    ///
+    /// # Errors
+    /// A word that GRUB would not pass on unharmed.
     pub fn command(&mut self, load: &str, words: &[String], what: &str) -> Result<(), Error> {
         let Self(script) = self;
         script.push_str("if ");
@@ -120,6 +129,9 @@ impl Script {
 }
 
 /// The script that boots the image.
+///
+/// # Errors
+/// A word that GRUB would not pass on unharmed.
 pub fn grub_cfg(cmdline: &str, guests: &[Guest]) -> Result<String, Error> {
     let words: Vec<_> = cmdline.split_whitespace().map(str::to_owned).collect();
     let mut script = Script::default();

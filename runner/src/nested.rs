@@ -62,6 +62,9 @@ pub struct Ended {
 
 impl Linux {
     /// Fetches and builds what is missing.
+    ///
+    /// # Errors
+    /// What cannot be fetched or built.
     pub fn prepare() -> Result<Self, Error> {
         let root = image::workspace();
         let dir = root.join("target/linux");
@@ -84,6 +87,9 @@ impl Linux {
     }
 
     /// Writes the ISO that boots Linux and runs the parts into the folder `dir`.
+    ///
+    /// # Errors
+    /// A file that cannot be copied, or the tool that fails.
     pub fn pack(&self, dir: &Path, parts: &[Part]) -> Result<(), Error> {
         let initrd = dir.join("initrd");
         self.write_initrd(&initrd, dir, parts)?;
@@ -146,6 +152,9 @@ impl Linux {
 
     /// Boots all parts, one after the other, in one Linux on Bochs with the CPU `model`. Files go to `target/run/<name>`,
     /// the console of each part apart.
+    ///
+    /// # Errors
+    /// An emulator that is not there or cannot be watched.
     pub fn boot(
         &self,
         name: &str,

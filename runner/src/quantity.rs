@@ -4,6 +4,9 @@ use crate::Error;
 use std::time::Duration;
 
 /// Reads a memory size in MiB: a number of MiB, or a number with `M` or `G`.
+///
+/// # Errors
+/// The text, where it is no size, or not between 16 MiB and 64 GiB.
 pub fn mebibytes(text: &str) -> Result<u32, Error> {
     let bad = || Error::asked(text, "not a size of memory: write 512, 512M or 2G");
     let (digits, unit) = match text.strip_suffix(['G', 'g']) {
@@ -21,6 +24,9 @@ pub fn mebibytes(text: &str) -> Result<u32, Error> {
 }
 
 /// Reads a time limit: a number of seconds, or a number with `s` or `m`.
+///
+/// # Errors
+/// The text, where it is no time or 0.
 pub fn limit(text: &str) -> Result<Duration, Error> {
     let bad = || Error::asked(text, "not a time limit: write 90, 90s or 2m");
     let (digits, unit) = match text.strip_suffix('m') {

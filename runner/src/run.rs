@@ -73,6 +73,9 @@ impl Run {
     }
 
     /// Boots `image` and follows it to its end, handing every line of the console to `echo`.
+    ///
+    /// # Errors
+    /// An emulator that is not there or cannot be watched; how the run ended is no error.
     pub fn boot(&self, image: &Image, echo: &mut dyn FnMut(&str)) -> Result<Outcome, Error> {
         let dir = image.root.join("target/run").join(&self.name);
         if dir.exists() {

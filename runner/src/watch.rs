@@ -148,6 +148,9 @@ impl Drop for Emulation {
 
 /// Runs `command` in the folder `dir` with its output in the file `output` there, and follows the file `serial` until
 /// the image has said how it ended and the machine is off, or `limit` is over.
+///
+/// # Errors
+/// A command that cannot be started, or a file that cannot be read.
 pub fn watch(
     command: Command,
     dir: &Path,

@@ -65,6 +65,9 @@ pub struct GuestOptions {
 impl GuestOptions {
     /// Reads the command line of boot module number `index`. A guest's memory must be addressable with
     /// `address_width` bits.
+    ///
+    /// # Errors
+    /// The first word that is no option of a module, or whose value is none; or options that exclude each other.
     pub fn parse(line: &str, index: usize, address_width: u32) -> Result<Self, CmdlineError<'_>> {
         let (path, words) = data::split(line);
         let mut options = Self {

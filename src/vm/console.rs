@@ -126,6 +126,9 @@ fn incomplete_tail(line: &[u8]) -> usize {
 }
 
 /// Writes a line of the guest with this name, without its end.
+///
+/// # Errors
+/// What `out` refuses.
 pub fn write_line(name: &Name, line: &[u8], out: &mut impl Write) -> fmt::Result {
     write!(out, "[{name}] ")?;
     for chunk in line.utf8_chunks() {

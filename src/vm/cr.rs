@@ -196,6 +196,9 @@ impl core::error::Error for Unsupported {}
 
 /// Carries out `write` on `now`. Of a MOV outside 64-bit mode the lower half of the register counts: what the upper one
 /// holds is left over from 64-bit code.
+///
+/// # Errors
+/// What the guest is given in place of the write.
 pub fn write(
     now: Registers,
     segments: Segments,
@@ -218,6 +221,9 @@ pub fn write(
 }
 
 /// MOV to CR8: the new task priority.
+///
+/// # Errors
+/// #GP(0) for a value above 15.
 pub fn write_cr8(value: u64) -> Result<u8, CrFault> {
     if value > 0xf {
         Err(CrFault::Gp)

@@ -82,6 +82,10 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
 impl<'s, M: PhysMem> Guest<'s, M> {
     /// Makes a guest of an image, with the `data` behind its memory and the `devices` that its options ask for. `budget` is
     /// in ticks of the TSC.
+    ///
+    /// # Errors
+    /// An image, data or devices that do not fit into the memory asked for, or too few frames. Everything taken is
+    /// given back.
     pub fn create(
         machine: &mut Machine<'_, M>,
         spaces: &'s Spaces<'_, M>,

@@ -69,6 +69,9 @@ impl fmt::Display for DataError {
 impl core::error::Error for DataError {}
 
 /// Whether the bytes at `range` can be shared page by page.
+///
+/// # Errors
+/// The range, where it is not aligned to pages or empty.
 pub fn check(name: Name, range: AddrRange<Hpa>) -> Result<(), DataError> {
     let address = range.start();
     if range.is_empty() {
@@ -82,6 +85,9 @@ pub fn check(name: Name, range: AddrRange<Hpa>) -> Result<(), DataError> {
 
 /// Where the data is that a guest asks for. `modules` are the command lines and places of all boot modules in their order;
 /// of several data modules of one name, the first counts.
+///
+/// # Errors
+/// The name that no module has, or bytes that cannot be shared page by page.
 pub fn find<'a>(
     map: &MapOption,
     modules: impl Iterator<Item = (&'a str, AddrRange<Hpa>)>,

@@ -127,6 +127,9 @@ impl<M: PhysMem> Guest<'_, M> {
     /// Tells `page` of each page in the range that was written, by the guest or for it, since it was last told; see
     /// [`Space::harvest_dirty`]. From the first call on the CPU keeps a log of them, where it can: later calls cost in
     /// proportion to what was written.
+    ///
+    /// # Errors
+    /// As of [`Space::harvest_dirty`].
     pub fn harvest_dirty(
         &mut self,
         machine: &Machine<'_, M>,

@@ -171,6 +171,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with
     /// a report.
     ///
+    /// # Errors
+    /// Of `change`, or the guest has no VMCS to load.
+    ///
     /// # Safety
     /// `change` must write nothing but guest state: host state and controls are what keeps the hypervisor safe.
     pub unsafe fn with_vmcs(
@@ -286,11 +289,17 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 
     /// Has INT3 exit to [`Host::breakpoint`], for as long as the guest lives; and where it has no interrupt-descriptor
     /// table now, has it end at its first exception.
+    ///
+    /// # Errors
+    /// The guest's VMCS cannot be loaded or written.
     pub fn exit_on_breakpoints(&mut self, machine: &mut Machine<'_, M>) -> Result<(), VcpuError> {
         self.vcpu.exit_on_breakpoints(machine)
     }
 
     /// Where it is.
+    ///
+    /// # Errors
+    /// The guest's VMCS cannot be loaded or read.
     pub fn rip(&self, machine: &mut Machine<'_, M>) -> Result<Gva, VcpuError> {
         let vmcs = self.vcpu.make_current(machine)?;
         Ok(Gva::new(vmcs.read_natural(FieldNatural::GuestRip)?))

@@ -110,6 +110,9 @@ impl Tenants {
 impl<'f, M: PhysMem> Machine<'f, M> {
     /// Asks this CPU what it has, and turns VMX on.
     ///
+    /// # Errors
+    /// What this CPU lacks or its firmware has locked, or no frame.
+    ///
     /// # Safety
     /// To be called in the kernel, at CPL 0, with interrupts off, on tables that stay as they are. The hypervisor must
     /// use nothing of what [`Resident`] lists, nor vector registers wider than XMM, as long as this lives.

@@ -105,6 +105,9 @@ pub struct Live {
 }
 
 /// RDMSR with this RCX, of which the lower half counts.
+///
+/// # Errors
+/// #GP(0): the guest has no such MSR.
 #[inline]
 pub fn read(rcx: u64) -> Result<Read, Gp> {
     match rcx as u32 {
@@ -116,6 +119,9 @@ pub fn read(rcx: u64) -> Result<Read, Gp> {
 }
 
 /// WRMSR with this RCX, of which the lower half counts. For the value see [`written_value`].
+///
+/// # Errors
+/// #GP(0): the guest has no such MSR, or may not write the value.
 pub fn write(
     rcx: u64,
     value: u64,

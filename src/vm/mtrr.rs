@@ -43,6 +43,9 @@ impl fmt::Display for NoMtrrs {
 }
 
 /// Reads the MTRRs.
+///
+/// # Errors
+/// Why the CPU's MTRRs say nothing.
 pub fn read_mtrrs(cpu: &impl CpuRead) -> Result<Mtrrs, NoMtrrs> {
     if cpu.cpuid(0, 0).eax < 1 || !cpu.cpuid(1, 0).edx.get_bit(HAS_MTRRS) {
         return Err(NoMtrrs::Absent);

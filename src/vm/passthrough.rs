@@ -52,6 +52,9 @@ impl fmt::Display for PassThroughError {
 impl core::error::Error for PassThroughError {}
 
 /// Whether all of `device` is nobody's.
+///
+/// # Errors
+/// Whose a part of it is.
 pub fn check(
     device: AddrRange<Hpa>,
     owned: impl IntoIterator<Item = (AddrRange<Hpa>, Owner)>,

@@ -51,6 +51,9 @@ pub struct Template<'s, M: PhysMem> {
 
 impl<'s, M: PhysMem> Guest<'s, M> {
     /// Makes this guest a template. Nothing is copied. It must not run: after a turn that has not ended it.
+    ///
+    /// # Errors
+    /// Why it cannot be, and the guest, which is as it was.
     #[allow(clippy::result_large_err)]
     pub fn freeze(
         mut self,
@@ -106,6 +109,9 @@ impl<'s, M: PhysMem> Template<'s, M> {
 
     /// A guest that goes on where this one was frozen, in the same time and with the same few frames however large it is.
     /// `message` is put where the guest has asked for one, as much of it as there is room for.
+    ///
+    /// # Errors
+    /// No frame for it, or its message cannot be written. Nothing has changed.
     pub fn fork(
         &self,
         machine: &mut Machine<'_, M>,
@@ -116,6 +122,9 @@ impl<'s, M: PhysMem> Template<'s, M> {
     }
 
     /// As [`Template::fork`], with the pages of the working set as its own from the start. Yields how many it was given.
+    ///
+    /// # Errors
+    /// As of [`Template::fork`].
     pub fn fork_prefetched(
         &self,
         machine: &mut Machine<'_, M>,
@@ -173,6 +182,9 @@ impl<'s, M: PhysMem> Template<'s, M> {
     }
 
     /// Brings a fork of this template back to what it was when it was made.
+    ///
+    /// # Errors
+    /// A memory that is as it was, or a guest that has ended, by the error.
     pub fn reset(
         &self,
         guest: &mut Guest<'s, M>,
@@ -224,12 +236,18 @@ impl<'s, M: PhysMem> Template<'s, M> {
     }
 
     /// Remembers which pages `fork` has made its own, for [`Template::fork_prefetched`]. Yields how many.
+    ///
+    /// # Errors
+    /// The fork is none of this template, or there is no frame for the list.
     pub fn remember_working_set(&mut self, fork: &Guest<'s, M>) -> Result<u64, ept::ResetError> {
         self.space.remember_working_set(&fork.space)
     }
 
     /// Tells `each` of everything in which the processor of `fork`, which has got `message` and has not run since, differs from
     /// what it was when the guest was frozen: RAX holds the length of the message, if the guest has asked for one.
+    ///
+    /// # Errors
+    /// The state of the processor cannot be read.
     pub fn differences(
         &self,
         fork: &Guest<'s, M>,
@@ -245,6 +263,9 @@ impl<'s, M: PhysMem> Template<'s, M> {
 
     /// Replaces this template by one whose memory `change` has changed. Forks of the old one see nothing of it, and cannot be
     /// reset any more.
+    ///
+    /// # Errors
+    /// Why it cannot be, and the template, which is as it was.
     #[allow(clippy::result_large_err)]
     pub fn patch(
         self,

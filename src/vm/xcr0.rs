@@ -7,6 +7,9 @@ use super::msr::{Gp, written_value};
 
 /// XSETBV: the new XCR0, or #GP(0) (SDM "XSETBV—Set Extended Control Register"). #UD for CR4.OSXSAVE = 0 comes before
 /// the exit.
+///
+/// # Errors
+/// #GP(0): the register is not 0, the value is not allowed, or the guest is not at CPL 0.
 pub fn xsetbv(rcx: u64, rax: u64, rdx: u64, cpl: u8, features: &Features) -> Result<u64, Gp> {
     let value = written_value(rax, rdx);
     if cpl == 0 && rcx as u32 == 0 && is_legal(value, features) {

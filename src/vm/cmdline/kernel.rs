@@ -37,6 +37,9 @@ impl<'a> KernelOptions<'a> {
     };
 
     /// Reads the command line of the image.
+    ///
+    /// # Errors
+    /// The first word that is no option of the image, or whose value is none.
     pub fn parse(line: &'a str) -> Result<Self, CmdlineError<'a>> {
         let mut options = Self::DEFAULT;
         let mut seen = Seen::default();

@@ -31,6 +31,9 @@ pub struct Blocks<'i, 'f, M: PhysMem> {
 impl<'i, 'f, M: PhysMem> Blocks<'i, 'f, M> {
     /// Finds the blocks of `codes`, and adds what is compared with there to `dictionary`. Code beyond the first 2 MiB has
     /// no blocks.
+    ///
+    /// # Errors
+    /// No frame for the list of blocks.
     pub fn find(
         codes: Codes<'i>,
         frames: &'f FrameAllocator<M>,
@@ -81,6 +84,9 @@ impl<'i, 'f, M: PhysMem> Blocks<'i, 'f, M> {
     }
 
     /// Keeps the blocks for which `keep` says so; the others count as not there. Ends at the first error.
+    ///
+    /// # Errors
+    /// The first of `keep`.
     pub fn retain<E>(&mut self, mut keep: impl FnMut(Gva, u8) -> Result<bool, E>) -> Result<(), E> {
         let mut index = 0;
         while let Some((at, byte)) = self.place(index) {
@@ -104,6 +110,9 @@ impl<'i, 'f, M: PhysMem> Blocks<'i, 'f, M> {
 
     /// Tells `each` of every block that was reached since this was called last, as [`Blocks::waiting`] does; ends at the
     /// first error.
+    ///
+    /// # Errors
+    /// The first of `each`.
     pub fn settle<E>(&mut self, mut each: impl FnMut(Gva, u8) -> Result<(), E>) -> Result<(), E> {
         for (at, byte) in self.fresh.ones().filter_map(|index| self.place(index)) {
             each(at, byte)?;

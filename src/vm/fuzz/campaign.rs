@@ -15,6 +15,9 @@ pub trait Target {
     /// Why it cannot go on at all.
     type Error: From<FrameError>;
     /// Runs `input` to its end.
+    ///
+    /// # Errors
+    /// The input could not be run, which ends the campaign. How it ended is no error.
     fn execute(&mut self, input: &[u8]) -> Result<Execution, Self::Error>;
     /// Has the next input run in a fresh fork, without what earlier runs have left to this one.
     fn renew(&mut self);
@@ -103,6 +106,9 @@ pub struct Campaign<'f, M: PhysMem> {
 
 impl<'f, M: PhysMem> Campaign<'f, M> {
     /// A campaign that starts from `inputs`. The same seed makes the same inputs for the same target.
+    ///
+    /// # Errors
+    /// No frame for what the campaign keeps.
     pub fn new<'b>(
         frames: &'f FrameAllocator<M>,
         limits: Limits,
@@ -144,6 +150,9 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
     }
 
     /// Runs one more input.
+    ///
+    /// # Errors
+    /// Of [`Target::execute`].
     pub fn step<T: Target>(&mut self, target: &mut T) -> Result<Step, T::Error> {
         let Limits {
             executions,

@@ -50,6 +50,9 @@ impl<'f, M: PhysMem> Corpus<'f, M> {
 
     /// Keeps `input`, cut to [`INPUT_MAX`] bytes. If there is no room it replaces the one that was chosen most often, which
     /// has had its chances.
+    ///
+    /// # Errors
+    /// No frame for it; nothing is kept.
     pub fn keep(&mut self, input: &[u8]) -> Result<(), FrameError> {
         let input = input.get(..INPUT_MAX).unwrap_or(input);
         if !self.entries.is_full() {

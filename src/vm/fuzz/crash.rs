@@ -75,6 +75,9 @@ impl<'f, M: PhysMem> Crashes<'f, M> {
     }
 
     /// Keeps a crash with its input, if it is a new one and there is room; yields whether.
+    ///
+    /// # Errors
+    /// No frame for it; nothing is kept.
     pub fn add(&mut self, crash: Crash, input: &[u8], executions: u64) -> Result<bool, FrameError> {
         let known = self.found.iter().any(|found| found.crash.is_like(&crash));
         if known || self.found.is_full() {

@@ -107,6 +107,9 @@ impl<M: PhysMem> Example<'_, M> {
 }
 
 /// Runs `guest` until it asks to be frozen. Yields the room for inputs and what is in it.
+///
+/// # Errors
+/// The guest ended before it asked, or asked without room for inputs; or no frame.
 pub fn run_to_freeze<'f, M: PhysMem>(
     guest: &mut Guest<'_, M>,
     machine: &mut Machine<'f, M>,
@@ -134,6 +137,9 @@ pub fn run_to_freeze<'f, M: PhysMem>(
 impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
     /// Puts breakpoints where `blocks` begin and freezes `guest`, which has asked for it. No run may take longer than
     /// `longest` ticks.
+    ///
+    /// # Errors
+    /// Breakpoints that cannot be put, or a guest that cannot be frozen.
     pub fn new(
         machine: &'a mut Machine<'f, M>,
         host: &'a mut H,

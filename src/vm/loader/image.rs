@@ -77,6 +77,9 @@ impl fmt::Display for Warning {
 
 impl<'a> Image<'a> {
     /// Checks all that can be checked without knowing the guest's memory.
+    ///
+    /// # Errors
+    /// What of the file is not a static x86-64 program, or is malformed, with its place.
     pub fn parse(file: &'a [u8]) -> Result<Self, LoadError> {
         let elf = check_header(file)?;
         let mut segments = ArrayVec::<Segment<'a>, SEGMENTS_MAX>::new();

@@ -14,15 +14,27 @@ pub trait GuestMemory {
     type Error: Copy;
 
     /// Copies bytes out.
+    ///
+    /// # Errors
+    /// The address at which there is no memory to read.
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Self::Error>;
     /// Copies bytes in.
+    ///
+    /// # Errors
+    /// The address at which there is no memory to write.
     fn write(&mut self, to: Gpa, bytes: &[u8]) -> Result<(), Self::Error>;
 
     /// The words from `at`, taken as a multiple of 8, on. Those behind its page are 0.
+    ///
+    /// # Errors
+    /// As of [`GuestMemory::read`].
     fn words<const N: usize>(&self, at: Gpa) -> Result<[u64; N], Self::Error> {
         words_by(at, |gpa, bytes| self.read(gpa, bytes))
     }
     /// The same, for one after the other of a walk. Memory of several layers finds them the quicker by what the last has left.
+    ///
+    /// # Errors
+    /// As of [`GuestMemory::read`].
     fn words_near<'s, const N: usize>(
         &'s self,
         at: Gpa,
@@ -33,6 +45,9 @@ pub trait GuestMemory {
     }
     /// Puts `new` at `at`, taken as a multiple of 8, if `old` stands there. Yields whether it did. Memory that others
     /// change too does it in one step.
+    ///
+    /// # Errors
+    /// As of [`GuestMemory::write`].
     fn exchange_word(&mut self, at: Gpa, old: u64, new: u64) -> Result<bool, Self::Error> {
         let [found] = self.words(at)?;
         if found == old {

@@ -102,6 +102,9 @@ pub struct Plan {
 impl Plan {
     /// Plans `memory` bytes, a multiple of 4 KiB, for `image`, and `data` behind them. With `gib_pages` the CPU has 1 GiB
     /// leaves.
+    ///
+    /// # Errors
+    /// What does not fit: the image, the data, or the memory itself.
     pub fn new(
         image: &Image<'_>,
         memory: u64,

@@ -49,6 +49,9 @@ impl<E: fmt::Display> fmt::Display for WriteError<E> {
 impl<E: fmt::Debug + fmt::Display> core::error::Error for WriteError<E> {}
 
 /// Writes `image` into `memory`, of which nothing has been written yet, as `plan` says.
+///
+/// # Errors
+/// Of `memory`, or tables that have no room.
 pub fn load<M: GuestMemory>(
     image: &Image<'_>,
     plan: &Plan,

@@ -113,6 +113,9 @@ pub trait Forks {
     type End: Verdict;
 
     /// Makes a fork, about to begin the run that `slot` says.
+    ///
+    /// # Errors
+    /// Why there is none, as the end of its run.
     fn fork(&mut self, template: &mut Self::Template, slot: Slot) -> Result<Self::Fork, Self::End>;
     /// The fork's notes.
     fn slot<'f>(&self, fork: &'f mut Self::Fork) -> &'f mut Slot;
@@ -122,6 +125,9 @@ pub trait Forks {
     fn cost(&self, fork: &Self::Fork) -> Cost;
     /// Brings it back to its template, about to begin the run that its slot says; yields how many pages it took. The
     /// run before ended for lack of frames if `scarce`.
+    ///
+    /// # Errors
+    /// Why it cannot be, as the end of its run.
     fn reset(
         &mut self,
         template: &mut Self::Template,
@@ -129,12 +135,18 @@ pub trait Forks {
         scarce: bool,
     ) -> Result<u64, Self::End>;
     /// Looks whether a reset has done what it should.
+    ///
+    /// # Errors
+    /// The first thing that differs, as the end of its run.
     fn check_reset(
         &mut self,
         template: &Self::Template,
         fork: &Self::Fork,
     ) -> Result<(), Self::End>;
     /// Makes a template of it.
+    ///
+    /// # Errors
+    /// Why it cannot be, as the end of its run.
     fn freeze(&mut self, fork: Self::Fork) -> Result<Self::Template, Self::End>;
     /// Ends it. Its template may have ended before.
     fn end(&mut self, template: Option<&mut Self::Template>, fork: Self::Fork);

@@ -137,6 +137,9 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
     }
 
     /// A template for a schedule, in a frame of its own, as several of them may wait for one another.
+    ///
+    /// # Errors
+    /// No frame for it.
     pub fn template(
         &mut self,
         frozen: vm::Template<'s, M>,

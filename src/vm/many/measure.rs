@@ -56,6 +56,9 @@ struct Bench<'r, 'f, 's, M: PhysMem, H> {
 }
 
 /// Measures forks of `template`, and tells `file` of each figure.
+///
+/// # Errors
+/// The first fork that could not be made, run or reset.
 pub fn measure<'s, M: PhysMem, H: Host>(
     machine: &mut Machine<'_, M>,
     host: &mut H,

@@ -92,6 +92,9 @@ impl Mitigations {
     };
 
     /// What is to be done on this CPU, or what it lacks for what was asked for.
+    ///
+    /// # Errors
+    /// What was asked for and this CPU lacks.
     pub fn choose(choice: Choice, facts: &Facts) -> Result<Self, Lacking> {
         let affected = Affected::by(facts);
         let asked = |mitigation, auto| match choice {

@@ -29,6 +29,9 @@ pub enum Place {
 /// Guest memory that knows what is not memory.
 pub trait Places: GuestMemory {
     /// Who answers to a read or write at `gpa`, as the guest may make it.
+    ///
+    /// # Errors
+    /// The guest may not access it, or the host has no frame for it.
     fn place(&self, gpa: Gpa, write: bool) -> Result<Place, Self::Error>;
 }
 

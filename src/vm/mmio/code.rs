@@ -29,6 +29,9 @@ impl Code {
     }
 
     /// Fetches what follows, from `at` to the end of its page or until as much is known as an instruction can have.
+    ///
+    /// # Errors
+    /// The fault of the fetch, or why the bytes are no instruction that can be carried out.
     #[inline(always)]
     fn fetch<M: GuestMemory>(
         &mut self,
@@ -105,6 +108,9 @@ fn slot(rip: Gva) -> usize {
 }
 
 /// Fetches and decodes the instruction at the linear address `rip`. What was fetched is put into `code`.
+///
+/// # Errors
+/// The fault of the fetch, or why the bytes are no instruction that can be carried out.
 #[inline(always)]
 pub fn fetch<M: GuestMemory>(
     memory: &GuestVirtual<'_, M>,

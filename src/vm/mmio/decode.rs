@@ -24,6 +24,9 @@ pub enum DecodeError {
 }
 
 /// Decodes the instruction that `bytes` begin with.
+///
+/// # Errors
+/// The bytes end too early, or are no instruction that accesses memory in a way that is known here.
 pub fn decode(mode: CodeMode, bytes: &[u8]) -> Result<Instruction, DecodeError> {
     let prefixes = Prefixes::of(bytes, mode);
     match prefixes.rewritten(bytes, mode) {

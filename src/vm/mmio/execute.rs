@@ -53,6 +53,9 @@ impl<F> From<SegmentFault> for Stop<F> {
 }
 
 /// Carries out `instruction`, which tried to access `reported`; one that did not come so far may access anything.
+///
+/// # Errors
+/// The fault that the instruction ends in, or why it cannot be carried out; what it did until then stands, as on a CPU.
 pub fn execute<B: Bus>(
     instruction: &Instruction,
     mode: CodeMode,

@@ -120,14 +120,29 @@ pub trait Bus {
     /// Why an access failed.
     type Fault;
     /// A segment register.
+    ///
+    /// # Errors
+    /// It cannot be read.
     fn segment(&mut self, register: SegmentRegister) -> Result<Segment, Self::Fault>;
     /// Reads. The value is extended by zeroes.
+    ///
+    /// # Errors
+    /// The fault that the access ends in.
     fn read(&mut self, at: Gva, width: Width) -> Result<u64, Self::Fault>;
     /// Writes the low bits of `value`; all or nothing.
+    ///
+    /// # Errors
+    /// The fault that the access ends in.
     fn write(&mut self, at: Gva, width: Width, value: u64) -> Result<(), Self::Fault>;
     /// Whether a read there would succeed. It counts as one, but no device is read.
+    ///
+    /// # Errors
+    /// The fault that the access would end in.
     fn may_read(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault>;
     /// Whether a write there would succeed.
+    ///
+    /// # Errors
+    /// The fault that the access would end in.
     fn may_write(&mut self, at: Gva, width: Width) -> Result<(), Self::Fault>;
     /// Reads a port.
     fn input(&mut self, port: u16, width: Width) -> u64;

@@ -15,6 +15,9 @@ pub const PREFIX: &str = "OFFSHOOT-REPORT ";
 
 impl Report<'_> {
     /// Writes the line, its end included. What cannot be written is what `out` refuses.
+    ///
+    /// # Errors
+    /// What `out` refuses.
     pub fn write_json(&self, out: &mut impl Write) -> fmt::Result {
         out.write_str(PREFIX)?;
         let report = ReportJson {

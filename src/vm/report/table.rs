@@ -16,6 +16,9 @@ pub(super) const MARGIN: &str = "    ";
 
 impl Report<'_> {
     /// Writes the table.
+    ///
+    /// # Errors
+    /// What `out` refuses.
     pub fn write_table(&self, out: &mut impl Write) -> fmt::Result {
         writeln!(
             out,

@@ -22,8 +22,14 @@ pub trait VirtualMemory {
     /// Why an access failed.
     type Fault;
     /// Copies bytes out.
+    ///
+    /// # Errors
+    /// The first page that cannot be read, and how.
     fn read(&mut self, from: Gva, into: &mut [u8]) -> Result<(), Self::Fault>;
     /// Copies bytes in; nothing is written unless all can be, as far as the guest's tables say.
+    ///
+    /// # Errors
+    /// The first page that cannot be written, and how.
     fn write(&mut self, to: Gva, bytes: &[u8]) -> Result<(), Self::Fault>;
 }
 

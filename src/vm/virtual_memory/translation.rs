@@ -59,6 +59,9 @@ impl Translation {
     }
 
     /// Of a guest with these registers. `top` yields the entries that the CPU holds with PAE paging.
+    ///
+    /// # Errors
+    /// Of `top`.
     #[inline(always)]
     pub fn new<E>(
         registers: &Registers,
