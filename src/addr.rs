@@ -87,12 +87,12 @@ address!(
     "GVA"
 );
 address!(
-    /// A guest-physical address: what the guest's page tables yield.
+    /// A guest-physical address: what the guest's page tables translate to.
     Gpa,
     "GPA"
 );
 address!(
-    /// A host-physical address: what EPT yields, a place in the machine's memory.
+    /// A host-physical address: what EPT translates to, a place in the machine's memory.
     Hpa,
     "HPA"
 );

@@ -118,7 +118,7 @@ impl<B: Backend> Serial<B> {
         self.0.send_bytes_exact(bytes);
     }
 
-    /// Sends as much of it as the port takes at once, at most what its FIFO has room for. Yields how much that is.
+    /// Sends as much of it as the port takes at once, at most what its FIFO has room for. Returns how much that is.
     pub fn offer(&mut self, bytes: &[u8]) -> usize {
         self.0.send_bytes(bytes)
     }

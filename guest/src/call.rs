@@ -65,7 +65,7 @@ fn file(call: Call, name: &str, value: u64) -> Result<(), Error> {
 }
 
 /// Sets in `bitmap` the bits of those of the `pages` pages from guest-physical address `first` on that were written since
-/// they were last told, and clears the others; yields how many. See [`Call::HarvestDirty`].
+/// they were last told, and clears the others; returns how many. See [`Call::HarvestDirty`].
 pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, Error> {
     if pages.div_ceil(8) > bitmap.len() as u64 {
         return Err(Error::Invalid);

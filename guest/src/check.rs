@@ -62,7 +62,7 @@ impl Checks {
         self.failed
     }
 
-    /// Prints the count and yields the exit status: 0 if all went well.
+    /// Prints the count and returns the exit status: 0 if all went well.
     pub fn finish(self) -> u64 {
         println!("{} checks, {} wrong", self.made, self.failed);
         u64::from(self.failed != 0)

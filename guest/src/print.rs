@@ -17,7 +17,7 @@ macro_rules! println {
     ($($arguments:tt)*) => { $crate::print(::core::format_args!("{}\n", ::core::format_args!($($arguments)*))) };
 }
 
-/// Gathers the pieces that formatting yields, so that a line is one call and not ten.
+/// Gathers the pieces that formatting makes, so that a line is one call and not ten.
 struct Chunk {
     bytes: [u8; 256],
     len: usize,

@@ -60,7 +60,7 @@ pub fn enter(info: &StartInfo) {
 }
 
 /// Makes the 2 MiB of addresses that hold `address`, below [`LIMIT`], lead to those that hold `to`, by an entry without
-/// marks. Yields the entry.
+/// marks. Returns the entry.
 pub fn alias(address: u64, to: u64) -> &'static AtomicU64 {
     const SIZE: u64 = 1 << 21;
     let entry = &DIRECTORIES[(address >> 30) as usize].0[(address / SIZE % 512) as usize];
@@ -77,7 +77,7 @@ pub const fn user(address: u64) -> u64 {
 }
 
 /// Runs code at CPL 3 from the function `$entry`, in `unsafe`, after [`enter`](crate::space::enter). It should end
-/// with INT3. Yields the exception that ended it, as [`probe!`](crate::probe) does; operands may follow.
+/// with INT3. Returns the exception that ended it, as [`probe!`](crate::probe) does; operands may follow.
 #[macro_export]
 macro_rules! probe_user {
     ($entry:expr $(; $($operands:tt)*)?) => {

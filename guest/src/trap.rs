@@ -258,7 +258,7 @@ pub fn take() -> Option<Trap> {
     })
 }
 
-/// Runs instructions, given as for [`asm!`] with their operands after a semicolon, and yields the exception that
+/// Runs instructions, given as for [`asm!`] with their operands after a semicolon, and returns the exception that
 /// one of them raised, if any. All registers are then as they were at the exception, but for RBX, RIP and RSP, which
 /// are those of the end of the probe, and interrupts are off. Name the registers of outputs: one that the compiler
 /// chooses may be RBX. To be used in `unsafe`; needs [`install`](crate::trap::install).

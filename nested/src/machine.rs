@@ -152,7 +152,7 @@ fn com1(port: u16) -> Option<u8> {
     (register < COM1_PORTS).then_some(register as u8)
 }
 
-/// All that KVM can give. Yields how many bits a physical address has.
+/// All that KVM can give. Returns how many bits a physical address has.
 fn set_cpuid(kvm: &Kvm, vcpu: &VcpuFd) -> Result<u32, String> {
     const VMX: u32 = 1 << 5;
     const HYPERVISOR: u32 = 1 << 31;

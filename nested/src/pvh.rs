@@ -75,7 +75,7 @@ pub fn load(
     Ok(Start { entry, info })
 }
 
-/// Yields the entry point and where the kernel ends.
+/// Returns the entry point and where the kernel ends.
 fn load_kernel(memory: &GuestMemoryMmap, kernel: &[u8]) -> Result<(u64, u64), String> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(kernel).map_err(because("the kernel"))?;
     let segments = file.segments().ok_or("the kernel has no segments")?;

@@ -317,7 +317,7 @@ impl Files<'_> {
         self.put(name, PROGRAM, &bytes)
     }
 
-    /// Copies a file if it is not there yet. Yields its full name.
+    /// Copies a file if it is not there yet. Returns its full name.
     fn once(
         &mut self,
         known: &mut BTreeMap<PathBuf, String>,

@@ -124,7 +124,7 @@ fn silence() {
     }
 }
 
-/// Acknowledges the interrupt of `vector` if it came through the local APIC; yields whether it did.
+/// Acknowledges the interrupt of `vector` if it came through the local APIC; returns whether it did.
 pub fn end_of_interrupt(vector: u8) -> bool {
     let came = Apic::find().filter(|apic| apic.in_service(vector.into()));
     if let Some(apic) = came {

@@ -155,7 +155,7 @@ pub fn room() -> usize {
     STATE.lock().queue.room()
 }
 
-/// Takes a line of a guest. Yields what it costs, and who has lost a line for it.
+/// Takes a line of a guest. Returns what it costs, and who has lost a line for it.
 pub fn print(from: &Printer, line: &[u8]) -> (u64, Option<Name>) {
     let mut state = STATE.lock();
     state.end_piece();

@@ -98,7 +98,7 @@ fn make_hole(default: u64) -> u64 {
 /// In IA32_MTRR_DEF_TYPE, and in the mask of a variable range.
 const ENABLED: u64 = 1 << 11;
 
-/// Has `change` at the MTRRs while they are switched off; it yields what IA32_MTRR_DEF_TYPE is to be (SDM "MTRR
+/// Has `change` at the MTRRs while they are switched off; it returns what IA32_MTRR_DEF_TYPE is to be (SDM "MTRR
 /// Considerations in MP Systems", 12.11.8, of one processor).
 fn change(change: impl FnOnce(u64) -> u64) {
     let cr0 = Cr0::read();

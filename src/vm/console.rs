@@ -58,7 +58,7 @@ impl Console {
         }
     }
 
-    /// Takes what the guest prints, and passes on the lines that are complete. `out` yields what one costs.
+    /// Takes what the guest prints, and passes on the lines that are complete. `out` returns what one costs.
     pub fn print(&mut self, bytes: &[u8], out: &mut impl FnMut(&Printer, &[u8]) -> u64) {
         bytes.iter().for_each(|&byte| self.put(byte, out));
     }

@@ -89,7 +89,7 @@ impl MmioDevices {
             _ => None,
         }
     }
-    /// Notes that an instruction, at this RIP, and its access, at this address, do not fit together. Yields whether it was
+    /// Notes that an instruction, at this RIP, and its access, at this address, do not fit together. Returns whether it was
     /// so the last time, too.
     pub fn misfits_again(&mut self, at: (Gva, Gpa)) -> bool {
         self.used = true;

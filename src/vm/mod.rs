@@ -56,7 +56,7 @@ pub trait Host {
     fn non_maskable_interrupt(&mut self);
     /// A machine check made a guest exit. It is the host's.
     fn machine_check(&mut self);
-    /// A line that a guest has printed. Yields what it costs the guest, in ticks of the TSC: at least 1.
+    /// A line that a guest has printed. Returns what it costs the guest, in ticks of the TSC: at least 1.
     fn print(&mut self, from: &console::Printer, line: &[u8]) -> u64;
     /// Text about a guest, of whole lines when the guest has left the CPU.
     fn tell(&mut self, text: &str);
@@ -72,7 +72,7 @@ pub trait Host {
     fn between_turns(&mut self) {}
     /// A guest files a figure. `false` where there is no room for it.
     fn figure(&mut self, figure: figures::Figure) -> bool;
-    /// A guest that exits on breakpoints has come to one at this address. Yields the byte that belongs there if it is the
+    /// A guest that exits on breakpoints has come to one at this address. Returns the byte that belongs there if it is the
     /// host's, which is then put back for this guest; a breakpoint of the guest's own is its own business.
     fn breakpoint(&mut self, at: crate::addr::Gva) -> Option<u8> {
         let _ = at;

@@ -121,7 +121,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
         self.fork_in(space, machine, message)
     }
 
-    /// As [`Template::fork`], with the pages of the working set as its own from the start. Yields how many it was given.
+    /// As [`Template::fork`], with the pages of the working set as its own from the start. Returns how many it was given.
     ///
     /// # Errors
     /// As of [`Template::fork`].
@@ -235,7 +235,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
         Some((buffer.start(), message.get(..room).unwrap_or(message)))
     }
 
-    /// Remembers which pages `fork` has made its own, for [`Template::fork_prefetched`]. Yields how many.
+    /// Remembers which pages `fork` has made its own, for [`Template::fork_prefetched`]. Returns how many.
     ///
     /// # Errors
     /// The fork is none of this template, or there is no frame for the list.

@@ -217,7 +217,7 @@ macro_rules! at_user {
     };
 }
 
-/// Accesses the byte at `at`; yields the exception.
+/// Accesses the byte at `at`; returns the exception.
 fn access(how: How, at: u64, user: bool, flags: u64, device: u64) -> Option<Trap> {
     let port = 0x80_u64;
     let value = 0x5a_u64;

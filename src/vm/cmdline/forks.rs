@@ -97,7 +97,7 @@ impl ForkOptions {
         self.slice.ticks(tsc_hz).max(SLICE_LEAST)
     }
 
-    /// Takes a word, or yields `None` for a key that is none of these.
+    /// Takes a word, or returns `None` for a key that is none of these.
     pub(super) fn take(&mut self, word: Word<'_>) -> Option<(ForkKey, Result<(), Problem>)> {
         let key = match word.key {
             "forks" => ForkKey::Forks,

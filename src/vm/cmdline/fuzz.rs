@@ -37,7 +37,7 @@ impl FuzzOptions {
         expect_crash: false,
     };
 
-    /// Takes a word, or yields `None` for a key that is none of these.
+    /// Takes a word, or returns `None` for a key that is none of these.
     pub(super) fn take(&mut self, word: Word<'_>) -> Option<(FuzzKey, Result<(), Problem>)> {
         let key = match word.key {
             "fuzz" => FuzzKey::Fuzz,

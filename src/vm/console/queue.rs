@@ -99,7 +99,7 @@ impl Queue {
         }
     }
 
-    /// Takes a line of a guest. Yields who has lost one for it.
+    /// Takes a line of a guest. Returns who has lost one for it.
     pub fn print(&mut self, from: &Printer, line: &[u8]) -> Option<Name> {
         self.lines.print(from, line)
     }
@@ -230,7 +230,7 @@ impl Lines {
         Some(self.recent)
     }
 
-    /// Has the guest with the most lines lose its oldest: `at` itself, where it has its part. Yields who that was.
+    /// Has the guest with the most lines lose its oldest: `at` itself, where it has its part. Returns who that was.
     fn make_room(&mut self, at: usize) -> Option<Name> {
         let part = LINES.div_ceil(self.present.max(1));
         let has_more = |guest: &Guest| usize::from(guest.waiting) > part;

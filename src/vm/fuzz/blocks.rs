@@ -99,7 +99,7 @@ impl<'i, 'f, M: PhysMem> Blocks<'i, 'f, M> {
         Ok(())
     }
 
-    /// The block at `at` is reached. Yields the byte that belongs there if it was not before; else, this is no place where
+    /// The block at `at` is reached. Returns the byte that belongs there if it was not before; else, this is no place where
     /// a breakpoint waits.
     pub fn reach(&mut self, at: Gva) -> Option<u8> {
         let index = self.take(at)?;
@@ -121,7 +121,7 @@ impl<'i, 'f, M: PhysMem> Blocks<'i, 'f, M> {
         Ok(())
     }
 
-    /// Stops waiting for the block at `at`, if it was waited for, and yields its number.
+    /// Stops waiting for the block at `at`, if it was waited for, and returns its number.
     fn take(&mut self, at: Gva) -> Option<usize> {
         let index = index_of(&self.codes, at.as_u64())?;
         let waiting = self.waiting.get(index);
@@ -197,7 +197,7 @@ impl<M: PhysMem> Scan<'_, '_, '_, M> {
         }
     }
 
-    /// Notes what follows from one instruction, behind which the next begins at `next`; yields whether a block begins there.
+    /// Notes what follows from one instruction, behind which the next begins at `next`; returns whether a block begins there.
     fn instruction(&mut self, instruction: &Instruction, next: u64) -> bool {
         let opcode = instruction.opcode();
         let (jumps, ends) = match opcode {

@@ -198,7 +198,7 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
         Ok(step)
     }
 
-    /// Puts the next input into its page; yields its length.
+    /// Puts the next input into its page; returns its length.
     fn make_input(&mut self) -> usize {
         let buffer = self.input.get_mut(..self.limits.input).unwrap_or_default();
         if self.begun < self.first {
@@ -253,7 +253,7 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
     }
 }
 
-/// Copies `bytes` to the start of `buffer`, as far as there is room; yields how many.
+/// Copies `bytes` to the start of `buffer`, as far as there is room; returns how many.
 fn fill(buffer: &mut [u8], bytes: &[u8]) -> usize {
     let len = bytes.len().min(buffer.len());
     for (to, from) in buffer.iter_mut().zip(bytes) {

@@ -74,7 +74,7 @@ impl<'f, M: PhysMem> Crashes<'f, M> {
         &self.found
     }
 
-    /// Keeps a crash with its input, if it is a new one and there is room; yields whether.
+    /// Keeps a crash with its input, if it is a new one and there is room; returns whether.
     ///
     /// # Errors
     /// No frame for it; nothing is kept.

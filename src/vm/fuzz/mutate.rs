@@ -70,7 +70,7 @@ impl<'b> Draft<'b> {
         }
     }
 
-    /// Moves what is at `at` and behind it back by `count` bytes, as far as there is room, and yields the gap.
+    /// Moves what is at `at` and behind it back by `count` bytes, as far as there is room, and returns the gap.
     fn open(&mut self, at: usize, count: usize) -> &mut [u8] {
         let count = count.min(self.buffer.len() - self.len);
         let at = at.min(self.len);

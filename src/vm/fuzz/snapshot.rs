@@ -106,7 +106,7 @@ impl<M: PhysMem> Example<'_, M> {
     }
 }
 
-/// Runs `guest` until it asks to be frozen. Yields the room for inputs and what is in it.
+/// Runs `guest` until it asks to be frozen. Returns the room for inputs and what is in it.
 ///
 /// # Errors
 /// The guest ended before it asked, or asked without room for inputs; or no frame.
@@ -222,7 +222,7 @@ impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
         }
     }
 
-    /// Makes the fork ready to run `input`. Yields how many pages were brought back.
+    /// Makes the fork ready to run `input`. Returns how many pages were brought back.
     fn ready(&mut self, input: &[u8]) -> Result<u64, SnapshotError> {
         let template = self.template.as_ref().ok_or(SnapshotError::NoBuffer)?;
         if let Some(fork) = &mut self.fork {

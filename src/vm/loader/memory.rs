@@ -43,7 +43,7 @@ pub trait GuestMemory {
         let _ = near;
         self.words(at)
     }
-    /// Puts `new` at `at`, taken as a multiple of 8, if `old` stands there. Yields whether it did. Memory that others
+    /// Puts `new` at `at`, taken as a multiple of 8, if `old` stands there. Returns whether it did. Memory that others
     /// change too does it in one step.
     ///
     /// # Errors

@@ -123,7 +123,7 @@ pub trait Forks {
     fn turn(&mut self, fork: &mut Self::Fork, ticks: u64) -> Turn<Self::End>;
     /// What the run took so far, beside time.
     fn cost(&self, fork: &Self::Fork) -> Cost;
-    /// Brings it back to its template, about to begin the run that its slot says; yields how many pages it took. The
+    /// Brings it back to its template, about to begin the run that its slot says; returns how many pages it took. The
     /// run before ended for lack of frames if `scarce`.
     ///
     /// # Errors

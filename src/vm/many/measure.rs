@@ -93,7 +93,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
         Ok((fork.map_err(ForkEnd::NotMade)?, price))
     }
 
-    /// Runs a fork to its end. Yields what the hypervisor took for it.
+    /// Runs a fork to its end. Returns what the hypervisor took for it.
     fn run(&mut self, fork: &mut Guest<'s, M>) -> Result<Price, ForkEnd> {
         let own = fork.stats.guest_ticks;
         let begin = Moment::now(self.frames());

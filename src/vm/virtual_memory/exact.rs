@@ -172,7 +172,7 @@ impl<M: GuestMemory> GuestVirtual<'_, M> {
         }
     }
 
-    /// Marks every entry on the way to `at` as used, and the last as written if it is. Yields whether the tables still
+    /// Marks every entry on the way to `at` as used, and the last as written if it is. Returns whether the tables still
     /// were what they had been.
     #[cold]
     pub(super) fn mark(&mut self, at: Gva, write: bool) -> Result<bool, VirtualFault<M::Error>> {

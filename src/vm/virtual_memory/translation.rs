@@ -58,7 +58,7 @@ impl Translation {
         }
     }
 
-    /// Of a guest with these registers. `top` yields the entries that the CPU holds with PAE paging.
+    /// Of a guest with these registers. `top` returns the entries that the CPU holds with PAE paging.
     ///
     /// # Errors
     /// Of `top`.

@@ -212,7 +212,7 @@ pub fn interrupts(real: bool) -> TablePointer {
     }
 }
 
-/// Describes the segments of a case and yields their selectors. CS is 64-bit code if `long`.
+/// Describes the segments of a case and returns their selectors. CS is 64-bit code if `long`.
 pub fn describe(segments: &[Segment; 6], cpl: u8, long: bool) -> [u64; 6] {
     core::array::from_fn(|number| {
         let segment = &segments[number];

@@ -150,7 +150,7 @@ impl<'r> Generator<'r> {
         if down { lowest + bytes - width } else { lowest }
     }
 
-    /// Makes `bytes` bytes at `position` in window `window` reachable through `number`, and yields the offset.
+    /// Makes `bytes` bytes at `position` in window `window` reachable through `number`, and returns the offset.
     pub fn reach(&mut self, number: usize, window: usize, position: i64) -> Option<u64> {
         let linear = self.case.windows[window]
             .bound

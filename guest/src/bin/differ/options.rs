@@ -17,7 +17,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads them, or yields the word that is none.
+    /// Reads them, or returns the word that is none.
     pub fn read(info: &StartInfo) -> Result<Self, &'static str> {
         let mut options = Self {
             seed: SEED,

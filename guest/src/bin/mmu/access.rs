@@ -126,7 +126,7 @@ impl Attempt {
         denied.then_some(code | PF_PRESENT)
     }
 
-    /// Makes it on the page at `page`; yields what was read and the exception, if there was one.
+    /// Makes it on the page at `page`; returns what was read and the exception, if there was one.
     pub fn make(&self, page: u64, value: u64) -> (u64, Option<Trap>) {
         let at = page + self.offset();
         let mut word = value;

@@ -85,7 +85,7 @@ pub enum Served {
     FromDevice,
     /// MOVS copies it to the device.
     ToDevice,
-    /// A call refers to it; its result is what the call yields.
+    /// A call refers to it; its result is what the call returns.
     Call,
 }
 

@@ -222,7 +222,7 @@ impl Legacy<'_, '_> {
         );
     }
 
-    /// Makes one access that must not be allowed and yields the address of its page.
+    /// Makes one access that must not be allowed and returns the address of its page.
     fn fault(&mut self, page: u64, attempt: Attempt, what: &str) -> u64 {
         self.ask(page, attempt, &mut 0);
         self.make(what);

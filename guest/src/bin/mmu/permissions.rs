@@ -110,7 +110,7 @@ fn refused(bench: &mut Bench, page: u64) {
     bench.checks.trapped(what, trap, PF, error);
 }
 
-/// A walk over the whole space yields the same as a query of each address that it names.
+/// A walk over the whole space returns the same as a query of each address that it names.
 fn same_by_range(bench: &mut Bench) {
     let mut leaves = 0;
     for mapping in translate(&bench.tables, Gva::new(0), u64::MAX, 1 << 20) {

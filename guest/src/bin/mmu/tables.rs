@@ -247,10 +247,10 @@ pub fn map_to<O: TableOps<Format = GuestAmd64>>(
     must(map(tables, Gva::new(address), len, page, PageSize::Size2M));
 }
 
-/// The value that the walker must have yielded.
+/// The value that the walker must have returned.
 ///
 /// # Panics
-/// If it yielded an error.
+/// If it returned an error.
 #[track_caller]
 pub fn must<T, E: core::fmt::Display>(result: Result<T, E>) -> T {
     match result {
