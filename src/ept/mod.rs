@@ -5,73 +5,39 @@
 //! all of them share. A guest that touches what is not mapped, or not so, exits with a [`Violation`], which
 //! [`Space::resolve`] turns into a mapping, an access for a device model, or a reason to stop the guest. The only way to
 //! run a guest is [`Space::enter`], which pays what invalidation is owed.
+//!
+//! Its folders, each of which imports only from those before it: `hw` (what the CPU is told and tells), `error`, `tables` (one
+//! space's tables and what is noted beside them), `regions`, `spaces`, `resolve` (from a violation to a leaf), `memory` (the
+//! host's reads, writes and harvests), `templates`, `check`.
 
-mod around;
-mod audit;
-mod capability;
-mod checksum;
-mod cow;
-mod debt;
-mod dirty;
-mod dirty_log;
-mod edit;
-mod end;
-mod entry;
-mod fetch;
-mod fill;
-mod known;
-mod large;
-mod log;
+mod check;
+mod error;
+mod hw;
 mod memory;
-mod merge;
-mod mtrr;
-mod policy;
-mod provide;
-mod reach;
-mod region;
-mod region_map;
-mod reset;
+mod regions;
 mod resolve;
-mod sharing;
-mod space;
+mod spaces;
 mod tables;
-mod template;
-mod tree;
-mod violation;
-mod warm;
-mod words;
-mod working_set;
-
-pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
-pub use around::{AROUND, MAX_AROUND};
-pub use audit::{Census, Flaw};
-pub use capability::{EptCapability, Eptp};
-pub use debt::{CpuId, Invalidate};
-pub use edit::EditError;
-pub use end::Ending;
-pub use entry::Origin;
-pub use memory::AccessError;
-pub use mtrr::{MtrrRegisters, Mtrrs, VARIABLE_MAX, VariableRegisters};
-pub use policy::PagePolicy;
-pub use region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
-pub use reset::{IDLE, Reset, ResetError, Restored};
-pub use resolve::{Fill, Reason, Resolution, Unresolved};
-pub use space::{Entered, Faults, Space, Spaces};
-pub use template::{FreezeError, FrozenSpace};
-pub use violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
-pub use words::{Near, words_by};
-
-#[cfg(test)]
-mod bad_input;
-#[cfg(test)]
-mod generations;
-#[cfg(test)]
-mod gib;
-#[cfg(test)]
-mod life;
-#[cfg(test)]
-mod template_tests;
+mod templates;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tlb;
+
+pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
+pub use check::audit::{Census, Flaw};
+pub use error::Reason;
+pub use hw::capability::{EptCapability, Eptp};
+pub use hw::debt::{CpuId, Invalidate};
+pub use hw::mtrr::{MtrrRegisters, Mtrrs, VARIABLE_MAX, VariableRegisters};
+pub use hw::violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
+pub use memory::bytes::AccessError;
+pub use memory::words::{Near, words_by};
+pub use regions::region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};
+pub use resolve::outcome::{Fill, Resolution, Unresolved};
+pub use spaces::edit::EditError;
+pub use spaces::end::Ending;
+pub use spaces::space::{Entered, Faults, Space, Spaces};
+pub use tables::entry::Origin;
+pub use tables::policy::{AROUND, MAX_AROUND, PagePolicy};
+pub use templates::error::{FreezeError, ResetError};
+pub use templates::reset::{IDLE, Reset, Restored};
+pub use templates::template::FrozenSpace;

@@ -1,0 +1,299 @@
+//! Checking what must always hold of spaces, by walking everything.
+
+use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::ept::regions::region::RegionKind;
+use crate::ept::spaces::space::{Space, Spaces};
+use crate::ept::tables::entry::{Origin, decode};
+use crate::ept::tables::word::{ENTRIES, word};
+use crate::frames::{Audit, FrameError, Miscount, PhysMem};
+use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry, Rights, Write};
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+/// What does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// A frame's count is not the number of references to it.
+    Miscount(Miscount),
+    /// An entry refers to a frame that is free or not managed.
+    Dangling {
+        /// The first address that the entry translates.
+        gpa: Gpa,
+        /// What is wrong with the frame.
+        error: FrameError,
+    },
+    /// An entry grants write to something that others refer to.
+    SharedWritable {
+        /// The first address that the entry translates.
+        gpa: Gpa,
+        /// The shared frame.
+        frame: Hpa,
+    },
+    /// A large leaf leads to more than the block of frames that it refers to.
+    NotInBlock {
+        /// The first address that the leaf translates.
+        gpa: Gpa,
+        /// The frame that it leads to.
+        frame: Hpa,
+    },
+    /// A leaf does not agree with the regions.
+    Region {
+        /// The first address that the leaf translates.
+        gpa: Gpa,
+        /// The frame that it leads to.
+        frame: Hpa,
+    },
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Miscount(miscount) => write!(f, "{miscount}"),
+            Self::Dangling { gpa, error } => {
+                write!(f, "the entry for GPA {gpa:#x} is dangling: {error}")
+            }
+            Self::SharedWritable { gpa, frame } => {
+                write!(
+                    f,
+                    "the entry for GPA {gpa:#x} grants write to frame {frame:#x}, which is shared"
+                )
+            }
+            Self::NotInBlock { gpa, frame } => {
+                write!(
+                    f,
+                    "GPA {gpa:#x} leads to frame {frame:#x} and beyond its block of frames"
+                )
+            }
+            Self::Region { gpa, frame } => {
+                write!(
+                    f,
+                    "GPA {gpa:#x} leads to frame {frame:#x}, which its region does not allow"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for Flaw {}
+
+/// What a space holds at a moment, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Mapped to the frame of zeroes.
+    pub zero: u64,
+    /// Mapped to frames that were zeroed for it.
+    pub filled: u64,
+    /// Mapped to copies.
+    pub copied: u64,
+    /// Mapped to host bytes or devices.
+    pub host: u64,
+    /// Of the filled and the copied, those whose frames, or the tables on the way to them, others refer to as well.
+    pub shared: u64,
+    /// Of all these, mapped by large leaves.
+    pub large: u64,
+    /// Tables, the root included.
+    pub tables: u64,
+    /// Frames, tables included, that no other space refers to.
+    pub private: u64,
+}
+
+impl Census {
+    /// All mapped pages.
+    pub const fn mapped(&self) -> u64 {
+        self.zero + self.filled + self.copied + self.host
+    }
+    /// Bytes of host memory that the space alone holds.
+    pub const fn private_bytes(&self) -> u64 {
+        self.private * PAGE_SIZE
+    }
+}
+
+/// A walk over all tables of one space.
+struct Walk<'w, 's, M: PhysMem> {
+    space: &'w Space<'s, M>,
+    census: Census,
+}
+
+impl<M: PhysMem> Walk<'_, '_, M> {
+    /// Walks a table of `level`. `audit` is told of each reference, unless the table was walked for another space before;
+    /// `private`: everything above has a count of 1.
+    fn table(
+        &mut self,
+        table: Hpa,
+        level: u8,
+        start: u64,
+        private: bool,
+        audit: &mut Option<&mut Audit<'_, M>>,
+    ) -> Result<(), Flaw> {
+        let frames = self.space.spaces.frames;
+        let private = private && frames.count(table) == 1;
+        self.census.tables += 1;
+        self.census.private += u64::from(private);
+        for index in 0..ENTRIES {
+            // SAFETY: a table of the space, which is borrowed and so not changed.
+            let bits = unsafe { word(frames.mem(), table, index) }.load(Ordering::Acquire);
+            let start = start | (index as u64) << (12 + 9 * u32::from(level - 1));
+            let gpa = Gpa::new(start);
+            match decode(level, EptEntry::from_bits(bits)) {
+                Decoded::Table { table, rights } => {
+                    let first = note(audit, table, gpa)?;
+                    if rights.contains(Rights::WRITE) && frames.count(table) != 1 {
+                        return Err(Flaw::SharedWritable { gpa, frame: table });
+                    }
+                    // What is in a table that was seen before has been reported already.
+                    let mut none = None;
+                    self.table(
+                        table,
+                        level - 1,
+                        start,
+                        private,
+                        if first { audit } else { &mut none },
+                    )?;
+                }
+                Decoded::Content(Content::Page { phys, attr }) => {
+                    let pages = 1 << (9 * u32::from(level - 1));
+                    let origin = Origin::of(attr);
+                    if origin.is_counted() {
+                        note(audit, phys, gpa)?;
+                        if private && frames.count(phys) == 1 {
+                            self.census.private += pages;
+                        } else if origin != Origin::Zero {
+                            self.census.shared += pages;
+                        }
+                    }
+                    self.leaf(gpa, phys, attr, pages)?;
+                }
+                Decoded::Content(_) => {
+                    if bits != 0 {
+                        return Err(Flaw::Region {
+                            gpa,
+                            frame: Hpa::new(0),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, gpa: Gpa, phys: Hpa, attr: EptAttr, pages: u64) -> Result<(), Flaw> {
+        let space = self.space;
+        let wrong = Flaw::Region { gpa, frame: phys };
+        let region = space.regions.find(gpa).ok_or(wrong)?;
+        let leaf = AddrRange::new(gpa, pages * PAGE_SIZE).ok_or(wrong)?;
+        let writable = attr.write() == Write::Allowed;
+        let allowed = region.range.contains_range(leaf)
+            && (!writable || region.is_writable())
+            && (!attr.execute() || region.execute)
+            && attr.memory_type() == region.memory_type
+            && attr.ignore_pat()
+            && (pages == 1
+                || space.spaces.capability.execute_large
+                || !attr.execute() && !attr.user_execute());
+        let origin = Origin::of(attr);
+        let host = match region.kind {
+            RegionKind::PassThrough(device) => Some(device.range()),
+            ref kind => kind.host_bytes(),
+        };
+        let at = host.and_then(|host| host.start().checked_add(region.offset(gpa)));
+        let right = match origin {
+            Origin::Zero => phys == space.spaces.zero && !writable,
+            Origin::Filled | Origin::Copied => region.kind.is_memory() && phys != space.spaces.zero,
+            Origin::Host => at == Some(phys) && !(writable && region.kind.is_memory()),
+        };
+        if !allowed || !right {
+            return Err(wrong);
+        }
+        let frames = space.spaces.frames;
+        let in_block = |(head, size): (Hpa, PageSize)| {
+            AddrRange::new(head, size.bytes())
+                .zip(AddrRange::new(phys, leaf.len()))
+                .is_some_and(|(block, leaf)| block.contains_range(leaf))
+        };
+        if origin.is_counted() && !frames.block(phys).is_some_and(in_block) {
+            return Err(Flaw::NotInBlock { gpa, frame: phys });
+        }
+        if writable && origin.is_counted() && frames.count(phys) != 1 {
+            return Err(Flaw::SharedWritable { gpa, frame: phys });
+        }
+        let counter = match origin {
+            Origin::Zero => &mut self.census.zero,
+            Origin::Filled => &mut self.census.filled,
+            Origin::Copied => &mut self.census.copied,
+            Origin::Host => &mut self.census.host,
+        };
+        *counter += pages;
+        self.census.large += if pages > 1 { pages } else { 0 };
+        Ok(())
+    }
+}
+
+fn note<M: PhysMem>(
+    audit: &mut Option<&mut Audit<'_, M>>,
+    frame: Hpa,
+    gpa: Gpa,
+) -> Result<bool, Flaw> {
+    match audit {
+        Some(audit) => audit
+            .reference(frame)
+            .map_err(|error| Flaw::Dangling { gpa, error }),
+        None => Ok(false),
+    }
+}
+
+impl<M: PhysMem> Space<'_, M> {
+    /// Counts what the space holds, and checks what can be checked of it alone.
+    pub fn census(&self) -> Result<Census, Flaw> {
+        let mut walk = Walk {
+            space: self,
+            census: Census::default(),
+        };
+        walk.table(self.tree.root(), 4, 0, true, &mut None)?;
+        Ok(walk.census)
+    }
+
+    /// How many pages of 4 KiB are mapped.
+    pub fn mapped_page_count(&self) -> Result<u64, Flaw> {
+        self.census().map(|census| census.mapped())
+    }
+}
+
+impl<M: PhysMem> Spaces<'_, M> {
+    /// Checks what must always hold, over all spaces there are (it must be all): every frame's count equals the references to
+    /// it, no path grants write to what is shared, and every leaf is what its region says. Nothing may run meanwhile.
+    ///
+    /// Yields how many frames are in use that are not the spaces': the caller knows how many it holds.
+    pub fn audit<'a, 's: 'a>(
+        &'a self,
+        spaces: impl IntoIterator<Item = &'a Space<'s, M>>,
+    ) -> Result<u64, Flaw>
+    where
+        M: 's,
+    {
+        let mut audit = self.frames().audit();
+        let at_root = |error| Flaw::Dangling {
+            gpa: Gpa::new(0),
+            error,
+        };
+        audit.reference(self.zero().address()).map_err(at_root)?;
+        for space in spaces {
+            for frame in space.tree.log.frames(self.frames()) {
+                audit.reference(frame).map_err(at_root)?;
+            }
+            audit.reference(space.regions.frame()).map_err(at_root)?;
+            audit.reference(space.tree.root()).map_err(at_root)?;
+            if let Some(begun) = &space.tree.zeroing {
+                audit.reference(begun.block()).map_err(at_root)?;
+            }
+            for frame in space.tree.marks.frames(self.frames().mem()) {
+                audit.reference(frame).map_err(at_root)?;
+            }
+            let mut walk = Walk {
+                space,
+                census: Census::default(),
+            };
+            walk.table(space.tree.root(), 4, 0, true, &mut Some(&mut audit))?;
+        }
+        audit.finish().map_err(Flaw::Miscount)
+    }
+}

@@ -1,0 +1,237 @@
+//! Copying bytes in and out of a guest's memory.
+//!
+//! A range is checked as a whole, and a write gets every frame that it needs, before any byte moves: an access that reaches
+//! from memory into a hole does nothing at all. No reference to guest bytes is ever lent.
+
+use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::ept::error::Reason;
+use crate::ept::hw::violation::Access;
+use crate::ept::regions::region::Region;
+use crate::ept::resolve::outcome::Fill;
+use crate::ept::spaces::space::Space;
+use crate::ept::tables::entry::Origin;
+use crate::ept::tables::policy::PagePolicy;
+use crate::frames::PhysMem;
+use crate::paging::{Content, MAX_LEVELS, Step, path, query};
+use core::fmt;
+
+/// Why bytes could not be copied, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessError {
+    /// The first address for which it holds.
+    pub gpa: Gpa,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl fmt::Display for AccessError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GPA {:#x}: {}", self.gpa, self.reason)
+    }
+}
+
+impl core::error::Error for AccessError {}
+
+/// Who writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::ept) enum By {
+    /// The host on the guest's behalf: the region must be writable.
+    Guest,
+    /// The host as loader: ROM can be written.
+    Loader,
+}
+
+impl<M: PhysMem> Space<'_, M> {
+    /// Copies guest bytes from `gpa` on out. What is untouched reads as what it would hold, and stays untouched.
+    pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), AccessError> {
+        self.check(gpa, into.len(), |_| true)?;
+        let mut at = gpa;
+        let mut rest = into;
+        while !rest.is_empty() {
+            let here = (PAGE_SIZE - at.page_offset()).min(rest.len() as u64);
+            let Some((now, later)) = rest.split_at_mut_checked(here as usize) else {
+                break;
+            };
+            self.read_page(at, now)
+                .map_err(|reason| AccessError { gpa: at, reason })?;
+            rest = later;
+            at = Gpa::new(at.as_u64().wrapping_add(here));
+        }
+        Ok(())
+    }
+
+    /// Copies bytes to `gpa` on, as if the guest had written them: its regions' permissions hold.
+    pub fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), AccessError> {
+        self.copy_in(gpa, from, By::Guest)
+    }
+
+    /// From now on, what the host writes first is given small pages: it is written at exits of a guest that runs, and zeroing a
+    /// large page takes long.
+    pub const fn write_small_pages(&mut self) {
+        self.tree.host_writes_small = true;
+    }
+
+    /// Copies bytes to `gpa` on, also where only the host may write.
+    pub fn load(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), AccessError> {
+        self.copy_in(gpa, from, By::Loader)
+    }
+
+    fn copy_in(&mut self, gpa: Gpa, from: &[u8], by: By) -> Result<(), AccessError> {
+        self.make_writable(gpa, from.len(), by)?;
+        let mut rest = from;
+        for (at, len) in pages(gpa, from.len()) {
+            let Some((now, later)) = rest.split_at_checked(len as usize) else {
+                break;
+            };
+            self.write_page(at, now)
+                .map_err(|reason| AccessError { gpa: at, reason })?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Gets every frame that a write of so many bytes needs, all of which are this space's own then and dirty.
+    pub(in crate::ept) fn make_writable(
+        &mut self,
+        gpa: Gpa,
+        len: usize,
+        by: By,
+    ) -> Result<(), AccessError> {
+        self.check(gpa, len, |region| by == By::Loader || region.is_writable())?;
+        for (at, _) in pages(gpa, len) {
+            let pages = self.tree.pages;
+            if self.tree.host_writes_small {
+                self.tree.pages = PagePolicy::Small;
+            }
+            let made = self.provide_for_writing(at);
+            self.tree.pages = pages;
+            made.map_err(|reason| AccessError { gpa: at, reason })?;
+            self.note_host_write(at);
+        }
+        Ok(())
+    }
+
+    fn provide_for_writing(&mut self, at: Gpa) -> Result<(), Reason> {
+        let page = at.align_down(PAGE_SIZE);
+        let known = self.regions.find_often(at).ok_or(Reason::NoRegion)?;
+        while self
+            .tree
+            .provide(&self.spaces, known, page, Access::WRITE)?
+            == Fill::Zeroing
+        {}
+        Ok(())
+    }
+
+    /// Whether all bytes are in memory regions that `allow` lets through.
+    fn check(
+        &self,
+        gpa: Gpa,
+        len: usize,
+        allow: impl Fn(&Region) -> bool,
+    ) -> Result<(), AccessError> {
+        let error = |gpa, reason| AccessError { gpa, reason };
+        let range = AddrRange::new(gpa, len as u64).ok_or(error(gpa, Reason::NoRegion))?;
+        let Some(last) = range.last() else {
+            return Ok(());
+        };
+        let mut at = gpa;
+        loop {
+            let region = self.regions.find(at).ok_or(error(at, Reason::NoRegion))?;
+            let tag = region.tag;
+            if !region.kind.is_memory() {
+                return Err(error(at, Reason::NotMemory { tag }));
+            }
+            if !allow(region) {
+                let reason = region.refusal(Access::WRITE);
+                return Err(error(at, reason.unwrap_or(Reason::Denied { tag })));
+            }
+            match region.range.last() {
+                // Regions end below 2^48, so the next address does not wrap.
+                Some(end) if end < last => at = Gpa::new(end.as_u64() + 1),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Copies bytes of one page out.
+    fn read_page(&self, at: Gpa, into: &mut [u8]) -> Result<(), Reason> {
+        let frames = self.spaces.frames;
+        let tables = self.tree.view(self.spaces.frames);
+        if let Some(mapping) = query(&tables, at)?
+            && let (Content::Page { attr, .. }, Some(phys)) = (mapping.content, mapping.phys_of(at))
+        {
+            return if Origin::of(attr).is_counted() {
+                Ok(frames.read(phys, into)?)
+            } else {
+                // SAFETY: regions that are not memory were refused, so these are bytes of a `HostBytes`.
+                Ok(unsafe { frames.read_host(phys, into) }?)
+            };
+        }
+        // Nothing there yet: host bytes as far as they go, then zeroes.
+        let region = self.regions.find(at).ok_or(Reason::NoRegion)?;
+        let offset = region.offset(at);
+        let host = region.kind.host_bytes();
+        let left = host.map_or(0, |bytes| bytes.len().saturating_sub(offset));
+        let (bytes, zeroes) = into.split_at_mut(left.min(into.len() as u64) as usize);
+        zeroes.fill(0);
+        match host {
+            Some(host) if !bytes.is_empty() => {
+                let from = Hpa::new(host.start().as_u64() + offset);
+                // SAFETY: the bytes are those of a `HostBytes`.
+                Ok(unsafe { frames.read_host(from, bytes) }?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies bytes into one page, which has been made this space's own.
+    fn write_page(&mut self, at: Gpa, from: &[u8]) -> Result<(), Reason> {
+        let found = query(&self.tree.view(self.spaces.frames), at)?;
+        match found.and_then(|mapping| mapping.phys_of(at)) {
+            // SAFETY: the page of a memory region was provided for writing: it is a frame of guest bytes.
+            Some(phys) => Ok(unsafe { self.spaces.frames.write(phys, from) }?),
+            None => Err(Reason::NoRegion),
+        }
+    }
+
+    /// The entries that translate `gpa`, as they are.
+    pub fn path(&self, gpa: Gpa) -> impl Iterator<Item = Step<Hpa>> {
+        let tables = self.tree.view(self.spaces.frames);
+        let steps: [Option<Step<Hpa>>; MAX_LEVELS] = {
+            let mut found = path(&tables, gpa);
+            core::array::from_fn(|_| found.next())
+        };
+        steps.into_iter().flatten()
+    }
+
+    /// Where the page at `page` is now, for figures and dumps: its frame, its size and where that came from. `None`
+    /// where nothing is mapped.
+    pub fn query(&self, gpa: Gpa) -> Result<Option<(Hpa, PageSize, Origin)>, Reason> {
+        Ok(
+            query(&self.tree.view(self.spaces.frames), gpa)?.and_then(|mapping| {
+                match mapping.content {
+                    Content::Page { attr, .. } => {
+                        Some((mapping.phys_of(gpa)?, mapping.size, Origin::of(attr)))
+                    }
+                    _ => None,
+                }
+            }),
+        )
+    }
+}
+
+/// The parts of `len` bytes from `gpa` on that lie in one page each. They must not wrap.
+fn pages(gpa: Gpa, len: usize) -> impl Iterator<Item = (Gpa, u64)> {
+    let mut at = gpa;
+    let mut left = len as u64;
+    core::iter::from_fn(move || {
+        let here = (PAGE_SIZE - at.page_offset()).min(left);
+        if here == 0 {
+            return None;
+        }
+        let part = (at, here);
+        left -= here;
+        at = Gpa::new(at.as_u64().wrapping_add(here));
+        Some(part)
+    })
+}

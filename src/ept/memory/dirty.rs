@@ -1,0 +1,487 @@
+//! Which pages a guest has written.
+//!
+//! A leaf counts as dirty that carries the dirty mark, below tables that all grant write. Harvesting takes the mark away.
+//! There are three ways to come by the marks, which say the same:
+//!
+//! - The CPU sets them and keeps a log ([`Space::log_dirty`]): a page that is made writable is not marked by that, the
+//!   CPU marks it at the first write, and the log says which leaves to look at. The work of a harvest is in proportion to
+//!   the pages that were written.
+//! - The CPU sets them, and the leaves are looked at one by one. Whoever gives write also sets the mark, which saves
+//!   the CPU the trouble.
+//! - The CPU does not know of them. Whoever gives write sets the mark; harvesting takes write too, and the next write
+//!   comes back as a violation. So write is given to nothing but what is being written; see [`Space::track_dirty`].
+//!
+//! The log only says where to look; the marks decide. So it may have too much, and where it may lack something
+//! the leaves are looked at one by one. Each harvest then looks at some more of the others ([`COMPLETED_AT_ONCE`]), until the
+//! log is complete again. Nor is a log gone through that is much longer than what is asked for: so a harvest takes
+//! no longer than its range and that part, however large the space is and however much was written.
+//!
+//! Tables that are shared with another space are not granted write, so they are skipped without a look; copies of them
+//! carry no marks, and those that become a space's own again lose theirs: a fork starts out clean, and so does the space
+//! that was forked.
+//!
+//! Of a fork that is reset, a mark says that the page is to be copied back. A harvest leaves another in its place.
+//!
+//! A CPU that sets marks takes its walks of the guest's own page tables for writes (SDM "Accessed and Dirty Flags for EPT",
+//! 30.3.5), so it marks pages that hold them whenever it uses them.
+
+use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::ept::spaces::edit::EditError;
+use crate::ept::spaces::space::Space;
+use crate::ept::tables::dirty_log::DirtyLog;
+use crate::ept::tables::entry::decode;
+use crate::ept::tables::marks::Marks;
+use crate::ept::tables::word::{DIRTY, ENTRIES, TOLD, word};
+use crate::frames::{FrameAllocator, PhysMem};
+use crate::paging::{Content, Decoded, Entry, EptEntry, Rights};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// So many pages a harvest looks at, beside its own, to complete the log.
+const COMPLETED_AT_ONCE: u64 = 512;
+/// The log is gone through if it is no longer than this, and a part of the pages asked for.
+const LOG_SHORT: u64 = 256;
+const LOG_PART: u64 = 16;
+
+/// A leaf that may be written.
+struct Leaf<'a> {
+    word: &'a AtomicU64,
+    start: Gpa,
+    size: PageSize,
+}
+
+impl Leaf<'_> {
+    fn overlaps(&self, first: u64, last: u64) -> bool {
+        let start = self.start.as_u64();
+        start <= last && first <= start + (self.size.bytes() - 1)
+    }
+    fn is_marked(&self) -> bool {
+        self.word.load(Ordering::Acquire) & DIRTY != 0
+    }
+    /// Takes the mark away, with `clear`, and leaves [`TOLD`]; yields whether there was one.
+    fn take_mark(&self, clear: u64) -> bool {
+        let cleared = |bits: u64| (bits & DIRTY != 0).then_some(bits & !clear | TOLD);
+        self.word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, cleared)
+            .is_ok()
+    }
+}
+
+const fn size_at(level: u8) -> PageSize {
+    match level {
+        1 => PageSize::Size4K,
+        2 => PageSize::Size2M,
+        _ => PageSize::Size1G,
+    }
+}
+
+/// The leaf that translates `gpa`, where all tables above grant write. `near` is the number of the last 2 MiB asked for and
+/// their table.
+fn writable_leaf<'a, M: PhysMem>(
+    mem: &'a M,
+    root: Hpa,
+    gpa: Gpa,
+    near: &mut Option<(u64, Hpa)>,
+) -> Option<Leaf<'a>> {
+    let (mut table, mut level) = match *near {
+        Some((number, table)) if number == gpa.as_u64() >> 21 => (table, 1),
+        _ => (root, 4),
+    };
+    loop {
+        let index = gpa.as_u64() >> (12 + 9 * u32::from(level - 1)) & (ENTRIES as u64 - 1);
+        // SAFETY: a table of a space that the caller has borrowed; only the CPU changes entries meanwhile.
+        let word = unsafe { word(mem, table, index as usize) };
+        match decode(level, EptEntry::from_bits(word.load(Ordering::Acquire))) {
+            Decoded::Table {
+                table: next,
+                rights,
+            } if rights.contains(Rights::WRITE) => {
+                (table, level) = (next, level - 1);
+                if level == 1 {
+                    *near = Some((gpa.as_u64() >> 21, table));
+                }
+            }
+            Decoded::Content(Content::Page { .. }) => {
+                let size = size_at(level);
+                let start = gpa.align_down(size.bytes());
+                return Some(Leaf { word, start, size });
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// Tells what is marked, and takes the marks.
+struct Take<P> {
+    first: u64,
+    last: u64,
+    clear: u64,
+    found: u64,
+    page: P,
+}
+
+impl<P: FnMut(Gpa, PageSize)> Take<P> {
+    fn look(&mut self, leaf: Leaf<'_>) {
+        if leaf.overlaps(self.first, self.last) && leaf.take_mark(self.clear) {
+            self.found += 1;
+            (self.page)(leaf.start, leaf.size);
+        }
+    }
+}
+
+/// Shows the leaves of the range below `root` to which all tables above grant write, in order.
+fn scan<M: PhysMem>(
+    frames: &FrameAllocator<M>,
+    root: Hpa,
+    range: (u64, u64),
+    mut look: impl FnMut(Leaf<'_>),
+) {
+    scan_table(frames.mem(), (root, 4, 0), range, &mut look);
+}
+
+/// The same for a table, of a level, whose first entry translates that address.
+fn scan_table<M: PhysMem>(
+    mem: &M,
+    (table, level, start): (Hpa, u8, u64),
+    range: (u64, u64),
+    look: &mut impl FnMut(Leaf<'_>),
+) {
+    let shift = 12 + 9 * u32::from(level - 1);
+    let first = range.0.saturating_sub(start) >> shift;
+    let last = range.1.saturating_sub(start) >> shift;
+    for index in first..=last.min(ENTRIES as u64 - 1) {
+        let at = start + (index << shift);
+        // SAFETY: a table of a space that the caller has borrowed for writing; only the CPU changes entries meanwhile.
+        let word = unsafe { word(mem, table, index as usize) };
+        match decode(level, EptEntry::from_bits(word.load(Ordering::Acquire))) {
+            Decoded::Table { table, rights } if rights.contains(Rights::WRITE) => {
+                scan_table(mem, (table, level - 1, at), range, look);
+            }
+            Decoded::Content(Content::Page { .. }) => {
+                let (start, size) = (Gpa::new(at), size_at(level));
+                look(Leaf { word, start, size });
+            }
+            _ => {}
+        }
+    }
+}
+
+impl<M: PhysMem> Space<'_, M> {
+    /// Tells `page` of each page in the range that was written since it was last told, since the space was forked, or ever;
+    /// in order, each once, and yields how many. The range must be in memory regions. The work is in proportion to the
+    /// pages that were written where there is a log ([`Space::log_dirty`]), else to those that this space alone holds.
+    ///
+    /// Exactly these are told, but for large pages, of which a part was written, and what [`Space::track_dirty`] says.
+    pub fn harvest_dirty(
+        &mut self,
+        range: AddrRange<Gpa>,
+        page: impl FnMut(Gpa, PageSize),
+    ) -> Result<u64, EditError> {
+        self.check_memory(range)?;
+        self.track_dirty();
+        let Some(last) = range.last() else {
+            return Ok(0);
+        };
+        let (first, last) = (range.start().as_u64(), last.as_u64());
+        let incomplete = self.tree.marks.incomplete_from();
+        let short = LOG_SHORT + range.len() / PAGE_SIZE / LOG_PART;
+        let found = match &self.tree.marks.log {
+            Some(log) if incomplete.is_none() && log.len() as u64 <= short => {
+                self.harvest_logged(first, last, page)
+            }
+            _ => self.harvest_all(first, last, page),
+        };
+        if let Some(from) = incomplete {
+            self.complete_log(from);
+        }
+        // The CPU does not mark a page again whose mark it has cached, nor does it notice that write is gone.
+        self.tree.close(self.spaces.frames, found > 0);
+        Ok(found)
+    }
+
+    /// Looks at the leaves that the log has.
+    fn harvest_logged(
+        &mut self,
+        first: u64,
+        last: u64,
+        mut page: impl FnMut(Gpa, PageSize),
+    ) -> u64 {
+        let mem = self.spaces.frames.mem();
+        let root = self.tree.root();
+        let clear = self.tree.marks.clear;
+        let Some(log) = &mut self.tree.marks.log else {
+            return 0;
+        };
+        let (mut found, mut near) = (0, None);
+        log.retain_in_order(mem, |gpa| {
+            // What is not mapped any more, or shared, is not marked.
+            let Some(leaf) = writable_leaf(mem, root, gpa, &mut near) else {
+                return false;
+            };
+            let outside = !leaf.overlaps(first, last);
+            if !outside && leaf.take_mark(clear) {
+                found += 1;
+                page(leaf.start, leaf.size);
+            }
+            outside
+        });
+        found
+    }
+
+    /// Looks at all leaves in the range.
+    fn harvest_all(&mut self, first: u64, last: u64, page: impl FnMut(Gpa, PageSize)) -> u64 {
+        let root = self.tree.root();
+        let clear = self.tree.marks.clear;
+        let mut take = Take {
+            first,
+            last,
+            clear,
+            found: 0,
+            page,
+        };
+        scan(self.spaces.frames, root, (first, last), |leaf| {
+            take.look(leaf)
+        });
+        take.found
+    }
+
+    /// Notes what is marked of some pages from `from` on.
+    fn complete_log(&mut self, mut from: u64) {
+        let (frames, root) = (self.spaces.frames, self.tree.root());
+        let Marks { log, known, .. } = &mut self.tree.marks;
+        let Some(log) = log else {
+            return;
+        };
+        let mut left = COMPLETED_AT_ONCE * PAGE_SIZE;
+        for region in self.regions.iter().filter(|region| region.kind.is_memory()) {
+            let Some(last) = region.range.last() else {
+                continue;
+            };
+            let first = region.range.start().as_u64().max(from);
+            if first > last.as_u64() {
+                continue;
+            }
+            if left == 0 {
+                *known = Some(first);
+                return;
+            }
+            let part = (last.as_u64() - first).min(left - 1);
+            scan(frames, root, (first, first + part), |leaf| {
+                // A large one may have begun in the part before.
+                if leaf.is_marked() {
+                    log.push(frames, leaf.start);
+                }
+            });
+            left -= part + 1;
+            from = first + part;
+            if from < last.as_u64() {
+                *known = Some(from + 1);
+                return;
+            }
+        }
+        *known = None;
+    }
+
+    /// Has the forks of this space, or the fork that it is, tell no page as dirty that they have not written. It makes a
+    /// difference on CPUs that do not mark pages: without it a fork there is not stopped by a first write to pages that
+    /// it was given ahead of need or that it keeps at a warm reset, and they count as written. Harvesting asks for it too.
+    pub const fn track_dirty(&mut self) {
+        self.tree.exact = true;
+    }
+
+    /// Has dirty pages told by a log: from now on whoever runs the space calls [`Space::note_logged`] for each page that the
+    /// CPU has noted, before the next harvest. It is for CPUs that mark pages and note which (SDM "Page-Modification
+    /// Logging", 30.3.6); yields whether this one marks them. Nothing changes where there is a log.
+    pub fn log_dirty(&mut self) -> bool {
+        if !self.eptp().accessed_dirty() {
+            return false;
+        }
+        if self.tree.marks.log.is_none() {
+            self.regions.set_marked(false);
+            self.tree.marks.log = Some(DirtyLog::new());
+            self.tree.marks.unlogged();
+        }
+        true
+    }
+
+    /// Whether [`Space::log_dirty`] was called.
+    pub fn logs_dirty(&self) -> bool {
+        self.tree.marks.log.is_some()
+    }
+
+    /// Takes what the CPU has noted: that it has marked the page at `gpa`. It is a claim, which the tables are asked
+    /// about when dirty pages are harvested.
+    #[inline]
+    pub fn note_logged(&mut self, gpa: Gpa) {
+        if let Some(log) = &mut self.tree.marks.log {
+            log.push(self.spaces.frames, gpa.align_down(PAGE_SIZE));
+        }
+    }
+
+    /// Marks the page that the host has been given to write, where giving it has not.
+    #[inline]
+    pub(in crate::ept) fn note_host_write(&mut self, gpa: Gpa) {
+        if !self.logs_dirty() {
+            return;
+        }
+        let frames = self.spaces.frames;
+        let leaf = writable_leaf(frames.mem(), self.tree.root(), gpa, &mut None);
+        if leaf.is_some_and(|leaf| leaf.word.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0) {
+            self.note_logged(gpa);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ept::hw::capability::EptCapability;
+    use crate::ept::hw::violation::Access;
+    use crate::ept::regions::region::{Region, RegionKind};
+    use crate::ept::spaces::space::Spaces;
+    use crate::ept::templates::reset::Reset;
+    use crate::ept::tests::tlb::Cpu;
+    use crate::ept::tests::{RAM, add_regions, all_capabilities, finish, gpas, memory, read};
+    use crate::frames::arena::Arena;
+
+    fn told(space: &mut Space<'_, Arena>, first: u64, pages: u64) -> Vec<u64> {
+        let mut told = vec![];
+        let range = gpas(RAM + first * PAGE_SIZE, pages * PAGE_SIZE);
+        let page = |gpa: Gpa, _| told.push((gpa.as_u64() - RAM) / PAGE_SIZE);
+        let found = space.harvest_dirty(range, page);
+        assert_eq!(found, Ok(told.len() as u64));
+        told
+    }
+
+    /// The guest writes the page.
+    fn write(cpu: &mut Cpu, space: &mut Space<'_, Arena>, page: u64) {
+        let gpa = RAM + page * PAGE_SIZE;
+        let frame = cpu.run(space, gpa, gpa, Access::WRITE).unwrap();
+        // SAFETY: the page that the guest was given to write, in the arena.
+        unsafe { space.spaces.frames.mem().ptr(frame).write(7) };
+        cpu.unload(space);
+    }
+
+    #[test]
+    fn a_fork_whose_writes_are_logged_is_reset_as_any_other() {
+        let (frames, host) = memory(64);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut first = spaces.create(36).unwrap();
+        add_regions(&mut first, host);
+        first.write(Gpa::new(RAM), b"old").unwrap();
+        assert!(first.log_dirty());
+        let template = first
+            .freeze()
+            .unwrap_or_else(|(error, _)| panic!("{error}"));
+        let mut cpu = Cpu::new(0);
+        for how in [Reset::Warm, Reset::Cold, Reset::Warm] {
+            let mut fork = template.fork().unwrap();
+            assert!(!fork.logs_dirty() && fork.log_dirty());
+            for round in 0..3 {
+                write(&mut cpu, &mut fork, 0);
+                write(&mut cpu, &mut fork, 5);
+                fork.write(Gpa::new(RAM + 2 * PAGE_SIZE), b"host").unwrap();
+                if round == 2 {
+                    // Its marks are gone, and a reset knows that.
+                    assert_eq!(told(&mut fork, 0, 16), [0, 2, 5]);
+                    write(&mut cpu, &mut fork, 5);
+                    assert_eq!(told(&mut fork, 0, 16), [5]);
+                }
+                fork.reset(&template, how).unwrap();
+                assert_eq!(read(&fork, RAM, 3), b"old");
+                for page in [2, 5] {
+                    assert_eq!(
+                        read(&fork, RAM + page * PAGE_SIZE, 4),
+                        [0; 4],
+                        "{how:?} {round}"
+                    );
+                }
+                assert!(spaces.audit([template.as_space(), &fork]).is_ok());
+            }
+            // A reset leaves nothing to tell, and what is written then is told.
+            assert!(told(&mut fork, 0, 16).is_empty());
+            write(&mut cpu, &mut fork, 3);
+            assert_eq!(told(&mut fork, 0, 16), [3]);
+            finish(fork, &mut cpu);
+        }
+        let mut ending = template.end();
+        while !ending.step(&mut cpu, 100) {}
+        spaces.end().unwrap();
+        assert_eq!(frames.figures().used, 0);
+    }
+
+    #[test]
+    fn what_is_told_in_parts_is_told_once_and_the_rest_is_kept() {
+        let (frames, host) = memory(64);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        add_regions(&mut space, host);
+        let mut cpu = Cpu::new(0);
+        write(&mut cpu, &mut space, 1);
+        write(&mut cpu, &mut space, 9);
+        assert!(space.log_dirty());
+        // What was written before there was a log: the first harvest finds it, the next ones know of the rest.
+        assert_eq!(told(&mut space, 0, 4), [1]);
+        write(&mut cpu, &mut space, 12);
+        write(&mut cpu, &mut space, 3);
+        assert_eq!(told(&mut space, 12, 4), [12]);
+        assert_eq!(told(&mut space, 0, 16), [3, 9]);
+        assert!(told(&mut space, 0, 16).is_empty());
+        // Where the log has no frame, nothing is lost.
+        for page in [8, 2, 12] {
+            write(&mut cpu, &mut space, page);
+        }
+        space.tree.marks.unlogged();
+        assert_eq!(told(&mut space, 8, 8), [8, 12]);
+        write(&mut cpu, &mut space, 8);
+        assert_eq!(told(&mut space, 0, 16), [2, 8]);
+        finish(space, &mut cpu);
+    }
+
+    #[test]
+    fn a_harvest_takes_no_longer_than_its_range() {
+        let (frames, _) = memory(512);
+        let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        const PAGES: u64 = 4 * COMPLETED_AT_ONCE;
+        let ram = gpas(RAM, PAGES * PAGE_SIZE);
+        space.map(Region::new(ram, RegionKind::Ram)).unwrap();
+        let mut cpu = Cpu::new(0);
+        write(&mut cpu, &mut space, PAGES - 1);
+        assert!(space.log_dirty());
+        let log = |space: &Space<'_, Arena>| {
+            let marks = &space.tree.marks;
+            (marks.known.is_none(), marks.log.as_ref().unwrap().len())
+        };
+        // The log is completed in parts.
+        for part in 1..=4 {
+            assert!(told(&mut space, 7, 1).is_empty());
+            assert_eq!(log(&space), (part == 4, usize::from(part == 4)));
+        }
+        // And not gone through where it is long: nothing of it is taken out.
+        for page in 0..300 {
+            write(&mut cpu, &mut space, page);
+        }
+        assert_eq!(told(&mut space, 5, 1), [5]);
+        assert_eq!(log(&space), (true, 301));
+        let rest: Vec<_> = (0..300)
+            .filter(|page| *page != 5)
+            .chain([PAGES - 1])
+            .collect();
+        assert_eq!(told(&mut space, 0, PAGES), rest);
+        assert_eq!(log(&space), (true, 0));
+        finish(space, &mut cpu);
+    }
+
+    #[test]
+    fn only_a_cpu_that_marks_pages_logs_them() {
+        let (frames, _) = memory(16);
+        let old = EptCapability {
+            accessed_dirty: false,
+            ..all_capabilities()
+        };
+        let spaces = Spaces::new(&frames, old).unwrap();
+        let mut space = spaces.create(36).unwrap();
+        assert!(!space.log_dirty() && !space.logs_dirty());
+        finish(space, &mut Cpu::new(0));
+    }
+}

@@ -1,0 +1,379 @@
+//! A space, and what all spaces of a machine share.
+
+use crate::addr::{AddrRange, Gpa, Hpa};
+use crate::ept::hw::capability::{EptCapability, Eptp};
+use crate::ept::hw::debt::Invalidate;
+use crate::ept::hw::mtrr::Mtrrs;
+use crate::ept::regions::map::Regions;
+use crate::ept::regions::region::{DeviceRange, Region, RegionError, RegionKind};
+use crate::ept::tables::policy::PagePolicy;
+use crate::ept::tables::tree::Tree;
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::paging::MemoryType;
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// What all spaces share: the frames, the frame of zeroes, and what the CPU can do.
+pub struct Spaces<'f, M> {
+    frames: &'f FrameAllocator<M>,
+    zero: Frame,
+    capability: EptCapability,
+    mtrrs: Option<Mtrrs>,
+    /// The number of the last template.
+    templates: AtomicU64,
+}
+
+impl<'f, M: PhysMem> Spaces<'f, M> {
+    /// Takes the frame that stands for all untouched memory.
+    pub fn new(
+        frames: &'f FrameAllocator<M>,
+        capability: EptCapability,
+    ) -> Result<Self, FrameError> {
+        Ok(Self {
+            frames,
+            zero: frames.alloc_zeroed()?,
+            capability,
+            mtrrs: None,
+            templates: AtomicU64::new(0),
+        })
+    }
+
+    /// The same with what the machine says of memory types: devices that are passed through may then have the type that
+    /// the machine gives them. Without it they are uncacheable or write-combining.
+    pub fn with_mtrrs(self, mtrrs: Mtrrs) -> Self {
+        Self {
+            mtrrs: Some(mtrrs),
+            ..self
+        }
+    }
+
+    /// A space without regions, in which a guest-physical address has `width` bits (at most 48, and what the CPU has).
+    pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
+        Ok(Space {
+            spaces: self.shared(),
+            regions: Regions::new(
+                self.frames,
+                width.min(48).min(self.capability.physical_bits.into()),
+            )?,
+            tree: Tree::new(self.frames, &self.capability)?,
+            faults: Faults::default(),
+            lineage: Lineage::default(),
+        })
+    }
+
+    /// The allocator.
+    pub fn frames(&self) -> &'f FrameAllocator<M> {
+        self.frames
+    }
+
+    /// What the CPU can do.
+    pub fn capability(&self) -> &EptCapability {
+        &self.capability
+    }
+
+    /// Gives the frame of zeroes back. No space may be left: the borrow checker sees to that.
+    pub fn end(self) -> Result<(), FrameError> {
+        self.frames.release(self.zero)
+    }
+
+    /// The frame of zeroes.
+    pub(in crate::ept) fn zero(&self) -> &Frame {
+        &self.zero
+    }
+
+    fn shared(&self) -> Shared<'_, M> {
+        let zero = self.zero.address();
+        Shared {
+            frames: self.frames,
+            zero,
+            capability: &self.capability,
+            mtrrs: self.mtrrs.as_ref(),
+            templates: &self.templates,
+        }
+    }
+}
+
+/// What a space needs of [`Spaces`].
+pub(in crate::ept) struct Shared<'s, M> {
+    pub frames: &'s FrameAllocator<M>,
+    pub zero: Hpa,
+    pub capability: &'s EptCapability,
+    pub mtrrs: Option<&'s Mtrrs>,
+    templates: &'s AtomicU64,
+}
+
+impl<M> Shared<'_, M> {
+    /// The number of a new template: no other ever has it.
+    pub fn next_template(&self) -> u64 {
+        self.templates.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+impl<M> Clone for Shared<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M> Copy for Shared<'_, M> {}
+
+/// What violations of one space came to, by count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Reads of untouched memory that were given the frame of zeroes.
+    pub zero_shared: u64,
+    /// Writes to untouched memory that were given a zeroed frame.
+    pub filled: u64,
+    /// Pages copied on a write.
+    pub copied: u64,
+    /// Pages made writable in place, because nobody else referred to them any more.
+    pub taken_over: u64,
+    /// Pages of host bytes or of a device that were mapped.
+    pub host_mapped: u64,
+    /// Accesses handed to device models.
+    pub mmio: u64,
+    /// Pages of RAM that were mapped along with one that was touched: see [`Space::set_around`].
+    pub around: u64,
+    /// Violations of what was mapped already.
+    pub spurious: u64,
+    /// Violations that could not be resolved.
+    pub refused: u64,
+}
+
+/// What a space was made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::ept) struct Lineage {
+    /// How many templates are above it.
+    pub generation: u32,
+    /// The number of the template that it is a fork of; 0: of none.
+    pub template: u64,
+}
+
+impl Faults {
+    /// Adds those of another space.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            zero_shared,
+            filled,
+            copied,
+            taken_over,
+            host_mapped,
+            mmio,
+            around,
+            spurious,
+            refused,
+        } = *other;
+        self.zero_shared += zero_shared;
+        self.filled += filled;
+        self.copied += copied;
+        self.taken_over += taken_over;
+        self.host_mapped += host_mapped;
+        self.mmio += mmio;
+        self.around += around;
+        self.spurious += spurious;
+        self.refused += refused;
+    }
+}
+
+/// A guest's physical address space.
+///
+/// It ends by [`Space::end`]; one that is merely dropped leaks its frames.
+#[must_use = "a space that is dropped without `end` leaks its frames"]
+pub struct Space<'s, M: PhysMem> {
+    pub(in crate::ept) spaces: Shared<'s, M>,
+    pub(in crate::ept) tree: Tree,
+    pub(in crate::ept) regions: Regions<'s, M>,
+    pub(in crate::ept) faults: Faults,
+    pub(in crate::ept) lineage: Lineage,
+}
+
+impl<'s, M: PhysMem> Space<'s, M> {
+    /// Gives a range of addresses to a region. It must not overlap another, and host memory behind it must not be memory whose
+    /// frames are handed out: a guest could else come by the frames of the host or of another guest. Nothing is put into
+    /// the tables before the first touch. Neighbours that differ in nothing are one region from then on.
+    pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
+        let host = match region.kind {
+            RegionKind::PassThrough(device) => Some(device.range()),
+            ref kind => kind.host_bytes(),
+        };
+        if let Some(host) = host {
+            let width = self.spaces.capability.physical_bits;
+            let last = host.last().unwrap_or(host.start());
+            if last.as_u64() >> width != 0 {
+                return Err(RegionError::HostTooWide { range: host, width });
+            }
+            if self.spaces.frames.overlaps(host) {
+                return Err(RegionError::HostManaged(host));
+            }
+        }
+        self.check_memory_type(&region)?;
+        // What is refused leaves a fork with the regions of its template, and with its frames.
+        let mut regions = *self.regions;
+        regions.add(region)?;
+        *self.regions.change()? = regions;
+        self.tree.reach.include(region.range);
+        Ok(())
+    }
+
+    /// As [`Space::map`], with another memory type than goes with the kind of the region.
+    pub fn map_with_type(
+        &mut self,
+        region: Region,
+        memory_type: MemoryType,
+    ) -> Result<(), RegionError> {
+        self.map(Region {
+            memory_type,
+            ..region
+        })
+    }
+
+    /// Gives the guest a device at the addresses that it has in the host: write-combining where the machine has all of it
+    /// so, as the memory of a screen, else uncacheable.
+    pub fn identity_map_range(&mut self, device: DeviceRange) -> Result<(), RegionError> {
+        let host = device.range();
+        let range = AddrRange::new(Gpa::new(host.start().as_u64()), host.len());
+        let range = range.ok_or(RegionError::HostRange(host))?;
+        let machine = self.spaces.mtrrs.and_then(|mtrrs| mtrrs.type_of(host));
+        let memory_type = match machine {
+            Some(MemoryType::WriteCombining) => MemoryType::WriteCombining,
+            _ => MemoryType::Uncacheable,
+        };
+        let region = Region::new(range, RegionKind::PassThrough(device));
+        self.map_with_type(region, memory_type)
+    }
+
+    fn check_memory_type(&self, region: &Region) -> Result<(), RegionError> {
+        let memory_type = region.memory_type;
+        let mtrrs = self.spaces.mtrrs;
+        let right = match (region.kind, memory_type) {
+            (RegionKind::PassThrough(_), MemoryType::Uncacheable) => true,
+            (RegionKind::PassThrough(_), MemoryType::WriteCombining) => {
+                mtrrs.is_none_or(|mtrrs| mtrrs.offers(memory_type))
+            }
+            (RegionKind::PassThrough(device), _) => {
+                mtrrs.and_then(|mtrrs| mtrrs.type_of(device.range())) == Some(memory_type)
+            }
+            // Nothing is mapped.
+            (RegionKind::Mmio, _) => true,
+            // The host reads and writes these frames too, as write-back; two types for one frame are undefined. So would
+            // it be if the machine had another for the host's bytes.
+            (kind, MemoryType::WriteBack) => kind.host_bytes().is_none_or(|bytes| {
+                mtrrs.is_none_or(|mtrrs| mtrrs.type_of(bytes) == Some(memory_type))
+            }),
+            _ => false,
+        };
+        let range = region.range;
+        if right {
+            Ok(())
+        } else {
+            Err(RegionError::MemoryType { range, memory_type })
+        }
+    }
+
+    /// The regions, in order of their addresses.
+    pub fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter()
+    }
+
+    /// The region that `gpa` is in.
+    pub fn region_at(&self, gpa: Gpa) -> Option<&Region> {
+        self.regions.find(gpa)
+    }
+
+    /// Bits of a guest-physical address.
+    pub fn width(&self) -> u32 {
+        self.regions.width()
+    }
+
+    /// Chooses of what size the pages are that a first write is given. Yields what comes of that on this CPU.
+    pub fn set_page_policy(&mut self, policy: PagePolicy) -> PagePolicy {
+        self.tree.pages = policy.on(self.spaces.capability);
+        self.tree.pages
+    }
+
+    /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
+    pub fn eptp(&self) -> Eptp {
+        self.tree.eptp
+    }
+
+    /// What violations came to so far.
+    pub fn faults(&self) -> Faults {
+        self.faults
+    }
+
+    /// How many templates it has above it: 0 where it is no fork of one.
+    pub fn generation(&self) -> u32 {
+        self.lineage.generation
+    }
+
+    /// INVEPTs executed for this space so far.
+    pub fn invalidations(&self) -> u64 {
+        self.tree.debt.paid
+    }
+
+    /// INVVPIDs executed for this space so far, where an INVEPT would have dropped more than is stale.
+    pub fn linear_invalidations(&self) -> u64 {
+        self.tree.debt.paid_by_invvpid
+    }
+
+    /// Frames that wait until CPUs have forgotten them.
+    pub fn retired_frames(&self) -> u64 {
+        self.tree.debt.retired.frames()
+    }
+
+    /// Pays what this CPU owes now rather than when the guest is entered next: frames that wait for it come back.
+    pub fn settle(&mut self, cpu: &mut impl Invalidate) {
+        let eptp = self.eptp();
+        self.tree.debt.pay(eptp, cpu, self.spaces.frames);
+    }
+
+    /// Makes it right to run the guest on this CPU: pays what invalidation this CPU owes. As long as the result lives, the
+    /// space cannot be changed.
+    #[inline]
+    pub fn enter(&mut self, cpu: &mut impl Invalidate) -> Entered<'_> {
+        let eptp = self.eptp();
+        self.tree.debt.pay(eptp, cpu, self.spaces.frames);
+        self.tree.debt.run_on(cpu.cpu());
+        Entered {
+            eptp,
+            space: PhantomData,
+        }
+    }
+}
+
+/// The right to run a guest in its space on this CPU, which owes no invalidation.
+#[must_use]
+#[derive(Debug)]
+pub struct Entered<'a> {
+    eptp: Eptp,
+    space: PhantomData<&'a mut ()>,
+}
+
+impl Entered<'_> {
+    /// The EPT pointer to run with.
+    pub const fn eptp(&self) -> Eptp {
+        self.eptp
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adding_what_violations_came_to_leaves_none_out() {
+        let each = Faults {
+            zero_shared: 1,
+            filled: 2,
+            copied: 3,
+            taken_over: 4,
+            host_mapped: 5,
+            mmio: 6,
+            around: 7,
+            spurious: 8,
+            refused: 9,
+        };
+        let mut sum = Faults::default();
+        sum.add(&each);
+        assert_eq!(sum, each);
+    }
+}

@@ -1,0 +1,209 @@
+//! What the leaves of a space say beside what the CPU reads: whose their frame is.
+
+use crate::addr::Hpa;
+use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
+
+/// Where the frame behind a leaf came from. It stands in software bits of the leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A frame that was given out zeroed; counted.
+    Filled,
+    /// The one frame of zeroes that all spaces share; counted, never writable.
+    Zero,
+    /// A copy of another frame or of host bytes; counted.
+    Copied,
+    /// Memory that no allocator manages: a module's bytes or a device; not counted.
+    Host,
+}
+
+impl Origin {
+    const BITS: u16 = 3;
+
+    /// The leaf with nothing in its software bits but this.
+    pub(in crate::ept) const fn alone(attr: EptAttr) -> EptAttr {
+        attr.with_soft(attr.soft() & Self::BITS)
+    }
+
+    /// The origin that a leaf tells.
+    #[inline(always)]
+    pub const fn of(attr: EptAttr) -> Self {
+        match attr.soft() & Self::BITS {
+            0 => Self::Filled,
+            1 => Self::Zero,
+            2 => Self::Copied,
+            _ => Self::Host,
+        }
+    }
+    /// The leaf with this origin.
+    #[inline(always)]
+    pub const fn mark(self, attr: EptAttr) -> EptAttr {
+        let bits = match self {
+            Self::Filled => 0,
+            Self::Zero => 1,
+            Self::Copied => 2,
+            Self::Host => 3,
+        };
+        attr.with_soft(attr.soft() & !Self::BITS | bits)
+    }
+    /// Whether the leaf holds a counted reference to its frame.
+    #[inline(always)]
+    pub const fn is_counted(self) -> bool {
+        !matches!(self, Self::Host)
+    }
+}
+
+/// The software bit of leaves that were part of a large page from which instructions were fetched.
+pub(in crate::ept) const FETCHED: u16 = 1 << 3;
+
+/// Whether the page was part of a large one from which instructions were fetched.
+pub(in crate::ept) fn was_fetched(attr: EptAttr) -> bool {
+    attr.soft() & FETCHED != 0
+}
+
+/// What an entry of a lowest table comes to for a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::ept) enum Quick {
+    /// Nothing is there.
+    Empty,
+    /// A page that is not writable, of a frame that was filled or copied.
+    OwnFrame,
+    /// A page that is not writable, of the frame of zeroes or of the host's.
+    NotOwnFrame,
+    /// Anything else.
+    Other,
+}
+
+/// Looks at an entry of a lowest table, which is as ours are.
+#[inline(always)]
+pub(in crate::ept) fn quick(entry: EptEntry) -> Quick {
+    const READ: u64 = 1 << 0;
+    const WRITE: u64 = 1 << 1;
+    // The lowest bit of what `EptAttr::soft` tells.
+    const NOT_OWN: u64 = 1 << 11;
+    match entry.to_bits() & (READ | WRITE | NOT_OWN) {
+        READ => Quick::OwnFrame,
+        bits if bits == READ | NOT_OWN => Quick::NotOwnFrame,
+        _ if entry == EptEntry::EMPTY => Quick::Empty,
+        _ => Quick::Other,
+    }
+}
+
+/// `Origin::Host` in the software bits of a leaf. Entries of tables have none.
+const HOST: u64 = 1 << 11 | 1 << 53;
+
+/// Where an entry leads that is read through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::ept) enum Way {
+    /// To a table.
+    Table(Hpa),
+    /// To a page that is a counted frame or more.
+    Counted(Hpa),
+    /// Elsewhere: nothing is there, or the host's.
+    Other,
+}
+
+/// Looks where an entry of a table of `level` leads, which is as ours are: no table withholds reading.
+#[inline(always)]
+pub(in crate::ept) fn step(level: u8, entry: EptEntry) -> Way {
+    const READ: u64 = 1 << 0;
+    const LARGE: u64 = 1 << 7;
+    let bits = entry.to_bits();
+    let is_leaf = level == 1 || bits & LARGE != 0;
+    if bits & READ == 0 || is_leaf && bits & HOST == HOST {
+        Way::Other
+    } else if is_leaf {
+        Way::Counted(entry.frame())
+    } else {
+        Way::Table(entry.frame())
+    }
+}
+
+/// The table or the page to which an entry, as ours are, holds a counted reference: the quick way to what [`decode`] and
+/// [`Origin::is_counted`] say.
+#[inline(always)]
+pub(in crate::ept) fn counted(entry: EptEntry) -> Option<Hpa> {
+    const GRANTS: u64 = 7;
+    let bits = entry.to_bits();
+    (bits & GRANTS != 0 && bits & HOST != HOST).then(|| entry.frame())
+}
+
+/// What an entry of a table of `level` says. An entry that cannot be decoded is a bug of ours; it says nothing.
+#[inline(always)]
+pub(in crate::ept) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
+    Ept::decode(level, entry).unwrap_or(Decoded::Content(Content::Unmapped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paging::{Rights, Write};
+
+    #[test]
+    fn the_quick_look_sees_what_is_there() {
+        use Origin::{Copied, Filled, Host, Zero};
+        let phys = Hpa::new(0x000f_edcb_a987_6000);
+        let entry = |attr| EptEntry::from_bits(Ept::leaf_bits(1, attr) | phys.as_u64());
+        let base = EptAttr::READ_EXECUTE.with_dirty(true).with_soft(0xffc);
+        for (origin, seen) in [
+            (Filled, Quick::OwnFrame),
+            (Copied, Quick::OwnFrame),
+            (Zero, Quick::NotOwnFrame),
+            (Host, Quick::NotOwnFrame),
+        ] {
+            let leaf = entry(origin.mark(base));
+            assert_eq!((quick(leaf), leaf.frame()), (seen, phys));
+            let writable = entry(origin.mark(base.with_write(Write::Allowed)));
+            assert_eq!(quick(writable), Quick::Other);
+        }
+        assert_eq!(quick(EptEntry::EMPTY), Quick::Empty);
+        assert_eq!(quick(entry(EptAttr::EXECUTE)), Quick::Other);
+    }
+
+    #[test]
+    fn counted_references_are_those_that_decoding_tells() {
+        let phys = Hpa::new(0x000f_edc0_0000_0000);
+        let table = Ept::table_entry(phys);
+        let closed = Ept::restricted_table(phys, Rights::READ.or(Rights::EXECUTE));
+        for entry in [EptEntry::EMPTY, table, closed, table.write_protected()] {
+            let told = match decode(3, entry) {
+                Decoded::Table { table, .. } => Some(table),
+                Decoded::Content(_) => None,
+            };
+            assert_eq!(counted(entry), told, "{entry:?}");
+        }
+        let attrs = [
+            EptAttr::READ,
+            EptAttr::EXECUTE,
+            EptAttr::READ_WRITE_EXECUTE.with_dirty(true),
+        ];
+        for level in 1..=3 {
+            for origin in [Origin::Filled, Origin::Zero, Origin::Copied, Origin::Host] {
+                for attr in attrs.map(|attr| origin.mark(attr.with_accessed(true))) {
+                    let entry = EptEntry::from_bits(Ept::leaf_bits(level, attr) | phys.as_u64());
+                    let page = Content::Page { phys, attr };
+                    assert_eq!(decode(level, entry), Decoded::Content(page));
+                    assert_eq!(counted(entry), origin.is_counted().then_some(phys));
+                }
+            }
+            let later = Ept::zero_bits(level, EptAttr::READ_WRITE);
+            assert_eq!(counted(EptEntry::from_bits(later)), None);
+        }
+    }
+
+    #[test]
+    fn origins_survive_in_the_leaf_and_touch_nothing_else() {
+        for base in [
+            EptAttr::READ,
+            EptAttr::READ_WRITE_EXECUTE
+                .with_dirty(true)
+                .with_soft(0xffc),
+        ] {
+            for origin in [Origin::Filled, Origin::Zero, Origin::Copied, Origin::Host] {
+                let marked = origin.mark(base);
+                assert_eq!(Origin::of(marked), origin);
+                assert_eq!(Origin::Filled.mark(marked), Origin::Filled.mark(base));
+                assert_eq!(marked.soft() & !3, base.soft() & !3);
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Templates: spaces that nobody runs any more and that never change, and the forks made of them.
+//!
+//! A fork is a root of its own whose entries refer to the same tables as the template's. Write is withdrawn from those
+//! entries, so all below them is read-only to the fork at once; what it writes is copied, table by table on the way.
+
+use crate::addr::{AddrRange, Gpa, Hpa};
+use crate::ept::hw::debt::Invalidate;
+use crate::ept::memory::bytes::AccessError;
+use crate::ept::regions::region::{Region, RegionKind};
+use crate::ept::spaces::edit::{EditError, out};
+use crate::ept::spaces::end::Ending;
+use crate::ept::spaces::space::{Faults, Lineage, Space};
+use crate::ept::tables::log::Log;
+use crate::ept::tables::tree::Tree;
+use crate::ept::templates::error::{FreezeError, ResetError};
+use crate::frames::PhysMem;
+
+/// Which entries of a top table are in use.
+type Used = [u64; 8];
+
+/// The numbers of the entries in use.
+fn each(used: &Used) -> impl Iterator<Item = usize> {
+    used.iter().enumerate().flat_map(|(word, bits)| {
+        let mut left = *bits;
+        core::iter::from_fn(move || {
+            let bit = left.trailing_zeros() as usize;
+            left &= left.checked_sub(1)?;
+            Some(word * 64 + bit)
+        })
+    })
+}
+
+/// A space that nobody runs and that never changes, from which others are forked.
+///
+/// It ends by [`FrozenSpace::end`]. Its forks may outlive it: what they share with it stays theirs.
+#[must_use = "a template that is dropped without `end` leaks its frames"]
+pub struct FrozenSpace<'s, M: PhysMem> {
+    /// Its log holds the working set.
+    pub(in crate::ept) space: Space<'s, M>,
+    number: u64,
+    used: Used,
+}
+
+impl<'s, M: PhysMem> Space<'s, M> {
+    /// Makes this space a template. Nothing is copied, and the time it takes does not depend on how much memory it has.
+    ///
+    /// CPUs that ran the space may still have its translations; they are dropped when the template ends, and nobody uses
+    /// them before.
+    #[allow(clippy::result_large_err)]
+    pub fn freeze(mut self) -> Result<FrozenSpace<'s, M>, (FreezeError, Self)> {
+        if let Some(range) = self.passed_through() {
+            return Err((FreezeError::PassThrough(range), self));
+        }
+        let Some(generation) = self.lineage.generation.checked_add(1) else {
+            return Err((FreezeError::TooDeep, self));
+        };
+        let frames = self.spaces.frames;
+        self.tree.log.clear(frames);
+        self.tree.marks.release(frames);
+        self.tree.stop_zeroing(frames);
+        let used = self.tree.tables(frames).withdraw_write();
+        self.tree.close(frames, true);
+        let number = self.spaces.next_template();
+        self.lineage.generation = generation;
+        Ok(FrozenSpace {
+            space: self,
+            number,
+            used,
+        })
+    }
+
+    /// A second space with the same regions and the same memory: nothing is copied before one of the two writes it. Takes
+    /// one frame, and the same time however large the memory is.
+    ///
+    /// This space owes an invalidation then, as writing is withdrawn from all that is shared.
+    pub fn fork(&mut self) -> Result<Space<'s, M>, EditError> {
+        if let Some(range) = self.passed_through() {
+            return Err(EditError::PassThrough(range));
+        }
+        let lineage = Lineage {
+            template: 0,
+            ..self.lineage
+        };
+        let fork = empty_fork(self, lineage)?;
+        let (root, frames) = (self.tree.root(), self.spaces.frames);
+        let used = self.tree.tables(frames).withdraw_write();
+        self.tree.close(frames, true);
+        self.tree.marks.forget();
+        share(root, &used, fork)
+    }
+
+    fn passed_through(&self) -> Option<AddrRange<Gpa>> {
+        let device = |region: &&Region| matches!(region.kind, RegionKind::PassThrough(_));
+        self.regions.iter().find(device).map(|region| region.range)
+    }
+}
+
+/// A space with the same regions, in which nothing is mapped.
+#[inline]
+fn empty_fork<'s, M: PhysMem>(
+    from: &Space<'s, M>,
+    lineage: Lineage,
+) -> Result<Space<'s, M>, EditError> {
+    let regions = from.regions.share().map_err(out)?;
+    let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
+    tree.reach = from.tree.reach;
+    tree.pages = from.tree.pages;
+    tree.host_writes_small = from.tree.host_writes_small;
+    tree.around = from.tree.around;
+    tree.exact = from.tree.exact;
+    Ok(Space {
+        spaces: from.spaces,
+        tree,
+        regions,
+        faults: Faults::default(),
+        lineage,
+    })
+}
+
+/// Has the empty `fork` share what the used entries of a top table refer to, from which write has been withdrawn.
+#[inline]
+fn share<'s, M: PhysMem>(
+    root: Hpa,
+    used: &Used,
+    mut fork: Space<'s, M>,
+) -> Result<Space<'s, M>, EditError> {
+    let frames = fork.spaces.frames;
+    let to = fork.tree.root();
+    let mut tables = fork.tree.page_tables(frames);
+    for index in each(used) {
+        tables.share_entry(root, to, index);
+    }
+    let Some(error) = tables.failed else {
+        return Ok(fork);
+    };
+    // No CPU has seen it.
+    tables.drop_table(to, 4);
+    fork.tree.close(frames, false);
+    Err(out(error))
+}
+
+impl<'s, M: PhysMem> FrozenSpace<'s, M> {
+    /// A space with the same regions and memory. It takes one frame and the same time, however large the memory is.
+    pub fn fork(&self) -> Result<Space<'s, M>, EditError> {
+        let lineage = Lineage {
+            template: self.number,
+            ..self.space.lineage
+        };
+        let mut fork = empty_fork(&self.space, lineage)?;
+        fork.tree.log = Log::on();
+        share(self.root(), &self.used, fork)
+    }
+
+    /// Takes the place of `other`: its forks count as being as many generations from the first template as that one's.
+    pub fn in_place_of(mut self, other: &Self) -> Self {
+        self.space.lineage.generation = other.generation();
+        self
+    }
+
+    /// The memory, to be read, counted and audited.
+    pub fn as_space(&self) -> &Space<'s, M> {
+        &self.space
+    }
+
+    /// How many templates there are from the first to this one: the generation of its forks.
+    pub fn generation(&self) -> u32 {
+        self.space.lineage.generation
+    }
+
+    /// Copies bytes from `gpa` on out.
+    pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), AccessError> {
+        self.space.read(gpa, into)
+    }
+
+    /// Pays what this CPU owes for the time before the space was frozen, so that frames that waited for it come back.
+    pub fn settle(&mut self, cpu: &mut impl Invalidate) {
+        self.space.settle(cpu);
+    }
+
+    /// Ends the template. What its forks share with it stays theirs.
+    pub fn end(self) -> Ending<'s, M> {
+        self.space.end()
+    }
+
+    /// Whether `fork` is one of this template.
+    pub(in crate::ept) fn check(&self, fork: &Space<'s, M>) -> Result<(), ResetError> {
+        match fork.lineage.template {
+            0 => Err(ResetError::NotAFork),
+            number if number != self.number => Err(ResetError::OtherTemplate),
+            _ => Ok(()),
+        }
+    }
+
+    /// The entries of its top table that are in use.
+    pub(in crate::ept) fn used_entries(&self) -> impl Iterator<Item = usize> {
+        each(&self.used)
+    }
+
+    /// The top table.
+    pub(in crate::ept) fn root(&self) -> Hpa {
+        self.space.tree.root()
+    }
+}

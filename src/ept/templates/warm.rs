@@ -1,0 +1,249 @@
+//! The warm reset: what a fork wrote is copied back, page by page.
+
+use crate::addr::{Gpa, Hpa, PAGE_SIZE};
+use crate::ept::resolve::source::Source;
+use crate::ept::spaces::space::Space;
+use crate::ept::tables::entry::{Origin, decode};
+use crate::ept::tables::log::Record;
+use crate::ept::tables::word::{DIRTY, TOLD, WRITE, word};
+use crate::ept::templates::reset::Restored;
+use crate::ept::templates::template::FrozenSpace;
+use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
+use crate::paging::{Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, Write, query};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// In place of the address of what a template holds where a fork has a page of its own: nobody has looked yet, or it is
+/// the last bytes of a host range, which do not fill the page.
+const UNKNOWN: u64 = 0;
+
+/// A reset under way.
+struct Warm<'a, 's, M: PhysMem> {
+    template: &'a FrozenSpace<'s, M>,
+    frames: &'s FrameAllocator<M>,
+    retired: &'a mut Retired,
+    /// After how many resets a page that was not written goes.
+    idle: u64,
+    /// Pages that were copied back, those that were not written, and those of these that went.
+    copied: u64,
+    clean: u64,
+    dropped: u64,
+    /// The log was right about every page.
+    sound: bool,
+}
+
+impl<'s, M: PhysMem> Space<'s, M> {
+    /// Copies back what was written since the last reset. Pages that were not written for `idle` resets go. `None`: the log
+    /// is not what it should be.
+    #[inline]
+    pub(in crate::ept) fn reset_warm(
+        &mut self,
+        template: &FrozenSpace<'s, M>,
+        idle: u64,
+    ) -> Option<Restored> {
+        if self.eptp().accessed_dirty() {
+            return self.copy_back::<true>(template, idle);
+        }
+        self.copy_back_all(template, idle)
+    }
+
+    /// The same on a CPU that does not mark pages.
+    #[inline(never)]
+    fn copy_back_all(&mut self, template: &FrozenSpace<'s, M>, idle: u64) -> Option<Restored> {
+        let restored = self.copy_back::<false>(template, idle);
+        if self.tree.exact {
+            self.withdraw_write();
+        }
+        restored
+    }
+
+    #[inline(always)]
+    fn copy_back<const MARKS: bool>(
+        &mut self,
+        template: &FrozenSpace<'s, M>,
+        idle: u64,
+    ) -> Option<Restored> {
+        let frames = self.spaces.frames;
+        let before = self.tree.debt.retired.frames();
+        let mut warm = Warm {
+            template,
+            frames,
+            retired: &mut self.tree.debt.retired,
+            idle,
+            copied: 0,
+            clean: 0,
+            dropped: 0,
+            sound: true,
+        };
+        self.tree.log.retain(frames, |record| {
+            // SAFETY: the leaf of a page that became this space's own, in a table that is its own since: no edit has
+            // moved it, or the log would be lost.
+            let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
+            let bits = leaf.load(Ordering::Relaxed);
+            if bits & DIRTY == 0
+                && let Some(stays) = warm.not_dirty(record, leaf)
+            {
+                return stays;
+            }
+            warm.copied += 1;
+            let frame = EptEntry::from_bits(bits).frame();
+            match record.source {
+                UNKNOWN => warm.first_time(record, bits),
+                // SAFETY: when the source was found, the leaf led to a frame that nobody else refers to, and so it does as
+                // long as the log is not lost. The source is a page of the template's, of host bytes or of zeroes, and
+                // never changes.
+                from => unsafe { frames.overwrite_page(frame, Hpa::new(from)) },
+            }
+            if MARKS {
+                leaf.fetch_and(!(DIRTY | TOLD), Ordering::AcqRel);
+                *record = record.with_idle(0);
+            }
+            true
+        });
+        let Warm {
+            copied,
+            clean,
+            dropped,
+            sound,
+            ..
+        } = warm;
+        let freed = self.tree.debt.retired.frames() - before;
+        // What CPUs have cached of a leaf may not be what it says now.
+        self.tree
+            .close(frames, MARKS && copied != 0 || dropped != 0);
+        sound.then_some(Restored {
+            cold: false,
+            copied,
+            dropped,
+            kept: copied + clean - dropped,
+            frames: freed,
+        })
+    }
+
+    /// Has the next write to each page that was copied back be a violation, which tells that it was written, and notes it
+    /// again; so it is forgotten here, unless only the host writes it.
+    fn withdraw_write(&mut self) {
+        let (frames, regions) = (self.spaces.frames, &self.regions);
+        self.tree.log.retain(frames, |record| {
+            // SAFETY: as in `reset_warm`.
+            let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
+            leaf.fetch_and(!(WRITE | DIRTY | TOLD), Ordering::AcqRel);
+            let region = regions.find(record.page());
+            region.is_some_and(|region| !region.is_writable())
+        });
+        self.tree.close(frames, true);
+    }
+}
+
+impl<M: PhysMem> Warm<'_, '_, M> {
+    /// A page without the mark. If it was not written either, it goes if that is so for long; yields whether it stays.
+    #[inline(never)]
+    fn not_dirty(&mut self, record: &mut Record, leaf: &AtomicU64) -> Option<bool> {
+        let told = leaf.load(Ordering::Relaxed) & TOLD != 0;
+        (!told).then(|| self.is_idle(record, leaf))
+    }
+
+    /// A page that was not written: yields whether it stays.
+    fn is_idle(&mut self, record: &mut Record, leaf: &AtomicU64) -> bool {
+        self.clean += 1;
+        let age = record.idle() + 1;
+        *record = record.with_idle(age);
+        if age < self.idle {
+            return true;
+        }
+        let Some(frame) = own_frame(leaf.load(Ordering::Relaxed)) else {
+            self.sound = false;
+            return true;
+        };
+        // Where the template's frame cannot be shared, the page stays.
+        let Ok(entry) = self.template.shared_leaf(record.page()) else {
+            return true;
+        };
+        leaf.store(entry.to_bits(), Ordering::Release);
+        let gone = self.frames.retire_entry(frame, self.retired);
+        debug_assert!(gone.is_ok(), "{gone:?}");
+        self.dropped += 1;
+        false
+    }
+
+    /// Finds out what the template holds, and copies it back.
+    #[cold]
+    fn first_time(&mut self, record: &mut Record, bits: u64) {
+        let found = own_frame(bits).filter(|frame| self.frames.count(*frame) == 1);
+        let Some(frame) = found else {
+            self.sound = false;
+            return;
+        };
+        record.source = self.template.source_of(record.page());
+        if record.source == UNKNOWN {
+            self.sound &= self.template.copy_part(record.page(), frame).is_ok();
+        } else {
+            // SAFETY: the frame is a guest's page and, as was found just now, nobody else's; the template's never change.
+            unsafe { self.frames.overwrite_page(frame, Hpa::new(record.source)) };
+        }
+    }
+}
+
+/// The frame that a leaf refers to, if it is one that can be a space's own.
+#[inline]
+fn own_frame(bits: u64) -> Option<Hpa> {
+    match decode(1, EptEntry::from_bits(bits)) {
+        Decoded::Content(Content::Page { phys, attr }) => match Origin::of(attr) {
+            Origin::Filled | Origin::Copied => Some(phys),
+            Origin::Zero | Origin::Host => None,
+        },
+        _ => None,
+    }
+}
+
+impl<M: PhysMem> FrozenSpace<'_, M> {
+    /// The page that is mapped at `page`.
+    fn mapped(&self, page: Gpa) -> Option<(Hpa, EptAttr)> {
+        let tables = self.space.tree.view(self.space.spaces.frames);
+        let mapping = query(&tables, page).ok()??;
+        match mapping.content {
+            Content::Page { attr, .. } => Some((mapping.phys_of(page)?, attr)),
+            _ => None,
+        }
+    }
+
+    /// What a page holds that was never touched.
+    fn untouched(&self, page: Gpa) -> Option<Source> {
+        let region = self.space.regions.find(page)?;
+        Source::of(region, page).ok()
+    }
+
+    /// Where the bytes are that it holds at `page`, or [`UNKNOWN`] where they do not fill it.
+    fn source_of(&self, page: Gpa) -> u64 {
+        let mapped = self.mapped(page).map(|(phys, _)| phys);
+        let source = mapped.or_else(|| match self.untouched(page) {
+            Some(Source::Host(from, PAGE_SIZE)) => Some(from),
+            Some(Source::Host(..)) => None,
+            _ => Some(self.space.spaces.zero),
+        });
+        source.map_or(UNKNOWN, Hpa::as_u64)
+    }
+
+    /// Fills a fork's frame with host bytes that do not fill the page.
+    fn copy_part(&self, page: Gpa, frame: Hpa) -> Result<(), FrameError> {
+        match self.untouched(page) {
+            // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
+            Some(Source::Host(from, len)) => unsafe {
+                self.space.spaces.frames.overwrite(frame, from, len)
+            },
+            _ => Err(FrameError::NotManaged(frame)),
+        }
+    }
+
+    /// The leaf of a fork that shares what the template has at `page`.
+    fn shared_leaf(&self, page: Gpa) -> Result<EptEntry, FrameError> {
+        let Some((phys, attr)) = self.mapped(page) else {
+            return Ok(EptEntry::EMPTY);
+        };
+        if Origin::of(attr).is_counted() {
+            self.space.spaces.frames.share_entry(phys)?.into_raw();
+        }
+        let attr = attr.with_write(Write::Denied).with_dirty(false);
+        let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
+        Ok(EptEntry::from_bits(bits))
+    }
+}
