@@ -191,7 +191,7 @@ mod tests {
         let usable = [arena.range()];
         // SAFETY: the arena is the test's own.
         let frames = unsafe { FrameAllocator::new(arena, usable, []) }.unwrap();
-        let spaces = Spaces::new(&frames, EptCapability::new(u64::MAX, 52)).unwrap();
+        let spaces = Spaces::new(&frames, EptCapability::typical()).unwrap();
         let mut space = spaces.create(36).unwrap();
         let all = AddrRange::new(Gpa::new(0), 1024 * PAGE_SIZE).unwrap();
         space.map(Region::new(all, RegionKind::Ram)).unwrap();

@@ -162,7 +162,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
             vmx,
             ept: EptCapability {
                 execute_large: !mitigations.multihit,
-                ..EptCapability::new(capabilities.ept_vpid.0, capabilities.physical_bits)
+                ..capabilities.ept
             },
             limits: Limits {
                 cr0: capabilities.cr0,

@@ -9,8 +9,9 @@ use core::fmt;
 use bit_field::BitField;
 use x86::msr;
 
-use super::capability_msrs::{Allowed, Basic, EptVpid, FixedBits, Misc};
+use super::capability_msrs::{Allowed, Basic, FixedBits, Misc};
 use super::controls::{Control, ControlWord, Exit, Primary, Secondary};
+use crate::ept::EptCapability;
 
 /// IA32_VMX_PROCBASED_CTLS3 (SDM "Tertiary Processor-Based VM-Execution Controls", A.3.4).
 const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
@@ -108,7 +109,7 @@ pub struct Capabilities {
     /// The fixed bits of CR4.
     pub cr4: FixedBits,
     /// What EPT and VPID can do.
-    pub ept_vpid: EptVpid,
+    pub ept: EptCapability,
     /// The VM functions there are (IA32_VMX_VMFUNC).
     pub vm_functions: u64,
     /// The highest index of a VMCS field (IA32_VMX_VMCS_ENUM).
@@ -139,7 +140,7 @@ impl Capabilities {
                 fixed0: cpu.rdmsr(msr::IA32_VMX_CR4_FIXED0),
                 fixed1: cpu.rdmsr(msr::IA32_VMX_CR4_FIXED1),
             },
-            ept_vpid: EptVpid::default(),
+            ept: EptCapability::default(),
             vm_functions: 0,
             highest_field_index: cpu.rdmsr(msr::IA32_VMX_VMCS_ENUM).get_bits(1..10) as u32,
             physical_bits: 0,
@@ -148,7 +149,8 @@ impl Capabilities {
         };
         (this.physical_bits, this.linear_bits) = address_bits(cpu);
         if this.offers(Secondary::EnableEpt) || this.offers(Secondary::EnableVpid) {
-            this.ept_vpid = EptVpid(cpu.rdmsr(msr::IA32_VMX_EPT_VPID_CAP));
+            let value = cpu.rdmsr(msr::IA32_VMX_EPT_VPID_CAP);
+            this.ept = EptCapability::new(value, this.physical_bits);
         }
         if this.offers(Secondary::EnableVmFunctions) {
             this.vm_functions = cpu.rdmsr(msr::IA32_VMX_VMFUNC);

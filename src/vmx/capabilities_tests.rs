@@ -321,12 +321,12 @@ fn what_a_haswell_says() {
         (40, 48)
     );
     assert_eq!(capabilities.vm_functions, 1);
-    assert!(capabilities.ept_vpid.accessed_dirty() && capabilities.ept_vpid.pages_1g());
+    assert!(capabilities.ept.accessed_dirty && capabilities.ept.pages_1g);
     assert!(!capabilities.basic.any_error_code());
     assert_eq!(capabilities.cr4.check(0x2000), Ok(()));
     assert_eq!(capabilities.cr4.check(0).unwrap_err().must_set, 0x2000);
     let westmere = Capabilities::discover(&westmere()).unwrap();
-    assert!(!westmere.ept_vpid.accessed_dirty() && westmere.ept_vpid.pages_2m());
+    assert!(!westmere.ept.accessed_dirty && westmere.ept.pages_2m);
     assert_eq!(westmere.misc.preemption_timer_shift(), 7);
     let tigerlake = Capabilities::discover(&tigerlake()).unwrap();
     assert!(tigerlake.offers(Secondary::EnablePml) && tigerlake.basic.any_error_code());

@@ -107,70 +107,6 @@ impl Misc {
     }
 }
 
-/// IA32_VMX_EPT_VPID_CAP (SDM "VPID and EPT Capabilities", A.10). 0 on a CPU with neither.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EptVpid(pub u64);
-
-macro_rules! ept_vpid_bits {
-    ($($(#[$doc:meta])* $name:ident = $bit:literal,)*) => {
-        impl EptVpid {
-            $($(#[$doc])* pub fn $name(self) -> bool {
-                self.0.get_bit($bit)
-            })*
-        }
-    };
-}
-
-ept_vpid_bits! {
-    /// Execute-only translations.
-    execute_only = 0,
-    /// Page walks of length 4.
-    walk_length_4 = 6,
-    /// Page walks of length 5.
-    walk_length_5 = 7,
-    /// EPT tables in uncacheable memory.
-    uncacheable_tables = 8,
-    /// EPT tables in write-back memory.
-    write_back_tables = 14,
-    /// 2 MiB pages.
-    pages_2m = 16,
-    /// 1 GiB pages.
-    pages_1g = 17,
-    /// INVEPT.
-    invept = 20,
-    /// Accessed and dirty flags.
-    accessed_dirty = 21,
-    /// Advanced exit information for EPT violations: exit-qualification bits 11:9.
-    advanced_exit_information = 22,
-    /// Supervisor shadow-stack control.
-    supervisor_shadow_stack = 23,
-    /// INVEPT of one EPTP.
-    invept_single_context = 25,
-    /// INVEPT of all.
-    invept_all_context = 26,
-    /// INVVPID.
-    invvpid = 32,
-    /// INVVPID of one address.
-    invvpid_individual_address = 40,
-    /// INVVPID of one VPID.
-    invvpid_single_context = 41,
-    /// INVVPID of all.
-    invvpid_all_context = 42,
-    /// INVVPID of one VPID but its global translations.
-    invvpid_single_context_retaining_globals = 43,
-}
-
-impl EptVpid {
-    /// Whether what a guest's VPID caches can be dropped, without which a VPID must not be used.
-    pub fn can_flush_vpid(self) -> bool {
-        self.invvpid() && (self.invvpid_single_context() || self.invvpid_all_context())
-    }
-    /// Whether what an EPT caches can be dropped.
-    pub fn can_flush_ept(self) -> bool {
-        self.invept() && (self.invept_single_context() || self.invept_all_context())
-    }
-}
-
 /// Which bits of a control register are fixed in VMX operation (SDM "VMX-Fixed Bits in CR0" and "in CR4", A.7, A.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FixedBits {
@@ -309,15 +245,5 @@ mod tests {
         assert_eq!(cr0.check(cr0.apply(u64::MAX)), Ok(()));
         assert_eq!(cr0.for_unrestricted_guest().check(0x20), Ok(()));
         assert!(cr0.for_unrestricted_guest().check(0).is_err());
-    }
-
-    #[test]
-    fn invalidation_needs_the_instruction_and_a_type_of_it() {
-        assert!(!EptVpid(1 << 20).can_flush_ept());
-        assert!(!EptVpid(1 << 25).can_flush_ept());
-        assert!(EptVpid(1 << 20 | 1 << 25).can_flush_ept());
-        assert!(EptVpid(1 << 20 | 1 << 26).can_flush_ept());
-        assert!(!EptVpid(1 << 32 | 1 << 40).can_flush_vpid());
-        assert!(EptVpid(1 << 32 | 1 << 42).can_flush_vpid());
     }
 }

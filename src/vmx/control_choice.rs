@@ -4,6 +4,7 @@ use core::fmt;
 
 use super::capabilities::Capabilities;
 use super::controls::{Control, ControlSet, ControlWord, Entry, Exit, Pin, Primary, Secondary};
+use crate::ept::EptCapability;
 
 /// How much a control is wanted.
 #[derive(Clone, Copy)]
@@ -58,12 +59,12 @@ static WANTED: &[(Control, Need)] = &[
     (Secondary::EnableEpt.control(), Need::Must),
     (
         Secondary::EnableVpid.control(),
-        Need::NiceIf(|capabilities| capabilities.ept_vpid.can_flush_vpid()),
+        Need::NiceIf(|capabilities| capabilities.ept.can_flush_vpid()),
     ),
     // The CPU logs only where it marks.
     (
         Secondary::EnablePml.control(),
-        Need::NiceIf(|capabilities| capabilities.ept_vpid.accessed_dirty()),
+        Need::NiceIf(|capabilities| capabilities.ept.accessed_dirty),
     ),
     (Secondary::UnrestrictedGuest.control(), Need::Nice),
     // Each of these instructions is #UD in the guest unless its control is 1.
@@ -103,40 +104,6 @@ static WANTED: &[(Control, Need)] = &[
     (Entry::LoadPkrs.control(), Need::Never),
 ];
 
-/// What EPT itself must be able to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EptNeed {
-    /// Page walks of length 4.
-    WalkLength4,
-    /// Tables in write-back memory.
-    WriteBack,
-    /// INVEPT, of one EPTP or of all.
-    Invept,
-}
-
-impl EptNeed {
-    const ALL: [Self; 3] = [Self::WalkLength4, Self::WriteBack, Self::Invept];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::WalkLength4 => "EPT page-walk length of 4 (IA32_VMX_EPT_VPID_CAP bit 6)",
-            Self::WriteBack => {
-                "EPT paging structures of type write-back (IA32_VMX_EPT_VPID_CAP bit 14)"
-            }
-            Self::Invept => {
-                "INVEPT with type single-context or all-context (IA32_VMX_EPT_VPID_CAP bits 20, 25, 26)"
-            }
-        }
-    }
-    fn is_met(self, capabilities: &Capabilities) -> bool {
-        match self {
-            Self::WalkLength4 => capabilities.ept_vpid.walk_length_4(),
-            Self::WriteBack => capabilities.ept_vpid.write_back_tables(),
-            Self::Invept => capabilities.ept_vpid.can_flush_ept(),
-        }
-    }
-}
-
 /// What a CPU with VMX lacks to run our guests. Its text names every single thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnmetControls {
@@ -144,8 +111,8 @@ pub struct UnmetControls {
     pub missing: ControlSet,
     /// Controls that must be 0 and cannot.
     pub forced: ControlSet,
-    /// What EPT cannot do, where there is EPT at all.
-    pub ept: [Option<EptNeed>; 3],
+    /// Which of [`EptCapability::NEEDED`] EPT lacks, where it is there at all.
+    pub ept: [bool; 3],
 }
 
 impl fmt::Display for UnmetControls {
@@ -155,9 +122,11 @@ impl fmt::Display for UnmetControls {
             write!(f, "{separator}{control}")?;
             separator = ", ";
         }
-        for need in self.ept.iter().flatten() {
-            write!(f, "{separator}{}", need.name())?;
-            separator = ", ";
+        for (missing, name) in self.ept.into_iter().zip(EptCapability::NEEDED) {
+            if missing {
+                write!(f, "{separator}{name}")?;
+                separator = ", ";
+            }
         }
         for control in self.forced.iter() {
             write!(f, "{separator}the 0-setting of {control}")?;
@@ -189,12 +158,12 @@ pub fn choose_controls(capabilities: &Capabilities) -> Result<ControlSet, UnmetC
         forced.set(*control, !may_force && capabilities.forces(*control));
         chosen.set(*control, wanted && offered);
     }
-    let mut ept = EptNeed::ALL.map(|need| (!need.is_met(capabilities)).then_some(need));
+    let mut ept = capabilities.ept.missing();
     if !capabilities.offers(Secondary::EnableEpt) {
         // The one thing that is missing is EPT, which is in the list already.
-        ept = [None; 3];
+        ept = [false; 3];
     }
-    if !missing.is_empty() || !forced.is_empty() || ept.iter().any(Option::is_some) {
+    if !missing.is_empty() || !forced.is_empty() || ept != [false; 3] {
         return Err(UnmetControls {
             missing,
             forced,
@@ -356,7 +325,7 @@ mod tests {
         profile.clear_msr_bit(0x48c, 25).clear_msr_bit(0x48c, 26);
         profile.clear_msr_bit(0x48c, 6).clear_msr_bit(0x48c, 14);
         let error = choose_controls(&discover(&profile)).unwrap_err();
-        assert_eq!(error.ept.iter().flatten().count(), 3);
+        assert_eq!(error.ept, [true; 3]);
         assert!(error.to_string().contains("INVEPT"));
         assert!(error.missing.is_empty());
     }

@@ -4,13 +4,14 @@ use crate::addr::{Address, Hpa, PAGE_SIZE, PageSize};
 use crate::paging::{Ept, Format};
 use bit_field::BitField;
 
-/// What the CPU reports of EPT and VPIDs in IA32_VMX_EPT_VPID_CAP (SDM "VPID and EPT Capabilities", appendix A.10).
+/// What the CPU reports of EPT and VPIDs in IA32_VMX_EPT_VPID_CAP (SDM "VPID and EPT Capabilities", appendix A.10). All
+/// false on a CPU with neither.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EptCapability {
-    /// Pages may be executable without being readable.
-    pub execute_only: bool,
-    /// Page walks of 4 levels.
-    pub four_levels: bool,
+    /// Page walks of length 4.
+    pub walk_length_4: bool,
+    /// Page walks of length 5.
+    pub walk_length_5: bool,
     /// The tables may be cached uncacheable.
     pub uncacheable_tables: bool,
     /// The tables may be cached write-back.
@@ -22,26 +23,24 @@ pub struct EptCapability {
     /// Leaves larger than 4 KiB may be executable. On a CPU where a fetch from one can end in a machine check (iTLB
     /// multihit), whoever starts it takes this back.
     pub execute_large: bool,
+    /// INVEPT is there.
+    pub invept: bool,
     /// The CPU can set accessed and dirty.
     pub accessed_dirty: bool,
     /// Violations say more about the linear address: its mode, and what the guest's tables allow.
     pub advanced_information: bool,
-    /// INVEPT is there.
-    pub invept: bool,
+    /// Supervisor shadow-stack control.
+    pub supervisor_shadow_stack: bool,
     /// INVEPT can act on one EPT pointer.
     pub invept_single: bool,
     /// INVEPT can act on all.
     pub invept_all: bool,
     /// INVVPID is there.
     pub invvpid: bool,
-    /// INVVPID can act on one address.
-    pub invvpid_address: bool,
     /// INVVPID can act on one VPID.
     pub invvpid_single: bool,
     /// INVVPID can act on all.
     pub invvpid_all: bool,
-    /// INVVPID can act on one VPID and spare global translations.
-    pub invvpid_single_globals: bool,
     /// Bits of a physical address: an entry with others set is a misconfiguration.
     pub physical_bits: u8,
 }
@@ -50,8 +49,8 @@ impl EptCapability {
     /// Decodes the value of IA32_VMX_EPT_VPID_CAP. `physical_bits` is MAXPHYADDR, what CPUID says of physical addresses.
     pub fn new(value: u64, physical_bits: u8) -> Self {
         Self {
-            execute_only: value.get_bit(0),
-            four_levels: value.get_bit(6),
+            walk_length_4: value.get_bit(6),
+            walk_length_5: value.get_bit(7),
             uncacheable_tables: value.get_bit(8),
             write_back_tables: value.get_bit(14),
             pages_2m: value.get_bit(16),
@@ -60,28 +59,37 @@ impl EptCapability {
             invept: value.get_bit(20),
             accessed_dirty: value.get_bit(21),
             advanced_information: value.get_bit(22),
+            supervisor_shadow_stack: value.get_bit(23),
             invept_single: value.get_bit(25),
             invept_all: value.get_bit(26),
             invvpid: value.get_bit(32),
-            invvpid_address: value.get_bit(40),
             invvpid_single: value.get_bit(41),
             invvpid_all: value.get_bit(42),
-            invvpid_single_globals: value.get_bit(43),
             physical_bits: physical_bits.min(Ept::PHYS_BITS as u8),
         }
     }
 
-    /// The first thing that a space cannot do without and that this CPU lacks, by name.
-    pub const fn missing(&self) -> Option<&'static str> {
-        if !self.four_levels {
-            Some("EPT page walks of 4 levels")
-        } else if !self.write_back_tables && !self.uncacheable_tables {
-            Some("a memory type for EPT tables")
-        } else if !self.invept || !(self.invept_single || self.invept_all) {
-            Some("INVEPT")
-        } else {
-            None
-        }
+    /// What a processor of today has, for tests and examples.
+    pub fn typical() -> Self {
+        Self::new(u64::MAX, 52)
+    }
+
+    /// What a space cannot do without, by name.
+    pub const NEEDED: [&'static str; 3] = [
+        "EPT page-walk length of 4 (IA32_VMX_EPT_VPID_CAP bit 6)",
+        "EPT paging structures of type write-back (IA32_VMX_EPT_VPID_CAP bit 14)",
+        "INVEPT with type single-context or all-context (IA32_VMX_EPT_VPID_CAP bits 20, 25, 26)",
+    ];
+
+    /// Which of [`EptCapability::NEEDED`] this CPU lacks.
+    pub const fn missing(&self) -> [bool; 3] {
+        let invept = self.invept && (self.invept_single || self.invept_all);
+        [!self.walk_length_4, !self.write_back_tables, !invept]
+    }
+
+    /// Whether what a guest's VPID caches can be dropped, without which a VPID must not be used.
+    pub const fn can_flush_vpid(&self) -> bool {
+        self.invvpid && (self.invvpid_single || self.invvpid_all)
     }
 
     /// Whether leaves of this size can be used.
@@ -105,7 +113,8 @@ impl Eptp {
     pub(in crate::ept) fn new(root: Hpa, capability: &EptCapability, accessed_dirty: bool) -> Self {
         debug_assert!(root.is_aligned(PAGE_SIZE));
         let mut value = root.as_u64();
-        value.set_bits(0..3, if capability.write_back_tables { 6 } else { 0 });
+        // Write-back, which every CPU that runs guests has for its tables.
+        value.set_bits(0..3, 6);
         value.set_bits(3..6, 4 - 1);
         value.set_bit(6, accessed_dirty && capability.accessed_dirty);
         Self(value)
@@ -132,8 +141,8 @@ mod tests {
     fn every_bit_has_its_own_meaning() {
         let fields = |c: EptCapability| {
             [
-                (c.execute_only, 0),
-                (c.four_levels, 6),
+                (c.walk_length_4, 6),
+                (c.walk_length_5, 7),
                 (c.uncacheable_tables, 8),
                 (c.write_back_tables, 14),
                 (c.pages_2m, 16),
@@ -141,13 +150,12 @@ mod tests {
                 (c.invept, 20),
                 (c.accessed_dirty, 21),
                 (c.advanced_information, 22),
+                (c.supervisor_shadow_stack, 23),
                 (c.invept_single, 25),
                 (c.invept_all, 26),
                 (c.invvpid, 32),
-                (c.invvpid_address, 40),
                 (c.invvpid_single, 41),
                 (c.invvpid_all, 42),
-                (c.invvpid_single_globals, 43),
             ]
         };
         for bit in 0..64 {
@@ -159,53 +167,48 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        let all = EptCapability::new(u64::MAX, 52);
-        assert_eq!(all.missing(), None);
-        assert_eq!(
-            EptCapability {
-                four_levels: false,
-                ..all
-            }
-            .missing(),
-            Some("EPT page walks of 4 levels")
-        );
-        assert_eq!(
-            EptCapability {
-                invept: false,
-                ..all
-            }
-            .missing(),
-            Some("INVEPT")
-        );
-        let neither = EptCapability {
-            invept_single: false,
-            invept_all: false,
-            ..all
-        };
-        assert_eq!(neither.missing(), Some("INVEPT"));
-        let no_type = EptCapability {
-            write_back_tables: false,
-            uncacheable_tables: false,
-            ..all
-        };
-        assert!(no_type.missing().is_some());
+        let all = u64::MAX;
+        for (lacks, missing) in [
+            (0, [false, false, false]),
+            (1 << 25, [false, false, false]),
+            (1 << 26, [false, false, false]),
+            (1 << 6, [true, false, false]),
+            (1 << 14, [false, true, false]),
+            (1 << 20, [false, false, true]),
+            (1 << 25 | 1 << 26, [false, false, true]),
+            (all, [true, true, true]),
+        ] {
+            let capability = EptCapability::new(all & !lacks, 52);
+            assert_eq!(capability.missing(), missing, "{lacks:#x}");
+        }
+    }
+
+    #[test]
+    fn a_flush_of_a_vpid_needs_the_instruction_and_a_type_of_it() {
+        for (value, can) in [
+            (1 << 32 | 1 << 40, false),
+            (1 << 41, false),
+            (1 << 32 | 1 << 41, true),
+            (1 << 32 | 1 << 42, true),
+        ] {
+            assert_eq!(EptCapability::new(value, 52).can_flush_vpid(), can);
+        }
     }
 
     #[test]
     fn the_pointer_uses_only_what_the_cpu_has() {
-        let all = EptCapability::new(u64::MAX, 52);
+        let all = EptCapability::typical();
         let root = Hpa::new(0x12_3456_7000);
         assert_eq!(Eptp::new(root, &all, true).as_u64(), 0x12_3456_705e);
         assert_eq!(Eptp::new(root, &all, false).as_u64(), 0x12_3456_701e);
         let old = EptCapability {
             accessed_dirty: false,
-            write_back_tables: false,
             ..all
         };
         let pointer = Eptp::new(root, &old, true);
         assert_eq!(
             (pointer.as_u64(), pointer.root(), pointer.accessed_dirty()),
-            (0x12_3456_7018, root, false)
+            (0x12_3456_701e, root, false)
         );
     }
 }

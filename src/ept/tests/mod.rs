@@ -34,7 +34,7 @@ pub(in crate::ept) fn gpas(start: u64, len: u64) -> AddrRange<Gpa> {
 }
 
 pub(in crate::ept) fn all_capabilities() -> EptCapability {
-    EptCapability::new(u64::MAX, 52)
+    EptCapability::typical()
 }
 
 /// An allocator of `frames` frames with the module's bytes behind them.

@@ -89,7 +89,7 @@ mod tests {
         let usable = [arena.range()];
         // SAFETY: the arena is the test's own.
         let frames = unsafe { FrameAllocator::new(arena, usable, []) }.unwrap();
-        let spaces = Spaces::new(&frames, EptCapability::new(u64::MAX, 52)).unwrap();
+        let spaces = Spaces::new(&frames, EptCapability::typical()).unwrap();
         let mut space = spaces.create(40).unwrap();
         let host = AddrRange::new(Hpa::new(0x8000_0000), 2 * PAGE_SIZE).unwrap();
         // SAFETY: nothing reads them.

@@ -159,15 +159,15 @@ impl<V: Vmcs> Checker<'_, V> {
 
     fn ept_pointer(&mut self) -> Result<(), VmcsError> {
         let eptp = self.vmcs.read64(Field64::EptPointer)?;
-        let can = self.capabilities.ept_vpid;
+        let can = self.capabilities.ept;
         let memory_type = match eptp.get_bits(0..3) {
-            0 => can.uncacheable_tables(),
-            6 => can.write_back_tables(),
+            0 => can.uncacheable_tables,
+            6 => can.write_back_tables,
             _ => false,
         };
         let walk_length = match eptp.get_bits(3..6) {
-            3 => can.walk_length_4(),
-            4 => can.walk_length_5(),
+            3 => can.walk_length_4,
+            4 => can.walk_length_5,
             _ => false,
         };
         const EPTP: Field64 = Field64::EptPointer;
@@ -182,12 +182,12 @@ impl<V: Vmcs> Checker<'_, V> {
             "bits 5:3 must be a supported page-walk length less 1",
         )?;
         self.require(
-            !eptp.get_bit(6) || can.accessed_dirty(),
+            !eptp.get_bit(6) || can.accessed_dirty,
             EPTP,
             "bit 6 must be 0: no accessed and dirty flags for EPT",
         )?;
         self.require(
-            eptp.get_bits(8..12) == 0 && (!eptp.get_bit(7) || can.supervisor_shadow_stack()),
+            eptp.get_bits(8..12) == 0 && (!eptp.get_bit(7) || can.supervisor_shadow_stack),
             EPTP,
             "reserved bits 11:7 must be 0",
         )?;
