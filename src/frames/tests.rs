@@ -65,6 +65,16 @@ fn frame_zero_is_not_managed() {
 }
 
 #[test]
+fn the_counts_take_as_many_frames_as_is_said() {
+    for (frames, counts) in [(16, 1), (512, 1), (513, 2), (1025, 3)] {
+        let bytes = FrameAllocator::<Arena>::count_bytes(frames);
+        assert_eq!(bytes.div_ceil(PAGE_SIZE), counts);
+        let figures = Arena::allocator(0x10_0000, frames).figures();
+        assert_eq!((figures.counts, figures.total), (counts, frames - counts));
+    }
+}
+
+#[test]
 fn memory_too_small_for_its_counts_is_refused() {
     let arena = Arena::new(0x1000, 1);
     let one = arena.range();

@@ -387,6 +387,46 @@ fn new_permissions_leave_accessed_and_dirty_alone() {
 }
 
 #[test]
+fn entries_are_what_the_trait_of_page_table_entry_promises() {
+    fn check<E: Entry>(address: u64) {
+        let at = |address: u64| memory_addr::PhysAddr::from(address as usize);
+        let read_write = MappingFlags::READ | MappingFlags::WRITE;
+        let mut page = E::new_page(at(0x5000), read_write, false);
+        assert!(page.is_present() && !page.is_unused() && !page.is_huge());
+        assert_eq!(
+            (page.paddr(), page.bits() as u64),
+            (at(0x5000), page.to_bits())
+        );
+        assert!(page.flags().contains(read_write));
+        // Another address, every bit of it, and nothing else.
+        let rest = page.to_bits() & !0x5000;
+        for other in [address, 0, 0x3000] {
+            page.set_paddr(at(other));
+            assert_eq!((page.to_bits(), page.paddr()), (rest | other, at(other)));
+        }
+        page.set_paddr(at(u64::MAX));
+        assert_eq!(page.to_bits(), rest | address);
+        page.set_flags(MappingFlags::READ | MappingFlags::DEVICE, true);
+        assert!(page.is_huge() && page.flags().contains(MappingFlags::UNCACHED));
+        assert!(!page.flags().contains(MappingFlags::WRITE));
+        assert_eq!(page.paddr(), at(address));
+        let table = E::new_table(at(0x7000));
+        assert!(table.is_present() && !table.is_huge());
+        assert_eq!(table.paddr(), at(0x7000));
+        page.clear();
+        assert!(page.is_unused() && !page.is_present() && page.bits() == 0);
+        assert_eq!(page.flags(), MappingFlags::empty());
+        let mut none = E::new_page(at(0x5000), read_write, false);
+        none.set_flags(MappingFlags::empty(), false);
+        assert!(none.is_unused());
+        assert!(!E::from_bits(0x5000).is_present() && !E::from_bits(0x5000).is_unused());
+    }
+    check::<Amd64Entry>(0x000f_ffff_ffff_f000);
+    check::<EptEntry>(0x000f_ffff_ffff_f000);
+    check::<I686Entry>(0xffff_f000);
+}
+
+#[test]
 fn a_table_that_denies_is_respected_and_reported() {
     let mut tree = amd64();
     map(&mut tree, Gva::new(0), 0x1000, page(0x9000), K4).unwrap();

@@ -241,9 +241,8 @@ impl<'f, M: PhysMem> Machine<'f, M> {
 
     /// How many frames it holds.
     pub fn frames_held(&self) -> u64 {
-        let Bitmaps { msr: _, io, pml } = &self.bitmaps;
-        let vmxon_and_msr = 2;
-        vmxon_and_msr + io.len() as u64 + u64::from(pml.is_some())
+        let vmxon = 1;
+        vmxon + self.bitmaps.held()
     }
 
     /// A frame that begins with the VMCS revision identifier.
@@ -309,6 +308,12 @@ fn bitmaps<M: PhysMem>(
 }
 
 impl Bitmaps {
+    /// How many frames there are.
+    fn held(&self) -> u64 {
+        let Self { msr: _, io, pml } = self;
+        1 + io.len() as u64 + u64::from(pml.is_some())
+    }
+
     fn give_back<M: PhysMem>(self, frames: &FrameAllocator<M>) {
         give_back(frames, self.msr);
         for frame in self.io {
@@ -331,6 +336,37 @@ pub(super) fn give_back<M: PhysMem>(frames: &FrameAllocator<M>, frame: Frame) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frames::arena::Arena;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    #[test]
+    fn all_bitmaps_are_held_and_given_back() {
+        let frames = Arena::allocator(0x10_0000, 16);
+        let features = Features {
+            cr4: 0,
+            xcr0: 0,
+            physical_bits: 36,
+            beyond_physical: 0,
+            no_execute: true,
+            gib_pages: false,
+            wide_4_mib_pages: false,
+            tsc_aux: true,
+        };
+        for (logs, held) in [(false, 3), (true, 4)] {
+            let all = bitmaps(&frames, &features, logs).unwrap();
+            assert_eq!((all.held(), frames.figures().used), (held, held));
+            all.give_back(&frames);
+            assert_eq!(frames.figures().used, 0);
+            // One frame too few, whichever it is.
+            for there in 0..held {
+                frames.allowance.store(there, SeqCst);
+                let made = bitmaps(&frames, &features, logs);
+                assert_eq!(made.err(), Some(FrameError::OutOfFrames));
+                assert_eq!(frames.figures().used, 0);
+            }
+            frames.allowance.store(u64::MAX, SeqCst);
+        }
+    }
 
     #[test]
     fn another_tenant_is_one_that_did_not_run_last() {

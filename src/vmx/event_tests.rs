@@ -28,6 +28,16 @@ fn a_page_fault_delivers_its_error_code() {
 }
 
 #[test]
+fn an_event_tells_its_error_code() {
+    assert_eq!(Event::page_fault(6).error_code(), Some(6));
+    assert_eq!(Event::GENERAL_PROTECTION.error_code(), Some(0));
+    let stack = Event::exception(12, Some(0x18)).unwrap();
+    assert_eq!(stack.error_code(), Some(0x18));
+    assert_eq!(Event::INVALID_OPCODE.error_code(), None);
+    assert_eq!(Event::NMI.error_code(), None);
+}
+
+#[test]
 fn a_breakpoint_is_a_software_exception_with_a_length() {
     let vmcs = &mut protected_mode();
     let int3 = Event::breakpoint(1).unwrap();

@@ -359,6 +359,9 @@ mod tests {
         // B0 to B3 of before do not stay, BD does.
         let second = DebugException::decode(2);
         assert_eq!(second.breakpoints(), 2);
+        assert!(!second.single_step() && !second.debug_register_access());
+        let access = DebugException::decode(1 << 13);
+        assert!(access.debug_register_access() && !access.single_step());
         assert_eq!(second.to_dr6(0xffff_2ff1), 0xffff_2ff2);
         // A bus lock and an RTM abort clear their bits.
         assert_eq!(

@@ -22,6 +22,7 @@ pub(in crate::ept) const TOLD: u64 = 1 << 54;
 /// `table` must be a frame that `mem` reaches and that is used as a table as long as the reference lives.
 #[inline(always)]
 pub(in crate::ept) unsafe fn word<M: PhysMem>(mem: &M, table: Hpa, index: usize) -> &AtomicU64 {
+    debug_assert!(index < (PAGE_SIZE / 8) as usize, "entry {index} of a table");
     let address = Hpa::new(table.as_u64() + (index as u64 * 8) % PAGE_SIZE);
     // SAFETY: the address is inside the frame and a multiple of 8; the caller vouches for the frame.
     unsafe { AtomicU64::from_ptr(mem.ptr(address).cast()) }

@@ -54,13 +54,15 @@ struct World {
     memory: Memory,
     devices: MmioDevices,
     sent: Vec<(u16, u64)>,
+    received: u64,
 }
 
-/// What is read from a port is its number; what is written is noted.
-struct Ports<'w>(&'w mut Vec<(u16, u64)>);
+/// What is read from a port is its number, and is counted; what is written is noted.
+struct Ports<'w>(&'w mut Vec<(u16, u64)>, &'w mut u64);
 
 impl PortAccess for Ports<'_> {
     fn input(&mut self, port: u16, width: Width) -> u64 {
+        *self.1 += 1;
         (0x0101_0101_0101_0101 * u64::from(port as u8)) & width.mask()
     }
     fn output(&mut self, port: u16, _: Width, value: u64) {
@@ -76,6 +78,7 @@ impl World {
             memory: Memory((0..8 * PAGE).map(|at| at as u8).collect()),
             devices: MmioDevices::default(),
             sent: Vec::new(),
+            received: 0,
         }
     }
     /// A bus without paging. The CPU has translated nothing that is accessed.
@@ -92,7 +95,7 @@ impl World {
                 smep: false,
             },
             translated: None,
-            ports: Ports(&mut self.sent),
+            ports: Ports(&mut self.sent, &mut self.received),
             aligned: false,
             breakpoints: None,
             met: Met::NONE,
@@ -648,6 +651,60 @@ fn a_repetition_is_bounded_and_keeps_what_it_did() {
 }
 
 #[test]
+fn a_comparison_repeats_as_long_as_its_prefix_says() {
+    let mut world = World::new();
+    // Equal to the bytes at 0 but for the sixth, and all of them 7 further on.
+    world.memory.0[0x105] = 0xaa;
+    world.memory.0[0x200..0x210].fill(7);
+    world.memory.0[0x20a] = 8;
+    let mut run = |bytes: &[u8], [rsi, rdi, rax]: [u64; 3]| {
+        let instruction = decode(CodeMode::Bits64, bytes).unwrap();
+        let mut state = state(0);
+        state.regs.set(Gpr::Rcx, 16);
+        state.regs.set(Gpr::Rsi, rsi);
+        state.regs.set(Gpr::Rdi, rdi);
+        state.regs.set(Gpr::Rax, rax);
+        let bus = &mut world.bus();
+        let done = execute(&instruction, CodeMode::Bits64, &mut state, None, bus);
+        assert_eq!(done, Ok(Progress::Done), "{bytes:x?}");
+        let zero = state.rflags & 1 << 6 != 0;
+        (state.regs.get(Gpr::Rcx), state.regs.get(Gpr::Rdi), zero)
+    };
+    let (repe_cmps, repne_cmps) = (&[0xf3, 0xa6], &[0xf2, 0xa6]);
+    let (repe_scas, repne_scas) = (&[0xf3, 0xae], &[0xf2, 0xae]);
+    // To the first that differs, to the first that does not, and to the end.
+    assert_eq!(run(repe_cmps, [0, 0x100, 0]), (10, 0x106, false));
+    assert_eq!(run(repne_cmps, [0, 0x200, 0]), (8, 0x208, true));
+    assert_eq!(run(repe_cmps, [0, 0x300, 0]), (0, 0x310, true));
+    assert_eq!(run(repne_cmps, [0, 0x301, 0]), (0, 0x311, false));
+    assert_eq!(run(repe_scas, [0, 0x200, 7]), (5, 0x20b, false));
+    assert_eq!(run(repne_scas, [0, 0x200, 8]), (5, 0x20b, true));
+    // What compares nothing looks at no flag, whichever prefix it has.
+    for prefix in [0xf2, 0xf3] {
+        let (rcx, rdi, _) = run(&[prefix, 0xaa], [0, 0x400, 0]);
+        assert_eq!((rcx, rdi), (0, 0x410));
+    }
+    assert_eq!(world.memory.0[0x400..0x410], [0; 16]);
+}
+
+#[test]
+fn either_end_of_a_string_may_be_what_was_reported() {
+    let mut world = World::new();
+    let copy = decode(CodeMode::Bits64, &[0xa4]).unwrap();
+    for (from, to) in [(0x100, 2 * PAGE), (2 * PAGE, 0x100), (2 * PAGE, 2 * PAGE)] {
+        for (reported, fits) in [(2 * PAGE, true), (3 * PAGE, false)] {
+            let mut state = state(0);
+            state.regs.set(Gpr::Rsi, from);
+            state.regs.set(Gpr::Rdi, to);
+            let bus = &mut world.bus();
+            let done = execute(&copy, CodeMode::Bits64, &mut state, Gva::new(reported), bus);
+            assert_eq!(done.is_ok(), fits, "{from:#x} to {to:#x}: {done:?}");
+            assert_eq!(state.regs.get(Gpr::Rsi), from + u64::from(fits));
+        }
+    }
+}
+
+#[test]
 fn the_source_of_a_copy_faults_before_its_destination() {
     let mut world = World::new();
     let copy = decode(CodeMode::Bits32, &[0xa4]).unwrap();
@@ -795,6 +852,7 @@ fn port_strings_go_through_memory_and_devices() {
     state.rflags = 2;
     // Where a write fails no port is read, and the elements before stand.
     start(&mut state, 6 * PAGE - 4, 9);
+    world.received = 0;
     let done = port_string(
         &mut world.bus(),
         StringOp::Ins,
@@ -807,6 +865,7 @@ fn port_strings_go_through_memory_and_devices() {
         (state.regs.get(Gpr::Rdi), state.regs.get(Gpr::Rcx)),
         (6 * PAGE, 7)
     );
+    assert_eq!(world.received, 2);
 }
 
 #[test]
