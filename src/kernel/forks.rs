@@ -8,13 +8,13 @@ use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
 use offshoot::addr::PAGE_SIZE;
 use offshoot::counting::Counts;
-use offshoot::vm::cmdline::{GuestOptions, Measure};
-use offshoot::vm::figures::Unit;
-use offshoot::vm::many::{
+use offshoot::host::cmdline::{GuestOptions, Measure};
+use offshoot::host::many::{
     ForkEnd, ForksSummary, GuestForks, GuestRun, Measurement, Plan, RECORDS_MAX, Tally, measure,
     schedule, tell_counted,
 };
-use offshoot::vm::report::Ending;
+use offshoot::host::report::Ending;
+use offshoot::vm::figure::Unit;
 use offshoot::vm::{FreezeError, Guest, Template};
 use offshoot_abi::FIGURE_NAME_MAX;
 use spin::Mutex;
@@ -39,7 +39,7 @@ impl Run<'_> {
         index: usize,
         options: &GuestOptions,
     ) -> (Ending<'static>, Option<ForksSummary>) {
-        if guest.message_room().is_none() && guest.stats.harvests.count != 0 {
+        if guest.message_buffer().is_none() && guest.stats.harvests.count != 0 {
             log::warn!(
                 "guest {}: it asks for its dirty pages; its forks are not told of those it wrote before",
                 options.name

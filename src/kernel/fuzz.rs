@@ -3,14 +3,14 @@
 use crate::boot::console::{self, say};
 use crate::boot::layout::DirectMap;
 use offshoot::ept::{Faults, Space};
-use offshoot::vm::cmdline::GuestOptions;
-use offshoot::vm::figures::{Figure, FigureName, Unit};
-use offshoot::vm::fuzz::{
+use offshoot::host::cmdline::GuestOptions;
+use offshoot::host::fuzz::{
     Blocks, CODE_MAX, Campaign, Dictionary, Found, HexDump, Limits, Snapshot, SnapshotError, Stats,
     Step, Target, codes, run_to_freeze,
 };
+use offshoot::host::report::Ending;
+use offshoot::vm::figure::{Figure, FigureName, Unit};
 use offshoot::vm::loader::Image;
-use offshoot::vm::report::Ending;
 use offshoot::vm::{Guest, Host, Machine, RunStats};
 
 /// So many seconds lie between two lines that tell how it goes.

@@ -1,7 +1,7 @@
 //! The run: every boot module that is not data becomes a guest, one after the other; then the report.
 
 use crate::boot::console::{self, Out};
-use crate::boot::info::{BootInfo, MAX_MODULES, Module};
+use crate::boot::info::{BootInfo, MAX_MODULES};
 use crate::boot::layout::{self, DirectMap};
 use crate::boot::{clock, power, traps};
 use crate::data;
@@ -11,14 +11,18 @@ use crate::passthrough;
 use crate::selftest::GuestTest;
 use arrayvec::ArrayVec;
 use core::arch::x86_64::_rdtsc;
+use offshoot::addr::{AddrRange, Hpa};
 use offshoot::ept::{Census, Faults, Spaces};
 use offshoot::frames::{FrameAllocator, FrameFigures};
-use offshoot::vm::cmdline::{DataOptions, GuestOptions, KernelOptions, Name};
+use offshoot::host::cmdline::{GuestOptions, KernelOptions};
+use offshoot::host::figures::Figures;
+use offshoot::host::modules::{BootModule, ModuleKind};
+use offshoot::host::quota::{Counts, Explanations, Lost};
+use offshoot::host::report::{Ending, GuestSummary, Report};
 use offshoot::vm::console::Printer;
-use offshoot::vm::figures::{Figure, FigureName, Figures, Unit};
+use offshoot::vm::figure::{Figure, FigureName, Unit};
 use offshoot::vm::loader::Image;
-use offshoot::vm::quota::{Counts, Explanations, Lost};
-use offshoot::vm::report::{Ending, GuestSummary, Report};
+use offshoot::vm::name::Name;
 use offshoot::vm::{Guest, GuestError, Host, Machine, RunStats, StartError, Turn, Words};
 use spin::Mutex;
 
@@ -30,6 +34,8 @@ const BOOT_FIGURE: &[u8] = b"boot.to_first_guest";
 type Summaries = ArrayVec<GuestSummary<'static>, MAX_MODULES>;
 
 // Too large for the stack.
+static MODULES: Mutex<ArrayVec<BootModule<'static>, MAX_MODULES>> =
+    Mutex::new(ArrayVec::new_const());
 static SUMMARIES: Mutex<Summaries> = Mutex::new(Summaries::new_const());
 static FIGURES: Mutex<Figures> = Mutex::new(Figures::new());
 static LINES_LOST: Mutex<Counts> = Mutex::new(Counts::new());
@@ -64,41 +70,54 @@ pub fn run_all(
         Some(mtrrs) => spaces.with_mtrrs(mtrrs),
         None => spaces,
     };
-    let is_guest = |module: &Module| DataOptions::parse(module.cmdline).is_none();
+    let mut modules = MODULES.lock();
+    let width = u32::from(machine.capabilities().physical_bits);
+    modules.extend(
+        boot.modules()
+            .enumerate()
+            .map(|(index, module)| BootModule::read(module.cmdline, module.range, index, width)),
+    );
     FIGURES
         .lock()
-        .divide(boot.modules().filter(is_guest).count());
+        .divide(modules.iter().filter(|module| module.is_guest()).count());
     // From here on nobody waits for the console.
     console::queue_for(tsc_hz / TURNS_FOR_CONSOLE);
     let before = frames.figures().used;
     let mut first = Some(hand_over);
     let mut summaries = SUMMARIES.lock();
-    for (index, module) in boot.modules().enumerate() {
-        if let Some(options) = DataOptions::parse(module.cmdline) {
-            if let Some(refused) = data::refused(index, &module, options, boot) {
-                match refused.ending {
-                    Ending::BadOptions(error) => log::error!("{error}"),
-                    ref ending => log::error!("data {}: {ending}", refused.name),
-                }
-                let _ = summaries.try_push(refused);
+    for (index, module) in modules.iter().enumerate() {
+        let summary = match &module.kind {
+            ModuleKind::Data => match data::refused(module, modules.get(..index).unwrap_or(&[])) {
+                Some(refused) => refused,
+                None => continue,
+            },
+            ModuleKind::BadGuest(error) | ModuleKind::BadData(error) => {
+                not_run(module.name, Ending::BadOptions(*error))
             }
-            continue;
-        }
-        let mut run = Run {
-            boot,
-            machine: &mut machine,
-            spaces: &spaces,
-            tsc_hz,
-            audit: options.audit,
-            test: options.selftest.and_then(GuestTest::of),
+            ModuleKind::Guest(_) if summaries.iter().any(|other| other.name == module.name) => {
+                not_run(module.name, Ending::DuplicateName)
+            }
+            ModuleKind::Guest(guest) => {
+                let mut run = Run {
+                    boot,
+                    modules: &modules,
+                    machine: &mut machine,
+                    spaces: &spaces,
+                    tsc_hz,
+                    audit: options.audit,
+                    test: options.selftest.and_then(GuestTest::of),
+                };
+                *EXPLANATIONS.lock() = Explanations::NONE;
+                let mut summary = run.guest(index, module, guest, &mut first);
+                summary.lost.explanations = EXPLANATIONS.lock().left_out();
+                summary
+            }
         };
-        *EXPLANATIONS.lock() = Explanations::NONE;
-        let mut summary = run.module(index, &module, &summaries, &mut first);
-        summary.lost.explanations = EXPLANATIONS.lock().left_out();
+        let what = if module.is_guest() { "guest" } else { "data" };
         match summary.ending {
             Ending::BadOptions(error) => log::error!("{error}"),
-            ref ending if ending.is_success() => log::info!("guest {}: {ending}", summary.name),
-            ref ending => log::error!("guest {}: {ending}", summary.name),
+            ref ending if ending.is_success() => log::info!("{what} {}: {ending}", summary.name),
+            ref ending => log::error!("{what} {}: {ending}", summary.name),
         }
         // There are as many places as modules.
         let _ = summaries.try_push(summary);
@@ -151,6 +170,7 @@ fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
 /// What running one module takes.
 pub struct Run<'r> {
     boot: &'r BootInfo,
+    modules: &'r [BootModule<'static>],
     pub machine: &'r mut Machine<'static, DirectMap>,
     pub spaces: &'r Spaces<'static, DirectMap>,
     pub tsc_hz: u64,
@@ -161,37 +181,22 @@ pub struct Run<'r> {
 
 impl Run<'_> {
     /// Runs the guest of one module to its end. `first` is taken when the first guest of all is about to run.
-    fn module(
+    fn guest(
         &mut self,
         index: usize,
-        module: &Module,
-        earlier: &Summaries,
+        module: &BootModule<'_>,
+        options: &GuestOptions,
         first: &mut Option<u64>,
     ) -> GuestSummary<'static> {
-        let width = u32::from(self.machine.capabilities().physical_bits);
-        let mut summary = not_run(Name::numbered(index), Ending::DuplicateName);
-        let options = match GuestOptions::parse(module.cmdline, index, width) {
-            Ok(options) => options,
-            Err(error) => {
-                summary.name = error.whose.name().unwrap_or(summary.name);
-                summary.ending = Ending::BadOptions(error);
-                return summary;
-            }
-        };
-        summary.name = options.name;
-        if earlier.iter().any(|guest| guest.name == options.name) {
-            return summary;
-        }
-        let data = options.map.map(|map| data::shared(self.boot, &map));
+        let data = options.map.map(|map| data::shared(self.modules, &map));
         let devices = passthrough::devices(self.boot, &options.passthrough);
-        let made = match (Image::parse(bytes(module)), data.transpose(), devices) {
+        let made = match (Image::parse(bytes(module.range)), data.transpose(), devices) {
             (Ok(image), Ok(data), Ok(devices)) => {
                 for warning in image.warnings() {
                     log::warn!("guest {}: {warning}", options.name);
                 }
-                let budget = options.budget.ticks(self.tsc_hz);
-                let (machine, spaces) = (&mut *self.machine, self.spaces);
-                Guest::create(machine, spaces, &image, &options, data, &devices, budget)
+                let setup = options.setup(data, &devices, self.tsc_hz);
+                Guest::create(self.machine, self.spaces, &image, &setup)
             }
             (Err(error), ..) => Err(GuestError::Image(error)),
             (_, Err(error), _) => Err(GuestError::Data(error)),
@@ -199,10 +204,7 @@ impl Run<'_> {
         };
         let mut guest = match made {
             Ok(guest) => guest,
-            Err(error) => {
-                summary.ending = Ending::NotMade(error);
-                return summary;
-            }
+            Err(error) => return not_run(options.name, Ending::NotMade(error)),
         };
         if let Some(test) = self.test {
             test.apply(&mut guest, self.machine, options.name);
@@ -211,8 +213,9 @@ impl Run<'_> {
             file_boot_figure(hand_over);
         }
         if options.fuzz.executions != 0 {
-            return self.fuzz(guest, module, &options, summary);
+            return self.fuzz(guest, module, options);
         }
+        let mut summary = not_run(options.name, Ending::DuplicateName);
         let limit = options.forks.freeze.map(|after| after.ticks(self.tsc_hz));
         let turn = self.run_up_to(&mut guest, limit);
         summary.faults = guest.space().faults();
@@ -231,7 +234,7 @@ impl Run<'_> {
                 (ending, None)
             }
             Turn::AsksFreeze | Turn::Halts | Turn::SliceOver => {
-                self.freeze_and_fork(guest, index, &options)
+                self.freeze_and_fork(guest, index, options)
             }
         };
         summary
@@ -257,26 +260,24 @@ impl Run<'_> {
     fn fuzz<'g>(
         &mut self,
         guest: Guest<'g, DirectMap>,
-        module: &Module,
+        module: &BootModule<'_>,
         options: &GuestOptions,
-        mut summary: GuestSummary<'static>,
     ) -> GuestSummary<'static> {
         let name = options.name;
         let input = match options
             .fuzz
             .inputs
-            .map(|wanted| data::input(self.boot, wanted))
+            .map(|wanted| data::input(self.modules, wanted))
         {
             Some(Err(error)) => {
-                summary.ending = Ending::NotMade(GuestError::Data(error));
                 guest.end(self.machine);
-                return summary;
+                return not_run(name, Ending::NotMade(GuestError::Data(error)));
             }
             found => found.and_then(Result::ok),
         };
         let job = Job {
             options,
-            file: bytes(module),
+            file: bytes(module.range),
             input,
             tsc_hz: self.tsc_hz,
         };
@@ -289,10 +290,11 @@ impl Run<'_> {
                 }
             }
         });
-        summary.ending = fuzzed.ending;
-        summary.stats = fuzzed.stats;
-        summary.faults = fuzzed.faults;
-        summary
+        GuestSummary {
+            stats: fuzzed.stats,
+            faults: fuzzed.faults,
+            ..not_run(name, fuzzed.ending)
+        }
     }
 
     /// Counts what the guest holds and, where asked for, checks every frame's count and every table.
@@ -334,14 +336,9 @@ pub fn not_run(name: Name, ending: Ending<'static>) -> GuestSummary<'static> {
 }
 
 /// The bytes of a module. They stay as they are: its memory is never given to the allocator.
-pub fn bytes(module: &Module) -> &'static [u8] {
+pub fn bytes(range: AddrRange<Hpa>) -> &'static [u8] {
     // SAFETY: the boot loader put the module there, the direct map shows it, and nobody writes to it.
-    unsafe {
-        core::slice::from_raw_parts(
-            layout::direct(module.range.start()),
-            module.range.len() as usize,
-        )
-    }
+    unsafe { core::slice::from_raw_parts(layout::direct(range.start()), range.len() as usize) }
 }
 
 fn file_boot_figure(hand_over: u64) {

@@ -13,8 +13,8 @@ mod selftest;
 use boot::console::{self, say};
 use boot::info::{self, BootInfo};
 use boot::{apic, clock, memory, mtrr, power, segments, traps};
+use offshoot::host::cmdline::KernelOptions;
 use offshoot::vm::Machine;
-use offshoot::vm::cmdline::KernelOptions;
 use offshoot_memfuncs as _;
 use selftest::GuestTest;
 

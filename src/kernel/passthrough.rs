@@ -6,7 +6,7 @@ use crate::boot::layout;
 use arrayvec::ArrayVec;
 use offshoot::addr::{AddrRange, Hpa, PAGE_SIZE};
 use offshoot::ept::DeviceRange;
-use offshoot::vm::cmdline::Devices;
+use offshoot::host::cmdline::Devices;
 use offshoot::vm::passthrough::{Owner, PassThroughError, check};
 use offshoot_abi::PASSTHROUGH_MAX;
 

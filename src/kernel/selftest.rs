@@ -1,7 +1,7 @@
 //! What `selftest=` does to guests: faults made on purpose, to see how they are reported.
 
 use crate::boot::layout::DirectMap;
-use offshoot::vm::cmdline::Name;
+use offshoot::vm::name::Name;
 use offshoot::vm::{Guest, Machine};
 use offshoot::vmx::cpu::CurrentVmcs;
 use offshoot::vmx::register_bits::BLOCKING_BY_NMI;

@@ -8,7 +8,7 @@ use offshoot_abi::{
     MESSAGE_MAX, PRINT_LINES_MAX, PRINT_MAX, to_rax,
 };
 
-use super::figures::{FigureName, Unit};
+use super::figure::{FigureName, Unit};
 use super::virtual_memory::{Locate, VirtualMemory};
 use crate::addr::{AddrRange, Address, Gpa, Gva, PAGE_SIZE};
 

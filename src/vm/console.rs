@@ -1,17 +1,13 @@
 //! What a guest prints, line by line, with its name before each line.
 
-mod queue;
-
 use core::fmt::{self, Write};
 
 use arrayvec::ArrayVec;
 
-use super::cmdline::Name;
-
-pub use queue::Queue;
+use super::name::Name;
 
 /// A longer line is broken.
-const LINE_MAX: usize = 240;
+pub const LINE_MAX: usize = 240;
 
 /// Who prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,21 +2,46 @@
 
 use core::fmt;
 
-use super::cmdline::GuestOptions;
 use super::data::{DataError, SharedData};
 use super::devices::{Devices, test_device_regions};
 use super::exits::ZEROED_GOAL;
 use super::guest::{Guest, end_space};
 use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
 use super::machine::Machine;
+use super::name::Name;
 use super::passthrough::PassThroughError;
 use super::stats::RunStats;
 use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use crate::addr::{AddrRange, Gpa};
 use crate::counting::Counts;
-use crate::ept::{AccessError, DeviceRange, Near, Region, RegionError, RegionKind, Space, Spaces};
+use crate::ept::{
+    AccessError, DeviceRange, Near, PagePolicy, Region, RegionError, RegionKind, Space, Spaces,
+};
 use crate::frames::{FrameError, PhysMem};
+
+/// What a guest is made with, beside its image.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestSetup<'a> {
+    /// Its name.
+    pub name: Name,
+    /// Bytes of its memory, a multiple of 4 KiB.
+    pub memory_bytes: u64,
+    /// How long it may run, in ticks of the TSC.
+    pub budget_ticks: u64,
+    /// Of what size the pages are that a first write is given.
+    pub pages: PagePolicy,
+    /// How many pages one violation maps at most.
+    pub around: u64,
+    /// Whether it has the test device.
+    pub test_device: bool,
+    /// Whether each of its forks is a tenant of its own.
+    pub forks_are_tenants: bool,
+    /// The data that it sees behind its memory.
+    pub data: Option<SharedData>,
+    /// The devices of the machine that it is given.
+    pub devices: &'a [DeviceRange],
+}
 
 /// Why a guest could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +105,7 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
 }
 
 impl<'s, M: PhysMem> Guest<'s, M> {
-    /// Makes a guest of an image, with the `data` behind its memory and the `devices` that its options ask for. `budget` is
-    /// in ticks of the TSC.
+    /// Makes a guest of an image.
     ///
     /// # Errors
     /// An image, data or devices that do not fit into the memory asked for, or too few frames. Everything taken is
@@ -90,43 +114,40 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         machine: &mut Machine<'_, M>,
         spaces: &'s Spaces<'_, M>,
         image: &Image<'_>,
-        options: &GuestOptions,
-        data: Option<SharedData>,
-        devices: &[DeviceRange],
-        budget: u64,
+        setup: &GuestSetup<'_>,
     ) -> Result<Self, GuestError> {
-        let mapped = data.map(|data| MappedData {
+        let mapped = setup.data.map(|data| MappedData {
             len: data.bytes.range().len(),
             write: data.write,
         });
         let gib_pages = machine.limits.features.gib_pages;
         let mut plan =
-            Plan::new(image, options.mem, mapped, gib_pages).map_err(GuestError::Image)?;
-        if options.testdev {
+            Plan::new(image, setup.memory_bytes, mapped, gib_pages).map_err(GuestError::Image)?;
+        if setup.test_device {
             plan = plan.with_test_device();
         }
-        let plan = plan.with_devices(devices.iter().map(|device| device.range()));
+        let plan = plan.with_devices(setup.devices.iter().map(|device| device.range()));
         let width = u32::from(machine.capabilities.physical_bits);
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
-        space.set_around(options.around);
-        let pages = space.set_page_policy(options.pages);
-        if pages != options.pages {
-            let (name, wanted) = (options.name, options.pages);
+        space.set_around(setup.around);
+        let pages = space.set_page_policy(setup.pages);
+        if pages != setup.pages {
+            let (name, wanted) = (setup.name, setup.pages);
             log::warn!("guest {name}: this CPU cannot do pages={wanted}: pages={pages} instead");
         }
-        let filled = Self::fill(machine, &mut space, image, &plan, data, devices);
+        let filled = Self::fill(machine, &mut space, image, &plan, setup);
         machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         space.write_small_pages();
         match filled {
             Ok(vcpu) => Ok(Self {
                 space,
                 vcpu,
-                devices: Devices::new(options.name),
-                budget,
+                devices: Devices::new(setup.name),
+                budget: setup.budget_ticks,
                 used: 0,
                 fork: ForkId::default(),
                 tenant: machine.new_tenant(),
-                forks_are_tenants: options.forks_are_tenants,
+                forks_are_tenants: setup.forks_are_tenants,
                 ended: None,
                 asked: None,
                 message: None,
@@ -145,18 +166,17 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         space: &mut Space<'s, M>,
         image: &Image<'_>,
         plan: &Plan,
-        data: Option<SharedData>,
-        devices: &[DeviceRange],
+        setup: &GuestSetup<'_>,
     ) -> Result<Vcpu, GuestError> {
         let ram = AddrRange::new(Gpa::new(0), plan.memory);
         let ram = ram.map(|range| Region::new(range, RegionKind::Ram));
-        let data = data.zip(plan.data_pages());
+        let data = setup.data.zip(plan.data_pages());
         let data = data.map(|(data, range)| Region::new(range, data.region_kind()));
         let device = plan.test_device.map_or([None; 2], test_device_regions);
         for region in [ram, data].into_iter().chain(device).flatten() {
             space.map(region).map_err(GuestError::Region)?;
         }
-        for device in devices {
+        for device in setup.devices {
             space
                 .identity_map_range(*device)
                 .map_err(GuestError::Region)?;

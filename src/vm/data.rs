@@ -1,8 +1,8 @@
-//! Data that guests share: a boot module of bytes, found by its name.
+//! Data that guests share: bytes of the host with a name.
 
 use core::fmt;
 
-use super::cmdline::{DataOptions, GuestOptions, MapOption, Name};
+use super::name::Name;
 use crate::addr::{AddrRange, Address, Hpa, PAGE_SIZE};
 use crate::ept::{HostBytes, RegionKind};
 
@@ -80,76 +80,5 @@ pub fn check(name: Name, range: AddrRange<Hpa>) -> Result<(), DataError> {
         Err(DataError::Unaligned { name, address })
     } else {
         Ok(())
-    }
-}
-
-/// Where the data is that a guest asks for. `modules` are the command lines and places of all boot modules in their order;
-/// of several data modules of one name, the first counts.
-///
-/// # Errors
-/// The name that no module has, or bytes that cannot be shared page by page.
-pub fn find<'a>(
-    map: &MapOption,
-    modules: impl Iterator<Item = (&'a str, AddrRange<Hpa>)>,
-) -> Result<AddrRange<Hpa>, DataError> {
-    let name = map.name;
-    let mut missing = DataError::NoSuchData(name);
-    for (index, (line, range)) in modules.enumerate() {
-        match DataOptions::parse(line) {
-            Some(Ok(data)) if data.name == name => return check(name, range).map(|()| range),
-            None if guest_name(line, index) == Some(name) => missing = DataError::IsGuest(name),
-            _ => {}
-        }
-    }
-    Err(missing)
-}
-
-/// The name of the guest in module number `index`.
-fn guest_name(line: &str, index: usize) -> Option<Name> {
-    match GuestOptions::parse(line, index, u64::BITS) {
-        Ok(guest) => Some(guest.name),
-        Err(error) => error.whose.name(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn range(start: u64, len: u64) -> AddrRange<Hpa> {
-        AddrRange::new(Hpa::new(start), len).unwrap()
-    }
-
-    #[test]
-    fn data_is_found_by_its_name_wherever_it_stands() {
-        let name = |name: &str| Name::new(name).unwrap();
-        let modules = [
-            ("web.elf map=corpus mem=64M", range(0x1000, 5)),
-            ("corpus.bin data name=corpus", range(0x2000, 5000)),
-            ("b.bin data name=corpus", range(0x9000, 1)),
-            ("none data", range(0xa000, 0)),
-            ("odd data", range(0xb010, 1)),
-            ("bad data mem=1M", range(0xc000, 1)),
-            ("bad.elf mem=", range(0xd000, 1)),
-            // A guest and data may have one name.
-            ("both.elf", range(0xe000, 1)),
-            ("both data", range(0xf000, 1)),
-        ];
-        let found = |asked: &str| {
-            let (name, write) = (name(asked), true);
-            find(&MapOption { name, write }, modules.into_iter())
-        };
-        assert_eq!(found("corpus"), Ok(range(0x2000, 5000)));
-        assert_eq!(found("both"), Ok(range(0xf000, 1)));
-        assert_eq!(found("Corpus"), Err(DataError::NoSuchData(name("Corpus"))));
-        assert_eq!(found("web"), Err(DataError::IsGuest(name("web"))));
-        assert_eq!(found("bad"), Err(DataError::IsGuest(name("bad"))));
-        assert_eq!(found("none"), Err(DataError::Empty(name("none"))));
-        let odd = DataError::Unaligned {
-            name: name("odd"),
-            address: Hpa::new(0xb010),
-        };
-        assert_eq!(found("odd"), Err(odd));
-        assert!(odd.to_string().contains("0xb010"));
     }
 }

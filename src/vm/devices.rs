@@ -1,9 +1,9 @@
 //! The devices of one guest.
 
-use super::cmdline::Name;
 use super::console::Console;
 use super::io::Ports;
 use super::mmio::{MmioDevice, TestDevice};
+use super::name::Name;
 use crate::addr::{AddrRange, Address, Gpa, Gva, PAGE_SIZE};
 use crate::ept::{Region, RegionKind};
 use offshoot_abi::test_device;

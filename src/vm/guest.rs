@@ -1,17 +1,18 @@
 //! A guest, from turn to turn until its end.
 
+use super::clock::now;
 use super::console::Printer;
 use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
+use super::host::{Host, HostConsole, Words};
 use super::invalidate::OnlyCpu;
 use super::machine::{Machine, Tenant};
 use super::outcome::{Outcome, Turn};
 use super::post_mortem::{explain, tell_fork};
-use super::run::{Running, now};
+use super::run::Running;
 use super::stats::RunStats;
 use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
-use super::{Host, HostConsole, Words};
 use crate::addr::{AddrRange, Gpa, Gva};
 use crate::counting::Counts;
 use crate::ept::{AccessError, Space};
@@ -163,9 +164,20 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.setup
     }
 
-    /// The room for a message, if it has asked to be frozen.
-    pub fn message_room(&self) -> Option<u64> {
-        self.asked.map(AddrRange::len)
+    /// Where it wants a message, if it has asked to be frozen.
+    pub const fn message_buffer(&self) -> Option<AddrRange<Gpa>> {
+        self.asked
+    }
+
+    /// How long it may run in all, in ticks of the TSC.
+    pub const fn set_budget(&mut self, ticks: u64) {
+        self.budget = ticks;
+    }
+
+    /// Has it be number `number` of its template's forks, for all that it prints and is told.
+    pub const fn set_fork(&mut self, number: u64) {
+        self.fork = ForkId { number };
+        self.devices.console.from.fork = number;
     }
 
     /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with
@@ -311,13 +323,18 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     }
 
     /// Has frames that it gave up come back at once, which else wait until it runs again.
-    pub(super) fn settle(&mut self, machine: &mut Machine<'_, M>) {
+    pub fn settle(&mut self, machine: &mut Machine<'_, M>) {
         self.space.settle(&mut OnlyCpu(&mut machine.vmx));
     }
 
     /// Its memory.
     pub fn space(&self) -> &Space<'s, M> {
         &self.space
+    }
+
+    /// Its memory, to be changed.
+    pub const fn space_mut(&mut self) -> &mut Space<'s, M> {
+        &mut self.space
     }
 
     /// Gives back all that it holds.

@@ -1,45 +1,44 @@
 //! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.
 
 pub mod call;
-pub mod cmdline;
+pub(crate) mod clock;
 pub mod console;
 pub mod cpuid;
 pub mod cr;
-mod create;
+pub(crate) mod create;
 pub mod data;
 mod devices;
 mod dirty;
 mod exits;
-pub mod figures;
-pub mod fuzz;
-mod guest;
+pub mod figure;
+pub(crate) mod guest;
+pub(crate) mod host;
 mod invalidate;
 pub mod io;
 pub mod loader;
-mod machine;
-pub mod many;
+pub(crate) mod machine;
 pub mod mitigations;
 pub mod mmio;
 pub mod msr;
 pub mod mtrr;
-mod outcome;
+pub mod name;
+pub(crate) mod outcome;
 pub mod passthrough;
 mod post_mortem;
-pub mod quota;
 pub mod repetition;
-pub mod report;
 mod run;
-mod stats;
-mod template;
+pub(crate) mod stats;
+pub(crate) mod template;
 mod unhandled;
-mod vcpu;
+pub(crate) mod vcpu;
 mod vcpu_state;
 pub mod virtual_memory;
 pub mod xcr0;
 
-pub use create::GuestError;
+pub use create::{GuestError, GuestSetup};
 pub use dirty::Harvests;
 pub use guest::Guest;
+pub use host::{Host, Words};
 pub use machine::{Machine, StartError};
 pub use outcome::{Outcome, Turn};
 pub use stats::RunStats;
@@ -47,56 +46,3 @@ pub use template::{ForkError, ForkId, FreezeError, PatchError, ResetError, Templ
 pub use unhandled::Unhandled;
 pub use vcpu::VcpuError;
 pub use vcpu_state::Difference;
-
-/// What the run loop asks of the kernel around it.
-pub trait Host {
-    /// An external interrupt made a guest exit, and was acknowledged.
-    fn external_interrupt(&mut self, vector: u8);
-    /// A non-maskable interrupt made a guest exit. It is the host's.
-    fn non_maskable_interrupt(&mut self);
-    /// A machine check made a guest exit. It is the host's.
-    fn machine_check(&mut self);
-    /// A line that a guest has printed. Returns what it costs the guest, in ticks of the TSC: at least 1.
-    fn print(&mut self, from: &console::Printer, line: &[u8]) -> u64;
-    /// Text about a guest, of whole lines when the guest has left the CPU.
-    fn tell(&mut self, text: &str);
-    /// How much may be said of the end of a guest that did not end well.
-    fn explains(&mut self) -> Words {
-        Words::All
-    }
-    /// After how many ticks the host wants the CPU back from a guest that nobody else waits for, because something was printed.
-    fn wants_back(&self) -> Option<u64> {
-        None
-    }
-    /// A turn is over: time for a little of what the host has to do for itself.
-    fn between_turns(&mut self) {}
-    /// A guest files a figure. `false` where there is no room for it.
-    fn figure(&mut self, figure: figures::Figure) -> bool;
-    /// A guest that exits on breakpoints has come to one at this address. Returns the byte that belongs there if it is the
-    /// host's, which is then put back for this guest; a breakpoint of the guest's own is its own business.
-    fn breakpoint(&mut self, at: crate::addr::Gva) -> Option<u8> {
-        let _ = at;
-        None
-    }
-}
-
-/// How much is said of the end of a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Words {
-    /// All that is known, the whole VMCS where that helps.
-    All,
-    /// Its registers, and where it was.
-    Few,
-    /// Nothing: it is counted.
-    None,
-}
-
-/// The host's console as a writer.
-struct HostConsole<'h, H>(&'h mut H);
-
-impl<H: Host> core::fmt::Write for HostConsole<'_, H> {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        self.0.tell(text);
-        Ok(())
-    }
-}

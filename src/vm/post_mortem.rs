@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use super::Words;
-use super::cmdline::Name;
+use super::name::Name;
 use super::outcome::Outcome;
 use super::template::ForkId;
 use crate::ept::{Reason, Region, RegionKind, Space, Unresolved};

@@ -1,8 +1,9 @@
 //! The run loop: enter the guest, look why it left, do what it needs, enter it again.
 
-use core::arch::x86_64::{_rdtsc, CpuidResult};
+use core::arch::x86_64::CpuidResult;
 
 use super::Host;
+use super::clock::now;
 use super::cpuid::Live;
 use super::devices::Devices;
 use super::invalidate::GuestCpu;
@@ -309,13 +310,6 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let value = self.machine.capabilities.misc.preemption_timer_value(ticks);
         self.vmcs.write32(Field32::PreemptionTimerValue, value)
     }
-}
-
-/// The time-stamp counter.
-#[inline(always)]
-pub(super) fn now() -> u64 {
-    // SAFETY: every CPU with 64-bit mode has RDTSC.
-    unsafe { _rdtsc() }
 }
 
 #[inline(always)]

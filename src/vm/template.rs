@@ -6,11 +6,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use offshoot_abi::MESSAGE_MAX;
 
+use super::clock::now;
 use super::devices::Devices;
 use super::guest::{Guest, end_space};
 use super::invalidate::OnlyCpu;
 use super::machine::{Machine, Tenant, give_back};
-use super::run::now;
 use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{Difference, VcpuState};
@@ -333,11 +333,6 @@ impl<'s, M: PhysMem> Template<'s, M> {
     /// How many forks were made so far.
     pub fn forks(&self) -> u64 {
         self.forks.load(Ordering::Relaxed)
-    }
-
-    /// How long a message its forks can be given, or `None` where the guest has not asked for any.
-    pub fn message_room(&self) -> Option<u64> {
-        self.message.map(AddrRange::len)
     }
 
     /// Gives back all that it alone holds.

@@ -1,8 +1,8 @@
 //! A guest's processor: its VMCS and what the VMCS does not hold.
 
+use super::clock::now;
 use super::loader::Start;
 use super::machine::{Machine, give_back};
-use super::run::now;
 use super::vcpu_state::VcpuState;
 use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};

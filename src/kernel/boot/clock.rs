@@ -2,7 +2,7 @@
 //! and, where asked for, to interrupt guests.
 
 use super::apic;
-use offshoot::vm::cmdline::Duration;
+use offshoot::host::cmdline::Duration;
 
 use core::arch::x86_64::_rdtsc;
 use x86_64::instructions::port::Port;

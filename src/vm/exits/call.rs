@@ -4,7 +4,7 @@ use super::super::Host;
 use super::super::call::{AfterCall, CallRegisters, CallSink, HarvestRequest, call};
 use super::super::console::Printer;
 use super::super::devices::Devices;
-use super::super::figures::{Figure, FigureName, Unit};
+use super::super::figure::{Figure, FigureName, Unit};
 use super::super::outcome::{Outcome, Turn};
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, VirtualMemory};

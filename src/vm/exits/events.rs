@@ -1,8 +1,9 @@
 //! Exits for events: exceptions, interrupts, the timer; and the event whose delivery an exit interrupted.
 
 use super::super::Host;
+use super::super::clock::now;
 use super::super::outcome::Outcome;
-use super::super::run::{Next, Running, now};
+use super::super::run::{Next, Running};
 use super::super::unhandled::{PAGE_FAULT, Unhandled};
 use crate::addr::{Gpa, Gva};
 use crate::frames::PhysMem;

@@ -9,9 +9,10 @@ mod io;
 mod memory;
 mod mmio;
 
+use super::clock::now;
 use super::msr::{self, Gp};
 use super::outcome::{Outcome, Turn};
-use super::run::{Next, Running, now};
+use super::run::{Next, Running};
 use super::{Host, xcr0};
 use crate::addr::Gpa;
 use crate::frames::PhysMem;

@@ -5,7 +5,7 @@ mod image;
 mod memory;
 mod plan;
 #[cfg(test)]
-pub(super) mod testing;
+pub(crate) mod testing;
 mod write;
 
 pub use error::LoadError;
