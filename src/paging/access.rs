@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::error::Error;
 use super::format::{Entry, Format};
 
 /// The format of the tables that `O` gives access to.
@@ -12,6 +13,8 @@ pub type TableOf<O> = <<O as TableReadOps>::Format as Format>::Phys;
 pub type VirtOf<O> = <<O as TableReadOps>::Format as Format>::Virt;
 /// An entry of the tables that `O` gives access to.
 pub type EntryOf<O> = <<O as TableReadOps>::Format as Format>::Entry;
+/// What an operation on the tables that `O` gives access to returns.
+pub type ResultOf<O, T> = Result<T, Error<FormatOf<O>>>;
 /// That a table must move, or the impossibility of that.
 pub type MoveOf<O> = <<O as TableOps>::Movability as TableMovability>::Move<TableOf<O>>;
 

@@ -6,7 +6,6 @@ use super::format::{
     Content, ContentOf, Decoded, DecodedOf, Entry, Format, FormatExt, MAX_LEVELS, Rights,
 };
 use super::open_slot::Descent;
-use super::plan::{check_content, level_of};
 use super::query::bad;
 use crate::addr::PageSize;
 
@@ -44,7 +43,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         size: PageSize,
     ) -> Result<Self, Error<O::Format>> {
         let va = FormatOf::<O>::va_of(address)?;
-        Self::at_level(ops, va, level_of::<O::Format>(size)?)
+        Self::at_level(ops, va, FormatOf::<O>::level_of(size)?)
     }
 
     /// The slot for a page of the smallest size in `table`, which must be the lowest table for `address`. It and all tables
@@ -242,7 +241,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         if self.level != self.target || !self.is_ready() {
             return self.set(content);
         }
-        check_content::<O::Format>(self.target, content)?;
+        O::Format::check(self.target, content)?;
         let entry = O::Format::encode(self.target, content);
         self.write(O::Format::index(self.va, self.target), entry)?;
         (self.entry, self.content) = (entry, content);
@@ -258,7 +257,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                 level: self.level,
             });
         }
-        check_content::<O::Format>(self.target, content)
+        O::Format::check(self.target, content)
     }
 
     /// What another slot of the same table holds: a neighbour that may be filled in the same go.
@@ -271,24 +270,6 @@ impl<'o, O: TableOps> Cursor<'o, O> {
             None => Fault::NotMemory,
         };
         Err(bad::<O::Format>(self.va, self.level, fault))
-    }
-
-    /// Replaces another slot of the same table by one store. The slot itself must have been set or prepared before, and
-    /// must not hold a table.
-    pub fn set_neighbour(
-        &mut self,
-        index: usize,
-        content: ContentOf<O::Format>,
-    ) -> Result<(), Error<O::Format>> {
-        self.check(content)?;
-        self.prepare()?;
-        if let Decoded::Table { .. } = self.neighbour(index)? {
-            return Err(PagingError::AlreadyMapped {
-                address: O::Format::virt(self.va),
-                level: self.level,
-            });
-        }
-        self.write(index, O::Format::encode(self.level, content))
     }
 
     #[inline(always)]

@@ -93,6 +93,45 @@ pub enum Content<P, A> {
     },
 }
 
+impl<P: Copy, A: Copy> Content<P, A> {
+    /// Whether there is a page, or will be at the first access.
+    #[inline(always)]
+    pub const fn is_mapped(self) -> bool {
+        !matches!(self, Self::Unmapped)
+    }
+    /// Who may do what with it.
+    #[inline(always)]
+    pub fn attr(self) -> Option<A> {
+        match self {
+            Self::Page { attr, .. } | Self::ZeroOnDemand { attr } => Some(attr),
+            Self::Unmapped => None,
+        }
+    }
+    /// The same with other attributes.
+    #[inline(always)]
+    pub fn with_attr(self, change: impl FnOnce(A) -> Option<A>) -> Self {
+        match self {
+            Self::Page { phys, attr } => match change(attr) {
+                Some(attr) => Self::Page { phys, attr },
+                None => Self::Unmapped,
+            },
+            Self::ZeroOnDemand { attr } => match change(attr) {
+                Some(attr) => Self::ZeroOnDemand { attr },
+                None => Self::Unmapped,
+            },
+            Self::Unmapped => Self::Unmapped,
+        }
+    }
+    /// What the bits of the leaf for the next `bytes` are greater by.
+    #[inline(always)]
+    pub(super) const fn step(self, bytes: u64) -> u64 {
+        match self {
+            Self::Page { .. } => bytes,
+            _ => 0,
+        }
+    }
+}
+
 /// What a range leads to in format `F`.
 pub type ContentOf<F> = Content<<F as Format>::Phys, <F as Format>::Attr>;
 
@@ -209,6 +248,26 @@ pub(super) trait FormatExt: Format {
     #[inline(always)]
     fn index(va: u64, level: u8) -> usize {
         (va >> Self::shift(level)) as usize & (Self::ENTRIES - 1)
+    }
+    /// The level at which a leaf of `size` stands.
+    #[inline(always)]
+    fn level_of(size: PageSize) -> Result<u8, Error<Self>> {
+        (1..=Self::LEVELS)
+            .find(|&level| Self::leaf_size(level) == Some(size))
+            .ok_or(PagingError::NoSuchLeaf { size })
+    }
+    /// Whether a leaf of `level` can refer to the content.
+    #[inline(always)]
+    fn check(level: u8, content: ContentOf<Self>) -> Result<(), Error<Self>> {
+        if let Content::Page { phys, .. } = content {
+            if phys.as_u64() & Self::span_mask(level) != 0 {
+                return Err(PagingError::UnalignedPhys { phys });
+            }
+            if phys.as_u64() >> Self::PHYS_BITS != 0 {
+                return Err(PagingError::PhysTooWide { phys });
+            }
+        }
+        Ok(())
     }
     /// The address whose translated bits are `va`.
     #[inline(always)]

@@ -1,58 +1,32 @@
-//! Mapping a range: one traversal that finds out what is needed, one that does it.
+//! Mapping a range.
 
-use core::marker::PhantomData;
-
-use super::access::{EntryOf, FormatOf, TableMovability, TableOf, TableOps, VirtOf};
-use super::edit::{Edit, report};
-use super::error::{Error, Fault, PagingError};
-use super::format::{
-    Content, ContentOf, Decoded, Entry, Format, FormatExt, MAX_LEVELS, MappingOf, Rights,
-};
-use super::plan::{check_tree, level_of};
+use super::access::{EntryOf, FormatOf, ResultOf, TableMovability, TableOf, TableOps, VirtOf};
+use super::change::{Decision, Operation, Slot, change};
+use super::edit::Edit;
+use super::error::{Fault, PagingError};
+use super::format::{Content, ContentOf, Decoded, Entry, Format, FormatExt, MAX_LEVELS, Rights};
+use super::part::Part;
 use super::query::{bad, decode_at, descend};
-use super::unmap::{Emptied, unmap};
+use super::unmap::{Emptied, Unmap};
 use crate::addr::{Address, PageSize};
 
 /// Maps `len` bytes from `start` on to `content`, in leaves as large as alignment allows but no larger than `largest`.
 /// Pages lie one behind the other in physical memory.
 ///
 /// Nothing may be mapped there: tables that hold nothing are no obstacle. [`Content::Unmapped`] unmaps.
-#[inline]
+///
+/// # Errors
+/// What is wrong with the request or in its way, or that there is no memory for a table. Nothing has been changed then.
+#[inline(always)]
 pub fn map<O: TableOps>(
     ops: &mut O,
     start: VirtOf<O>,
     len: u64,
     content: ContentOf<O::Format>,
     largest: PageSize,
-) -> Result<(), Error<O::Format>> {
-    map_range::<O, false>(ops, start, len, content, largest, &mut |_| {})
-}
-
-/// As [`map`], but in place of what is mapped there; `removed` is told of each leaf that was replaced, except those in
-/// sub-trees that other trees share and that are dropped as a whole. Of a large leaf that is partly replaced, the rest
-/// is kept in smaller leaves. CPUs may use what was replaced until it is invalidated.
-pub fn remap<O: TableOps>(
-    ops: &mut O,
-    start: VirtOf<O>,
-    len: u64,
-    content: ContentOf<O::Format>,
-    largest: PageSize,
-    mut removed: impl FnMut(MappingOf<O::Format>),
-) -> Result<(), Error<O::Format>> {
-    map_range::<O, true>(ops, start, len, content, largest, &mut removed)
-}
-
-#[inline(always)]
-fn map_range<O: TableOps, const REPLACE: bool>(
-    ops: &mut O,
-    start: VirtOf<O>,
-    len: u64,
-    content: ContentOf<O::Format>,
-    largest: PageSize,
-    removed: &mut impl FnMut(MappingOf<O::Format>),
-) -> Result<(), Error<O::Format>> {
+) -> ResultOf<O, ()> {
     let pages = FormatOf::<O>::pages(start, len)?;
-    let largest = level_of::<O::Format>(largest)?;
+    let largest = FormatOf::<O>::level_of(largest)?;
     if let Content::Page { phys, .. } = content {
         if !phys.is_aligned(0x1000) {
             return Err(PagingError::UnalignedPhys { phys });
@@ -65,17 +39,14 @@ fn map_range<O: TableOps, const REPLACE: bool>(
     let Some((va, last)) = pages else {
         return Ok(());
     };
-    if matches!(content, Content::Unmapped) {
-        return unmap(ops, start, len, Emptied::Keep, removed);
-    }
-    if !REPLACE
-        && !O::Movability::MOVES
+    if !O::Movability::MOVES
+        && content.is_mapped()
         && may_be_one_run::<O::Format>(va, last, largest)
         && let Some(table) = descend(ops, va)
     {
         return map_run(ops, table, va, last, content);
     }
-    map_anywhere::<O, REPLACE>(ops, va, last, content, largest, removed)
+    map_anywhere(ops, va, last, content, largest)
 }
 
 /// Whether the range lies in one table of level 1 and has no part that could become a larger leaf.
@@ -93,7 +64,7 @@ fn map_run<O: TableOps>(
     va: u64,
     last: u64,
     content: ContentOf<O::Format>,
-) -> Result<(), Error<O::Format>> {
+) -> ResultOf<O, ()> {
     let mut at = va;
     loop {
         // Nearly always the entry is zero, and that is nothing in every format.
@@ -117,270 +88,128 @@ fn map_run<O: TableOps>(
         ops.write_entry(table, first, entry)
     } else {
         let count = O::Format::index(last, 1) + 1 - first;
-        let step = if let Content::Page { .. } = content {
-            0x1000
-        } else {
-            0
-        };
-        ops.write_run(table, first, count, entry.to_bits(), step)
+        ops.write_run(table, first, count, entry.to_bits(), content.step(0x1000))
     };
-    done.ok_or_else(|| bad::<O::Format>(va, 1, Fault::NotMemory))
+    match done {
+        Some(()) => Ok(()),
+        None => Err(bad::<O::Format>(va, 1, Fault::NotMemory)),
+    }
 }
 
 /// Any range.
 #[inline(never)]
-fn map_anywhere<O: TableOps, const REPLACE: bool>(
+fn map_anywhere<O: TableOps>(
     ops: &mut O,
     va: u64,
     last: u64,
     content: ContentOf<O::Format>,
     largest: u8,
-    removed: &mut impl FnMut(MappingOf<O::Format>),
-) -> Result<(), Error<O::Format>> {
-    let request = Request::<O::Format>::new(va, content, largest);
-    let tables = request.plan::<O, REPLACE>(ops, ops.root(), O::Format::LEVELS, va, last, false)?;
-    Edit::run(ops, tables, |edit| {
-        let root = edit.own_root()?;
-        request.fill::<O, REPLACE>(edit, root, O::Format::LEVELS, va, last, false, removed)
-    })
+) -> ResultOf<O, ()> {
+    if !content.is_mapped() {
+        let (emptied, removed) = (Emptied::Keep, |_| ());
+        return change(ops, va, last, &mut Unmap { emptied, removed });
+    }
+    let mut bits = [0; MAX_LEVELS];
+    for level in 1..=largest {
+        bits[(level as usize - 1) % MAX_LEVELS] = O::Format::bits_of(level, content);
+    }
+    let (is_page, to_phys) = match content {
+        Content::Page { phys, .. } => (true, phys.as_u64().wrapping_sub(va)),
+        _ => (false, 0),
+    };
+    let mut map = Map {
+        bits,
+        is_page,
+        to_phys,
+        largest,
+        content,
+    };
+    change(ops, va, last, &mut map)
 }
 
 /// What is to be mapped.
-struct Request<F: Format> {
+struct Map<F: Format> {
     /// The bits of a leaf by its level less 1, the address left out.
     bits: [u64; MAX_LEVELS],
     /// Whether there is an address, and what is to be added to a virtual one to get it.
     is_page: bool,
     to_phys: u64,
     largest: u8,
-    rights: Rights,
-    format: PhantomData<F>,
+    content: ContentOf<F>,
 }
 
-impl<F: Format> Request<F> {
+impl<F: Format> Map<F> {
+    /// The address that the page for `va` has, 0 where there is no page.
     #[inline(always)]
-    fn new(va: u64, content: ContentOf<F>, largest: u8) -> Self {
-        let mut bits = [0; MAX_LEVELS];
-        for level in 1..=largest {
-            bits[(level as usize - 1) % MAX_LEVELS] = F::bits_of(level, content);
-        }
-        let (is_page, to_phys) = match content {
-            Content::Page { phys, .. } => (true, phys.as_u64().wrapping_sub(va)),
-            _ => (false, 0),
-        };
-        let rights = match content {
-            Content::Page { attr, .. } | Content::ZeroOnDemand { attr } => F::rights(attr),
-            Content::Unmapped => Rights::NONE,
-        };
-        Self {
-            bits,
-            is_page,
-            to_phys,
-            largest,
-            rights,
-            format: PhantomData,
+    fn phys(&self, va: u64) -> u64 {
+        if self.is_page {
+            va.wrapping_add(self.to_phys)
+        } else {
+            0
         }
     }
     /// The bits of the leaf of `level` for `va`.
     #[inline(always)]
     fn bits(&self, level: u8, va: u64) -> u64 {
-        let phys = if self.is_page {
-            va.wrapping_add(self.to_phys)
-        } else {
-            0
-        };
-        self.bits[(level as usize - 1) % MAX_LEVELS] | phys
+        self.bits[(level as usize - 1) % MAX_LEVELS] | self.phys(va)
     }
-    /// What the next leaf's bits are greater by.
+    /// Whether the part, all in one slot, becomes one leaf there.
     #[inline(always)]
-    fn step(&self, level: u8) -> u64 {
-        if self.is_page {
-            F::span_mask(level) + 1
-        } else {
-            0
-        }
+    fn is_leaf(&self, slot: Part<F>) -> bool {
+        let aligned = slot.va | self.phys(slot.va);
+        slot.level <= self.largest && aligned & F::span_mask(slot.level) == 0 && slot.is_whole()
     }
-    /// Whether `[va, last]`, all in one slot of `level`, becomes one leaf there.
+}
+
+impl<O: TableOps> Operation<O> for Map<O::Format> {
     #[inline(always)]
-    fn is_leaf(&self, level: u8, va: u64, last: u64) -> bool {
-        let mask = F::span_mask(level);
-        let aligned = va
-            | if self.is_page {
-                va.wrapping_add(self.to_phys)
-            } else {
-                0
-            };
-        level <= self.largest && aligned & mask == 0 && last - va == mask
-    }
-    /// Finds out whether the range can be mapped, and how many tables that takes. `shared` says that a table above
-    /// will be copied, so that this one is shared at the latest then.
-    fn plan<O: TableOps<Format = F>, const REPLACE: bool>(
-        &self,
-        ops: &O,
-        table: TableOf<O>,
-        level: u8,
-        va: u64,
-        last: u64,
-        shared: bool,
-    ) -> Result<u64, Error<F>> {
-        let shared = O::Movability::MOVES && (shared || ops.must_move(table, level).is_some());
-        let mut tables = u64::from(shared);
-        let mut va = va;
-        loop {
-            let end = last.min(va | F::span_mask(level));
-            let leaf = self.is_leaf(level, va, end);
-            match decode_at(ops, table, level, va)? {
-                Decoded::Content(Content::Unmapped) => {
-                    if !leaf {
-                        tables += self.tables_below(level - 1, va, end);
-                    }
-                }
-                Decoded::Content(_) if !REPLACE => {
-                    return Err(PagingError::AlreadyMapped {
-                        address: F::virt(va),
-                        level,
-                    });
-                }
-                Decoded::Content(_) => {
-                    if !leaf {
-                        tables += self.tables_below(level - 1, va, end);
-                    }
-                }
-                Decoded::Table { table, .. } if leaf => {
-                    check_tree(ops, table, level - 1, va, REPLACE)?;
-                }
-                Decoded::Table { table, rights } => {
-                    if !O::Movability::MOVES && !rights.contains(self.rights) {
-                        return Err(PagingError::Restricted {
-                            address: F::virt(va),
-                            level,
-                        });
-                    }
-                    tables += self.plan::<O, REPLACE>(ops, table, level - 1, va, end, shared)?;
+    fn decide(&mut self, slot: &Slot<O::Format>) -> ResultOf<O, Decision> {
+        let is_leaf = self.is_leaf(slot.part);
+        let (address, level) = (O::Format::virt(slot.part.va), slot.part.level);
+        match slot.says {
+            // Tables that may move are opened.
+            Decoded::Table { rights, .. } if !O::Movability::MOVES && !is_leaf => {
+                let asked = self.content.attr().map_or(Rights::NONE, O::Format::rights);
+                if !rights.contains(asked) {
+                    return Err(PagingError::Restricted { address, level });
                 }
             }
-            if end == last {
-                return Ok(tables);
-            }
-            va = end + 1;
+            Decoded::Table { .. } | Decoded::Content(Content::Unmapped) => {}
+            Decoded::Content(_) => return Err(PagingError::AlreadyMapped { address, level }),
         }
+        Ok(match is_leaf {
+            true => Decision::Put,
+            false => Decision::Inside,
+        })
     }
-
-    /// Tables for a slot that has none: the one of `level` for it, and those below.
-    fn tables_below(&self, level: u8, va: u64, last: u64) -> u64 {
-        let mut tables = 1;
-        if level == 1 {
-            return tables;
-        }
-        let mut va = va;
-        loop {
-            let end = last.min(va | F::span_mask(level));
-            if !self.is_leaf(level, va, end) {
-                tables += self.tables_below(level - 1, va, end);
-            }
-            if end == last {
-                return tables;
-            }
-            va = end + 1;
-        }
+    #[inline(always)]
+    fn put(&mut self, slot: &Slot<O::Format>) -> Option<EntryOf<O>> {
+        Some(Entry::from_bits(self.bits(slot.part.level, slot.part.va)))
     }
-
-    /// Maps the range in `table`, which is private. In a `fresh` one there is nothing yet.
-    #[allow(clippy::too_many_arguments)] // a recursion: what changes on the way down is passed
-    fn fill<O: TableOps<Format = F>, const REPLACE: bool>(
-        &self,
+    /// What stands there is known to be nothing, so that a run of leaves is written at once.
+    #[inline(always)]
+    fn run(
+        &mut self,
         edit: &mut Edit<'_, O>,
         table: TableOf<O>,
-        level: u8,
-        va: u64,
-        last: u64,
-        fresh: bool,
-        removed: &mut impl FnMut(MappingOf<F>),
-    ) -> Result<(), Error<F>> {
-        if level == 1 && (fresh || !REPLACE) {
-            let first = F::index(va, 1);
-            let count = F::index(last, 1) + 1 - first;
-            let end = first + count;
-            let ops = &mut edit.ops;
-            let mut done = ops.write_run(table, first, count, self.bits(1, va), self.step(1));
-            if fresh && count < F::ENTRIES {
-                // What is not mapped must be zeroed: the table comes with any content.
-                done = done
-                    .and(ops.write_run(table, 0, first, 0, 0))
-                    .and(ops.write_run(table, end, F::ENTRIES - end, 0, 0));
+        part: Part<O::Format>,
+        new: bool,
+    ) -> Option<ResultOf<O, ()>> {
+        let mask = O::Format::span_mask(part.level);
+        let ends = part.va | self.phys(part.va) | part.last.wrapping_add(1);
+        if part.level > self.largest || ends & mask != 0 {
+            return None;
+        }
+        let (first, count) = part.run();
+        let behind = first + count;
+        let step = self.content.step(mask + 1);
+        let bits = self.bits(part.level, part.va);
+        let mut done = edit.fill(table, part, (first, count), bits, step);
+        if new && count < O::Format::ENTRIES {
+            for rest in [(0, first), (behind, O::Format::ENTRIES - behind)] {
+                done = done.and_then(|()| edit.fill(table, part, rest, 0, 0));
             }
-            return done.ok_or_else(|| bad::<F>(va, 1, Fault::NotMemory));
         }
-        if fresh {
-            let zeroed = edit.ops.write_run(table, 0, F::ENTRIES, 0, 0);
-            zeroed.ok_or_else(|| bad::<F>(va, level, Fault::NotMemory))?;
-        }
-        let mut va = va;
-        loop {
-            let end = last.min(va | F::span_mask(level));
-            let leaf = self.is_leaf(level, va, end);
-            let old = if fresh {
-                F::Entry::EMPTY
-            } else {
-                edit.read(table, level, va)?
-            };
-            let decoded = F::decode(level, old).map_err(|fault| bad::<F>(va, level, fault))?;
-            match decoded {
-                Decoded::Table { table: child, .. } if leaf => {
-                    let entry = F::Entry::from_bits(self.bits(level, va));
-                    edit.write(table, level, va, entry)?;
-                    edit.dispose(child, level - 1, va, removed)?;
-                }
-                Decoded::Table {
-                    table: child,
-                    rights,
-                } => {
-                    let child = edit.own(table, level, va, child, rights)?;
-                    self.fill::<O, REPLACE>(edit, child, level - 1, va, end, false, removed)?;
-                }
-                Decoded::Content(content) if leaf => {
-                    let entry = F::Entry::from_bits(self.bits(level, va));
-                    self.replace(edit, table, level, va, (old, content), entry, removed)?;
-                }
-                Decoded::Content(content) => {
-                    let covered = va & F::span_mask(level) == 0 && end - va == F::span_mask(level);
-                    if covered || matches!(content, Content::Unmapped) {
-                        let child = edit.reserve.pop(edit.ops)?;
-                        self.fill::<O, REPLACE>(edit, child, level - 1, va, end, true, removed)?;
-                        let entry = F::table_entry(child);
-                        self.replace(edit, table, level, va, (old, content), entry, removed)?;
-                    } else {
-                        let child = edit.split(table, level, va, old)?;
-                        self.fill::<O, REPLACE>(edit, child, level - 1, va, end, false, removed)?;
-                    }
-                }
-            }
-            if end == last {
-                return Ok(());
-            }
-            va = end + 1;
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    #[inline(always)]
-    fn replace<O: TableOps<Format = F>>(
-        &self,
-        edit: &mut Edit<'_, O>,
-        table: TableOf<O>,
-        level: u8,
-        va: u64,
-        (old, content): (F::Entry, ContentOf<F>),
-        entry: F::Entry,
-        removed: &mut impl FnMut(MappingOf<F>),
-    ) -> Result<(), Error<F>> {
-        if matches!(content, Content::Unmapped) {
-            return edit.write(table, level, va, entry);
-        }
-        let old = edit.replace(table, level, va, old, |_, _| Ok(entry))?;
-        if let Ok(Decoded::Content(content)) = F::decode(level, old) {
-            report::<F>(level, va, content, removed);
-        }
-        Ok(())
+        Some(done)
     }
 }

@@ -5,7 +5,7 @@
 //! are functions over them:
 //!
 //! - [`query`], [`query_seeing`], [`virt_to_phys`], [`translate`] read; [`path`] shows the entries themselves; [`RunsExt::runs`] joins neighbours;
-//! - [`map`], [`remap`], [`unmap`], [`protect`] and [`modify`] change a range in one traversal, after one that finds out whether it can be done
+//! - [`map`], [`unmap`], [`protect`] and [`modify`] change a range in one traversal, after one that finds out whether it can be done
 //!   and takes the tables that it needs: an error leaves everything as it was;
 //! - [`split`] and [`merge`] change the size of leaves and nothing else;
 //! - [`walk_va_spaces`] and [`space_aware_map`] read and build several spaces, and keep what they share shared;
@@ -14,6 +14,7 @@
 mod access;
 mod amd64;
 mod buffer;
+mod change;
 mod cursor;
 mod edit;
 mod ept_entry;
@@ -26,19 +27,18 @@ mod map;
 mod merge;
 mod modify;
 mod open_slot;
+mod part;
 mod path;
 mod phys;
-mod plan;
 mod query;
 mod ready;
-mod reserve;
 mod runs;
 mod spaces;
 mod unmap;
 
 pub use access::{
-    AtomicWord, EntryOf, FormatOf, MayMoveTable, MayNotMoveTable, MoveOf, Never, TableMovability,
-    TableOf, TableOps, TableReadOps, VirtOf,
+    AtomicWord, EntryOf, FormatOf, MayMoveTable, MayNotMoveTable, MoveOf, Never, ResultOf,
+    TableMovability, TableOf, TableOps, TableReadOps, VirtOf,
 };
 pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, GuestPae, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
@@ -52,7 +52,7 @@ pub use format::{
 };
 pub use i686::{I686, I686Attr, I686Entry};
 pub use link_spaces::{TableRoots, space_aware_map};
-pub use map::{map, remap};
+pub use map::map;
 pub use merge::merge;
 pub use modify::{Leaf, modify, protect, split};
 pub use open_slot::{OpenSlot, open_slot, open_slot_in};

@@ -188,7 +188,6 @@ enum Op {
         attr: u16,
         zero: bool,
         largest: usize,
-        replace: bool,
     },
     Unmap {
         at: Place,
@@ -283,10 +282,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0u64..64).prop_map(|n| n << 12)
     ];
     let largest = prop_oneof![1 => Just(0usize), 2 => Just(1), 3 => Just(2)];
-    let map = (place(), phys, any::<u16>(), 0u8..5, largest, any::<bool>());
+    let map = (place(), phys, any::<u16>(), 0u8..5, largest);
     prop_oneof![
-        12 => map.prop_map(|(at, phys, attr, zero, largest, replace)| Op::Map {
-            at, phys, attr, zero: zero == 0, largest, replace
+        12 => map.prop_map(|(at, phys, attr, zero, largest)| Op::Map {
+            at, phys, attr, zero: zero == 0, largest
         }),
         6 => (place(), any::<bool>()).prop_map(|(at, retire)| Op::Unmap { at, retire }),
         4 => (place(), 0u8..3).prop_map(|(at, write)| Op::Protect { at, write }),
@@ -311,7 +310,6 @@ fn on_model<F: TestFormat>(model: &mut Model<F>, op: &Op) -> Option<()> {
             phys,
             attr,
             zero,
-            replace,
             ..
         } => {
             let (va, len) = at.range::<F>();
@@ -319,7 +317,7 @@ fn on_model<F: TestFormat>(model: &mut Model<F>, op: &Op) -> Option<()> {
                 return Some(());
             }
             let last = va + (len - 1);
-            if !replace && !model.is_free(va, last) {
+            if !model.is_free(va, last) {
                 return None;
             }
             let attr = F::attr(attr);
@@ -331,7 +329,6 @@ fn on_model<F: TestFormat>(model: &mut Model<F>, op: &Op) -> Option<()> {
                     attr,
                 }
             };
-            model.take(va, last);
             model.put(va, last, content);
         }
         Op::Unmap { at, .. } => {
@@ -419,7 +416,6 @@ where
             attr,
             zero,
             largest,
-            replace,
         } => {
             let (va, len) = at.range::<O::Format>();
             let attr = O::Format::attr(attr);
@@ -433,11 +429,7 @@ where
             };
             let largest = sizes[largest % sizes.len()];
             let start = O::Format::virt(va);
-            if replace {
-                remap(ops, start, len, content, largest, |_| {})
-            } else {
-                map(ops, start, len, content, largest)
-            }
+            map(ops, start, len, content, largest)
         }
         Op::Unmap { at, retire } => {
             let (va, len) = at.range::<O::Format>();

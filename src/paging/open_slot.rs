@@ -2,7 +2,6 @@
 
 use super::access::{EntryOf, FormatOf, TableMovability, TableOf, TableOps, TableReadOps, VirtOf};
 use super::format::{Content, Entry, Format, FormatExt};
-use super::plan::check_content;
 use crate::addr::Address;
 
 /// Where a descent of the tables is.
@@ -59,7 +58,7 @@ impl<P: Address, E: Entry> OpenSlot<P, E> {
         O: TableOps<Format: Format<Phys = P, Entry = E>>,
     {
         let content = Content::Page { phys, attr };
-        debug_assert!(check_content::<O::Format>(1, content).is_ok());
+        debug_assert!(O::Format::check(1, content).is_ok());
         ops.write_entry(self.table, self.index, O::Format::encode(1, content))
     }
 }

@@ -9,7 +9,21 @@ use super::format::{
 };
 use crate::addr::{Address, PageSize};
 
-/// Reads and decodes the entry of `table` for `va`.
+/// The entry of `table` for `va`.
+#[inline(always)]
+pub(super) fn read_at<O: TableReadOps>(
+    ops: &O,
+    table: TableOf<O>,
+    level: u8,
+    va: u64,
+) -> Result<EntryOf<O>, Error<O::Format>> {
+    match ops.read_entry(table, O::Format::index(va, level)) {
+        Some(entry) => Ok(entry),
+        None => Err(bad::<O::Format>(va, level, Fault::NotMemory)),
+    }
+}
+
+/// What the entry of `table` for `va` says.
 #[inline(always)]
 pub(super) fn decode_at<O: TableReadOps>(
     ops: &O,
@@ -17,15 +31,10 @@ pub(super) fn decode_at<O: TableReadOps>(
     level: u8,
     va: u64,
 ) -> Result<DecodedOf<O::Format>, Error<O::Format>> {
-    let index = O::Format::index(va, level);
-    let fault = match ops.read_entry(table, index) {
-        Some(entry) => match O::Format::decode(level, entry) {
-            Ok(decoded) => return Ok(decoded),
-            Err(fault) => fault,
-        },
-        None => Fault::NotMemory,
-    };
-    Err(bad::<O::Format>(va, level, fault))
+    match O::Format::decode(level, read_at(ops, table, level, va)?) {
+        Ok(decoded) => Ok(decoded),
+        Err(fault) => Err(bad::<O::Format>(va, level, fault)),
+    }
 }
 
 /// The error for a bad entry of `level` that is used for `va`.
@@ -40,21 +49,11 @@ pub(super) fn bad<F: Format>(va: u64, level: u8, fault: Fault) -> Error<F> {
 
 /// The leaf's attributes with what the tables above deny taken away.
 #[inline(always)]
-fn effective<F: Format>(content: ContentOf<F>, rights: Rights) -> ContentOf<F> {
+pub(super) fn effective<F: Format>(content: ContentOf<F>, rights: Rights) -> ContentOf<F> {
     if rights == Rights::ALL {
         return content;
     }
-    match content {
-        Content::Page { phys, attr } => match F::restrict(attr, rights) {
-            Some(attr) => Content::Page { phys, attr },
-            None => Content::Unmapped,
-        },
-        Content::ZeroOnDemand { attr } => match F::restrict(attr, rights) {
-            Some(attr) => Content::ZeroOnDemand { attr },
-            None => Content::Unmapped,
-        },
-        Content::Unmapped => Content::Unmapped,
-    }
+    content.with_attr(|attr| F::restrict(attr, rights))
 }
 
 /// The table of level 1 for `va`, where all tables above it let everything through: the frequent case.

@@ -1,11 +1,10 @@
 //! Unmapping a range.
 
-use super::access::{FormatOf, TableMovability, TableOf, TableOps, VirtOf};
+use super::access::{EntryOf, FormatOf, ResultOf, TableOf, TableOps, VirtOf};
+use super::change::{Decision, Lowest, Operation, Slot, change};
 use super::edit::{Edit, report};
-use super::error::Error;
 use super::format::{Content, Decoded, Entry, Format, FormatExt, MappingOf};
-use super::plan::{holds_any, is_whole, plan};
-use super::query::bad;
+use super::part::Part;
 
 /// What happens to tables that come to hold nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,116 +19,81 @@ pub enum Emptied {
 /// other trees share and that are dropped as a whole. Of a large leaf that is partly in the range the rest is kept, in
 /// smaller leaves: only that, and the copy of a table that must move, takes memory. CPUs may use what was unmapped
 /// until it is invalidated.
+///
+/// # Errors
+/// What is wrong with the range or with a table, or that there is no memory for one. Nothing has been changed then.
 pub fn unmap<O: TableOps>(
     ops: &mut O,
     start: VirtOf<O>,
     len: u64,
     emptied: Emptied,
-    mut removed: impl FnMut(MappingOf<O::Format>),
-) -> Result<(), Error<O::Format>> {
-    let Some((va, last)) = FormatOf::<O>::pages(start, len)? else {
-        return Ok(());
-    };
-    let root = ops.root();
-    let shared = O::Movability::MOVES && ops.must_move(root, O::Format::LEVELS).is_some();
-    if shared && !holds_any(ops, root, O::Format::LEVELS, va, last)? {
-        return Ok(());
+    removed: impl FnMut(MappingOf<O::Format>),
+) -> ResultOf<O, ()> {
+    match FormatOf::<O>::pages(start, len)? {
+        Some((va, last)) => change(ops, va, last, &mut Unmap { emptied, removed }),
+        None => Ok(()),
     }
-    let tables = plan::<O, true>(ops, root, O::Format::LEVELS, va, last, false)?;
-    Edit::run(ops, tables, |edit| {
-        let root = edit.own_root()?;
-        clear(
-            edit,
-            root,
-            O::Format::LEVELS,
-            va,
-            last,
-            emptied,
-            &mut removed,
-        )
-    })
 }
 
-/// Clears the range in `table`, which is private.
-fn clear<O: TableOps>(
-    edit: &mut Edit<'_, O>,
-    table: TableOf<O>,
-    level: u8,
-    mut va: u64,
-    last: u64,
-    emptied: Emptied,
-    removed: &mut impl FnMut(MappingOf<O::Format>),
-) -> Result<(), Error<O::Format>> {
-    if level == 1 {
-        return clear_run(edit, table, va, last, removed);
+pub(super) struct Unmap<R> {
+    pub(super) emptied: Emptied,
+    pub(super) removed: R,
+}
+
+impl<O: TableOps, R: FnMut(MappingOf<O::Format>)> Operation<O> for Unmap<R> {
+    const LOWEST: Lowest = Lowest::Any;
+
+    #[inline(always)]
+    fn decide(&mut self, slot: &Slot<O::Format>) -> ResultOf<O, Decision> {
+        let goes = match slot.says {
+            Decoded::Content(Content::Unmapped) => return Ok(Decision::Skip),
+            Decoded::Content(_) => true,
+            Decoded::Table { .. } => slot.shared || self.emptied == Emptied::Retire,
+        };
+        Ok(match goes && slot.part.is_whole() {
+            true => Decision::Put,
+            false => Decision::Inside,
+        })
     }
-    loop {
-        let end = last.min(va | O::Format::span_mask(level));
-        let whole = is_whole::<O::Format>(level, va, end);
-        let old = edit.read(table, level, va)?;
-        match O::Format::decode(level, old).map_err(|fault| bad::<O::Format>(va, level, fault))? {
-            Decoded::Content(Content::Unmapped) => {}
-            Decoded::Content(_) if whole => {
-                let empty = <O::Format as Format>::Entry::EMPTY;
-                let old = edit.replace(table, level, va, old, |_, _| Ok(empty))?;
-                if let Ok(Decoded::Content(content)) = O::Format::decode(level, old) {
-                    report::<O::Format>(level, va, content, removed);
-                }
-            }
-            Decoded::Content(_) => {
-                let child = edit.split(table, level, va, old)?;
-                clear(edit, child, level - 1, va, end, emptied, removed)?;
-            }
-            Decoded::Table {
-                table: child,
-                rights,
-            } => {
-                let shared = edit.ops.must_move(child, level - 1).is_some();
-                if whole && (shared || emptied == Emptied::Retire) {
-                    edit.write(table, level, va, <O::Format as Format>::Entry::EMPTY)?;
-                    edit.dispose(child, level - 1, va, removed)?;
-                } else if !shared || holds_any(edit.ops, child, level - 1, va, end)? {
-                    let child = edit.own(table, level, va, child, rights)?;
-                    clear(edit, child, level - 1, va, end, emptied, removed)?;
-                    if emptied == Emptied::Retire && is_empty(edit.ops, child)? {
-                        edit.write(table, level, va, <O::Format as Format>::Entry::EMPTY)?;
-                        edit.ops.retire_table(child, level - 1);
+    #[inline(always)]
+    fn put(&mut self, _: &Slot<O::Format>) -> Option<EntryOf<O>> {
+        Some(Entry::EMPTY)
+    }
+    #[inline(always)]
+    fn removed(&mut self, leaf: MappingOf<O::Format>) {
+        (self.removed)(leaf);
+    }
+    fn after(&mut self, ops: &mut O, _: &Slot<O::Format>, child: TableOf<O>) -> Option<EntryOf<O>> {
+        let is_empty = |index| ops.read_entry(child, index) == Some(Entry::EMPTY);
+        let goes = self.emptied == Emptied::Retire && (0..FormatOf::<O>::ENTRIES).all(is_empty);
+        goes.then_some(Entry::EMPTY)
+    }
+    /// An entry that makes no sense was no mapping, and goes too.
+    #[inline(always)]
+    fn run(
+        &mut self,
+        edit: &mut Edit<'_, O>,
+        table: TableOf<O>,
+        part: Part<O::Format>,
+        _: bool,
+    ) -> Option<ResultOf<O, ()>> {
+        let mut at = part.va;
+        while at < part.last {
+            let slot = Part::at(1, at);
+            let done = edit.read(table, slot).and_then(|old| {
+                if old != Entry::EMPTY {
+                    let old = edit.replace(table, slot, old, |_, _| Ok(Entry::EMPTY))?;
+                    if let Ok(Decoded::Content(content)) = O::Format::decode(1, old) {
+                        report(slot, content, &mut self.removed);
                     }
                 }
+                Ok(())
+            });
+            if done.is_err() {
+                return Some(done);
             }
+            at += 0x1000;
         }
-        if end == last {
-            return Ok(());
-        }
-        va = end + 1;
+        Some(Ok(()))
     }
-}
-
-/// Clears the range in `table`, of level 1. An entry that makes no sense was no mapping, and goes too.
-#[inline(always)]
-fn clear_run<O: TableOps>(
-    edit: &mut Edit<'_, O>,
-    table: TableOf<O>,
-    mut va: u64,
-    last: u64,
-    removed: &mut impl FnMut(MappingOf<O::Format>),
-) -> Result<(), Error<O::Format>> {
-    let empty = <O::Format as Format>::Entry::EMPTY;
-    while va < last {
-        let old = edit.read(table, 1, va)?;
-        if old != empty {
-            let old = edit.replace(table, 1, va, old, |_, _| Ok(empty))?;
-            if let Ok(Decoded::Content(content)) = O::Format::decode(1, old) {
-                report::<O::Format>(1, va, content, removed);
-            }
-        }
-        va += 0x1000;
-    }
-    Ok(())
-}
-
-/// Whether every entry of the table is zero, so that the table can go.
-fn is_empty<O: TableOps>(ops: &O, table: TableOf<O>) -> Result<bool, Error<O::Format>> {
-    Ok((0..FormatOf::<O>::ENTRIES)
-        .all(|index| ops.read_entry(table, index) == Some(<O::Format as Format>::Entry::EMPTY)))
 }

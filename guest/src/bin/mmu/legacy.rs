@@ -7,7 +7,7 @@ use crate::tables::{Tables, WRITES, must};
 use offshoot::addr::{Gpa, Gva, PAGE_SIZE, PageSize};
 use offshoot::paging::{
     Content, Emptied, Entry, I686, I686Attr, I686Entry, MappingOf, PagingError, TableOps,
-    TableReadOps, Write, map, merge, modify, protect, query, remap, split, translate, unmap,
+    TableReadOps, Write, map, merge, modify, protect, query, split, translate, unmap,
 };
 use offshoot_guest::trap;
 
@@ -397,7 +397,7 @@ impl Legacy<'_, '_> {
         }
     }
 
-    /// Remapping, protection, splitting and merging.
+    /// Another page in the place of one, protection, splitting and merging.
     fn changes(&mut self) {
         let [one, other] = self.bench.spots;
         let attr = I686Attr::READ_WRITE.with_user(true);
@@ -407,9 +407,9 @@ impl Legacy<'_, '_> {
             map_to(&mut self.tables, AT, whole, one.leaf(whole), attr);
             self.all(page, one, "first page");
             let phys = Gpa::new(other.leaf(whole));
-            let content = Content::Page { phys, attr };
-            let tables = &mut self.tables;
-            must(remap(tables, Gva::new(AT), whole, content, size, |_| ()));
+            must(modify(&mut self.tables, Gva::new(AT), whole, |leaf| {
+                must(leaf.set_page(phys, attr));
+            }));
             self.all(page, other, "another page");
             type Change = fn(I686Attr) -> I686Attr;
             let changes: [Change; 4] = [

@@ -5,8 +5,7 @@ use crate::tables::{map_to, must};
 use crate::{Bench, CR4_PGE, cr4, has_leaf, invlpg, load_cr3, set_cr4};
 use offshoot::addr::{Gpa, Gva, PAGE_SIZE, PageSize};
 use offshoot::paging::{
-    Amd64Attr, Content, Emptied, TableReadOps, Write, map, merge, modify, protect, remap, split,
-    unmap,
+    Amd64Attr, Content, Emptied, TableReadOps, Write, map, merge, modify, protect, split, unmap,
 };
 use offshoot_guest::println;
 use offshoot_guest::trap::{PF, PF_PRESENT, PF_WRITE};
@@ -168,12 +167,12 @@ fn remapping(bench: &mut Bench) {
         bench.attempt(page, WRITE, true, "first page");
         for spot in [other, one, other] {
             let phys = Gpa::new(spot.leaf(whole));
-            let content = Content::Page { phys, attr };
-            let mut removed = 0;
-            let tables = &mut bench.tables;
-            let at = Gva::new(AT);
-            must(remap(tables, at, whole, content, size, |_| removed += 1));
-            bench.checks.equal(format_args!("removed"), removed, 1);
+            let mut leaves = 0;
+            must(modify(&mut bench.tables, Gva::new(AT), whole, |leaf| {
+                must(leaf.set_page(phys, attr));
+                leaves += 1;
+            }));
+            bench.checks.equal(format_args!("leaves"), leaves, 1);
             if reload {
                 load_cr3(bench.tables.root().as_u64());
             } else {
@@ -245,20 +244,10 @@ fn global(bench: &mut Bench) {
     let mut survived = 0;
     for (spot, flush) in [(other, true), (one, false)] {
         let old = READ.make(AT, 0).0;
-        let content = Content::Page {
-            phys: Gpa::new(spot.phys),
-            attr,
-        };
-        let size = PageSize::Size4K;
-        let tables = &mut bench.tables;
-        must(remap(
-            tables,
-            Gva::new(AT),
-            PAGE_SIZE,
-            content,
-            size,
-            |_| (),
-        ));
+        let phys = Gpa::new(spot.phys);
+        must(modify(&mut bench.tables, Gva::new(AT), PAGE_SIZE, |leaf| {
+            must(leaf.set_page(phys, attr));
+        }));
         load_cr3(bench.tables.root().as_u64());
         let (word, _) = READ.make(AT, 0);
         bench.checks.that(

@@ -1,0 +1,79 @@
+//! Parts of a range, as the tables cut it.
+
+use core::marker::PhantomData;
+
+use super::error::{Error, Fault};
+use super::format::{Format, FormatExt};
+use super::query::bad;
+
+/// The part of a range that is in one table, or in one slot of it.
+pub(super) struct Part<F> {
+    /// The level of the table.
+    pub(super) level: u8,
+    /// The translated bits of the first and the last address.
+    pub(super) va: u64,
+    pub(super) last: u64,
+    format: PhantomData<F>,
+}
+
+impl<F> Clone for Part<F> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<F> Copy for Part<F> {}
+
+impl<F: Format> Part<F> {
+    #[inline(always)]
+    pub(super) const fn new(level: u8, va: u64, last: u64) -> Self {
+        let format = PhantomData;
+        Self {
+            level,
+            va,
+            last,
+            format,
+        }
+    }
+    /// A single address.
+    #[inline(always)]
+    pub(super) const fn at(level: u8, va: u64) -> Self {
+        Self::new(level, va, va)
+    }
+    /// The same in the table below.
+    #[inline(always)]
+    pub(super) const fn below(self) -> Self {
+        Self::new(self.level - 1, self.va, self.last)
+    }
+    /// The parts that are in one slot each.
+    #[inline(always)]
+    pub(super) fn slots(self) -> impl Iterator<Item = Self> {
+        let mut next = Some(self.va);
+        core::iter::from_fn(move || {
+            let va = next?;
+            let last = self.last.min(va | F::span_mask(self.level));
+            next = (last != self.last).then_some(last.wrapping_add(1));
+            Some(Self::new(self.level, va, last))
+        })
+    }
+    /// Whether it is the whole of a slot.
+    #[inline(always)]
+    pub(super) fn is_whole(self) -> bool {
+        self.last - self.va == F::span_mask(self.level)
+    }
+    /// Which entry of the table is the first.
+    #[inline(always)]
+    pub(super) fn index(self) -> usize {
+        F::index(self.va, self.level)
+    }
+    /// The first entry and how many there are.
+    #[inline(always)]
+    pub(super) fn run(self) -> (usize, usize) {
+        let first = self.index();
+        (first, F::index(self.last, self.level) + 1 - first)
+    }
+    /// The error for the first entry.
+    pub(super) fn bad(self, fault: Fault) -> Error<F> {
+        bad::<F>(self.va, self.level, fault)
+    }
+}
