@@ -5,7 +5,7 @@ export FUZZ GUEST CMDLINE MEM CPU EMULATOR BOOT LIMIT
 
 TARGET  := --target x86_64-unknown-linux-gnu
 KERNEL  := --release --package offshoot --features kernel --bin offshoot $(TARGET) --config .cargo/kernel.toml --target-dir target
-GUESTS  := --release --package offshoot-guest $(TARGET) --config .cargo/guest.toml --target-dir target/guest
+GUESTS  := --release --package offshoot-guest --package offshoot-guests $(TARGET) --config .cargo/guest.toml --target-dir target/guest
 OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" --emulator "$$EMULATOR" \
 	--boot "$$BOOT" --limit "$$LIMIT"
 SECONDS ?= 60
@@ -48,7 +48,7 @@ test: setup linux ## all tests: on the host, then the image in emulators
 	cargo test
 
 test-host: ## the tests that need no emulator
-	cargo test --workspace --exclude offshoot-guest --lib --bins
+	cargo test --workspace --exclude offshoot-guest --exclude offshoot-guests --lib --bins
 
 bench: setup ## count instructions in the emulator; writes target/bench/report.json
 	@$(RUNNER) bench $(OPTIONS)

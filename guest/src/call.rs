@@ -107,6 +107,6 @@ pub fn freeze(buffer: &mut [u8]) -> Result<&[u8], Error> {
 
 /// Which fork this is: the generation, which is 0 where this guest is no fork, and the low half of the fork's number.
 pub fn fork_number() -> (u32, u32) {
-    let answer = crate::cpu::cpuid(offshoot_abi::CPUID_FORK, 0);
+    let answer = core::arch::x86_64::__cpuid_count(offshoot_abi::CPUID_FORK, 0);
     (answer.eax, answer.ebx)
 }

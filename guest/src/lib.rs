@@ -17,13 +17,7 @@
 #![no_std]
 
 pub mod call;
-pub mod check;
-pub mod cpu;
-pub mod forks;
-pub mod pattern;
 mod print;
-pub mod random;
-pub mod space;
 pub mod trap;
 
 // Linked for its symbols only: memcpy and its kin.
@@ -41,8 +35,6 @@ pub const BAD_START: u64 = 100;
 pub const PANICKED: u64 = 101;
 /// The exit status of a guest that took an exception which nothing in it expected.
 pub const UNEXPECTED_TRAP: u64 = 102;
-/// The exit status of a hostile guest that got past the point where it should have been stopped.
-pub const SURVIVED: u64 = 77;
 
 /// Makes `$main`, a `fn(&StartInfo) -> u64`, the program of this guest. What it returns is the exit status.
 #[macro_export]

@@ -37,7 +37,7 @@ impl Samples {
     /// Cargo, where it fails or is not there.
     pub fn build() -> Result<Self, Error> {
         let arguments = [
-            "--package=offshoot-guest",
+            "--package=offshoot-guests",
             "--bins",
             "--config=.cargo/guest.toml",
             "--target-dir=target/guest",

@@ -21,7 +21,7 @@ mod pages;
 mod passthrough;
 // Guests use the rest of it.
 #[allow(dead_code)]
-#[path = "../../../guest/src/pattern.rs"]
+#[path = "../../../guests/src/pattern.rs"]
 mod pattern;
 mod protect;
 mod samples;
