@@ -10,8 +10,8 @@ use offshoot::addr::PAGE_SIZE;
 use offshoot::counting::Counts;
 use offshoot::host::cmdline::{GuestOptions, Measure};
 use offshoot::host::many::{
-    ForkEnd, ForksSummary, GuestForks, GuestRun, Measurement, Plan, RECORDS_MAX, Tally, measure,
-    schedule, tell_counted,
+    ForkEnd, ForkStatistics, ForksSummary, GuestForks, GuestRun, Measurement, Plan, RECORDS_MAX,
+    measure, schedule, tell_counted,
 };
 use offshoot::host::report::Ending;
 use offshoot::vm::figure::Unit;
@@ -27,7 +27,7 @@ const DELIVERY_EXITS: u32 = 64;
 const RUNS_MAX: usize = 2 * RECORDS_MAX;
 
 // Too large for the stack.
-static TALLY: Mutex<Tally<ForkEnd>> = Mutex::new(Tally::new());
+static STATISTICS: Mutex<ForkStatistics<ForkEnd>> = Mutex::new(ForkStatistics::new());
 /// The first runs of forks.
 pub static RUNS: Mutex<ArrayVec<GuestRun, RUNS_MAX>> = Mutex::new(ArrayVec::new_const());
 
@@ -96,8 +96,8 @@ impl Run<'_> {
             budget,
             slice: options.forks.slice_ticks(self.tsc_hz),
         };
-        let mut tally = TALLY.lock();
-        tally.clear();
+        let mut statistics = STATISTICS.lock();
+        statistics.clear();
         let (kernel, counts) = (&mut Kernel, Counts::now());
         let mut forks = GuestForks::new(
             self.machine,
@@ -107,8 +107,8 @@ impl Run<'_> {
             self.audit,
         );
         match forks.template(template) {
-            Ok(template) => schedule(&mut forks, template, plan, &mut tally),
-            Err(end) => tally.none(end),
+            Ok(template) => schedule(&mut forks, template, plan, &mut statistics),
+            Err(end) => statistics.none(end),
         }
         let (counts, checked, idle_frames) = (counts.so_far(), forks.checked, forks.idle_frames);
         let name = options.name;
@@ -131,14 +131,14 @@ impl Run<'_> {
             );
         }
         let mut runs = RUNS.lock();
-        for record in tally.records() {
+        for record in statistics.records() {
             // What there is no place for is in the sums.
             let _ = runs.try_push(GuestRun {
                 guest: index,
                 record: record.clone(),
             });
         }
-        let summary = ForksSummary::new(&tally, self.tsc_hz, idle_frames);
+        let summary = ForksSummary::new(&statistics, self.tsc_hz, idle_frames);
         if options.forks.idle {
             self.file_density(options, &summary, counts);
         }

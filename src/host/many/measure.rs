@@ -1,13 +1,13 @@
 //! What forks cost: to make, to run for the first time, to reset and to end, by the pages they write.
 //!
 //! Each figure is the median of several forks, in ticks of the TSC; of an emulator whose TSC counts instructions it is a
-//! number of instructions, exact and repeatable. What grows with the pages is told as a line: its start and its slope. A
+//! number of instructions, exact and repeatable. What grows with the pages is told as a linear fit: its start and its slope. A
 //! kernel that [counts](crate::counting) tells for each figure what was counted instead.
 
 use super::end::ForkEnd;
 use super::forks::Slot;
 use super::guests::LivingFork;
-use super::price::{Lines, Moment, Price, REPEATS, Series};
+use super::price::{LinearFits, Moment, Price, REPEATS, Series};
 use crate::counting;
 use crate::ept::{Reset, Restored};
 use crate::frames::{FrameAllocator, FrameBox, PhysMem};
@@ -226,7 +226,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
 
     fn by_pages(&mut self, file: &mut impl FnMut(Measurement<'_>)) -> Result<(), ForkEnd> {
         let [mut first_run, mut warm, mut warm_first, mut cold, mut end] =
-            core::array::from_fn(|_| Lines::default());
+            core::array::from_fn(|_| LinearFits::default());
         log::info!(
             "pages written   own   first run   warm reset   run after   cold reset         end"
         );

@@ -6,26 +6,26 @@
 mod end;
 mod forks;
 mod guests;
-mod line;
+mod histogram;
+mod linear_fit;
 mod measure;
 mod price;
 mod queue;
 mod schedule;
-mod spread;
+mod statistics;
 mod summary;
-mod tally;
 
 pub use end::ForkEnd;
 pub use forks::{After, Alive, Cost, Forks, Slot, Turn, Verdict};
 pub use guests::{Checked, GuestForks, LivingFork, Template, Wrong};
-pub use line::Line;
+pub use histogram::{Distribution, Histogram};
+pub use linear_fit::LinearFit;
 pub use measure::{Measurement, measure};
 pub use price::tell_counted;
 pub use queue::{Linked, Queue};
 pub use schedule::{Plan, schedule};
-pub use spread::{Spread, SpreadFigures};
+pub use statistics::{FIRST_FAILURES, Failure, ForkStatistics, Generation, RECORDS_MAX, RunRecord};
 pub use summary::{ForksSummary, GuestRun};
-pub use tally::{FIRST_FAILURES, Failure, Generation, RECORDS_MAX, RunRecord, Tally};
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! What an operation took, and the figures that tell it.
 
-use super::line::Line;
+use super::linear_fit::LinearFit;
 use super::measure::Measurement;
 use crate::counting::{self, Counted, Counts};
 use crate::frames::{FrameAllocator, PhysMem};
@@ -133,11 +133,11 @@ impl Series {
     }
 }
 
-/// A line for each part of a price, by the pages that were written.
+/// A linear fit for each part of a price, by the pages that were written.
 #[derive(Default)]
-pub(super) struct Lines([Line; PARTS.len()]);
+pub(super) struct LinearFits([LinearFit; PARTS.len()]);
 
-impl Lines {
+impl LinearFits {
     pub fn add(&mut self, pages: u64, price: &Price) {
         for (line, value) in self.0.iter_mut().zip(price.0) {
             line.add(pages, value);
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn each_part_has_a_line_of_its_own() {
-        let mut lines = Lines::default();
+        let mut lines = LinearFits::default();
         for pages in [5, 6, 13, 261] {
             lines.add(
                 pages,

@@ -9,7 +9,7 @@
 
 use super::forks::{After, Alive, Cost, Forks, Slot, Verdict};
 use super::queue::Queue;
-use super::tally::{RunRecord, Tally};
+use super::statistics::{ForkStatistics, RunRecord};
 use crate::host::cmdline::{ForkOptions, GENERATIONS_MAX};
 
 /// What is to be done.
@@ -30,7 +30,7 @@ pub fn schedule<F: Forks>(
     forks: &mut F,
     template: F::Template,
     plan: Plan<'_>,
-    tally: &mut Tally<F::End>,
+    statistics: &mut ForkStatistics<F::End>,
 ) {
     let begin = forks.now();
     let runs = plan.options.runs;
@@ -39,8 +39,8 @@ pub fn schedule<F: Forks>(
         runs,
         ticks: all.saturating_mul(plan.budget.into()),
     };
-    generation(forks, template, plan, share, None, tally);
-    tally.ticks = forks.now().wrapping_sub(begin);
+    generation(forks, template, plan, share, None, statistics);
+    statistics.ticks = forks.now().wrapping_sub(begin);
 }
 
 /// What the forks of a template may take.
@@ -59,10 +59,10 @@ fn generation<F: Forks>(
     plan: Plan<'_>,
     share: Share,
     above: Option<&Alive<'_, F>>,
-    tally: &mut Tally<F::End>,
+    statistics: &mut ForkStatistics<F::End>,
 ) {
     let depth = above.map_or(0, |above| above.generations().count());
-    if let Some(sums) = tally.generation(depth) {
+    if let Some(sums) = statistics.generation(depth) {
         sums.templates += 1;
     }
     let total = plan.options.forks(depth);
@@ -79,7 +79,7 @@ fn generation<F: Forks>(
         plan,
         depth,
         above,
-        tally,
+        statistics,
         alive: Queue::new(),
         waiting: Queue::new(),
         next: 0,
@@ -146,7 +146,7 @@ struct Crowd<'r, F: Forks> {
     plan: Plan<'r>,
     depth: usize,
     above: Option<&'r Alive<'r, F>>,
-    tally: &'r mut Tally<F::End>,
+    statistics: &'r mut ForkStatistics<F::End>,
     /// Each has its turn when it is the first.
     alive: Queue<F::Fork>,
     /// Those who wait for frames, at the start of their run.
@@ -225,7 +225,7 @@ impl<F: Forks> Crowd<'_, F> {
         self.next = self.total;
         let lost = others.saturating_mul(self.runs);
         self.purse.lose(lost);
-        self.tally.lost(self.depth, slot, lost, end);
+        self.statistics.lost(self.depth, slot, lost, end);
     }
 
     fn make(&mut self, slot: Slot) -> Result<(), F::End> {
@@ -236,7 +236,7 @@ impl<F: Forks> Crowd<'_, F> {
         let fork = self.forks.fork(template, slot)?;
         let ticks = self.forks.now().wrapping_sub(begin);
         self.alive.push(fork);
-        if let Some(sums) = self.tally.generation(self.depth) {
+        if let Some(sums) = self.statistics.generation(self.depth) {
             sums.forks.add(ticks);
             sums.alive_most = sums.alive_most.max(self.alive.len() + self.waiting.len());
         }
@@ -306,7 +306,7 @@ impl<F: Forks> Crowd<'_, F> {
 
     /// Has a fork begin its run again once another has ended.
     fn wait(&mut self, fork: F::Fork, slot: Slot) {
-        if let Some(sums) = self.tally.generation(self.depth) {
+        if let Some(sums) = self.statistics.generation(self.depth) {
             sums.waited += 1;
         }
         let again = slot.again();
@@ -331,7 +331,7 @@ impl<F: Forks> Crowd<'_, F> {
         });
         match checked {
             Ok(pages) => {
-                if let Some(sums) = self.tally.generation(self.depth) {
+                if let Some(sums) = self.statistics.generation(self.depth) {
                     sums.resets.add(ticks);
                     sums.pages_reset = sums.pages_reset.saturating_add(pages);
                 }
@@ -342,7 +342,7 @@ impl<F: Forks> Crowd<'_, F> {
                 // This one has begun.
                 self.purse.lose(runs - 1);
                 self.purse.give_back(next.budget);
-                self.tally.lost(self.depth, next, runs, end);
+                self.statistics.lost(self.depth, next, runs, end);
                 self.end(fork);
                 None
             }
@@ -371,13 +371,13 @@ impl<F: Forks> Crowd<'_, F> {
                     self.plan,
                     share,
                     Some(&above),
-                    self.tally,
+                    self.statistics,
                 );
             }
             Err(end) => {
                 self.record(slot, cost, Some(end.clone()));
                 if let Some(next) = self.after(slot) {
-                    self.tally.lost(self.depth, next, to_come, end);
+                    self.statistics.lost(self.depth, next, to_come, end);
                 }
             }
         }
@@ -397,7 +397,7 @@ impl<F: Forks> Crowd<'_, F> {
     }
 
     fn record(&mut self, slot: Slot, cost: Cost, end: Option<F::End>) {
-        self.tally.ran(RunRecord {
+        self.statistics.ran(RunRecord {
             generation: self.depth,
             fork: slot.fork,
             run: slot.run,
@@ -411,7 +411,7 @@ impl<F: Forks> Crowd<'_, F> {
         let begin = self.forks.now();
         self.forks.end(self.template.as_mut(), fork);
         let ticks = self.forks.now().wrapping_sub(begin);
-        if let Some(sums) = self.tally.generation(self.depth) {
+        if let Some(sums) = self.statistics.generation(self.depth) {
             sums.ends.add(ticks);
         }
         self.scarce = false;

@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 
 use super::end::ForkEnd;
-use super::tally::{FIRST_FAILURES, Failure, Generation, RunRecord, Tally};
+use super::statistics::{FIRST_FAILURES, Failure, ForkStatistics, Generation, RunRecord};
 use crate::host::cmdline::GENERATIONS_MAX;
 
 /// What the forks of a guest came to.
@@ -31,12 +31,12 @@ pub struct GuestRun {
 }
 
 impl ForksSummary {
-    /// The sums of a tally.
-    pub fn new(tally: &Tally<ForkEnd>, tsc_hz: u64, idle_frames: u64) -> Self {
+    /// The sums of a statistics.
+    pub fn new(statistics: &ForkStatistics<ForkEnd>, tsc_hz: u64, idle_frames: u64) -> Self {
         Self {
-            generations: tally.generations(),
-            failures: tally.failures().iter().cloned().collect(),
-            ticks: tally.ticks,
+            generations: statistics.generations(),
+            failures: statistics.failures().iter().cloned().collect(),
+            ticks: statistics.ticks,
             tsc_hz,
             idle_frames,
         }

@@ -234,22 +234,22 @@ fn options(line: &str) -> ForkOptions {
 }
 
 /// Runs all, and looks whether everything was given back.
-fn play(world: &mut World, line: &str, budget: u64) -> Box<Tally<End>> {
+fn play(world: &mut World, line: &str, budget: u64) -> Box<ForkStatistics<End>> {
     let options = options(line);
     let plan = Plan {
         options: &options,
         budget,
         slice: TURN,
     };
-    let mut tally = Box::new(Tally::new());
+    let mut statistics = Box::new(ForkStatistics::new());
     let before = world.frames;
-    schedule(world, 0, plan, &mut tally);
+    schedule(world, 0, plan, &mut statistics);
     assert_eq!(
         (world.alive, world.templates, world.frames),
         (0, 0, before),
         "not all was given back"
     );
-    tally
+    statistics
 }
 
 #[test]
@@ -273,9 +273,9 @@ fn the_last_run_of_the_last_fork_has_no_template_beside_it() {
 #[test]
 fn every_fork_has_all_its_runs() {
     let mut world = world(|_, _| Act::Exit(2, 0));
-    let tally = play(&mut world, "forks=10 parallel=3 runs=4", 1000);
-    assert!(tally.is_success() && tally.failures().is_empty());
-    let all = tally.generations();
+    let statistics = play(&mut world, "forks=10 parallel=3 runs=4", 1000);
+    assert!(statistics.is_success() && statistics.failures().is_empty());
+    let all = statistics.generations();
     assert_eq!(all.len(), 1);
     let all = all[0];
     assert_eq!((all.templates, all.ok, all.failed), (1, 40, 0));
@@ -285,14 +285,14 @@ fn every_fork_has_all_its_runs() {
     assert_eq!((all.resets.count, all.resets.max), (30, 5));
     assert_eq!((all.ends.count, all.ends.max), (10, 2));
     assert_eq!(all.cost.exits, 80);
-    assert_eq!(tally.ticks, world.time);
+    assert_eq!(statistics.ticks, world.time);
     let mut runs = BTreeMap::new();
     for turn in &world.turns {
         *runs.entry(*turn).or_insert(0) += 1;
     }
     assert_eq!(runs.len(), 40);
     assert!(runs.values().all(|turns| *turns == 2));
-    assert_eq!(tally.records().len(), 40);
+    assert_eq!(statistics.records().len(), 40);
     assert_eq!(world.resets, 30);
     // After 0, 1, 2, 4, ... runs, and in the end.
     assert!((6..9).contains(&world.checks), "{}", world.checks);
@@ -325,13 +325,13 @@ fn a_hostile_fork_is_stopped_and_the_others_go_on() {
         7 => Act::Grow(5000),
         _ => Act::Exit(1, 0),
     });
-    let tally = play(&mut world, "forks=10 parallel=4 runs=2", 55);
-    assert!(!tally.is_success());
-    let all = tally.generations()[0];
+    let statistics = play(&mut world, "forks=10 parallel=4 runs=2", 55);
+    assert!(!statistics.is_success());
+    let all = statistics.generations()[0];
     assert_eq!((all.ok, all.failed, all.lost), (14, 6, 0));
     // The last turn is cut to what the budget leaves.
     assert_eq!(all.runs.max, 55);
-    let ends: Vec<_> = tally
+    let ends: Vec<_> = statistics
         .failures()
         .iter()
         .map(|failure| (failure.fork, failure.run, failure.end.clone()))
@@ -358,17 +358,17 @@ fn pages_are_counted() {
 fn a_budget_holds_for_each_run_anew() {
     let mut world = world(|_, _| Act::Exit(5, 0));
     assert!(play(&mut world, "forks=2 runs=3", 51).is_success());
-    let tally = play(&mut self::world(|_, _| Act::Exit(5, 0)), "forks=2", 39);
-    assert_eq!(tally.generations()[0].failed, 2);
+    let statistics = play(&mut self::world(|_, _| Act::Exit(5, 0)), "forks=2", 39);
+    assert_eq!(statistics.generations()[0].failed, 2);
 }
 
 #[test]
 fn where_frames_are_few_forks_wait() {
     let mut world = world(|_, _| Act::Exit(3, 0));
     world.frames = 5;
-    let tally = play(&mut world, "forks=20 parallel=16", 1000);
-    assert!(tally.is_success());
-    let all = tally.generations()[0];
+    let statistics = play(&mut world, "forks=20 parallel=16", 1000);
+    assert!(statistics.is_success());
+    let all = statistics.generations()[0];
     assert_eq!((all.ok, all.alive_most), (20, 5));
 }
 
@@ -377,11 +377,11 @@ fn one_that_hoards_memory_does_not_harm_others() {
     // Each run but those of fork 1 needs ten frames, which are there for two of them.
     let mut world = world(|slot, _| Act::Grow(if slot.fork == 1 { 50 } else { 10 }));
     world.frames = 25;
-    let tally = play(&mut world, "forks=8 parallel=5 runs=3", 1000);
-    let all = tally.generations()[0];
+    let statistics = play(&mut world, "forks=8 parallel=5 runs=3", 1000);
+    let all = statistics.generations()[0];
     assert_eq!((all.ok, all.failed, all.lost, all.starved), (21, 3, 0, 3));
     assert!(all.waited > 0);
-    for failure in tally.failures() {
+    for failure in statistics.failures() {
         assert_eq!((failure.fork, &failure.end), (1, &End::OutOfFrames));
     }
 }
@@ -390,18 +390,18 @@ fn one_that_hoards_memory_does_not_harm_others() {
 fn forks_that_cannot_be_made_are_told_once() {
     let mut none = world(|_, _| Act::Exit(1, 0));
     none.frames = 0;
-    let tally = play(&mut none, "forks=20 runs=3", 1000);
-    let all = tally.generations()[0];
-    assert_eq!((all.ok, all.lost, tally.failures().len()), (0, 60, 1));
+    let statistics = play(&mut none, "forks=20 runs=3", 1000);
+    let all = statistics.generations()[0];
+    assert_eq!((all.ok, all.lost, statistics.failures().len()), (0, 60, 1));
     assert_eq!(all.starved, 60);
-    assert!(!tally.is_success());
+    assert!(!statistics.is_success());
 
     let mut broken = world(|_, _| Act::Exit(1, 0));
     broken.broken = Some(15);
-    let tally = play(&mut broken, "forks=20 runs=3", 1000);
-    let all = tally.generations()[0];
+    let statistics = play(&mut broken, "forks=20 runs=3", 1000);
+    let all = statistics.generations()[0];
     assert_eq!((all.ok, all.lost), (45, 15));
-    let failure = &tally.failures()[0];
+    let failure = &statistics.failures()[0];
     assert_eq!((failure.fork, &failure.end), (15, &End::NoVmcs));
 }
 
@@ -411,10 +411,10 @@ fn a_fork_that_cannot_be_reset_ends() {
         1 => Act::Sticky,
         _ => Act::Exit(1, 0),
     });
-    let tally = play(&mut world, "forks=3 runs=4", 1000);
-    let all = tally.generations()[0];
+    let statistics = play(&mut world, "forks=3 runs=4", 1000);
+    let all = statistics.generations()[0];
     assert_eq!((all.ok, all.lost), (9, 3));
-    let failure = &tally.failures()[0];
+    let failure = &statistics.failures()[0];
     assert_eq!(
         (failure.fork, failure.run, &failure.end),
         (1, 1, &End::Stuck)
@@ -425,10 +425,10 @@ fn a_fork_that_cannot_be_reset_ends() {
 fn a_reset_that_is_found_wrong_is_told() {
     let mut world = world(|_, _| Act::Exit(1, 0));
     world.broken_reset = Some((1, 2));
-    let tally = play(&mut world, "forks=3 runs=4", 1000);
-    let all = tally.generations()[0];
+    let statistics = play(&mut world, "forks=3 runs=4", 1000);
+    let all = statistics.generations()[0];
     assert_eq!((all.ok, all.lost), (10, 2));
-    assert_eq!(tally.failures()[0].end, End::Stuck);
+    assert_eq!(statistics.failures()[0].end, End::Stuck);
 }
 
 #[test]
@@ -437,9 +437,9 @@ fn a_fork_that_freezes_is_a_template_before_the_others_go_on() {
         0 => Act::Freeze,
         _ => Act::Exit(2, 0),
     });
-    let tally = play(&mut world, "forks=3:4 parallel=2 runs=2", 1000);
-    assert!(tally.is_success());
-    let all = tally.generations();
+    let statistics = play(&mut world, "forks=3:4 parallel=2 runs=2", 1000);
+    assert!(statistics.is_success());
+    let all = statistics.generations();
     // A fork that froze has handed its second run on.
     assert_eq!((all[0].templates, all[0].frozen, all[0].ok), (1, 3, 0));
     assert_eq!((all[1].templates, all[1].ok), (3, 3 * 4 * 2));
@@ -452,8 +452,8 @@ fn a_fork_that_freezes_is_a_template_before_the_others_go_on() {
 #[test]
 fn freezing_multiplies_neither_runs_nor_time() {
     let line = "forks=1 runs=20";
-    let tally = play(&mut world(|_, _| Act::Freeze), line, 1000);
-    let all = tally.generations();
+    let statistics = play(&mut world(|_, _| Act::Freeze), line, 1000);
+    let all = statistics.generations();
     let runs = |all: &Generation| all.ok + all.failed + all.frozen + all.lost;
     // One in each generation; those of the last have nothing that they could freeze to.
     assert!(all[..7].iter().all(|all| runs(all) == 1));
@@ -490,10 +490,10 @@ fn the_forks_of_a_run_have_the_same_share_of_what_it_left() {
     for parallel in [1, 4] {
         let line = format!("forks=1:4 parallel={parallel}");
         let mut world = world(act);
-        let tally = play(&mut world, &line, 1000);
-        let all = tally.generations()[1];
+        let statistics = play(&mut world, &line, 1000);
+        let all = statistics.generations()[1];
         assert_eq!((all.ok, all.failed), (3, 1), "the others have their time");
-        let looped = tally
+        let looped = statistics
             .records()
             .iter()
             .find(|run| run.end == Some(End::OutOfBudget));
@@ -506,10 +506,10 @@ fn the_forks_of_a_run_have_the_same_share_of_what_it_left() {
 #[test]
 fn what_a_reset_took_is_taken_from_the_run_that_it_makes_possible() {
     // A reset takes 5: the first run has its fourth turn, those that follow do not.
-    let tally = play(&mut world(|_, _| Act::Exit(4, 0)), "forks=1 runs=3", 31);
-    assert_eq!(tally.generations()[0].ok, 1);
-    let tally = play(&mut world(|_, _| Act::Exit(4, 0)), "forks=1 runs=3", 36);
-    let all = tally.generations()[0];
+    let statistics = play(&mut world(|_, _| Act::Exit(4, 0)), "forks=1 runs=3", 31);
+    assert_eq!(statistics.generations()[0].ok, 1);
+    let statistics = play(&mut world(|_, _| Act::Exit(4, 0)), "forks=1 runs=3", 36);
+    let all = statistics.generations()[0];
     assert_eq!((all.ok, all.runs.max), (3, 36));
 }
 
@@ -534,8 +534,8 @@ fn attempts_that_are_given_up_are_bounded_too() {
         _ => Act::Grow(3),
     });
     world.frames = 20;
-    let tally = play(&mut world, "forks=200 parallel=5", 25);
-    let all = tally.generations()[0];
+    let statistics = play(&mut world, "forks=200 parallel=5", 25);
+    let all = statistics.generations()[0];
     assert_eq!((all.ok, all.failed), (199, 1));
     let attempts = world.turns.iter().filter(|turn| turn.1 == 0).count();
     assert!((2..=4).contains(&attempts), "{attempts}");
@@ -547,11 +547,11 @@ fn a_fork_that_cannot_be_frozen_has_failed_once() {
         (1, 0) => Act::Rigid,
         _ => Act::Exit(1, 0),
     });
-    let tally = play(&mut world, "forks=3 runs=2", 1000);
-    let all = tally.generations()[0];
+    let statistics = play(&mut world, "forks=3 runs=2", 1000);
+    let all = statistics.generations()[0];
     // It is gone, and its second run with it.
     assert_eq!((all.ok, all.frozen, all.failed, all.lost), (4, 0, 1, 1));
-    let failure = &tally.failures()[0];
+    let failure = &statistics.failures()[0];
     assert_eq!(
         (failure.fork, failure.run, &failure.end),
         (1, 0, &End::NotFrozen)
@@ -561,12 +561,12 @@ fn a_fork_that_cannot_be_frozen_has_failed_once() {
 #[test]
 fn generations_are_bounded() {
     let mut world = world(|_, _| Act::Freeze);
-    let tally = play(&mut world, "forks=2", 1000);
-    let all = tally.generations();
+    let statistics = play(&mut world, "forks=2", 1000);
+    let all = statistics.generations();
     assert_eq!(all.len(), GENERATIONS_MAX);
     assert_eq!((all[0].frozen, all[7].frozen, all[7].failed), (2, 0, 2));
     assert!(
-        tally
+        statistics
             .failures()
             .iter()
             .all(|failure| failure.end == End::TooDeep)
@@ -576,13 +576,13 @@ fn generations_are_bounded() {
 #[test]
 fn idle_forks_never_run() {
     let mut world = world(|_, _| Act::Loop);
-    let tally = play(&mut world, "idle", 1000);
-    let all = tally.generations()[0];
+    let statistics = play(&mut world, "idle", 1000);
+    let all = statistics.generations()[0];
     assert_eq!((all.alive_most, all.ends.count), (1000, 1000));
-    assert!(world.turns.is_empty() && tally.is_success());
+    assert!(world.turns.is_empty() && statistics.is_success());
     let mut some = self::world(|_, _| Act::Loop);
-    let tally = play(&mut some, "idle forks=7 parallel=2", 1000);
-    assert_eq!(tally.generations()[0].alive_most, 7);
+    let statistics = play(&mut some, "idle forks=7 parallel=2", 1000);
+    assert_eq!(statistics.generations()[0].alive_most, 7);
     let mut none = self::world(|_, _| Act::Loop);
     none.frames = 0;
     assert!(!play(&mut none, "idle", 1000).is_success());
@@ -591,12 +591,16 @@ fn idle_forks_never_run() {
 #[test]
 fn what_is_told_is_bounded() {
     let mut world = world(|_, _| Act::Exit(1, 1));
-    let mut tally = play(&mut world, "forks=1000 parallel=10", 1000);
-    assert_eq!(tally.generations()[0].failed, 1000);
-    assert_eq!(tally.failures().len(), FIRST_FAILURES);
-    assert_eq!(tally.records().len(), RECORDS_MAX);
-    tally.clear();
-    assert!(tally.is_success() && tally.generations().is_empty() && tally.records().is_empty());
+    let mut statistics = play(&mut world, "forks=1000 parallel=10", 1000);
+    assert_eq!(statistics.generations()[0].failed, 1000);
+    assert_eq!(statistics.failures().len(), FIRST_FAILURES);
+    assert_eq!(statistics.records().len(), RECORDS_MAX);
+    statistics.clear();
+    assert!(
+        statistics.is_success()
+            && statistics.generations().is_empty()
+            && statistics.records().is_empty()
+    );
 }
 
 /// What a run does follows from its number.
@@ -619,8 +623,8 @@ proptest! {
         let mut world = world(any_act);
         world.frames = frames;
         let line = format!("forks={forks}:3 parallel={parallel} runs={runs}");
-        let tally = play(&mut world, &line, 45);
-        let all = tally.generations();
+        let statistics = play(&mut world, &line, 45);
+        let all = statistics.generations();
         let runs_of = |depth: usize| all.get(depth).map_or(0, |all| all.ok + all.failed + all.frozen + all.lost);
         // Those that a fork hands on are not its own any more.
         let own = forks * runs;
@@ -636,6 +640,6 @@ proptest! {
             }
         }
         prop_assert!(all.iter().all(|all| all.alive_most <= parallel && all.runs.max <= 45));
-        prop_assert_eq!(tally.is_success(), tally.failures().is_empty());
+        prop_assert_eq!(statistics.is_success(), statistics.failures().is_empty());
     }
 }

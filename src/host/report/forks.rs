@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::json::{Each, Text};
 use super::table::{Brief, Grouped, MARGIN, Wrapped};
 use crate::host::many::{
-    Failure, ForkEnd, ForksSummary, Generation, GuestRun, RunRecord, SpreadFigures,
+    Distribution, Failure, ForkEnd, ForksSummary, Generation, GuestRun, RunRecord,
 };
 
 /// Writes what the forks of a guest came to, as part of the table.
@@ -184,10 +184,10 @@ pub(super) struct GenerationJson<'a> {
     exits: u64,
     pages_private: u64,
     pages_reset: u64,
-    fork: SpreadJson<'a>,
-    run: SpreadJson<'a>,
-    reset: SpreadJson<'a>,
-    end: SpreadJson<'a>,
+    fork: DistributionJson<'a>,
+    run: DistributionJson<'a>,
+    reset: DistributionJson<'a>,
+    end: DistributionJson<'a>,
 }
 
 impl<'a> GenerationJson<'a> {
@@ -204,18 +204,18 @@ impl<'a> GenerationJson<'a> {
             exits: all.cost.exits,
             pages_private: all.cost.pages,
             pages_reset: all.pages_reset,
-            fork: SpreadJson(&all.forks),
-            run: SpreadJson(&all.runs),
-            reset: SpreadJson(&all.resets),
-            end: SpreadJson(&all.ends),
+            fork: DistributionJson(&all.forks),
+            run: DistributionJson(&all.runs),
+            reset: DistributionJson(&all.resets),
+            end: DistributionJson(&all.ends),
         }
     }
 }
 
 /// Ticks.
-struct SpreadJson<'a>(&'a SpreadFigures);
+struct DistributionJson<'a>(&'a Distribution);
 
-impl Serialize for SpreadJson<'_> {
+impl Serialize for DistributionJson<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let spread = self.0;
         serializer.collect_map([

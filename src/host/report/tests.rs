@@ -1,7 +1,7 @@
 use super::*;
 use crate::ept::{Census, Faults};
 use crate::host::cmdline::GuestOptions;
-use crate::host::many::{Cost, Failure, ForkEnd, Generation, RunRecord, SpreadFigures};
+use crate::host::many::{Cost, Distribution, Failure, ForkEnd, Generation, RunRecord};
 use crate::vm::Harvests;
 use crate::vm::figure::{Figure, FigureName, Unit};
 use crate::vm::loader::LoadError;
@@ -241,7 +241,7 @@ fn the_table_fits_and_says_what_went_wrong() {
 
 /// Two generations, of the second of which one run failed, with the largest numbers there are.
 fn forked() -> GuestSummary<'static> {
-    let spread = |value| SpreadFigures {
+    let spread = |value| Distribution {
         count: value,
         total: value,
         min: value,

@@ -1,4 +1,4 @@
-//! How values are spread, in constant memory.
+//! A histogram of values, in constant memory.
 
 /// Each power of two is divided into so many buckets, as a power of two.
 const FINE: u32 = 5;
@@ -6,7 +6,7 @@ const BUCKETS: usize = ((64 - FINE as usize) + 1) << FINE;
 
 /// Counts of values by size: exact below 64, to one part in 32 above.
 #[derive(Clone, Debug)]
-pub struct Spread {
+pub struct Histogram {
     count: u64,
     total: u64,
     min: u64,
@@ -14,9 +14,9 @@ pub struct Spread {
     buckets: [u32; BUCKETS],
 }
 
-/// What a [`Spread`] comes to.
+/// What a [`Histogram`] comes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SpreadFigures {
+pub struct Distribution {
     /// How many values.
     pub count: u64,
     /// Their sum.
@@ -29,7 +29,7 @@ pub struct SpreadFigures {
     pub max: u64,
 }
 
-impl Spread {
+impl Histogram {
     /// Of no values.
     pub const fn new() -> Self {
         Self {
@@ -59,10 +59,10 @@ impl Spread {
         }
     }
 
-    /// What they come to.
-    pub fn figures(&self) -> SpreadFigures {
+    /// Returns what they come to.
+    pub fn distribution(&self) -> Distribution {
         if self.count == 0 {
-            return SpreadFigures::default();
+            return Distribution::default();
         }
         let mut seen = 0;
         let middle = self.buckets.iter().position(|bucket| {
@@ -70,7 +70,7 @@ impl Spread {
             seen > self.count / 2
         });
         let median = middle.map_or(self.max, value).clamp(self.min, self.max);
-        SpreadFigures {
+        Distribution {
             count: self.count,
             total: self.total,
             min: self.min,
@@ -80,7 +80,7 @@ impl Spread {
     }
 }
 
-impl Default for Spread {
+impl Default for Histogram {
     fn default() -> Self {
         Self::new()
     }
@@ -129,31 +129,31 @@ mod tests {
 
     #[test]
     fn nothing_and_one() {
-        let mut spread = Spread::new();
-        assert_eq!(spread.figures(), SpreadFigures::default());
-        spread.add(1_000_003);
-        let one = spread.figures();
+        let mut histogram = Histogram::new();
+        assert_eq!(histogram.distribution(), Distribution::default());
+        histogram.add(1_000_003);
+        let one = histogram.distribution();
         assert_eq!(
             (one.min, one.median, one.max),
             (1_000_003, 1_000_003, 1_000_003)
         );
-        spread.add(u64::MAX);
-        assert_eq!(spread.figures().total, u64::MAX, "it does not wrap");
-        spread.clear();
-        assert_eq!(spread.figures(), SpreadFigures::default());
+        histogram.add(u64::MAX);
+        assert_eq!(histogram.distribution().total, u64::MAX, "it does not wrap");
+        histogram.clear();
+        assert_eq!(histogram.distribution(), Distribution::default());
     }
 
     proptest! {
         #[test]
         fn the_median_is_near(mut values in prop::collection::vec(any::<u64>().prop_map(|v| v >> (v % 61)), 1..200)) {
-            let mut spread = Spread::new();
-            values.iter().for_each(|v| spread.add(*v));
+            let mut histogram = Histogram::new();
+            values.iter().for_each(|v| histogram.add(*v));
             values.sort_unstable();
-            let figures = spread.figures();
+            let found = histogram.distribution();
             let median = values[values.len() / 2];
-            prop_assert!(figures.median.abs_diff(median) <= median / 32, "{} for {median}", figures.median);
-            prop_assert_eq!((figures.min, figures.max), (values[0], values[values.len() - 1]));
-            prop_assert_eq!(figures.count, values.len() as u64);
+            prop_assert!(found.median.abs_diff(median) <= median / 32, "{} for {median}", found.median);
+            prop_assert_eq!((found.min, found.max), (values[0], values[values.len() - 1]));
+            prop_assert_eq!(found.count, values.len() as u64);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 /// Points, and the line for which the sum of the squares of how far they are from it is least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Line {
+pub struct LinearFit {
     count: i128,
     x: i128,
     y: i128,
@@ -10,7 +10,7 @@ pub struct Line {
     xy: i128,
 }
 
-impl Line {
+impl LinearFit {
     /// Adds a point.
     pub fn add(&mut self, x: u64, y: u64) {
         let (x, y) = (i128::from(x), i128::from(y));
@@ -46,9 +46,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn fit(points: &[(u64, u64)]) -> Option<(i64, i64)> {
-        let mut line = Line::default();
-        points.iter().for_each(|(x, y)| line.add(*x, *y));
-        line.fit()
+        let mut fit = LinearFit::default();
+        points.iter().for_each(|(x, y)| fit.add(*x, *y));
+        fit.fit()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use arrayvec::ArrayVec;
 
 use super::forks::{Cost, Slot, Verdict};
-use super::spread::{Spread, SpreadFigures};
+use super::histogram::{Distribution, Histogram};
 use crate::host::cmdline::GENERATIONS_MAX;
 
 /// So many failures are told one by one.
@@ -54,10 +54,10 @@ pub(super) struct Sums {
     pub alive_most: u64,
     pub cost: Cost,
     pub pages_reset: u64,
-    pub runs: Spread,
-    pub forks: Spread,
-    pub resets: Spread,
-    pub ends: Spread,
+    pub runs: Histogram,
+    pub forks: Histogram,
+    pub resets: Histogram,
+    pub ends: Histogram,
 }
 
 /// What one generation came to: all forks of its templates.
@@ -84,18 +84,18 @@ pub struct Generation {
     /// Pages that resets copied back or dropped.
     pub pages_reset: u64,
     /// Ticks per run.
-    pub runs: SpreadFigures,
+    pub runs: Distribution,
     /// Ticks to make a fork.
-    pub forks: SpreadFigures,
+    pub forks: Distribution,
     /// Ticks per reset.
-    pub resets: SpreadFigures,
+    pub resets: Distribution,
     /// Ticks to end a fork.
-    pub ends: SpreadFigures,
+    pub ends: Distribution,
 }
 
 /// What all forks of a guest came to. It is too large for a stack.
 #[derive(Debug)]
-pub struct Tally<E> {
+pub struct ForkStatistics<E> {
     sums: [Sums; GENERATIONS_MAX],
     failures: ArrayVec<Failure<E>, FIRST_FAILURES>,
     records: ArrayVec<RunRecord<E>, RECORDS_MAX>,
@@ -103,7 +103,7 @@ pub struct Tally<E> {
     pub ticks: u64,
 }
 
-impl<E: Verdict> Tally<E> {
+impl<E: Verdict> ForkStatistics<E> {
     /// Of nothing.
     pub const fn new() -> Self {
         Self {
@@ -119,10 +119,10 @@ impl<E: Verdict> Tally<E> {
                     alive_most: 0,
                     cost: Cost::ZERO,
                     pages_reset: 0,
-                    runs: Spread::new(),
-                    forks: Spread::new(),
-                    resets: Spread::new(),
-                    ends: Spread::new(),
+                    runs: Histogram::new(),
+                    forks: Histogram::new(),
+                    resets: Histogram::new(),
+                    ends: Histogram::new(),
                 }
             }; GENERATIONS_MAX],
             failures: ArrayVec::new_const(),
@@ -139,13 +139,13 @@ impl<E: Verdict> Tally<E> {
             (sums.waited, sums.starved, sums.alive_most) = (0, 0, 0);
             sums.cost = Cost::ZERO;
             sums.pages_reset = 0;
-            for spread in [
+            for histogram in [
                 &mut sums.runs,
                 &mut sums.forks,
                 &mut sums.resets,
                 &mut sums.ends,
             ] {
-                spread.clear();
+                histogram.clear();
             }
         }
         self.failures.clear();
@@ -231,7 +231,7 @@ impl<E: Verdict> Tally<E> {
     }
 }
 
-impl<E: Verdict> Default for Tally<E> {
+impl<E: Verdict> Default for ForkStatistics<E> {
     fn default() -> Self {
         Self::new()
     }
@@ -250,10 +250,10 @@ impl Sums {
             alive_most: self.alive_most,
             cost: self.cost,
             pages_reset: self.pages_reset,
-            runs: self.runs.figures(),
-            forks: self.forks.figures(),
-            resets: self.resets.figures(),
-            ends: self.ends.figures(),
+            runs: self.runs.distribution(),
+            forks: self.forks.distribution(),
+            resets: self.resets.distribution(),
+            ends: self.ends.distribution(),
         }
     }
 }
