@@ -154,6 +154,23 @@ pub struct ViolationFields {
 }
 
 impl Violation {
+    /// That of an instruction whose access to `gpa` found nothing mapped, and whose linear address is the same number.
+    pub fn at(gpa: Gpa, access: Access) -> Self {
+        let mut qualification = TRANSLATION;
+        qualification
+            .set_bit(0, access.read)
+            .set_bit(1, access.write)
+            .set_bit(2, access.fetch);
+        Self::decode(&ViolationFields {
+            qualification,
+            gpa,
+            gva: Gva::new(gpa.as_u64()),
+            rip: Gva::new(0),
+            during_delivery: false,
+            advanced_information: false,
+        })
+    }
+
     /// Decodes what the VMCS holds. Every value of the qualification has a meaning.
     pub fn decode(fields: &ViolationFields) -> Self {
         let q = fields.qualification;

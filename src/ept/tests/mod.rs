@@ -85,15 +85,7 @@ pub(in crate::ept) fn add_device(space: &mut Space<'_, Arena>) {
 }
 
 pub(in crate::ept) fn violation(gpa: u64, access: Access) -> Violation {
-    let bit = |on: bool, bit: u32| u64::from(on) << bit;
-    Violation::decode(&ViolationFields {
-        qualification: bit(access.read, 0) | bit(access.write, 1) | bit(access.fetch, 2) | 0x180,
-        gpa: Gpa::new(gpa),
-        gva: Gva::new(gpa),
-        rip: Gva::new(0),
-        during_delivery: false,
-        advanced_information: false,
-    })
+    Violation::at(Gpa::new(gpa), access)
 }
 
 pub(in crate::ept) fn read(space: &Space<'_, Arena>, gpa: u64, len: usize) -> Vec<u8> {
