@@ -3,12 +3,13 @@
 # What `make run` runs and on what; an empty value is the default of runner/src/main.rs.
 export FUZZ GUEST CMDLINE MEM CPU EMULATOR BOOT LIMIT
 
-TARGET  := --target x86_64-unknown-linux-gnu
-KERNEL  := --release --package offshoot --features kernel --bin offshoot $(TARGET) --config .cargo/kernel.toml --target-dir target
-GUESTS  := --release --package offshoot-guest --package offshoot-guests $(TARGET) --config .cargo/guest.toml --target-dir target/guest
+TRIPLE  := --target x86_64-unknown-linux-gnu
+KERNEL  := --release --package offshoot --features kernel --bin offshoot $(TRIPLE) --config .cargo/kernel.toml --target-dir target
+GUESTS  := --release --package offshoot-guest --package offshoot-guests $(TRIPLE) --config .cargo/guest.toml --target-dir target/guest
 OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" --emulator "$$EMULATOR" \
 	--boot "$$BOOT" --limit "$$LIMIT"
 SECONDS ?= 60
+TARGET  ?= walker walker-thorough spaces devices image cmdline
 RUNNER  = cargo build --package offshoot-runner --target-dir target && target/debug/offshoot-runner
 
 .PHONY: help setup linux run iso test test-host bench bench-walker fuzz fuzz-demo fmt fmt-check clippy doc clean
@@ -31,6 +32,9 @@ help: ## list the targets
 	@echo '                 a Linux in Bochs: nested VMX on any machine, slowly); default: kvm where it is, else bochs'
 	@echo '  BOOT=cd        how QEMU boots the image: cd, disk, uefi or kernel'
 	@echo '  LIMIT=300s     how long the run may take'
+	@echo 'Variables of fuzz:'
+	@echo '  SECONDS=60     how long each target runs'
+	@echo '  TARGET=spaces  one or more of walker, walker-thorough, spaces, devices, image, cmdline; default: all'
 
 setup: ## install the emulators and tools that are missing
 	@sh runner/setup.sh
@@ -58,11 +62,15 @@ bench-walker: ## the page-table walker beside its peers, timed and counted; into
 	cargo bench --bench walker
 	cargo bench --bench walker_count
 
-fuzz: ## arbitrary tables into everything that reads them, for SECONDS=60; needs a nightly toolchain
+fuzz: ## the fuzz targets, one after the other, each for SECONDS=60, or TARGET=walker alone; needs a nightly toolchain
 	@rustup toolchain list 2>/dev/null | grep -q nightly || { \
 		echo 'fuzz: a nightly toolchain is missing: rustup toolchain install nightly' >&2; exit 1; }
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-	cargo +nightly fuzz run walker -- -max_len=600 -timeout=20 -max_total_time=$(SECONDS)
+	@for target in $(TARGET); do case $$target in \
+		walker*) how='-s none --no-trace-compares' most=205 ;; *) how='-s none' most=600 ;; esac; \
+		echo "fuzz: $$target for $(SECONDS) s"; \
+		cargo +nightly fuzz run $$how $$target -- -max_len=$$most -timeout=20 -max_total_time=$(SECONDS) || exit 1; \
+	done
 
 fuzz-demo: setup ## fuzz a small parser guest by forks until the planted crash is found, with FUZZ="seed=1,crashes=1"
 	@$(RUNNER) run $(OPTIONS) --name fuzz-demo --guests "parser,mem=16M,fuzz=1000000,expect=crash,$$FUZZ"
