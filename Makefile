@@ -52,7 +52,7 @@ test: setup linux ## all tests: on the host, then the image in emulators
 	cargo test
 
 test-host: ## the tests that need no emulator
-	cargo test --workspace --exclude offshoot-guest --exclude offshoot-guests --lib --bins
+	cargo test --workspace --exclude offshoot-guest --exclude offshoot-guests --lib --bins --test imports
 
 bench: setup ## count instructions in the emulator; writes target/bench/report.json
 	@$(RUNNER) bench $(OPTIONS)

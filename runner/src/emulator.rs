@@ -1,11 +1,13 @@
 //! The emulators an image can be booted in, and the command that does so.
 
-use crate::nested::LINUX_MEMORY;
 use crate::{Error, Guest};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// What Linux itself takes of the machine's memory, in MiB.
+const LINUX_MEMORY: u32 = 512;
 
 /// The CPU that Bochs emulates when none is asked for: the newest it knows.
 pub const DEFAULT_MODEL: &str = "tigerlake";

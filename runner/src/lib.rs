@@ -17,6 +17,7 @@ pub mod nested;
 pub mod quantity;
 pub mod report;
 pub mod run;
+pub mod verdict;
 pub mod watch;
 
 pub use emulator::{Boot, Emulator};
@@ -24,4 +25,5 @@ pub use error::Error;
 pub use guest::Guest;
 pub use image::Image;
 pub use report::Report;
-pub use run::{Outcome, Run, Verdict};
+pub use run::Run;
+pub use verdict::{Outcome, Verdict};

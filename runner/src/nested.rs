@@ -2,7 +2,7 @@
 //! which checks every VMCS and shadows every EPT table, is a judge of the image besides Bochs.
 
 use crate::emulator::{ISO, LOG, SERIAL};
-use crate::run::{Outcome, Verdict, judge_said, keep_report};
+use crate::verdict::{Outcome, Verdict, judge_said, keep_report};
 use crate::watch::{Console, Ending, watch};
 use crate::{Emulator, Error, Guest, image, iso};
 use cpio::newc::Builder;
@@ -14,8 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// What Linux itself takes of the machine's memory, in MiB.
-pub const LINUX_MEMORY: u32 = 512;
 /// Where the files of the cases are in the initial file system.
 const JOB: &str = "job";
 const PROGRAM: u32 = 0o100_755;

@@ -2,7 +2,9 @@
 
 mod forks;
 mod json;
+mod parts;
 mod table;
+mod text;
 
 use core::fmt;
 
@@ -165,6 +167,23 @@ pub struct GuestSummary<'a> {
     pub forks: Option<ForksSummary>,
     /// What of it is not on the console and not here, as there was no room.
     pub lost: Lost,
+}
+
+impl<'a> GuestSummary<'a> {
+    /// Of a module that came to no run.
+    pub fn not_run(name: Name, ending: Ending<'a>) -> Self {
+        Self {
+            name,
+            ending,
+            stats: RunStats::ZERO,
+            faults: Faults::default(),
+            memory: Census::default(),
+            invalidations: 0,
+            linear_invalidations: 0,
+            forks: None,
+            lost: Lost::NOTHING,
+        }
+    }
 }
 
 /// What a run came to.

@@ -1,6 +1,7 @@
 //! The boot modules that are data: those that nobody can map, and the bytes of the others.
 
-use crate::guests::{bytes, not_run};
+use crate::boot::layout;
+use offshoot::addr::{AddrRange, Hpa};
 use offshoot::ept::HostBytes;
 use offshoot::host::cmdline::MapOption;
 use offshoot::host::modules::{BootModule, find_data, find_input};
@@ -26,7 +27,7 @@ pub fn refused(
         );
         return None;
     };
-    Some(not_run(name, ending))
+    Some(GuestSummary::not_run(name, ending))
 }
 
 /// What a guest gets that asks for data.
@@ -42,4 +43,10 @@ pub fn shared(modules: &[BootModule<'_>], map: &MapOption) -> Result<SharedData,
 /// The bytes of the data with this name.
 pub fn input(modules: &[BootModule<'_>], name: Name) -> Result<&'static [u8], DataError> {
     find_input(modules, name).map(bytes)
+}
+
+/// The bytes of a module. They stay as they are: its memory is never given to the allocator.
+pub fn bytes(range: AddrRange<Hpa>) -> &'static [u8] {
+    // SAFETY: the boot loader put the module there, the direct map shows it, and nobody writes to it.
+    unsafe { core::slice::from_raw_parts(layout::direct(range.start()), range.len() as usize) }
 }

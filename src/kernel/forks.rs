@@ -3,7 +3,8 @@
 use crate::boot::console;
 use crate::boot::layout::DirectMap;
 use crate::boot::power;
-use crate::guests::{Kernel, Run, file_figure};
+use crate::host::{Kernel, file_figure};
+use crate::run::Run;
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
 use offshoot::addr::PAGE_SIZE;

@@ -7,7 +7,9 @@ mod data;
 mod forks;
 mod fuzz;
 mod guests;
+mod host;
 mod passthrough;
+mod run;
 mod selftest;
 
 use boot::console::{self, say};
@@ -77,7 +79,7 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
         test.is_some() || mtrr::SelfTest::of(which).is_some() || GuestTest::of(which).is_some()
     };
     if let Some(which) = options.selftest.filter(|which| !elsewhere(which)) {
-        traps::self_test(which);
+        traps::self_test(which, GuestTest::NAMES);
     }
     if let Some(period) = options.tick {
         clock::start_tick(period);

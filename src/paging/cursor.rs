@@ -1,9 +1,10 @@
 //! One slot of the tables: found by one descent, changed by one store.
 
 use super::access::{EntryOf, FormatOf, TableMovability, TableOf, TableOps, VirtOf};
-use super::error::{Error, Fault, PagingError};
+use super::error::{Fault, PagingError};
 use super::format::{
-    Content, ContentOf, Decoded, DecodedOf, Entry, Format, FormatExt, MAX_LEVELS, Rights,
+    Content, ContentOf, Decoded, DecodedOf, Entry, Error, Format, FormatExt, MAX_LEVELS, Rights,
+    slot,
 };
 use super::open_slot::Descent;
 use super::query::bad;
@@ -282,10 +283,4 @@ impl<'o, O: TableOps> Cursor<'o, O> {
             None => Err(bad::<O::Format>(self.va, self.level, Fault::NotMemory)),
         }
     }
-}
-
-/// Where the table of `level` is in an array. The masking tells the compiler that it is inside.
-#[inline(always)]
-pub(super) fn slot(level: u8) -> usize {
-    (level as usize).wrapping_sub(1) % MAX_LEVELS
 }

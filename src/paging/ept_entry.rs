@@ -7,8 +7,8 @@ use memory_addr::{PhysAddr, VirtAddr};
 use page_table_entry::{GenericPTE, MappingFlags};
 use page_table_multiarch::{PageTable64, PagingMetaData};
 
-use super::ept_format::*;
-use super::format::{Entry, Format};
+use super::ept_attr::*;
+use super::format::Entry;
 use crate::addr::Hpa;
 
 /// An entry of an EPT table.
@@ -53,7 +53,7 @@ impl GenericPTE for EptEntry {
         entry
     }
     fn new_table(paddr: PhysAddr) -> Self {
-        Ept::table_entry(Hpa::new(paddr.as_usize() as u64 & ADDRESS))
+        Self(paddr.as_usize() as u64 & ADDRESS | TABLE)
     }
     fn paddr(&self) -> PhysAddr {
         PhysAddr::from((self.0 & ADDRESS) as usize)
@@ -94,7 +94,7 @@ impl GenericPTE for EptEntry {
             .with(WRITE, write)
             .with(EXECUTE, flags.contains(MappingFlags::EXECUTE))
             .with(USER_EXECUTE, flags.contains(MappingFlags::USER));
-        self.0 = self.0 & ADDRESS | Ept::leaf_bits(if is_huge { 2 } else { 1 }, attr);
+        self.0 = self.0 & ADDRESS | attr.0 | if is_huge { LEAF } else { 0 };
     }
     fn bits(self) -> usize {
         self.0 as usize

@@ -2,7 +2,6 @@
 
 use core::fmt;
 
-use super::format::Format;
 use crate::addr::{Address, PageSize};
 
 /// Why an entry cannot be followed or believed.
@@ -91,9 +90,6 @@ pub enum PagingError<V, P> {
         level: u8,
     },
 }
-
-/// The error of an operation on tables of format `F`.
-pub type Error<F> = PagingError<<F as Format>::Virt, <F as Format>::Phys>;
 
 impl<V: Address, P: Address> fmt::Display for PagingError<V, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,12 +4,21 @@ use core::fmt::Debug;
 
 use page_table_entry::GenericPTE;
 
-use super::access::AtomicWord;
-use super::error::{Error, Fault, PagingError};
+use super::error::{Fault, PagingError};
+use super::word::AtomicWord;
 use crate::addr::{Address, PageSize};
 
 /// The highest number of levels of any format.
 pub const MAX_LEVELS: usize = 4;
+
+/// The error of an operation on tables of format `F`.
+pub type Error<F> = PagingError<<F as Format>::Virt, <F as Format>::Phys>;
+
+/// Where the table of `level` is in an array. The masking tells the compiler that it is inside.
+#[inline(always)]
+pub(super) fn slot(level: u8) -> usize {
+    (level as usize).wrapping_sub(1) % MAX_LEVELS
+}
 
 /// An entry of some format: what [`GenericPTE`] lacks is its width and a way from the bits.
 pub trait Entry: GenericPTE + Eq {

@@ -2,8 +2,8 @@
 
 use super::access::{FormatOf, TableOf, TableOps, TableReadOps};
 use super::cursor::Cursor;
-use super::error::{Error, Fault, PagingError};
-use super::format::{Content, Decoded, Format, FormatExt, Rights};
+use super::error::{Fault, PagingError};
+use super::format::{Content, Decoded, Error, Format, FormatExt, Rights};
 use super::query::{bad, decode_at};
 use super::spaces::{SpaceItem, SpaceItemOf, SpaceReference};
 

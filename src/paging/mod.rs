@@ -17,6 +17,7 @@ mod buffer;
 mod change;
 mod cursor;
 mod edit;
+mod ept_attr;
 mod ept_entry;
 mod ept_format;
 mod error;
@@ -35,20 +36,22 @@ mod ready;
 mod runs;
 mod spaces;
 mod unmap;
+mod word;
 
 pub use access::{
-    AtomicWord, EntryOf, FormatOf, MayMoveTable, MayNotMoveTable, MoveOf, Never, ResultOf,
-    TableMovability, TableOf, TableOps, TableReadOps, VirtOf,
+    EntryOf, FormatOf, MayMoveTable, MayNotMoveTable, MoveOf, Never, ResultOf, TableMovability,
+    TableOf, TableOps, TableReadOps, VirtOf,
 };
 pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, GuestPae, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
 pub use cursor::Cursor;
+pub use ept_attr::{EptAttr, MemoryType};
 pub use ept_entry::{EptEntry, EptMetaData, ExtendedPageTable};
-pub use ept_format::{Ept, EptAttr, MemoryType};
-pub use error::{Error, Fault, PagingError};
+pub use ept_format::Ept;
+pub use error::{Fault, PagingError};
 pub use format::{
-    Content, ContentOf, Decoded, DecodedOf, Entry, Format, MAX_LEVELS, Mapping, MappingOf, Rights,
-    Write,
+    Content, ContentOf, Decoded, DecodedOf, Entry, Error, Format, MAX_LEVELS, Mapping, MappingOf,
+    Rights, Write,
 };
 pub use i686::{I686, I686Attr, I686Entry};
 pub use link_spaces::{TableRoots, space_aware_map};
@@ -62,6 +65,7 @@ pub use query::{Translate, query, query_seeing, translate, virt_to_phys};
 pub use runs::{Run, Runs, RunsExt};
 pub use spaces::{Seen, SpaceItem, SpaceItemOf, SpaceReference, WalkSpaces, walk_va_spaces};
 pub use unmap::{Emptied, unmap};
+pub use word::AtomicWord;
 
 #[cfg(test)]
 mod model;

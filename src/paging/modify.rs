@@ -2,8 +2,7 @@
 
 use super::access::{EntryOf, FormatOf, ResultOf, TableOps, VirtOf};
 use super::change::{self, Decision, Operation, Slot};
-use super::error::Error;
-use super::format::{Content, ContentOf, Decoded, Format, FormatExt};
+use super::format::{Content, ContentOf, Decoded, Error, Format, FormatExt};
 use crate::addr::{Address, PageSize};
 
 /// A leaf that may be changed to something else that can stand in its place. It says what its own entry says, without

@@ -2,8 +2,8 @@
 
 use core::marker::PhantomData;
 
-use super::error::{Error, Fault};
-use super::format::{Format, FormatExt};
+use super::error::Fault;
+use super::format::{Error, Format, FormatExt};
 use super::query::bad;
 
 /// The part of a range that is in one table, or in one slot of it.

@@ -1,8 +1,9 @@
 //! Tables in host frames, reached through physical memory.
 
+use super::word::AtomicWord;
 use core::marker::PhantomData;
 
-use super::access::{AtomicWord, MayNotMoveTable, Never, TableOps, TableReadOps};
+use super::access::{MayNotMoveTable, Never, TableOps, TableReadOps};
 use super::format::{Entry, Format, FormatExt};
 use super::link_spaces::TableRoots;
 use crate::addr::Hpa;

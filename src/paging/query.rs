@@ -1,11 +1,10 @@
 //! Reading: one address, or lazily whatever a range of addresses leads to.
 
 use super::access::{EntryOf, FormatOf, TableOf, TableReadOps, VirtOf};
-use super::cursor::slot;
-use super::error::{Error, Fault, PagingError};
+use super::error::{Fault, PagingError};
 use super::format::{
-    Content, ContentOf, Decoded, DecodedOf, Entry, Format, FormatExt, MAX_LEVELS, Mapping,
-    MappingOf, Rights,
+    Content, ContentOf, Decoded, DecodedOf, Entry, Error, Format, FormatExt, MAX_LEVELS, Mapping,
+    MappingOf, Rights, slot,
 };
 use crate::addr::{Address, PageSize};
 

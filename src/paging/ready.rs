@@ -1,9 +1,9 @@
 //! Making tables ready for a change of a slot: what is missing is added, what must not be written in place is moved.
 
 use super::access::{EntryOf, ResultOf, TableOps};
-use super::cursor::{Cursor, slot};
+use super::cursor::Cursor;
 use super::edit::Edit;
-use super::format::{Decoded, Entry, Format, Rights};
+use super::format::{Decoded, Entry, Format, Rights, slot};
 use super::part::Part;
 use super::query::{bad, read_at};
 

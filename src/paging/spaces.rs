@@ -1,9 +1,10 @@
 //! Several spaces at once: walking them so that what they share is found.
 
 use super::access::{FormatOf, TableOf, TableReadOps};
-use super::cursor::slot;
-use super::error::{Error, PagingError};
-use super::format::{Content, Decoded, Format, FormatExt, MAX_LEVELS, Mapping, Rights};
+use super::error::PagingError;
+use super::format::{
+    Content, Decoded, Error, Format, FormatExt, MAX_LEVELS, Mapping, Rights, slot,
+};
 use super::query::decode_at;
 use crate::addr::Address;
 

@@ -3,15 +3,16 @@
 use core::fmt;
 
 use super::data::{DataError, SharedData};
-use super::devices::{Devices, test_device_regions};
+use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
 use super::guest::{Guest, end_space};
 use super::loader::{GuestMemory, Image, LoadError, MappedData, Plan, WriteError, load};
 use super::machine::Machine;
+use super::mmio::test_device_regions;
+use super::name::ForkId;
 use super::name::Name;
 use super::passthrough::PassThroughError;
 use super::stats::RunStats;
-use super::template::ForkId;
 use super::vcpu::{Vcpu, VcpuError};
 use crate::addr::{AddrRange, Gpa};
 use crate::counting::Counts;

@@ -4,10 +4,10 @@ use core::fmt;
 
 use super::cpuid::{CpuidTable, Enabled, Features};
 use super::cr::Limits;
-use super::dirty::Pml;
 use super::mitigations::{Choice, Facts, Lacking, Mitigations};
 use super::mmio::Decoded;
 use super::msr;
+use super::pml::Pml;
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::ept::EptCapability;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};

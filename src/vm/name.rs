@@ -1,4 +1,4 @@
-//! Names of guests.
+//! What guests are called: their names, and the numbers of forks.
 
 use core::fmt;
 
@@ -65,6 +65,13 @@ impl Name {
         let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
         core::str::from_utf8(bytes).unwrap_or_default()
     }
+}
+
+/// Which fork of its template a guest is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ForkId {
+    /// The first has 0; so has a guest that is no fork.
+    pub number: u64,
 }
 
 const fn is_name_byte(byte: u8) -> bool {

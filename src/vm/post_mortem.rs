@@ -3,9 +3,9 @@
 use core::fmt::{self, Write};
 
 use super::Words;
+use super::name::ForkId;
 use super::name::Name;
 use super::outcome::Outcome;
-use super::template::ForkId;
 use crate::ept::{Reason, Region, RegionKind, Space, Unresolved};
 use crate::frames::PhysMem;
 use crate::paging::Step;

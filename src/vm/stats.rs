@@ -1,6 +1,6 @@
 //! What a guest's run cost.
 
-use super::Harvests;
+use crate::addr::{Gpa, PAGE_SIZE, PageSize};
 use crate::vmx::ExitReason;
 
 /// Exits by reason, and where the time went.
@@ -59,5 +59,39 @@ impl RunStats {
     /// Time the guest took so far, its own and the host's for it.
     pub fn ticks(&self) -> u64 {
         self.host_ticks.saturating_add(self.guest_ticks)
+    }
+}
+
+/// What was told of a guest's dirty pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Harvests {
+    /// How often somebody asked.
+    pub count: u64,
+    /// Pages that were told, in pages of 4 KiB.
+    pub pages: u64,
+    /// A checksum of what was told, in its order: equal where the same was.
+    pub digest: u64,
+}
+
+impl Harvests {
+    /// Nobody has asked.
+    pub const NONE: Self = Self {
+        count: 0,
+        pages: 0,
+        digest: 0,
+    };
+
+    pub(super) fn begin(&mut self) {
+        self.count += 1;
+        self.mix(self.count);
+    }
+    pub(super) fn page(&mut self, page: Gpa, size: PageSize) {
+        self.pages += size.bytes() / PAGE_SIZE;
+        self.mix(page.as_u64() | (size.bytes() / PAGE_SIZE));
+    }
+    /// As FNV-1a, by words.
+    fn mix(&mut self, word: u64) {
+        let mixed = (self.digest ^ word).wrapping_mul(0x100_0000_01b3);
+        self.digest = mixed ^ mixed >> 29;
     }
 }

@@ -11,6 +11,7 @@ use super::devices::Devices;
 use super::guest::{Guest, end_space};
 use super::invalidate::OnlyCpu;
 use super::machine::{Machine, Tenant, give_back};
+use super::name::ForkId;
 use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
 use super::vcpu_state::{Difference, VcpuState};
@@ -22,13 +23,6 @@ use crate::vmx::interruption::Interruption;
 use crate::vmx::{Field32, Gpr};
 
 pub use error::{ForkError, FreezeError, PatchError, ResetError};
-
-/// Which fork of its template a guest is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ForkId {
-    /// The first has 0; so has a guest that is no fork.
-    pub number: u64,
-}
 
 /// A frozen guest: its memory, its processor and its devices, which never change.
 ///

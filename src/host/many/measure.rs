@@ -7,7 +7,7 @@
 use super::end::ForkEnd;
 use super::forks::Slot;
 use super::guests::LivingFork;
-use super::price::{LinearFits, Moment, Price, REPEATS, Series};
+use super::price::{LinearFits, Measurement, Moment, Price, REPEATS, Series};
 use crate::counting;
 use crate::ept::{Reset, Restored};
 use crate::frames::{FrameAllocator, FrameBox, PhysMem};
@@ -20,17 +20,6 @@ const PAGES: [u64; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 /// So many pages are written where others were measured too.
 const COMPARED: u64 = 16;
-
-/// One figure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Measurement<'n> {
-    /// What was measured. `%` stands for the size of the guest.
-    pub name: &'n str,
-    /// How much it is.
-    pub value: u64,
-    /// Of what.
-    pub unit: Unit,
-}
 
 /// What one fork that writes a certain number of pages costs.
 #[derive(Default)]

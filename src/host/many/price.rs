@@ -1,7 +1,6 @@
 //! What an operation took, and the figures that tell it.
 
 use super::linear_fit::LinearFit;
-use super::measure::Measurement;
 use crate::counting::{self, Counted, Counts};
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::vm::clock::now;
@@ -9,6 +8,17 @@ use crate::vm::figure::Unit;
 use arrayvec::ArrayString;
 use core::fmt::Write;
 use offshoot_abi::FIGURE_NAME_MAX;
+
+/// One figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measurement<'n> {
+    /// What was measured. `%` stands for the size of the guest.
+    pub name: &'n str,
+    /// How much it is.
+    pub value: u64,
+    /// Of what.
+    pub unit: Unit,
+}
 
 /// Operations of which the median is taken.
 pub(super) const REPEATS: usize = 7;

@@ -4,8 +4,8 @@ use core::fmt::{self, Display, Write};
 
 use serde::{Serialize, Serializer};
 
-use super::json::{Each, Text};
-use super::table::{Brief, Grouped, MARGIN, Wrapped};
+use super::parts::{Each, Text};
+use super::text::{Brief, Grouped, MARGIN, Wrapped};
 use crate::host::many::{
     Distribution, Failure, ForkEnd, ForksSummary, Generation, GuestRun, RunRecord,
 };

@@ -6,6 +6,7 @@ use ser_write_json::SerWrite;
 use serde::{Serialize, Serializer};
 
 use super::forks::ForksJson;
+use super::parts::{Each, Text};
 use super::{GuestSummary, Report};
 use crate::host::many::GuestRun;
 use crate::vm::figure::Figure;
@@ -208,15 +209,6 @@ impl Serialize for Guests<'_> {
     }
 }
 
-/// A list, each item of which is made as it is written.
-pub(super) struct Each<'a, T, J>(pub &'a [T], pub fn(&'a T) -> J);
-
-impl<T, J: Serialize> Serialize for Each<'_, T, J> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(self.1))
-    }
-}
-
 /// Exits by the name of their reason.
 struct Exits<'a>(&'a GuestSummary<'a>);
 
@@ -224,15 +216,6 @@ impl Serialize for Exits<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let exits = self.0.stats.exits();
         serializer.collect_map(exits.map(|(reason, count)| (reason.name(), count)))
-    }
-}
-
-/// Whatever can be displayed, as a string.
-pub(super) struct Text<T>(pub T);
-
-impl<T: Display> Serialize for Text<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
     }
 }
 

@@ -5,7 +5,6 @@ use super::console::{self, say};
 use super::power;
 use super::segments::{TrapStack, on_a_stack};
 use super::{apic, mtrr};
-use crate::selftest::GuestTest;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
@@ -336,7 +335,7 @@ pub fn raise_machine_check() {
 }
 
 /// Raises the exception that `which` names, to show that it is reported.
-pub fn self_test(which: &str) {
+pub fn self_test(which: &str, others: &str) {
     // SAFETY: each of these faults, and the handler never returns: that is their purpose.
     unsafe {
         match which {
@@ -355,8 +354,7 @@ pub fn self_test(which: &str) {
             "mc" => raise_machine_check(),
             "panic" => panic!("selftest=panic"),
             _ => log::error!(
-                "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic, {}, {}, {}",
-                GuestTest::NAMES,
+                "selftest={which}: none of ud, de, gp, null, text, stack, nx, nmi, mc, panic, {others}, {}, {}",
                 apic::SelfTest::NAMES,
                 mtrr::SelfTest::NAMES
             ),

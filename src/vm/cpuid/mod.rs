@@ -16,7 +16,7 @@ use allowed::{
 pub use features::Features;
 #[cfg(test)]
 pub(super) use features::beyond;
-use xsave::XsaveLeaf;
+use xsave::{XsaveLeaf, ZERO};
 
 /// What guests have only where a VM-execution control enables it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,13 +53,6 @@ const SPECIAL: u32 = 1 << 1 | 1 << 4 | 1 << 7 | 1 << 0xd;
 const HYPERVISOR_FREE: u32 = abi::CPUID_FORK + 1;
 const HYPERVISOR_LAST: u32 = 0x4fff_ffff;
 const CACHES: usize = 8;
-const ZERO: CpuidResult = CpuidResult {
-    eax: 0,
-    ebx: 0,
-    ecx: 0,
-    edx: 0,
-};
-
 const HYPERVISOR_BIT: usize = 31;
 const OSXSAVE_BIT: usize = 27;
 const CR4_OSXSAVE_BIT: usize = 18;

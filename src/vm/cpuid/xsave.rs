@@ -5,7 +5,13 @@ use core::arch::x86_64::CpuidResult;
 use bit_field::BitField;
 use x86_64::registers::xcontrol::XCr0Flags;
 
-use super::ZERO;
+/// The answer of a leaf that says nothing.
+pub const ZERO: CpuidResult = CpuidResult {
+    eax: 0,
+    ebx: 0,
+    ecx: 0,
+    edx: 0,
+};
 
 /// x87 and SSE: the legacy region and the header of an XSAVE area (SDM "XSAVE-Managed State", vol. 1, 13.1).
 const LEGACY_SIZE: u32 = 512 + 64;

@@ -10,40 +10,18 @@ use super::super::mmio::{
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, VirtualFault};
 use super::io::GuestPorts;
+use super::view::{View, breakpoints};
 use crate::addr::Gva;
 use crate::frames::PhysMem;
 use crate::vmx::breakpoints::Met;
-use crate::vmx::cpu::breakpoint_addresses;
 use crate::vmx::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
 use crate::vmx::segment::{AccessRights, SegmentRegister};
 use crate::vmx::{
-    Breakpoints, Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip_by,
-    repeat,
+    Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip_by, repeat,
 };
 
 /// Vector of #SS.
 const STACK_FAULT: u8 = 12;
-
-/// The guest as the instruction sees it, but how it translates addresses: that is large and stays where it is made.
-pub(super) struct View {
-    pub mode: CodeMode,
-    registers: Registers,
-    pub privilege: Privilege,
-    pub linear_rip: Gva,
-    /// Accesses have to be aligned: at CPL 3 with CR0.AM and RFLAGS.AC (SDM "Interrupt 17—Alignment Check Exception (#AC)").
-    aligned: bool,
-    dr7: u64,
-    rip: u64,
-    rsp: u64,
-    rflags: u64,
-}
-
-impl View {
-    /// The control registers.
-    pub(super) const fn registers(&self) -> &Registers {
-        &self.registers
-    }
-}
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Carries out `instruction`, which tried what `translated` says, or is a `PORT_STRING`, which exits before it accesses
@@ -199,10 +177,4 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         }
         Ok(())
     }
-}
-
-/// The breakpoints of the guest that is loaded, if this DR7 enables any.
-#[inline(always)]
-pub(super) fn breakpoints(dr7: u64, cr4: u64) -> Option<Breakpoints> {
-    Breakpoints::are_enabled(dr7).then(|| Breakpoints::new(dr7, cr4, breakpoint_addresses()))
 }

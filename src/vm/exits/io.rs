@@ -9,8 +9,8 @@ use super::super::outcome::Outcome;
 use super::super::repetition::AddressSize;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
-use super::emulate::{View, breakpoints};
 use super::mmio::Reported;
+use super::view::{View, breakpoints};
 use crate::addr::{Gpa, Gva};
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
@@ -103,7 +103,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let rip = Gva::new(self.vmcs.read_natural(FieldNatural::GuestRip)?);
         let view = self.instruction_view(rip)?;
         let mut code = Code::NONE;
-        let translation = self.translation(view.registers())?;
+        let translation = self.translation(&view.registers)?;
         let done = match self.port_string(access, &view, &translation, &mut code)? {
             Ok(instruction) => self.emulate::<true>(&instruction, &view, &translation, None)?,
             Err(why) => Err(why),

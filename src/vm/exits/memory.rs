@@ -1,7 +1,7 @@
 //! EPT violations: the guest touched memory that is not there yet, or not writable, or not its own.
 
 use super::super::Host;
-use super::super::devices::MmioDevices;
+use super::super::mmio::MmioDevices;
 use super::super::mmio::Translated;
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};

@@ -1,7 +1,7 @@
 //! Accesses to device memory: fetch the instruction, decode it, carry it out.
 
 use super::super::Host;
-use super::super::devices::MmioDevices;
+use super::super::mmio::MmioDevices;
 use super::super::mmio::{Code, Place, Places, Refusal, Translated, Why};
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
@@ -86,7 +86,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         code: &mut Code,
     ) -> Result<Result<Next, Why>, VmcsError> {
         let view = self.instruction_view(reported.rip)?;
-        let translation = self.translation(view.registers())?;
+        let translation = self.translation(&view.registers)?;
         let instruction = match self.fetch(&view, &translation, code) {
             Ok(instruction) => instruction,
             Err(why) => return Ok(Err(why)),

@@ -8,6 +8,7 @@ mod events;
 mod io;
 mod memory;
 mod mmio;
+mod view;
 
 use super::clock::now;
 use super::msr::{self, Gp};

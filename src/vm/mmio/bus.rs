@@ -3,9 +3,9 @@
 
 use arrayvec::ArrayVec;
 
-use super::super::devices::MmioDevices;
 use super::super::loader::GuestMemory;
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
+use super::devices::MmioDevices;
 use super::{Bus, MmioDevice, Width};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
 use crate::vmx::breakpoints::Met;

@@ -7,6 +7,7 @@ mod alu;
 mod bus;
 mod code;
 mod decode;
+mod devices;
 mod execute;
 mod instruction;
 mod refusal;
@@ -18,6 +19,7 @@ pub use crate::vmx::CodeMode;
 pub use bus::{BusFault, GuestBus, Place, Places, PortAccess, Translated};
 pub use code::{Code, Decoded, fetch};
 pub use decode::{DecodeError, decode};
+pub use devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM, test_device_regions};
 pub use execute::{Progress, State, Stop, execute};
 pub use instruction::{
     Base, Binary, BitChange, Condition, Instruction, LONGEST, MemoryOperand, Op, Operand, Part,

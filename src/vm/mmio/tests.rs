@@ -1,10 +1,10 @@
 //! Tests of decoding and of the bus. That instructions do what the CPU makes of them is tested beside, against the CPU
 //! itself, in `tests/mmio_oracle.rs`.
 
-use super::super::devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM};
 use super::super::loader::GuestMemory;
 use super::super::repetition::{AT_ONCE, AddressSize};
 use super::super::virtual_memory::{Privilege, Translation, VirtualFault};
+use super::devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM};
 use super::instruction::{Base, Op, Operand};
 use super::*;
 use crate::addr::Gpa;

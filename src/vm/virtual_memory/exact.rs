@@ -6,9 +6,10 @@ use core::marker::PhantomData;
 use arrayvec::ArrayVec;
 
 use super::super::loader::GuestMemory;
+use super::Use;
 use super::entries::GuestFormat;
 use super::translation::{ADDRESS, Paging};
-use super::walk::{ACCESSED, DIRTY, Use, Walked};
+use super::walk::{ACCESSED, DIRTY, Walked};
 use super::{GuestVirtual, VirtualFault};
 use crate::addr::{Address, Gpa, Gva};
 use crate::paging::{Entry, GuestAmd64, GuestPae, I686, MAX_LEVELS, Step, TableReadOps, path};

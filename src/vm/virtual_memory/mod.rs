@@ -12,7 +12,6 @@ mod walk;
 use core::fmt;
 
 pub use translation::Translation;
-pub(super) use walk::Use;
 
 use super::loader::{GuestMemory, MemoryFault};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
@@ -68,6 +67,17 @@ impl Privilege {
             smep: cr4 & SMEP != 0,
         }
     }
+}
+
+/// What is done with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Data is read.
+    Read,
+    /// Data is written.
+    Write,
+    /// Code is fetched.
+    Fetch,
 }
 
 /// Why an access to guest-virtual memory failed.

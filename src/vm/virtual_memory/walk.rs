@@ -7,7 +7,7 @@ use core::cell::Cell;
 
 use super::super::loader::GuestMemory;
 use super::translation::{NO_EXECUTE, Paging};
-use super::{GuestVirtual, VirtualFault};
+use super::{GuestVirtual, Use, VirtualFault};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE, PageSize};
 use crate::ept::Near;
 use crate::paging::{Amd64Entry, Entry, GuestAmd64, TableReadOps, query_seeing};
@@ -21,17 +21,6 @@ pub(super) const DIRTY: u64 = 1 << 6;
 
 /// How often an access is walked for again whose tables change while it is marked in them.
 const TRIES: u32 = 4;
-
-/// What is done with memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Use {
-    /// Data is read.
-    Read,
-    /// Data is written.
-    Write,
-    /// Code is fetched.
-    Fetch,
-}
 
 /// What a walk comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::fields::FieldNatural;
-use super::entry::{DUE, GUARDS, RSP};
+use super::area::{DUE, EntryArea, GUARDS, RSP};
 use crate::counting::{counted_line, if_counting};
 
 const IA32_SPEC_CTRL: u32 = 0x48;
@@ -123,10 +123,25 @@ pub unsafe fn predict_nothing() {
     unsafe { x86::msr::wrmsr(IA32_PRED_CMD, 1) };
 }
 
+impl EntryArea {
+    /// Has entries do what is to be done before every one, as the guest comes onto the CPU.
+    #[inline]
+    pub fn guard(&mut self, guard: &Guard) {
+        self.guards = guard.at_entry();
+        self.flush_is_due();
+    }
+}
+
+unsafe extern "C" {
+    /// Behind the entry, where exits go on.
+    #[link_name = "offshoot_exit_point"]
+    static EXIT_POINT: u8;
+}
+
 /// Where exits arrive: the host RIP of every VMCS.
 pub(super) fn exit_point() -> u64 {
     match AT_EXIT.load(Ordering::Relaxed) {
-        0 => super::entry::exit_point(),
+        0 => (&raw const EXIT_POINT) as u64,
         _ => guarded_exit as *const () as u64,
     }
 }
@@ -281,7 +296,6 @@ unsafe extern "sysv64" fn guarded_exit() {
 
 #[cfg(test)]
 mod tests {
-    use super::super::entry::EntryArea;
     use super::*;
 
     #[test]

@@ -1,6 +1,7 @@
 //! The hardware edge: VMX operation, the current VMCS, entry and exit. Everything here executes instructions that only
 //! exist, or only make sense, in the kernel on a CPU with VMX.
 
+mod area;
 mod entry;
 mod guard;
 mod host;
@@ -8,7 +9,7 @@ mod instructions;
 mod resident;
 mod this_cpu;
 
-pub use entry::EntryArea;
+pub use area::EntryArea;
 pub use guard::{Guard, predict_nothing};
 pub use host::read_host_state;
 pub use instructions::{CurrentVmcs, Invalidation};

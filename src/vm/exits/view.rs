@@ -1,0 +1,27 @@
+//! The guest as an instruction that is carried out for it sees it.
+
+use super::super::cr::Registers;
+use super::super::virtual_memory::Privilege;
+use crate::addr::Gva;
+use crate::vmx::cpu::breakpoint_addresses;
+use crate::vmx::{Breakpoints, CodeMode};
+
+/// The guest as the instruction sees it, but how it translates addresses: that is large and stays where it is made.
+pub(super) struct View {
+    pub mode: CodeMode,
+    pub registers: Registers,
+    pub privilege: Privilege,
+    pub linear_rip: Gva,
+    /// Accesses have to be aligned: at CPL 3 with CR0.AM and RFLAGS.AC (SDM "Interrupt 17—Alignment Check Exception (#AC)").
+    pub aligned: bool,
+    pub dr7: u64,
+    pub rip: u64,
+    pub rsp: u64,
+    pub rflags: u64,
+}
+
+/// The breakpoints of the guest that is loaded, if this DR7 enables any.
+#[inline(always)]
+pub(super) fn breakpoints(dr7: u64, cr4: u64) -> Option<Breakpoints> {
+    Breakpoints::are_enabled(dr7).then(|| Breakpoints::new(dr7, cr4, breakpoint_addresses()))
+}
