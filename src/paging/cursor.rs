@@ -6,8 +6,7 @@ use super::format::{
     Content, ContentOf, Decoded, DecodedOf, Entry, Error, Format, FormatExt, MAX_LEVELS, Rights,
     slot,
 };
-use super::open_slot::Descent;
-use super::query::bad;
+use super::query::{Reached, bad};
 use crate::addr::PageSize;
 
 /// The slot that translates an address: its entry can be looked at, tables made ready for a change, and the entry
@@ -82,15 +81,12 @@ impl<'o, O: TableOps> Cursor<'o, O> {
 
     #[inline(always)]
     pub(super) fn at_level(ops: &'o mut O, va: u64, target: u8) -> Result<Self, Error<O::Format>> {
-        let mut at = Descent {
-            table: ops.root(),
-            level: O::Format::LEVELS,
-        };
+        let mut at = Reached::root(ops);
         let mut path = [at.table; MAX_LEVELS];
         let (mut fix, mut moves) = (0, 0);
         let mut granted = Rights::ALL;
         loop {
-            let found = at.through_open(ops, va, target, |table, level| {
+            let found = at.descend(ops, va, target, |table, level| {
                 if O::Movability::MOVES
                     && !O::WRITE_MEANS_PRIVATE
                     && moves == 0
@@ -119,7 +115,7 @@ impl<'o, O: TableOps> Cursor<'o, O> {
                         }
                     }
                     granted = granted.and(rights);
-                    at = Descent {
+                    at = Reached {
                         table: next,
                         level: level - 1,
                     };

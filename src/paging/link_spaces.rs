@@ -1,10 +1,11 @@
 //! Building several spaces so that they share what they shared where they were walked.
 
-use super::access::{FormatOf, TableOf, TableOps, TableReadOps};
+use super::access::{FormatOf, ResultOf, TableOf, TableOps, TableReadOps};
 use super::cursor::Cursor;
 use super::error::{Fault, PagingError};
-use super::format::{Content, Decoded, Error, Format, FormatExt, Rights};
-use super::query::{bad, decode_at};
+use super::format::{Content, Error, Format, FormatExt, Rights};
+use super::path::path;
+use super::query::bad;
 use super::spaces::{SpaceItem, SpaceItemOf, SpaceReference};
 
 /// Access to tables of several spaces, one at a time.
@@ -25,7 +26,7 @@ pub fn space_aware_map<O: TableRoots>(
     roots: &mut [Option<TableOf<O>>],
     space: usize,
     item: &SpaceItemOf<O::Format>,
-) -> Result<(), Error<O::Format>> {
+) -> ResultOf<O, ()> {
     match *item {
         SpaceItem::AnotherSpace(reference) if reference.depth == 0 => {
             share_root(ops, roots, space, reference)
@@ -59,7 +60,7 @@ fn select<O: TableRoots>(
     roots: &mut [Option<TableOf<O>>],
     space: usize,
     va: <O::Format as Format>::Virt,
-) -> Result<(), Error<O::Format>> {
+) -> ResultOf<O, ()> {
     let no_such_space = PagingError::OutOfRange { start: va, len: 0 };
     let place = roots.get_mut(space).ok_or(no_such_space)?;
     let root = match *place {
@@ -86,7 +87,7 @@ fn share_root<O: TableRoots>(
     roots: &mut [Option<TableOf<O>>],
     space: usize,
     reference: SpaceReference<<O::Format as Format>::Virt>,
-) -> Result<(), Error<O::Format>> {
+) -> ResultOf<O, ()> {
     select(ops, roots, reference.space, reference.their_va)?;
     let theirs = ops.root();
     let start = reference.our_va;
@@ -110,14 +111,14 @@ fn link<O: TableRoots>(
     roots: &mut [Option<TableOf<O>>],
     space: usize,
     reference: SpaceReference<<O::Format as Format>::Virt>,
-) -> Result<(), Error<O::Format>> {
+) -> ResultOf<O, ()> {
     let level = level_at::<O::Format>(reference.depth, reference.our_va)?;
     let ours = O::Format::va_of(reference.our_va)?;
     let theirs = O::Format::va_of(reference.their_va)?;
 
     select(ops, roots, reference.space, reference.their_va)?;
-    let table = table_at(ops, theirs, level)?;
-    let table = table.ok_or_else(|| bad::<O::Format>(theirs, level + 1, Fault::NotMemory))?;
+    let table = table_at(ops, theirs, level)
+        .ok_or_else(|| bad::<O::Format>(theirs, level + 1, Fault::NotMemory))?;
 
     select(ops, roots, space, reference.our_va)?;
     if level + 1 < O::Format::LEVELS {
@@ -138,21 +139,17 @@ fn write_link<O: TableRoots>(
     level: u8,
     table: TableOf<O>,
     rights: Rights,
-) -> Result<(), Error<O::Format>> {
+) -> ResultOf<O, ()> {
     let not_memory = || bad::<O::Format>(va, level + 1, Fault::NotMemory);
-    let parent = table_at(ops, va, level + 1)?.ok_or_else(not_memory)?;
+    let parent = table_at(ops, va, level + 1).ok_or_else(not_memory)?;
     let entry = O::Format::restricted_table(table, rights);
     ops.write_entry(parent, O::Format::index(va, level + 1), entry)
         .ok_or_else(not_memory)
 }
 
 /// The table of `level` for `va`, an empty one where there is none.
-fn table_or_empty<O: TableRoots>(
-    ops: &mut O,
-    va: u64,
-    level: u8,
-) -> Result<TableOf<O>, Error<O::Format>> {
-    if let Some(table) = table_at(ops, va, level)? {
+fn table_or_empty<O: TableRoots>(ops: &mut O, va: u64, level: u8) -> ResultOf<O, TableOf<O>> {
+    if let Some(table) = table_at(ops, va, level) {
         return Ok(table);
     }
     let mut cursor = Cursor::at_level(ops, va, level)?;
@@ -171,17 +168,9 @@ fn taken<O: TableOps>(cursor: &Cursor<'_, O>) -> Error<O::Format> {
 }
 
 /// The table of `level` for `va` in the tree of the selected root.
-fn table_at<O: TableReadOps>(
-    ops: &O,
-    va: u64,
-    level: u8,
-) -> Result<Option<TableOf<O>>, Error<O::Format>> {
-    let mut table = ops.root();
-    for above in (level + 1..=O::Format::LEVELS).rev() {
-        match decode_at(ops, table, above, va)? {
-            Decoded::Table { table: child, .. } => table = child,
-            Decoded::Content(_) => return Ok(None),
-        }
-    }
-    Ok(Some(table))
+fn table_at<O: TableReadOps>(ops: &O, va: u64, level: u8) -> Option<TableOf<O>> {
+    let mut steps = path(ops, O::Format::virt(va));
+    steps
+        .find(|step| step.level == level)
+        .map(|step| step.table)
 }

@@ -6,7 +6,7 @@ use super::edit::Edit;
 use super::error::{Fault, PagingError};
 use super::format::{Content, ContentOf, Decoded, Entry, Format, FormatExt, MAX_LEVELS, Rights};
 use super::part::Part;
-use super::query::{bad, decode_at, descend};
+use super::query::{bad, decode_at, lowest};
 use super::unmap::{Emptied, Unmap};
 use crate::addr::{Address, PageSize};
 
@@ -42,7 +42,7 @@ pub fn map<O: TableOps>(
     if !O::Movability::MOVES
         && content.is_mapped()
         && may_be_one_run::<O::Format>(va, last, largest)
-        && let Some(table) = descend(ops, va)
+        && let Some(table) = lowest(ops, va)
     {
         return map_run(ops, table, va, last, content);
     }
@@ -97,6 +97,7 @@ fn map_run<O: TableOps>(
 }
 
 /// Any range.
+#[cold]
 #[inline(never)]
 fn map_anywhere<O: TableOps>(
     ops: &mut O,

@@ -12,7 +12,6 @@
 //! - [`Cursor`] finds one slot, makes it ready and changes it.
 
 mod access;
-mod amd64;
 mod buffer;
 mod change;
 mod cursor;
@@ -22,12 +21,10 @@ mod ept_entry;
 mod ept_format;
 mod error;
 mod format;
-mod i686;
 mod link_spaces;
 mod map;
 mod merge;
 mod modify;
-mod open_slot;
 mod part;
 mod path;
 mod phys;
@@ -35,14 +32,17 @@ mod query;
 mod ready;
 mod runs;
 mod spaces;
+mod trail;
+mod translate;
 mod unmap;
 mod word;
+mod x86;
+mod x86_entry;
 
 pub use access::{
     EntryOf, FormatOf, MayMoveTable, MayNotMoveTable, MoveOf, Never, ResultOf, TableMovability,
     TableOf, TableOps, TableReadOps, VirtOf,
 };
-pub use amd64::{Amd64, Amd64Attr, Amd64Entry, GuestAmd64, GuestPae, HostAmd64};
 pub use buffer::GuestPageTableBuffer;
 pub use cursor::Cursor;
 pub use ept_attr::{EptAttr, MemoryType};
@@ -53,19 +53,22 @@ pub use format::{
     Content, ContentOf, Decoded, DecodedOf, Entry, Error, Format, MAX_LEVELS, Mapping, MappingOf,
     Rights, Write,
 };
-pub use i686::{I686, I686Attr, I686Entry};
 pub use link_spaces::{TableRoots, space_aware_map};
 pub use map::map;
 pub use merge::merge;
 pub use modify::{Leaf, modify, protect, split};
-pub use open_slot::{OpenSlot, open_slot, open_slot_in};
 pub use path::{Step, path};
 pub use phys::{PhysTables, TableAlloc, table_words};
-pub use query::{Translate, query, query_seeing, translate, virt_to_phys};
+pub use query::{open_table, query, query_seeing, virt_to_phys};
 pub use runs::{Run, Runs, RunsExt};
 pub use spaces::{Seen, SpaceItem, SpaceItemOf, SpaceReference, WalkSpaces, walk_va_spaces};
+pub use translate::{Translate, translate};
 pub use unmap::{Emptied, unmap};
 pub use word::AtomicWord;
+pub use x86::{
+    Amd64, Amd64Attr, Amd64Entry, GuestAmd64, GuestPae, HostAmd64, I686, I686Attr, I686Entry, X86,
+};
+pub use x86_entry::{Bits32, Bits64, Width, X86Attr, X86Entry};
 
 #[cfg(test)]
 mod model;

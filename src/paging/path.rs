@@ -1,7 +1,8 @@
 //! The entries that translate one address, as they are: for reports of tables that are not as they should be.
 
 use super::access::{TableOf, TableReadOps, VirtOf};
-use super::format::{Decoded, Entry, Format, FormatExt};
+use super::format::{Entry, Format, FormatExt, MAX_LEVELS};
+use super::query::find_seeing;
 use crate::addr::Address;
 
 /// One entry on the way to an address.
@@ -21,26 +22,19 @@ pub struct Step<P> {
 pub fn path<O: TableReadOps>(
     ops: &O,
     address: VirtOf<O>,
-) -> impl Iterator<Item = Step<TableOf<O>>> + '_ {
+) -> impl Iterator<Item = Step<TableOf<O>>> {
     let va = address.as_u64() & O::Format::VIRT_MASK;
-    let mut next = Some((O::Format::LEVELS, ops.root()));
-    core::iter::from_fn(move || {
-        let (level, table) = next.take()?;
-        let index = O::Format::index(va, level);
-        let entry = ops.read_entry(table, index)?;
-        if let Ok(Decoded::Table { table, .. }) = O::Format::decode(level, entry)
-            && level > 1
-        {
-            next = Some((level - 1, table));
-        }
-        let bits = entry.to_bits();
-        Some(Step {
+    let mut steps = [None; MAX_LEVELS];
+    // What is wrong with the last entry is to be seen in it.
+    let _ = find_seeing(ops, va, |level, table, entry| {
+        steps[(O::Format::LEVELS - level) as usize % MAX_LEVELS] = Some(Step {
             level,
             table,
-            index,
-            bits,
-        })
-    })
+            index: O::Format::index(va, level),
+            bits: entry.to_bits(),
+        });
+    });
+    steps.into_iter().flatten()
 }
 
 #[cfg(test)]

@@ -1,11 +1,9 @@
 //! Several spaces at once: walking them so that what they share is found.
 
 use super::access::{FormatOf, TableOf, TableReadOps};
-use super::error::PagingError;
-use super::format::{
-    Content, Decoded, Error, Format, FormatExt, MAX_LEVELS, Mapping, Rights, slot,
-};
-use super::query::decode_at;
+use super::format::{Decoded, Error, Format, FormatExt, MAX_LEVELS, Mapping, Rights, slot};
+use super::query::mapping;
+use super::trail::Trail;
 use crate::addr::Address;
 
 /// A sub-tree that was met before, in this space or in one that comes earlier.
@@ -68,8 +66,8 @@ impl<P> Seen<P> {
     pub const FREE: Self = Self(None);
 }
 
-/// Walks the spaces that start at `roots`, and yields each item with the place of its space among them. A table that is
-/// met a second time at the same level is yielded as a reference to where it was met first, so the items can be rebuilt
+/// Walks the spaces that start at `roots`, and returns each item with the place of its space among them. A table that is
+/// met a second time at the same level is returned as a reference to where it was met first, so the items can be rebuilt
 /// in their order by [`space_aware_map`](super::space_aware_map).
 ///
 /// Each table is walked once for each level it is used at, whatever refers to it: tables that refer to themselves end
@@ -83,37 +81,31 @@ pub fn walk_va_spaces<'a, O: TableReadOps>(
 ) -> WalkSpaces<'a, O> {
     seen.fill(Seen::FREE);
     WalkSpaces {
-        ops,
+        trail: Trail::new(ops, ops.root(), 0, limit),
         roots,
         seen,
-        limit,
         space: 0,
-        at: None,
-        level: O::Format::LEVELS,
-        tables: [(ops.root(), Rights::ALL); MAX_LEVELS],
+        inside: false,
         climbing: false,
-        yielded: 0,
+        returned: 0,
         entered: [0; MAX_LEVELS],
     }
 }
 
 /// See [`walk_va_spaces`].
 pub struct WalkSpaces<'a, O: TableReadOps> {
-    ops: &'a O,
+    /// Each table on it with what the entry that refers to it lets through.
+    trail: Trail<'a, O>,
     roots: &'a [TableOf<O>],
     seen: &'a mut [Seen<TableOf<O>>],
-    limit: u64,
     /// The space that is being walked, or that comes next.
     space: usize,
-    /// The translated bits of the address to look at next; `None` before a space is entered.
-    at: Option<u64>,
-    level: u8,
-    /// The tables on the way, and what the entry that refers to each lets through.
-    tables: [(TableOf<O>, Rights); MAX_LEVELS],
-    /// `at` has passed the end of a table.
+    /// That space has been entered.
+    inside: bool,
+    /// The trail may have passed the end of a table.
     climbing: bool,
-    /// Items yielded so far, and when each table on the way was entered.
-    yielded: u64,
+    /// Items returned so far, and when each table on the way was entered.
+    returned: u64,
     entered: [u64; MAX_LEVELS],
 }
 
@@ -172,12 +164,10 @@ impl<O: TableReadOps> WalkSpaces<'_, O> {
     /// Enters the next space.
     fn enter(&mut self) -> Option<Item<O::Format>> {
         let root = *self.roots.get(self.space)?;
-        let top = O::Format::LEVELS;
-        match self.meet(root, top, 0) {
+        self.trail = Trail::new(self.trail.ops, root, 0, self.trail.limit);
+        match self.meet(root, O::Format::LEVELS, 0) {
             Met::First => {
-                self.tables[slot(top)] = (root, Rights::ALL);
-                self.level = top;
-                self.at = Some(0);
+                self.inside = true;
                 None
             }
             Met::Before(known) => {
@@ -185,18 +175,19 @@ impl<O: TableReadOps> WalkSpaces<'_, O> {
                 self.space += 1;
                 item
             }
-            Met::NoRoom => self.stop_at_limit(0, top),
+            Met::NoRoom => self.stop(self.trail.limit_reached()),
         }
     }
 
-    /// Goes up to the table that has the entry for `at`, and reports one of which not all was told.
-    fn climb(&mut self, at: u64) -> Option<Item<O::Format>> {
-        while self.level < O::Format::LEVELS && O::Format::index(at, self.level) == 0 {
-            let left = self.level;
-            let (_, rights) = self.tables[slot(left)];
-            self.level += 1;
-            if rights != Rights::ALL || self.entered[slot(left)] == self.yielded {
-                let va = (at - 1) & !O::Format::span_mask(self.level);
+    /// Goes up to the table that has the next entry, and tells of one of which not all was told.
+    fn climb(&mut self) -> Option<Item<O::Format>> {
+        loop {
+            let (left, (_, rights)) = (self.trail.level, self.trail.table());
+            if !self.trail.leave() {
+                break;
+            }
+            if rights != Rights::ALL || self.entered[slot(left)] == self.returned {
+                let va = (self.trail.at - 1) & !O::Format::span_mask(left + 1);
                 let item = SpaceItem::Table {
                     depth: O::Format::LEVELS - left,
                     va: O::Format::virt(va),
@@ -206,61 +197,38 @@ impl<O: TableReadOps> WalkSpaces<'_, O> {
             }
         }
         self.climbing = false;
-        if at > FormatOf::<O>::VIRT_MASK {
-            self.at = None;
+        if self.trail.at > FormatOf::<O>::VIRT_MASK {
+            self.inside = false;
             self.space += 1;
         }
         None
     }
 
     /// Looks at one entry.
-    fn step(&mut self, at: u64) -> Option<Item<O::Format>> {
-        let level = self.level;
-        let Some(limit) = self.limit.checked_sub(1) else {
-            return self.stop_at_limit(at, level);
-        };
-        self.limit = limit;
-        let (table, _) = self.tables[slot(level)];
-        let item = match decode_at(self.ops, table, level, at) {
-            Ok(Decoded::Table {
-                table: child,
-                rights,
-            }) => match self.meet(child, level - 1, at) {
+    fn step(&mut self) -> Option<Item<O::Format>> {
+        let (at, level) = (self.trail.at, self.trail.level);
+        let item = match self.trail.look() {
+            Ok(Decoded::Table { table, rights }) => match self.meet(table, level - 1, at) {
                 Met::First => {
-                    self.tables[slot(level - 1)] = (child, rights);
-                    self.entered[slot(level - 1)] = self.yielded;
-                    self.level = level - 1;
+                    self.trail.enter(table, rights);
+                    self.entered[slot(level - 1)] = self.returned;
                     return None;
                 }
                 Met::Before(known) => self.reference(known, at, rights),
-                Met::NoRoom => return self.stop_at_limit(at, level),
+                Met::NoRoom => return self.stop(self.trail.limit_reached()),
             },
-            Ok(Decoded::Content(content)) => match (content, O::Format::leaf_size(level)) {
-                (Content::Unmapped, _) | (_, None) => None,
-                (content, Some(size)) => {
-                    let virt = O::Format::virt(at);
-                    let leaf = Mapping {
-                        virt,
-                        size,
-                        content,
-                    };
-                    Some(Ok((self.space, SpaceItem::ThisSpace(leaf))))
-                }
-            },
+            Ok(Decoded::Content(content)) => {
+                let leaf = mapping::<O::Format>(at, level, Rights::ALL, content);
+                leaf.map(|leaf| Ok((self.space, SpaceItem::ThisSpace(leaf))))
+            }
             Err(error) => return self.stop(error),
         };
-        self.at = Some(at + O::Format::span_mask(level) + 1);
+        self.trail.pass();
         self.climbing = true;
         item
     }
 
-    fn stop_at_limit(&mut self, at: u64, level: u8) -> Option<Item<O::Format>> {
-        let address = O::Format::virt(at);
-        self.stop(PagingError::LimitReached { address, level })
-    }
     fn stop(&mut self, error: Error<O::Format>) -> Option<Item<O::Format>> {
-        self.at = None;
-        self.climbing = false;
         self.space = self.roots.len();
         Some(Err(error))
     }
@@ -271,13 +239,13 @@ impl<O: TableReadOps> Iterator for WalkSpaces<'_, O> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.space < self.roots.len() {
-            let item = match self.at {
-                None => self.enter(),
-                Some(at) if self.climbing => self.climb(at),
-                Some(at) => self.step(at),
+            let item = match (self.inside, self.climbing) {
+                (false, _) => self.enter(),
+                (true, true) => self.climb(),
+                (true, false) => self.step(),
             };
             if item.is_some() {
-                self.yielded += 1;
+                self.returned += 1;
                 return item;
             }
         }

@@ -17,7 +17,7 @@ use crate::ept::tables::policy::{Around, MAX_AROUND};
 use crate::ept::tables::tree::Tree;
 use crate::ept::tables::word::ENTRIES;
 use crate::frames::{Frame, FrameAllocator, PhysMem};
-use crate::paging::{Entry, EptAttr, EptEntry, open_slot_in};
+use crate::paging::{Entry, EptAttr, EptEntry};
 use core::ops::Range;
 
 impl<M: PhysMem> Space<'_, M> {
@@ -136,11 +136,10 @@ impl Tree {
                 continue;
             }
             if let Ok(Source::Host(phys, PAGE_SIZE)) = Source::of(&known.region, near)
-                && let Some(slot) = open_slot_in(&tables, near, table)
-                && slot.entry == EptEntry::EMPTY
+                && tables.entry(table, (near.as_u64() / PAGE_SIZE) as usize % ENTRIES)
+                    == EptEntry::EMPTY
             {
-                // There is memory behind the table; if there were not, the page would be mapped when it is touched.
-                let _ = slot.set_page(&mut tables, phys, Origin::Host.mark(known.leaf));
+                tables.put_page(near, table, phys, Origin::Host.mark(known.leaf));
             }
         }
         self.set_recent(frames, page, Some(table));

@@ -11,7 +11,7 @@ use crate::ept::tables::reach::Reach;
 use crate::ept::tables::word::{DIRTY, ENTRIES, TOLD, WRITE, word};
 use crate::ept::tables::zeroing::Zeroing;
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
-use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format, open_slot};
+use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format, open_table};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The tables of one space, and what is owed for changes to them.
@@ -145,8 +145,9 @@ impl Tree {
             let word = unsafe { word(frames.mem(), table, index_of(page)) };
             return Some((table, EptEntry::from_bits(word.load(Ordering::Acquire))));
         }
-        let slot = open_slot(&self.page_tables(frames), page)?;
-        Some((slot.table, slot.entry))
+        let tables = self.page_tables(frames);
+        let table = open_table(&tables, page)?;
+        Some((table, tables.entry(table, index_of(page))))
     }
 
     /// Puts a page into `table`, where [`Tree::lowest_entry`] found the entry for it. What stood there before is the caller's
