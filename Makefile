@@ -8,6 +8,8 @@ KERNEL  := --release --package offshoot --features kernel --bin offshoot $(TRIPL
 GUESTS  := --release --package offshoot-guest --package offshoot-guests $(TRIPLE) --config .cargo/guest.toml --target-dir target/guest
 OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" --emulator "$$EMULATOR" \
 	--boot "$$BOOT" --limit "$$LIMIT"
+# Each builds without those above it.
+LAYERS  := paging ept vmx vm host
 SECONDS ?= 60
 TARGET  ?= walker walker-thorough spaces devices image cmdline
 RUNNER  = cargo build --package offshoot-runner --target-dir target && target/debug/offshoot-runner
@@ -85,6 +87,7 @@ clippy: ## look for mistakes in the host code, the kernel and the guests
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy $(KERNEL) -- -D warnings
 	cargo clippy $(GUESTS) --lib --bins -- -D warnings
+	for layer in $(LAYERS); do cargo check --lib --no-default-features --features $$layer || exit; done
 
 doc: ## the documentation, in target/doc
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps

@@ -95,6 +95,7 @@ pub fn add(what: Counted, times: u64) {
 }
 
 /// An assembler line that executes a VMREAD or VMWRITE, with one that counts it where that is on. It changes flags.
+#[cfg(feature = "vmx")]
 macro_rules! counted_line {
     ($number:literal, $line:literal) => {
         if_counting!(
@@ -108,16 +109,17 @@ macro_rules! counted_line {
         )
     };
 }
-#[cfg(feature = "count")]
+#[cfg(all(feature = "vmx", feature = "count"))]
 macro_rules! if_counting {
     ($on:expr, $off:expr) => {
         $on
     };
 }
-#[cfg(not(feature = "count"))]
+#[cfg(all(feature = "vmx", not(feature = "count")))]
 macro_rules! if_counting {
     ($on:expr, $off:expr) => {
         $off
     };
 }
+#[cfg(feature = "vmx")]
 pub(crate) use {counted_line, if_counting};

@@ -7,11 +7,17 @@
 
 pub mod addr;
 pub mod counting;
+#[cfg(feature = "ept")]
 pub mod ept;
+#[cfg(feature = "paging")]
 pub mod frames;
+#[cfg(feature = "host")]
 pub mod host;
+#[cfg(feature = "paging")]
 pub mod paging;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "vm")]
 pub mod vm;
+#[cfg(feature = "vmx")]
 pub mod vmx;

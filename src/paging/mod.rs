@@ -19,6 +19,8 @@ mod edit;
 mod ept_attr;
 mod ept_entry;
 mod ept_format;
+#[cfg(feature = "ept")]
+mod ept_multiarch;
 mod error;
 mod format;
 mod link_spaces;
@@ -46,8 +48,10 @@ pub use access::{
 pub use buffer::GuestPageTableBuffer;
 pub use cursor::Cursor;
 pub use ept_attr::{EptAttr, MemoryType};
-pub use ept_entry::{EptEntry, EptMetaData, ExtendedPageTable};
+pub use ept_entry::EptEntry;
 pub use ept_format::Ept;
+#[cfg(feature = "ept")]
+pub use ept_multiarch::{EptMetaData, ExtendedPageTable};
 pub use error::{Fault, PagingError};
 pub use format::{
     Content, ContentOf, Decoded, DecodedOf, Entry, Error, Format, MAX_LEVELS, Mapping, MappingOf,
