@@ -32,6 +32,10 @@ static MXCSR: u32 = HOST_MXCSR;
 #[unsafe(naked)]
 pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
     naked_asm!(
+        "fxrstor64 [rdi]",
+        // From `enter_with_selectors`, too. What comes before the guest uses none of the registers that are loaded now.
+        ".global offshoot_x87_loaded",
+        "offshoot_x87_loaded:",
         "push rbx",
         "push rbp",
         "push r12",
@@ -43,10 +47,6 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
         "je 2f",
         "call {before}",
         "2:",
-        "fxrstor64 [rdi]",
-        // From `enter_with_selectors`, too.
-        ".global offshoot_x87_loaded",
-        "offshoot_x87_loaded:",
         "mov rax, [rdi + {regs} + 0]",
         "mov rcx, [rdi + {regs} + 8]",
         "mov rdx, [rdi + {regs} + 16]",
@@ -134,25 +134,11 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea) -> u64 {
 #[unsafe(naked)]
 pub(super) unsafe extern "sysv64" fn enter_with_selectors(area: *mut EntryArea) -> u64 {
     naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "push rdi",
-        "cmp [rdi + {rsp}], rsp",
-        "je 2f",
-        "call {before}",
-        "2:",
         "cmp qword ptr [rdi + {selectors}], 0",
-        "je 3f",
+        "je {enter}",
         "fxrstor [rdi]",
         "jmp offshoot_x87_loaded",
-        "3: fxrstor64 [rdi]",
-        "jmp offshoot_x87_loaded",
-        rsp = const RSP,
         selectors = const SELECTORS,
-        before = sym before_entry,
+        enter = sym enter,
     )
 }
