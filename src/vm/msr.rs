@@ -3,7 +3,7 @@
 //! | registers | where the guest's value is | RDMSR | WRMSR | who checks what is written |
 //! |---|---|---|---|---|
 //! | FS_BASE, GS_BASE | VMCS | passed | passed | the CPU: #GP if not canonical. Systems write them at every switch of tasks, and hypervisors below pass them through as well |
-//! | KERNEL_GS_BASE | the CPU, [switched](SWITCHED) | passed | passed | the same |
+//! | KERNEL_GS_BASE | the CPU, [switched](SWITCHED_MSRS) | passed | passed | the same |
 //! | SYSENTER_CS | VMCS | passed | passed | nobody: every value is legal, and 32 bits are kept |
 //! | STAR | the CPU, switched | passed | passed | nobody: every value is legal |
 //! | SYSENTER_ESP, SYSENTER_EIP | VMCS | passed | exits | here: canonical. KVM below makes it so instead of raising #GP |
@@ -29,10 +29,6 @@ use x86_64::registers::control::{Cr0Flags, EferFlags};
 
 use super::cpuid::Features;
 use crate::vmx::cpu::SWITCHED_MSRS;
-
-/// The registers that a guest reads without an exit and that neither exit nor entry switches: whoever enters a
-/// guest swaps them. [`IA32_TSC_AUX`] is among them only where the guest has it.
-pub const SWITCHED: [u32; SWITCHED_MSRS.len()] = SWITCHED_MSRS;
 
 /// The registers that a guest writes without an exit.
 const WRITTEN_FREELY: [u32; 5] = [
@@ -91,7 +87,7 @@ pub enum Write {
     SysenterEsp(u64),
     /// The guest's IA32_SYSENTER_EIP in the VMCS becomes this.
     SysenterEip(u64),
-    /// One of [`SWITCHED`], which is in the CPU, becomes this.
+    /// One of [`SWITCHED_MSRS`], which is in the CPU, becomes this.
     Switched(u32, u64),
 }
 
@@ -221,11 +217,13 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_SIZE], features: &Features) {
     pass(IA32_TIME_STAMP_COUNTER, 0);
 }
 
-/// The registers out of [`SWITCHED`] that a guest with these features has.
+/// The registers that a guest with these features reads without an exit and that neither exit nor entry switches: whoever enters
+/// a guest swaps them.
 pub fn switched(features: &Features) -> impl Iterator<Item = u32> + use<> {
     let tsc_aux = features.tsc_aux;
-    SWITCHED
+    SWITCHED_MSRS
         .into_iter()
+        .map(|(index, _)| index)
         .filter(move |&index| index != IA32_TSC_AUX || tsc_aux)
 }
 

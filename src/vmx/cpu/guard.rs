@@ -42,9 +42,9 @@ static SELECTOR: u16 = 0;
 
 /// Twice as large as the largest L1 data cache of a CPU that has to be flushed so.
 #[repr(C, align(4096))]
-struct Lines([u8; FLUSH_BYTES]);
+struct FlushedLines([u8; FLUSH_BYTES]);
 const FLUSH_BYTES: usize = 64 << 10;
-static LINES: Lines = Lines([0; FLUSH_BYTES]);
+static LINES: FlushedLines = FlushedLines([0; FLUSH_BYTES]);
 
 /// What is to be done at entries and exits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

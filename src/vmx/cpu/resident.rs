@@ -5,6 +5,11 @@
 
 use core::arch::asm;
 
+use x86::msr;
+use x86_64::registers::control::Cr2;
+use x86_64::registers::debug::Dr6;
+use x86_64::registers::xcontrol::XCr0;
+
 /// Bytes of the standard-format XSAVE area up to and with the last AVX-512 component (SDM "Standard Format of Extended
 /// Region", vol. 1, 13.4.3), the most that a guest is offered.
 const XSAVE_BYTES: usize = 2688;
@@ -41,7 +46,7 @@ impl ExtendedState {
         Self(area)
     }
 
-    /// Makes this the same as `from`: what is above SSE only where one of the two has something there. Yields how many bytes
+    /// Makes this the same as `from`: what is above SSE only where one of the two has something there. Returns how many bytes
     /// that were.
     #[inline]
     pub fn restore(&mut self, from: &Self) -> usize {
@@ -64,8 +69,8 @@ impl ExtendedState {
     /// Takes the x87 pointers out of the CPU in the form of 32-bit code: offsets of 32 bits, and selectors.
     pub(super) fn save_x87_selectors(&mut self) {
         #[repr(align(16))]
-        struct Image([u8; 512]);
-        let mut image = Image([0; 512]);
+        struct FxsaveImage([u8; 512]);
+        let mut image = FxsaveImage([0; 512]);
         // SAFETY: FXSAVE writes 512 bytes, at a multiple of 16, and changes no register.
         unsafe {
             asm!("fxsave [{}]", in(reg) image.0.as_mut_ptr(), options(nostack, preserves_flags))
@@ -117,29 +122,14 @@ pub struct ResidentFeatures {
     pub x87_selectors: bool,
 }
 
-const IA32_STAR: u32 = 0xc000_0081;
-const IA32_LSTAR: u32 = 0xc000_0082;
-const IA32_CSTAR: u32 = 0xc000_0083;
-const IA32_FMASK: u32 = 0xc000_0084;
-const IA32_KERNEL_GS_BASE: u32 = 0xc000_0102;
-const IA32_TSC_AUX: u32 = 0xc000_0103;
 /// The MSRs that are moved. A guest reads them without an exit. The last exists only with RDTSCP.
-pub const SWITCHED_MSRS: [u32; 6] = [
-    IA32_STAR,
-    IA32_LSTAR,
-    IA32_CSTAR,
-    IA32_FMASK,
-    IA32_KERNEL_GS_BASE,
-    IA32_TSC_AUX,
-];
-
-const MSR_NAMES: [&str; SWITCHED_MSRS.len()] = [
-    "IA32_STAR",
-    "IA32_LSTAR",
-    "IA32_CSTAR",
-    "IA32_FMASK",
-    "IA32_KERNEL_GS_BASE",
-    "IA32_TSC_AUX",
+pub const SWITCHED_MSRS: [(u32, &str); 6] = [
+    (msr::IA32_STAR, "IA32_STAR"),
+    (msr::IA32_LSTAR, "IA32_LSTAR"),
+    (msr::IA32_CSTAR, "IA32_CSTAR"),
+    (msr::IA32_FMASK, "IA32_FMASK"),
+    (msr::IA32_KERNEL_GSBASE, "IA32_KERNEL_GS_BASE"),
+    (msr::IA32_TSC_AUX, "IA32_TSC_AUX"),
 ];
 
 /// The registers that stay in the CPU, beside [`ExtendedState`].
@@ -179,15 +169,17 @@ impl Resident {
             ("CR2", self.cr2),
         ]
         .into_iter()
-        .chain(MSR_NAMES.into_iter().zip(self.msrs))
+        .chain(
+            SWITCHED_MSRS
+                .into_iter()
+                .map(|(_, name)| name)
+                .zip(self.msrs),
+        )
     }
 
-    fn msrs(features: ResidentFeatures) -> &'static [u32] {
-        if features.tsc_aux {
-            &SWITCHED_MSRS
-        } else {
-            &SWITCHED_MSRS[..SWITCHED_MSRS.len() - 1]
-        }
+    fn msrs(features: ResidentFeatures) -> impl Iterator<Item = u32> {
+        let count = SWITCHED_MSRS.len() - usize::from(!features.tsc_aux);
+        SWITCHED_MSRS.into_iter().map(|(msr, _)| msr).take(count)
     }
 
     /// Reads what is in the CPU now.
@@ -199,15 +191,12 @@ impl Resident {
         // SAFETY: every register exists, by the caller's word on `features`; reading changes nothing.
         unsafe {
             if features.xcr0.is_some() {
-                state.xcr0 = xgetbv();
+                state.xcr0 = XCr0::read_raw();
             }
-            asm!(
-                "mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3", "mov {4}, dr6", "mov {5}, cr2",
-                out(reg) state.dr[0], out(reg) state.dr[1], out(reg) state.dr[2], out(reg) state.dr[3],
-                out(reg) state.dr6, out(reg) state.cr2, options(nomem, nostack, preserves_flags),
-            );
-            for (slot, msr) in state.msrs.iter_mut().zip(Self::msrs(features)) {
-                *slot = x86::msr::rdmsr(*msr);
+            state.dr = breakpoint_addresses();
+            (state.dr6, state.cr2) = (Dr6::read_raw(), Cr2::read_raw());
+            for (slot, index) in state.msrs.iter_mut().zip(Self::msrs(features)) {
+                *slot = msr::rdmsr(index);
             }
         }
         state
@@ -226,8 +215,8 @@ impl Resident {
                 in(reg) self.dr[0], in(reg) self.dr[1], in(reg) self.dr[2], in(reg) self.dr[3],
                 in(reg) self.dr6, in(reg) self.cr2, options(nomem, nostack, preserves_flags),
             );
-            for (value, msr) in self.msrs.iter().zip(Self::msrs(features)) {
-                x86::msr::wrmsr(*msr, *value);
+            for (value, index) in self.msrs.iter().zip(Self::msrs(features)) {
+                msr::wrmsr(index, *value);
             }
             if features.xcr0.is_some() {
                 xsetbv(self.xcr0);
@@ -275,38 +264,23 @@ pub unsafe fn restore_vector(features: ResidentFeatures, area: &ExtendedState) {
     }
 }
 
-/// Reads XCR0.
-///
-/// # Safety
-/// CR4.OSXSAVE is set.
-pub unsafe fn xgetbv() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller's.
-    unsafe {
-        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack))
-    };
-    u64::from(high) << 32 | u64::from(low)
-}
-
 /// Writes XCR0.
 ///
 /// # Safety
 /// CR4.OSXSAVE is set and the CPU accepts `value`; x87 and SSE state are not touched by it.
 pub unsafe fn xsetbv(value: u64) {
     // SAFETY: the caller's.
-    unsafe {
-        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
-    };
+    unsafe { XCr0::write_raw(value) };
 }
 
 /// Sets one of [`SWITCHED_MSRS`], which is the guest's while one is loaded.
 ///
 /// # Safety
 /// The CPU has it and accepts `value`; it is one of those that the hypervisor does not depend on.
-pub unsafe fn write_switched(msr: u32, value: u64) {
-    debug_assert!(SWITCHED_MSRS.contains(&msr));
+pub unsafe fn write_switched(index: u32, value: u64) {
+    debug_assert!(SWITCHED_MSRS.iter().any(|(msr, _)| *msr == index));
     // SAFETY: the caller's.
-    unsafe { x86::msr::wrmsr(msr, value) };
+    unsafe { msr::wrmsr(index, value) };
 }
 
 /// Changes DR6, which is the guest's while one is loaded.
@@ -314,9 +288,8 @@ pub fn update_dr6(change: impl FnOnce(u64) -> u64) {
     // SAFETY: DR6 only tells what has happened: no value of it does anything. It is written with its reserved bits, as
     // it was read, or as `change` knows them.
     unsafe {
-        let dr6: u64;
-        asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack, preserves_flags));
-        asm!("mov dr6, {}", in(reg) change(dr6) & 0xffff_ffff, options(nomem, nostack, preserves_flags));
+        let dr6 = change(Dr6::read_raw()) & 0xffff_ffff;
+        asm!("mov dr6, {}", in(reg) dr6, options(nomem, nostack, preserves_flags));
     }
 }
 
