@@ -17,7 +17,7 @@ use crate::addr::{AddrRange, Gpa, Gva};
 use crate::counting::Counts;
 use crate::ept::{AccessError, Space};
 use crate::frames::{FrameAllocator, PhysMem};
-use crate::vmx::controls::Exit;
+use crate::vmx::controls::ExitControl;
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident, restore_vector, save_vector};
 use crate::vmx::{FieldNatural, VmFail, Vmcs, VmcsError};
 
@@ -224,7 +224,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.vcpu.vpid.make_ready(ready)?;
         let features = machine.resident;
         let host_resident = machine.host_resident;
-        let timer_is_saved = machine.controls.has(Exit::SavePreemptionTimer);
+        let timer_is_saved = machine.controls.has(ExitControl::SavePreemptionTimer);
         // SAFETY: the frame is this processor's own and was filled when it was made; nobody else looks at it as long as
         // the reference lives.
         let area = unsafe { &mut *self.vcpu.area_ptr(machine.frames) };

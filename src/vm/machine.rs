@@ -16,7 +16,7 @@ use crate::vmx::cpu::{
     self, Guard, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx, predict_nothing,
     read_host_state,
 };
-use crate::vmx::state::HostState;
+use crate::vmx::start_state::HostState;
 use crate::vmx::vpid::Vpids;
 use crate::vmx::{
     Capabilities, ControlSet, CpuRead, UnmetControls, VmFail, VmxUnavailable, choose_controls,

@@ -176,7 +176,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.area.flush_is_due();
         let handled = match u32::try_from(entered)
             .ok()
-            .and_then(ExitReason::from_plain_field)
+            .and_then(ExitReason::from_number)
         {
             Some(reason) => {
                 self.stats.count(reason);

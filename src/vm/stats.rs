@@ -34,7 +34,7 @@ impl RunStats {
 
     /// The reasons for which the guest exited, and how often.
     pub fn exits(&self) -> impl Iterator<Item = (ExitReason, u64)> + Clone + '_ {
-        let reason = |number: usize| ExitReason::from_number(number as u16);
+        let reason = |number: usize| ExitReason::from_number(number as u32);
         self.exits
             .iter()
             .enumerate()

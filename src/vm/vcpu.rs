@@ -6,13 +6,13 @@ use super::machine::{Machine, give_back};
 use super::vcpu_state::VcpuState;
 use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
-use crate::vmx::controls::{Entry, Secondary};
+use crate::vmx::controls::{EntryControl, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
 use crate::vmx::register_bits::CR4_VMXE;
-use crate::vmx::state::{GuestState, NO_LINK_POINTER, Start64};
+use crate::vmx::start_state::{NO_LINK_POINTER, Start64};
 use crate::vmx::vpid::Vpid;
 use crate::vmx::{
-    Field16, Field32, Field64, FieldNatural, Gpr, StateFields, VmFail, Vmcs, VmcsError,
+    Field16, Field32, Field64, FieldNatural, Gpr, GuestState, VmFail, Vmcs, VmcsError,
 };
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
@@ -164,7 +164,7 @@ impl Vcpu {
         eptp: u64,
     ) -> Result<(), VcpuError> {
         let mut controls = machine.controls;
-        controls.set(Entry::Ia32eModeGuest, true);
+        controls.set(EntryControl::Ia32eModeGuest, true);
         controls.write(vmcs)?;
         machine.host.write(vmcs)?;
         let bitmaps = &machine.bitmaps;
@@ -203,10 +203,10 @@ impl Vcpu {
             rsp: start.rsp.as_u64(),
             cr3: start.cr3.as_u64(),
         };
-        let state = GuestState::long_mode(at, &machine.capabilities);
-        state.write(&mut vmcs)?;
+        at.write(&machine.capabilities, &mut vmcs)?;
         let limits = &machine.limits;
-        let (cr0, cr4) = (state.cr0, state.cr4 & !CR4_VMXE);
+        let cr0 = vmcs.read_natural(FieldNatural::GuestCr0)?;
+        let cr4 = vmcs.read_natural(FieldNatural::GuestCr4)? & !CR4_VMXE;
         for (field, value) in [
             (FieldNatural::Cr0ReadShadow, cr0),
             (FieldNatural::Cr4ReadShadow, cr4),
@@ -241,7 +241,7 @@ impl Vcpu {
     ) -> Result<VcpuState, VcpuError> {
         let vmcs = self.make_current(machine)?;
         let offset = vmcs.read64(Field64::TscOffset)?;
-        let fields = StateFields::capture(&vmcs)?;
+        let fields = GuestState::capture(&vmcs)?;
         Ok(VcpuState {
             area: self.area.address(),
             fields,

@@ -5,7 +5,7 @@ use core::fmt;
 use crate::addr::Hpa;
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::vmx::cpu::{EntryArea, Resident};
-use crate::vmx::{Gpr, StateFields};
+use crate::vmx::{Gpr, GuestState};
 
 /// All that a guest's processor holds. The general registers, x87 and vector state are in an entry area in a frame of its
 /// own, which whoever has the state holds.
@@ -13,7 +13,7 @@ use crate::vmx::{Gpr, StateFields};
 pub(super) struct VcpuState {
     /// The frame of the entry area.
     pub area: Hpa,
-    pub fields: StateFields,
+    pub fields: GuestState,
     pub resident: Resident,
     pub cr8: u8,
     /// The guest's time-stamp counter.
@@ -124,7 +124,7 @@ mod tests {
         vmcs.set(crate::vmx::FieldNatural::GuestCr0, 0);
         let at = |tsc| VcpuState {
             area: area.address(),
-            fields: StateFields::capture(&vmcs).unwrap(),
+            fields: GuestState::capture(&vmcs).unwrap(),
             resident: Resident::RESET,
             cr8: 0,
             tsc,

@@ -15,6 +15,9 @@ use super::vmcs::{Vmcs, VmcsError};
 /// - Outside 64-bit mode, RIP wraps at 32 bits.
 ///
 /// The common case, in which none of that applies, is four VMREADs, a VMWRITE and as many branches.
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
 #[inline(always)]
 pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     let [rip, length, interruptibility, rflags] = vmcs.read_four([
@@ -23,41 +26,40 @@ pub fn advance_rip(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         Field32::GuestInterruptibilityState.into(),
         FieldNatural::GuestRflags.into(),
     ])?;
-    go_on(vmcs, rip, length, interruptibility, rflags)
-}
-
-/// The same for those who have read what it takes: RIP, the length of the instruction, the interruptibility state and RFLAGS.
-#[inline(always)]
-pub fn advance_rip_from(
-    vmcs: &mut impl Vmcs,
-    rip: u64,
-    length: u64,
-    interruptibility: u64,
-    rflags: u64,
-) -> Result<(), VmcsError> {
-    go_on(vmcs, rip, length, interruptibility, rflags)
+    advance_rip_from(vmcs, rip, length, interruptibility, rflags)
 }
 
 /// The same for an instruction of `length` bytes, at an exit that does not tell it.
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
 #[inline(always)]
 pub fn advance_rip_by(vmcs: &mut impl Vmcs, length: u8) -> Result<(), VmcsError> {
     let rip = vmcs.read_natural(FieldNatural::GuestRip)?;
     let interruptibility = vmcs.read32(Field32::GuestInterruptibilityState)?;
     let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
-    go_on(vmcs, rip, length.into(), interruptibility.into(), rflags)
+    advance_rip_from(vmcs, rip, length.into(), interruptibility.into(), rflags)
 }
 
 /// What the completion of some elements of a repeated string instruction entails: it is executed again for the others,
 /// so RIP stays, and RFLAGS.RF is 1: it has met its instruction breakpoint, and what comes in between, a trap or an
 /// interrupt, has that in the flags that it pushes (SDM "Instruction-Breakpoint Exception Condition", 19.3.1.1).
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
 pub fn repeat(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     let interruptibility = vmcs.read32(Field32::GuestInterruptibilityState)?;
     let rflags = vmcs.read_natural(FieldNatural::GuestRflags)?;
     complete(vmcs, interruptibility, rflags, rflags | RFLAGS_RF)
 }
 
+/// As [`advance_rip`], for those who have read what it takes: RIP, the length of the instruction in bytes, the interruptibility
+/// state and RFLAGS.
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
 #[inline(always)]
-fn go_on(
+pub fn advance_rip_from(
     vmcs: &mut impl Vmcs,
     rip: u64,
     length: u64,
@@ -85,6 +87,9 @@ fn go_on(
 ///
 /// Where MOV SS blocks it, what is pending is of the instruction before. With STI or MOV SS, an entry wants the step of a guest
 /// with RFLAGS.TF noted (SDM "Checks on Guest Non-Register State", 28.3.1.5).
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
 pub fn undo_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     if vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)? != 0 {
         let state = vmcs.read32(Field32::GuestInterruptibilityState)?;
@@ -101,6 +106,9 @@ pub fn undo_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
 /// An EPT violation or a full page-modification log needs only [`undo_step`]: such an exit stores RF as it is to be, 1, or
 /// what the event pushes whose delivery it has interrupted (SDM "Saving RIP, RSP, RFLAGS, and SSP", 29.3.3). An exit by an
 /// instruction stores 0.
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
 pub fn restart(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     undo_step(vmcs)?;
     set_resume_flag(vmcs)

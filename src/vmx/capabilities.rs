@@ -9,8 +9,9 @@ use core::fmt;
 use bit_field::BitField;
 use x86::msr;
 
-use super::capability_msrs::{Allowed, Basic, FixedBits, Misc};
-use super::controls::{Control, ControlWord, Exit, Primary, Secondary};
+use super::capability_msrs::{AllowedSettings, Basic, FixedBits, Misc};
+use super::controls::{Control, ControlWord, Secondary};
+use super::fields::Field;
 use crate::ept::EptCapability;
 
 /// IA32_VMX_PROCBASED_CTLS3 (SDM "Tertiary Processor-Based VM-Execution Controls", A.3.4).
@@ -110,24 +111,24 @@ pub struct Capabilities {
     pub cr4: FixedBits,
     /// What EPT and VPID can do.
     pub ept: EptCapability,
-    /// The VM functions there are (IA32_VMX_VMFUNC).
-    pub vm_functions: u64,
-    /// The highest index of a VMCS field (IA32_VMX_VMCS_ENUM).
-    pub highest_field_index: u32,
     /// Bits of a physical address.
     pub physical_bits: u8,
     /// Bits of a linear address.
     pub linear_bits: u8,
-    allowed: [Allowed; ControlWord::COUNT],
+    allowed: [AllowedSettings; ControlWord::COUNT],
 }
 
 impl Capabilities {
     /// Asks the CPU.
+    ///
+    /// # Errors
+    /// Why there is no VMX.
     pub fn discover(cpu: &impl CpuRead) -> Result<Self, VmxUnavailable> {
         ask_cpuid(cpu)?;
         let feature_control = read_feature_control(cpu)?;
         let basic = Basic(cpu.rdmsr(msr::IA32_VMX_BASIC));
         let allowed = read_allowed(cpu, basic);
+        let (physical_bits, linear_bits) = address_bits(cpu);
         let mut this = Self {
             feature_control,
             basic,
@@ -141,32 +142,25 @@ impl Capabilities {
                 fixed1: cpu.rdmsr(msr::IA32_VMX_CR4_FIXED1),
             },
             ept: EptCapability::default(),
-            vm_functions: 0,
-            highest_field_index: cpu.rdmsr(msr::IA32_VMX_VMCS_ENUM).get_bits(1..10) as u32,
-            physical_bits: 0,
-            linear_bits: 0,
+            physical_bits,
+            linear_bits,
             allowed,
         };
-        (this.physical_bits, this.linear_bits) = address_bits(cpu);
         if this.offers(Secondary::EnableEpt) || this.offers(Secondary::EnableVpid) {
             let value = cpu.rdmsr(msr::IA32_VMX_EPT_VPID_CAP);
             this.ept = EptCapability::new(value, this.physical_bits);
-        }
-        if this.offers(Secondary::EnableVmFunctions) {
-            this.vm_functions = cpu.rdmsr(msr::IA32_VMX_VMFUNC);
         }
         Ok(this)
     }
 
     /// The settings allowed of `word`. A word that the CPU lacks allows nothing but zeros.
-    pub fn allowed(&self, word: ControlWord) -> Allowed {
-        // `ControlWord as usize` is below COUNT.
-        self.allowed.get(word as usize).copied().unwrap_or_default()
+    pub fn allowed(&self, word: ControlWord) -> AllowedSettings {
+        self.allowed[word as usize]
     }
     /// Whether `control` may be 1.
     pub fn offers(&self, control: impl Into<Control>) -> bool {
         let control = control.into();
-        self.allowed(control.word()).may_be_one & control.mask() != 0
+        self.allowed(control.word()).offers(control)
     }
     /// Whether `control` may not be 0.
     pub fn forces(&self, control: impl Into<Control>) -> bool {
@@ -239,46 +233,40 @@ fn read_feature_control(cpu: &impl CpuRead) -> Result<FeatureControl, VmxUnavail
 
 /// SDM "VM-Execution Controls", A.3, to "VM-Entry Controls", A.5: with the TRUE MSRs, they alone say which of the
 /// default-1 controls may be 0.
-fn read_allowed(cpu: &impl CpuRead, basic: Basic) -> [Allowed; ControlWord::COUNT] {
-    let [pin, primary, exit, entry] = if basic.has_true_controls() {
-        [
-            msr::IA32_VMX_TRUE_PINBASED_CTLS,
-            msr::IA32_VMX_TRUE_PROCBASED_CTLS,
-            msr::IA32_VMX_TRUE_EXIT_CTLS,
-            msr::IA32_VMX_TRUE_ENTRY_CTLS,
-        ]
-    } else {
-        [
-            msr::IA32_VMX_PINBASED_CTLS,
-            msr::IA32_VMX_PROCBASED_CTLS,
-            msr::IA32_VMX_EXIT_CTLS,
-            msr::IA32_VMX_ENTRY_CTLS,
-        ]
+fn read_allowed(cpu: &impl CpuRead, basic: Basic) -> [AllowedSettings; ControlWord::COUNT] {
+    let mut all = [AllowedSettings::default(); ControlWord::COUNT];
+    for word in ControlWord::ALL {
+        let (index, true_index) = match word {
+            ControlWord::Pin => (
+                msr::IA32_VMX_PINBASED_CTLS,
+                msr::IA32_VMX_TRUE_PINBASED_CTLS,
+            ),
+            ControlWord::Primary => (
+                msr::IA32_VMX_PROCBASED_CTLS,
+                msr::IA32_VMX_TRUE_PROCBASED_CTLS,
+            ),
+            ControlWord::Exit => (msr::IA32_VMX_EXIT_CTLS, msr::IA32_VMX_TRUE_EXIT_CTLS),
+            ControlWord::Entry => (msr::IA32_VMX_ENTRY_CTLS, msr::IA32_VMX_TRUE_ENTRY_CTLS),
+            ControlWord::Secondary => {
+                (msr::IA32_VMX_PROCBASED_CTLS2, msr::IA32_VMX_PROCBASED_CTLS2)
+            }
+            ControlWord::Tertiary => (IA32_VMX_PROCBASED_CTLS3, IA32_VMX_PROCBASED_CTLS3),
+            ControlWord::SecondaryExit => (IA32_VMX_EXIT_CTLS2, IA32_VMX_EXIT_CTLS2),
+        };
+        let offered = |control: Control| all[control.word() as usize].offers(control);
+        if word.activated_by().is_none_or(offered) {
+            let value = cpu.rdmsr(if basic.has_true_controls() {
+                true_index
+            } else {
+                index
+            });
+            all[word as usize] = match word.field() {
+                Field::Bits64(_) => AllowedSettings::all_may_be_zero(value),
+                _ => AllowedSettings::from_halves(value),
+            };
+        }
     }
-    .map(|index| Allowed::from_halves(cpu.rdmsr(index)));
-    let offered = |allowed: Allowed, control: Control| allowed.may_be_one & control.mask() != 0;
-
-    let mut secondary = Allowed::default();
-    if offered(primary, Primary::ActivateSecondaryControls.into()) {
-        secondary = Allowed::from_halves(cpu.rdmsr(msr::IA32_VMX_PROCBASED_CTLS2));
-    }
-    let mut tertiary = Allowed::default();
-    if offered(primary, Primary::ActivateTertiaryControls.into()) {
-        tertiary = Allowed::all_may_be_zero(cpu.rdmsr(IA32_VMX_PROCBASED_CTLS3));
-    }
-    let mut secondary_exit = Allowed::default();
-    if offered(exit, Exit::ActivateSecondaryControls.into()) {
-        secondary_exit = Allowed::all_may_be_zero(cpu.rdmsr(IA32_VMX_EXIT_CTLS2));
-    }
-    ControlWord::ALL.map(|word| match word {
-        ControlWord::Pin => pin,
-        ControlWord::Primary => primary,
-        ControlWord::Secondary => secondary,
-        ControlWord::Tertiary => tertiary,
-        ControlWord::Exit => exit,
-        ControlWord::SecondaryExit => secondary_exit,
-        ControlWord::Entry => entry,
-    })
+    all
 }
 
 #[cfg(test)]

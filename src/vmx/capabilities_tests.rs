@@ -1,8 +1,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::super::capability_msrs::VmcsMemoryType;
-use super::super::controls::Tertiary;
+use super::super::controls::{Primary, Tertiary};
 use super::*;
 
 /// A recorded CPU. As a real one, it faults at an MSR that it lacks: here, the test fails.
@@ -281,7 +280,7 @@ fn only_msrs_that_exist_are_read() {
     let capabilities = Capabilities::discover(&first).unwrap();
     assert_eq!(
         capabilities.allowed(ControlWord::Secondary),
-        Allowed::default()
+        AllowedSettings::default()
     );
     // Without the TRUE MSRs, default-1 controls have to be 1.
     assert!(capabilities.forces(Primary::Cr3LoadExiting));
@@ -312,22 +311,18 @@ fn tertiary_and_secondary_exit_controls_where_they_are_activated() {
 fn what_a_haswell_says() {
     let capabilities = Capabilities::discover(&haswell()).unwrap();
     assert_eq!(capabilities.basic.revision(), 0x2b);
-    assert_eq!(capabilities.basic.region_size(), 4096);
-    assert_eq!(capabilities.basic.memory_type(), VmcsMemoryType::WriteBack);
-    assert_eq!(capabilities.misc.preemption_timer_shift(), 0);
-    assert_eq!(capabilities.highest_field_index, 0x1a);
+    assert_eq!(capabilities.misc.preemption_timer_value(7), 7);
     assert_eq!(
         (capabilities.physical_bits, capabilities.linear_bits),
         (40, 48)
     );
-    assert_eq!(capabilities.vm_functions, 1);
     assert!(capabilities.ept.accessed_dirty && capabilities.ept.pages_1g);
     assert!(!capabilities.basic.any_error_code());
     assert_eq!(capabilities.cr4.check(0x2000), Ok(()));
     assert_eq!(capabilities.cr4.check(0).unwrap_err().must_set, 0x2000);
     let westmere = Capabilities::discover(&westmere()).unwrap();
     assert!(!westmere.ept.accessed_dirty && westmere.ept.pages_2m);
-    assert_eq!(westmere.misc.preemption_timer_shift(), 7);
+    assert_eq!(westmere.misc.preemption_timer_value(7 << 7), 7);
     let tigerlake = Capabilities::discover(&tigerlake()).unwrap();
     assert!(tigerlake.offers(Secondary::EnablePml) && tigerlake.basic.any_error_code());
 }

@@ -4,43 +4,21 @@ use core::fmt;
 
 use bit_field::BitField;
 
+use super::controls::Control;
 use super::register_bits::{CR0_PE, CR0_PG};
 
 /// IA32_VMX_BASIC (SDM "Basic VMX Information", A.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Basic(pub u64);
 
-/// How the CPU wants to reach VMCS regions and the structures they point to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VmcsMemoryType {
-    /// UC.
-    Uncacheable,
-    /// WB.
-    WriteBack,
-    /// A number the manual does not define.
-    Unknown(u8),
-}
-
 impl Basic {
     /// What the first 31 bits of a VMXON or VMCS region must say.
     pub fn revision(self) -> u32 {
         self.0.get_bits(0..31) as u32
     }
-    /// Bytes of a VMXON or VMCS region: at most 4096.
-    pub fn region_size(self) -> usize {
-        self.0.get_bits(32..45) as usize
-    }
     /// Whether regions must lie below 4 GiB.
     pub fn addresses_are_32_bit(self) -> bool {
         self.0.get_bit(48)
-    }
-    /// The memory type of the regions.
-    pub fn memory_type(self) -> VmcsMemoryType {
-        match self.0.get_bits(50..54) {
-            0 => VmcsMemoryType::Uncacheable,
-            6 => VmcsMemoryType::WriteBack,
-            other => VmcsMemoryType::Unknown(other as u8),
-        }
     }
     /// Whether exits of INS and OUTS say in the VM-exit instruction-information field which segment and address
     /// size they use.
@@ -63,7 +41,7 @@ pub struct Misc(pub u64);
 
 impl Misc {
     /// The VMX-preemption timer counts down by 1 when bit X of the TSC changes. This is X.
-    pub fn preemption_timer_shift(self) -> u32 {
+    fn preemption_timer_shift(self) -> u32 {
         self.0.get_bits(0..5) as u32
     }
     /// The timer value that lasts `tsc_cycles`, rounded up; the largest there is where that is too long.
@@ -72,10 +50,6 @@ impl Misc {
         let whole = tsc_cycles >> shift;
         let rest = tsc_cycles & ((1 << shift) - 1);
         u32::try_from(whole + u64::from(rest != 0)).unwrap_or(u32::MAX)
-    }
-    /// Whether an exit stores EFER.LMA in the control "IA-32e mode guest".
-    pub fn saves_lma(self) -> bool {
-        self.0.get_bit(5)
     }
     /// Whether the guest may be entered halted.
     pub fn halt_activity(self) -> bool {
@@ -92,14 +66,6 @@ impl Misc {
     /// How many CR3-target values there are.
     pub fn cr3_targets(self) -> u32 {
         self.0.get_bits(16..25) as u32
-    }
-    /// How many MSRs a load or store list should have at most.
-    pub fn max_msr_list(self) -> u32 {
-        512 * (self.0.get_bits(25..28) as u32 + 1)
-    }
-    /// Whether VMWRITE can write exit information.
-    pub fn writes_exit_information(self) -> bool {
-        self.0.get_bit(29)
     }
     /// Whether a software event may be injected with an instruction length of 0.
     pub fn zero_length_injection(self) -> bool {
@@ -130,17 +96,22 @@ impl FixedBits {
     pub const fn apply(self, value: u64) -> u64 {
         (value | self.fixed0) & self.fixed1
     }
-    /// Whether `value` has every fixed bit as it must be, and if not, which are wrong.
+    /// Whether `value` has every fixed bit as it must be.
+    ///
+    /// # Errors
+    /// Which bits are wrong.
     pub const fn check(self, value: u64) -> Result<(), FixedBitsError> {
-        let must_set = self.fixed0 & !value;
-        let must_clear = value & !self.fixed1;
-        if must_set | must_clear == 0 {
+        if self.wrong(value) == 0 {
             return Ok(());
         }
         Err(FixedBitsError {
-            must_set,
-            must_clear,
+            must_set: self.fixed0 & !value,
+            must_clear: value & !self.fixed1,
         })
+    }
+    /// The bits of `value` that are not as they must be.
+    pub(super) const fn wrong(self, value: u64) -> u64 {
+        self.fixed0 & !value | value & !self.fixed1
     }
     /// The same of the CR0 of an unrestricted guest, which may be without protection and paging.
     pub const fn for_unrestricted_guest(self) -> Self {
@@ -169,14 +140,18 @@ impl core::error::Error for FixedBitsError {}
 
 /// The settings a CPU allows of one word of controls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Allowed {
+pub struct AllowedSettings {
     /// A bit that is 1 here must be 1 (the "allowed 0-settings").
     pub must_be_one: u64,
     /// A bit that is 0 here must be 0 (the "allowed 1-settings").
     pub may_be_one: u64,
 }
 
-impl Allowed {
+impl AllowedSettings {
+    /// Whether `control` of this word may be 1.
+    pub const fn offers(self, control: Control) -> bool {
+        self.may_be_one & control.mask() != 0
+    }
     /// From a capability MSR with the allowed 0-settings in its low and the allowed 1-settings in its high half.
     pub const fn from_halves(msr: u64) -> Self {
         Self {
@@ -201,11 +176,8 @@ mod tests {
     fn the_basic_msr_of_a_westmere() {
         let basic = Basic(0x00da_0400_0000_000f);
         assert_eq!(basic.revision(), 15);
-        assert_eq!(basic.region_size(), 1024);
-        assert_eq!(basic.memory_type(), VmcsMemoryType::WriteBack);
         assert!(basic.has_true_controls() && basic.reports_ins_outs());
         assert!(!basic.addresses_are_32_bit() && !basic.any_error_code());
-        assert_eq!(Basic(1 << 44).region_size(), 4096);
         assert_eq!(
             Basic(1 << 31).revision(),
             0,
@@ -224,8 +196,7 @@ mod tests {
         assert_eq!(misc.preemption_timer_value(u64::MAX), u32::MAX);
         assert_eq!(Misc(0).preemption_timer_value(u64::MAX), u32::MAX);
         assert_eq!(misc.cr3_targets(), 4);
-        assert_eq!(misc.max_msr_list(), 512);
-        assert!(misc.saves_lma() && misc.halt_activity() && misc.wait_for_sipi_activity());
+        assert!(misc.halt_activity() && misc.wait_for_sipi_activity());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use core::fmt;
 
 use super::capabilities::Capabilities;
-use super::controls::{Control, ControlSet, ControlWord, Entry, Exit, Pin, Primary, Secondary};
+use super::controls::{
+    Control, ControlSet, ControlWord, EntryControl, ExitControl, Pin, Primary, Secondary,
+};
 use crate::ept::EptCapability;
 
 /// How much a control is wanted.
@@ -83,25 +85,28 @@ static WANTED: &[(Control, Need)] = &[
     (Secondary::RdrandExiting.control(), Need::Never),
     (Secondary::RdseedExiting.control(), Need::Never),
     (Secondary::ModeBasedExecuteControl.control(), Need::Never),
-    (Exit::SaveDebugControls.control(), Need::Must),
-    (Exit::HostAddressSpaceSize.control(), Need::Must),
-    (Exit::AcknowledgeInterruptOnExit.control(), Need::Must),
-    (Exit::SavePat.control(), Need::Must),
-    (Exit::LoadPat.control(), Need::Must),
-    (Exit::SaveEfer.control(), Need::Must),
-    (Exit::LoadEfer.control(), Need::Must),
-    (Exit::SavePreemptionTimer.control(), Need::Nice),
-    (Entry::LoadDebugControls.control(), Need::Must),
-    (Entry::Ia32eModeGuest.control(), Need::Switched),
-    (Entry::EntryToSmm.control(), Need::Never),
-    (Entry::DeactivateDualMonitor.control(), Need::Never),
-    (Entry::LoadPat.control(), Need::Must),
-    (Entry::LoadEfer.control(), Need::Must),
+    (ExitControl::SaveDebugControls.control(), Need::Must),
+    (ExitControl::HostAddressSpaceSize.control(), Need::Must),
+    (
+        ExitControl::AcknowledgeInterruptOnExit.control(),
+        Need::Must,
+    ),
+    (ExitControl::SavePat.control(), Need::Must),
+    (ExitControl::LoadPat.control(), Need::Must),
+    (ExitControl::SaveEfer.control(), Need::Must),
+    (ExitControl::LoadEfer.control(), Need::Must),
+    (ExitControl::SavePreemptionTimer.control(), Need::Nice),
+    (EntryControl::LoadDebugControls.control(), Need::Must),
+    (EntryControl::Ia32eModeGuest.control(), Need::Switched),
+    (EntryControl::EntryToSmm.control(), Need::Never),
+    (EntryControl::DeactivateDualMonitor.control(), Need::Never),
+    (EntryControl::LoadPat.control(), Need::Must),
+    (EntryControl::LoadEfer.control(), Need::Must),
     // What an exit does not load must not be loaded by an entry.
-    (Entry::LoadPerfGlobalCtrl.control(), Need::Never),
-    (Entry::LoadBndcfgs.control(), Need::Never),
-    (Entry::LoadCetState.control(), Need::Never),
-    (Entry::LoadPkrs.control(), Need::Never),
+    (EntryControl::LoadPerfGlobalCtrl.control(), Need::Never),
+    (EntryControl::LoadBndcfgs.control(), Need::Never),
+    (EntryControl::LoadCetState.control(), Need::Never),
+    (EntryControl::LoadPkrs.control(), Need::Never),
 ];
 
 /// What a CPU with VMX lacks to run our guests. Its text names every single thing.

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use super::fields::{Field32, Field64};
+use super::fields::{Field, Field32, Field64};
 use super::vmcs::{Vmcs, VmcsError};
 
 /// A word of controls: one field of the VMCS.
@@ -40,6 +40,27 @@ impl ControlWord {
         Self::Entry,
     ];
 
+    /// The field that holds the word.
+    pub const fn field(self) -> Field {
+        match self {
+            Self::Pin => Field::Bits32(Field32::PinBasedControls),
+            Self::Primary => Field::Bits32(Field32::PrimaryProcessorBasedControls),
+            Self::Secondary => Field::Bits32(Field32::SecondaryProcessorBasedControls),
+            Self::Tertiary => Field::Bits64(Field64::TertiaryProcessorBasedControls),
+            Self::Exit => Field::Bits32(Field32::ExitControls),
+            Self::SecondaryExit => Field::Bits64(Field64::SecondaryExitControls),
+            Self::Entry => Field::Bits32(Field32::EntryControls),
+        }
+    }
+    /// The control of an earlier word without which this one counts as 0 and its field may not exist.
+    pub const fn activated_by(self) -> Option<Control> {
+        match self {
+            Self::Secondary => Some(Primary::ActivateSecondaryControls.control()),
+            Self::Tertiary => Some(Primary::ActivateTertiaryControls.control()),
+            Self::SecondaryExit => Some(ExitControl::ActivateSecondaryControls.control()),
+            Self::Pin | Self::Primary | Self::Exit | Self::Entry => None,
+        }
+    }
     /// What one control of the word is called.
     pub const fn name(self) -> &'static str {
         match self {
@@ -85,11 +106,13 @@ impl Control {
             ControlWord::Primary => Primary::try_from(self.bit).ok().map(Primary::name),
             ControlWord::Secondary => Secondary::try_from(self.bit).ok().map(Secondary::name),
             ControlWord::Tertiary => Tertiary::try_from(self.bit).ok().map(Tertiary::name),
-            ControlWord::Exit => Exit::try_from(self.bit).ok().map(Exit::name),
+            ControlWord::Exit => ExitControl::try_from(self.bit).ok().map(ExitControl::name),
             ControlWord::SecondaryExit => SecondaryExit::try_from(self.bit)
                 .ok()
                 .map(SecondaryExit::name),
-            ControlWord::Entry => Entry::try_from(self.bit).ok().map(Entry::name),
+            ControlWord::Entry => EntryControl::try_from(self.bit)
+                .ok()
+                .map(EntryControl::name),
         }
     }
 }
@@ -108,16 +131,16 @@ impl fmt::Debug for Control {
 }
 
 macro_rules! controls {
-    ($(#[$doc:meta])* $word:ident { $($name:ident = $bit:literal $text:literal,)* }) => {
+    ($(#[$doc:meta])* $enum:ident of $word:ident { $($name:ident = $bit:literal $text:literal,)* }) => {
         numeric_enum_macro::numeric_enum! {
             #[repr(u8)]
             $(#[$doc])*
             #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-            pub enum $word {
+            pub enum $enum {
                 $(#[doc = $text] $name = $bit,)*
             }
         }
-        impl $word {
+        impl $enum {
             /// The name in the manual.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -129,8 +152,8 @@ macro_rules! controls {
                 Control::new(ControlWord::$word, self as u8)
             }
         }
-        impl From<$word> for Control {
-            fn from(control: $word) -> Self {
+        impl From<$enum> for Control {
+            fn from(control: $enum) -> Self {
                 control.control()
             }
         }
@@ -139,7 +162,7 @@ macro_rules! controls {
 
 controls! {
     /// Pin-based VM-execution controls.
-    Pin {
+    Pin of Pin {
         ExternalInterruptExiting = 0 "external-interrupt exiting",
         NmiExiting = 3 "NMI exiting",
         VirtualNmis = 5 "virtual NMIs",
@@ -150,7 +173,7 @@ controls! {
 
 controls! {
     /// Primary processor-based VM-execution controls.
-    Primary {
+    Primary of Primary {
         InterruptWindowExiting = 2 "interrupt-window exiting",
         UseTscOffsetting = 3 "use TSC offsetting",
         HltExiting = 7 "HLT exiting",
@@ -178,7 +201,7 @@ controls! {
 
 controls! {
     /// Secondary processor-based VM-execution controls.
-    Secondary {
+    Secondary of Secondary {
         VirtualizeApicAccesses = 0 "virtualize APIC accesses",
         EnableEpt = 1 "enable EPT",
         DescriptorTableExiting = 2 "descriptor-table exiting",
@@ -215,7 +238,7 @@ controls! {
 
 controls! {
     /// Tertiary processor-based VM-execution controls.
-    Tertiary {
+    Tertiary of Tertiary {
         LoadiwkeyExiting = 0 "LOADIWKEY exiting",
         EnableHlat = 1 "enable HLAT",
         EptPagingWriteControl = 2 "EPT paging-write control",
@@ -228,7 +251,7 @@ controls! {
 
 controls! {
     /// Primary VM-exit controls.
-    Exit {
+    ExitControl of Exit {
         SaveDebugControls = 2 "save debug controls",
         HostAddressSpaceSize = 9 "host address-space size",
         LoadPerfGlobalCtrl = 12 "load IA32_PERF_GLOBAL_CTRL",
@@ -252,7 +275,7 @@ controls! {
 
 controls! {
     /// Secondary VM-exit controls.
-    SecondaryExit {
+    SecondaryExit of SecondaryExit {
         SaveFred = 0 "save IA32_FRED",
         LoadFred = 1 "load IA32_FRED",
         PrematurelyBusyShadowStack = 3 "prematurely busy shadow stack",
@@ -261,7 +284,7 @@ controls! {
 
 controls! {
     /// VM-entry controls.
-    Entry {
+    EntryControl of Entry {
         LoadDebugControls = 2 "load debug controls",
         Ia32eModeGuest = 9 "IA-32e mode guest",
         EntryToSmm = 10 "entry to SMM",
@@ -327,36 +350,23 @@ impl ControlSet {
         })
     }
 
+    /// Whether `word` counts.
+    pub fn activates(&self, word: ControlWord) -> bool {
+        word.activated_by().is_none_or(|control| self.has(control))
+    }
+
     /// Writes the words into the VMCS, those that are not activated excepted: their fields may not exist.
     ///
     /// ENCLS and ENCLV exit in every form where they exit at all.
+    ///
+    /// # Errors
+    /// The first field that cannot be written.
     pub fn write(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        // Words other than the tertiary and secondary exit controls have no bit above 31: no capability MSR has.
-        let word32 = |word| self.word(word) as u32;
-        vmcs.write32(Field32::PinBasedControls, word32(ControlWord::Pin))?;
-        vmcs.write32(
-            Field32::PrimaryProcessorBasedControls,
-            word32(ControlWord::Primary),
-        )?;
-        vmcs.write32(Field32::ExitControls, word32(ControlWord::Exit))?;
-        vmcs.write32(Field32::EntryControls, word32(ControlWord::Entry))?;
-        if self.has(Primary::ActivateSecondaryControls) {
-            vmcs.write32(
-                Field32::SecondaryProcessorBasedControls,
-                word32(ControlWord::Secondary),
-            )?;
-        }
-        if self.has(Primary::ActivateTertiaryControls) {
-            vmcs.write64(
-                Field64::TertiaryProcessorBasedControls,
-                self.word(ControlWord::Tertiary),
-            )?;
-        }
-        if self.has(Exit::ActivateSecondaryControls) {
-            vmcs.write64(
-                Field64::SecondaryExitControls,
-                self.word(ControlWord::SecondaryExit),
-            )?;
+        for word in ControlWord::ALL {
+            if self.activates(word) {
+                // Words in fields of 32 bits have no bit above: no capability MSR has.
+                vmcs.write_any(word.field(), self.word(word))?;
+            }
         }
         if self.has(Secondary::EnableEnclsExiting) {
             vmcs.write64(Field64::EnclsExitingBitmap, u64::MAX)?;
@@ -368,27 +378,15 @@ impl ControlSet {
     }
 
     /// Reads the words back from the VMCS. A word that is not activated counts as 0, as it does for the CPU.
+    ///
+    /// # Errors
+    /// The first field that cannot be read.
     pub fn read(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
         let mut this = Self::EMPTY;
-        for (word, field) in [
-            (ControlWord::Pin, Field32::PinBasedControls),
-            (ControlWord::Primary, Field32::PrimaryProcessorBasedControls),
-            (ControlWord::Exit, Field32::ExitControls),
-            (ControlWord::Entry, Field32::EntryControls),
-        ] {
-            this.add(word, vmcs.read32(field)?.into());
-        }
-        if this.has(Primary::ActivateSecondaryControls) {
-            let bits = vmcs.read32(Field32::SecondaryProcessorBasedControls)?;
-            this.add(ControlWord::Secondary, bits.into());
-        }
-        if this.has(Primary::ActivateTertiaryControls) {
-            let bits = vmcs.read64(Field64::TertiaryProcessorBasedControls)?;
-            this.add(ControlWord::Tertiary, bits);
-        }
-        if this.has(Exit::ActivateSecondaryControls) {
-            let bits = vmcs.read64(Field64::SecondaryExitControls)?;
-            this.add(ControlWord::SecondaryExit, bits);
+        for word in ControlWord::ALL {
+            if this.activates(word) {
+                this.add(word, vmcs.read_any(word.field())?);
+            }
         }
         Ok(this)
     }
@@ -511,41 +509,44 @@ mod tests {
             ),
             (Secondary::UseTscScaling.into(), S::USE_TSC_SCALING.bits()),
             (
-                Exit::SaveDebugControls.into(),
+                ExitControl::SaveDebugControls.into(),
                 X::SAVE_DEBUG_CONTROLS.bits(),
             ),
             (
-                Exit::HostAddressSpaceSize.into(),
+                ExitControl::HostAddressSpaceSize.into(),
                 X::HOST_ADDRESS_SPACE_SIZE.bits(),
             ),
             (
-                Exit::LoadPerfGlobalCtrl.into(),
+                ExitControl::LoadPerfGlobalCtrl.into(),
                 X::LOAD_IA32_PERF_GLOBAL_CTRL.bits(),
             ),
             (
-                Exit::AcknowledgeInterruptOnExit.into(),
+                ExitControl::AcknowledgeInterruptOnExit.into(),
                 X::ACK_INTERRUPT_ON_EXIT.bits(),
             ),
-            (Exit::SavePat.into(), X::SAVE_IA32_PAT.bits()),
-            (Exit::LoadPat.into(), X::LOAD_IA32_PAT.bits()),
-            (Exit::SaveEfer.into(), X::SAVE_IA32_EFER.bits()),
-            (Exit::LoadEfer.into(), X::LOAD_IA32_EFER.bits()),
+            (ExitControl::SavePat.into(), X::SAVE_IA32_PAT.bits()),
+            (ExitControl::LoadPat.into(), X::LOAD_IA32_PAT.bits()),
+            (ExitControl::SaveEfer.into(), X::SAVE_IA32_EFER.bits()),
+            (ExitControl::LoadEfer.into(), X::LOAD_IA32_EFER.bits()),
             (
-                Exit::SavePreemptionTimer.into(),
+                ExitControl::SavePreemptionTimer.into(),
                 X::SAVE_VMX_PREEMPTION_TIMER.bits(),
             ),
             (
-                Entry::LoadDebugControls.into(),
+                EntryControl::LoadDebugControls.into(),
                 N::LOAD_DEBUG_CONTROLS.bits(),
             ),
-            (Entry::Ia32eModeGuest.into(), N::IA32E_MODE_GUEST.bits()),
-            (Entry::EntryToSmm.into(), N::ENTRY_TO_SMM.bits()),
             (
-                Entry::LoadPerfGlobalCtrl.into(),
+                EntryControl::Ia32eModeGuest.into(),
+                N::IA32E_MODE_GUEST.bits(),
+            ),
+            (EntryControl::EntryToSmm.into(), N::ENTRY_TO_SMM.bits()),
+            (
+                EntryControl::LoadPerfGlobalCtrl.into(),
                 N::LOAD_IA32_PERF_GLOBAL_CTRL.bits(),
             ),
-            (Entry::LoadPat.into(), N::LOAD_IA32_PAT.bits()),
-            (Entry::LoadEfer.into(), N::LOAD_IA32_EFER.bits()),
+            (EntryControl::LoadPat.into(), N::LOAD_IA32_PAT.bits()),
+            (EntryControl::LoadEfer.into(), N::LOAD_IA32_EFER.bits()),
             (
                 Secondary::ApicRegisterVirtualization.into(),
                 S::VIRTUALIZE_APIC_REGISTER.bits(),
@@ -582,19 +583,34 @@ mod tests {
                 Secondary::EnableEnclvExiting.into(),
                 S::ENCLV_EXITING.bits(),
             ),
-            (Exit::ClearBndcfgs.into(), X::CLEAR_IA32_BNDCFGS.bits()),
-            (Exit::ConcealVmxFromPt.into(), X::CONCEAL_VMX_FROM_PT.bits()),
-            (Exit::ClearRtitCtl.into(), X::CLEAR_IA32_RTIT_CTL.bits()),
             (
-                Entry::DeactivateDualMonitor.into(),
+                ExitControl::ClearBndcfgs.into(),
+                X::CLEAR_IA32_BNDCFGS.bits(),
+            ),
+            (
+                ExitControl::ConcealVmxFromPt.into(),
+                X::CONCEAL_VMX_FROM_PT.bits(),
+            ),
+            (
+                ExitControl::ClearRtitCtl.into(),
+                X::CLEAR_IA32_RTIT_CTL.bits(),
+            ),
+            (
+                EntryControl::DeactivateDualMonitor.into(),
                 N::DEACTIVATE_DUAL_MONITOR.bits(),
             ),
-            (Entry::LoadBndcfgs.into(), N::LOAD_IA32_BNDCFGS.bits()),
             (
-                Entry::ConcealVmxFromPt.into(),
+                EntryControl::LoadBndcfgs.into(),
+                N::LOAD_IA32_BNDCFGS.bits(),
+            ),
+            (
+                EntryControl::ConcealVmxFromPt.into(),
                 N::CONCEAL_VMX_FROM_PT.bits(),
             ),
-            (Entry::LoadRtitCtl.into(), N::LOAD_IA32_RTIT_CTL.bits()),
+            (
+                EntryControl::LoadRtitCtl.into(),
+                N::LOAD_IA32_RTIT_CTL.bits(),
+            ),
         ];
         for (ours, theirs) in pairs {
             assert_eq!(ours.mask(), u64::from(*theirs), "{ours}");
@@ -610,7 +626,7 @@ mod tests {
             .remove(Field64::EnclsExitingBitmap);
         let mut set = ControlSet::EMPTY;
         set.set(Pin::NmiExiting, true);
-        set.set(Entry::Ia32eModeGuest, true);
+        set.set(EntryControl::Ia32eModeGuest, true);
         set.write(&mut vmcs).unwrap();
         assert_eq!(ControlSet::read(&vmcs), Ok(set));
 
@@ -626,7 +642,7 @@ mod tests {
         for control in [
             Primary::ActivateSecondaryControls.control(),
             Primary::ActivateTertiaryControls.into(),
-            Exit::ActivateSecondaryControls.into(),
+            ExitControl::ActivateSecondaryControls.into(),
             Secondary::EnableEnclsExiting.into(),
             Tertiary::VirtualizeSpecCtrl.into(),
             SecondaryExit::LoadFred.into(),

@@ -123,8 +123,7 @@ mod tests {
     use super::super::control_choice::choose_controls;
     use super::super::fake::{FakeVmcs, haswell};
     use super::super::fields::FieldNatural;
-    use super::super::state::GuestState;
-    use super::super::state::tests::{START, host};
+    use super::super::start_state::tests::{START, host};
     use super::*;
 
     fn set_up() -> FakeVmcs {
@@ -134,9 +133,7 @@ mod tests {
             .unwrap()
             .write(&mut vmcs)
             .unwrap();
-        GuestState::long_mode(START, &capabilities)
-            .write(&mut vmcs)
-            .unwrap();
+        START.write(&capabilities, &mut vmcs).unwrap();
         host().write(&mut vmcs).unwrap();
         vmcs.set(Field32::ExitReason, 48)
             .set(FieldNatural::ExitQualification, 0x181)

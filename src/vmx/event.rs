@@ -2,8 +2,6 @@
 //!
 //! An [`Event`] can only be made in forms that a VM entry accepts (SDM "VM-Entry Control Fields", 28.2.1.3).
 
-use core::fmt;
-
 use bit_field::BitField;
 
 use super::advance::{set_resume_flag, undo_step};
@@ -25,80 +23,22 @@ pub struct Event {
     length: u8,
 }
 
-/// An event that no VM entry would accept.
+/// Why there is no event to be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventError {
-    /// An exception must have a vector of at most 31.
-    NotAnException(u8),
-    /// This vector belongs to an event of another kind: NMI, #BP or #OF.
-    OtherKind(u8),
-    /// This exception has an error code.
-    ErrorCodeMissing(u8),
-    /// This exception has no error code.
-    ErrorCodeNotExpected(u8),
-    /// An error code has 16 bits here.
-    ErrorCodeTooWide(u32),
-    /// An instruction has 1 to 15 bytes.
+    /// The VMCS could not be accessed.
+    Vmcs(VmcsError),
+    /// A software event by an instruction of so many bytes: it has 1 to 15.
     InstructionLength(u32),
     /// IDT-vectoring information of a type that cannot have been interrupted.
     BadVectoring(u32),
 }
 
-impl fmt::Display for EventError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAnException(vector) => write!(f, "vector {vector} is not of an exception"),
-            Self::OtherKind(vector) => {
-                write!(f, "vector {vector} is not of a hardware exception")
-            }
-            Self::ErrorCodeMissing(vector) => write!(f, "exception {vector} needs an error code"),
-            Self::ErrorCodeNotExpected(vector) => {
-                write!(f, "exception {vector} has no error code")
-            }
-            Self::ErrorCodeTooWide(code) => write!(f, "error code {code:#x} has more than 16 bits"),
-            Self::InstructionLength(length) => {
-                write!(f, "a software event by an instruction of {length} bytes")
-            }
-            Self::BadVectoring(information) => {
-                write!(
-                    f,
-                    "IDT-vectoring information {information:#x} has no meaning"
-                )
-            }
-        }
-    }
-}
-
-impl core::error::Error for EventError {}
-
-/// Why an interrupted event cannot be delivered again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReinjectError {
-    /// The VMCS could not be accessed.
-    Vmcs(VmcsError),
-    /// What the CPU reported cannot be injected.
-    Event(EventError),
-}
-
-impl From<VmcsError> for ReinjectError {
+impl From<VmcsError> for EventError {
     fn from(error: VmcsError) -> Self {
         Self::Vmcs(error)
     }
 }
-impl From<EventError> for ReinjectError {
-    fn from(error: EventError) -> Self {
-        Self::Event(error)
-    }
-}
-impl fmt::Display for ReinjectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Vmcs(error) => fmt::Display::fmt(error, f),
-            Self::Event(error) => write!(f, "cannot deliver an interrupted event again: {error}"),
-        }
-    }
-}
-impl core::error::Error for ReinjectError {}
 
 /// Whether the exception with this vector pushes an error code, where CR0.PE is 1.
 pub(super) const fn has_error_code(vector: u8) -> bool {
@@ -112,12 +52,12 @@ impl Event {
     pub const DEBUG: Self = Self::plain(1, InterruptionType::HardwareException);
     /// #UD.
     pub const INVALID_OPCODE: Self = Self::plain(6, InterruptionType::HardwareException);
-    /// #NM.
-    pub const DEVICE_NOT_AVAILABLE: Self = Self::plain(7, InterruptionType::HardwareException);
     /// #DF.
     pub const DOUBLE_FAULT: Self = Self::plain(8, InterruptionType::HardwareException).code(0);
     /// #AC, whose error code is always 0.
     pub const ALIGNMENT_CHECK: Self = Self::plain(17, InterruptionType::HardwareException).code(0);
+    /// #SS(0).
+    pub const STACK_FAULT: Self = Self::plain(12, InterruptionType::HardwareException).code(0);
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self =
         Self::plain(13, InterruptionType::HardwareException).code(0);
@@ -137,46 +77,23 @@ impl Event {
         }
     }
 
-    /// An external interrupt. The guest must be able to take it now.
-    pub const fn external_interrupt(vector: u8) -> Self {
-        Self::plain(vector, InterruptionType::ExternalInterrupt)
-    }
     /// #PF. CR2 is the caller's to set.
     pub const fn page_fault(code: u16) -> Self {
         Self::plain(14, InterruptionType::HardwareException).code(code)
     }
-    /// A hardware exception. (INT n, INT1, INT3 and INTO have constructors of their own.)
-    pub fn exception(vector: u8, error_code: Option<u32>) -> Result<Self, EventError> {
-        match vector {
-            2..=4 => return Err(EventError::OtherKind(vector)),
-            32.. => return Err(EventError::NotAnException(vector)),
-            _ => (),
-        }
-        match error_code {
-            None if has_error_code(vector) => Err(EventError::ErrorCodeMissing(vector)),
-            Some(_) if !has_error_code(vector) => Err(EventError::ErrorCodeNotExpected(vector)),
-            Some(code) if code > 0xffff => Err(EventError::ErrorCodeTooWide(code)),
-            error_code => Ok(Self {
-                error_code,
-                ..Self::plain(vector, InterruptionType::HardwareException)
-            }),
-        }
-    }
-    /// INT n, of `length` bytes.
-    pub fn software_interrupt(vector: u8, length: u32) -> Result<Self, EventError> {
-        Self::software(vector, InterruptionType::SoftwareInterrupt, length)
-    }
     /// #DB by INT1, of `length` bytes.
+    ///
+    /// # Errors
+    /// No instruction has that many bytes.
     pub fn int1(length: u32) -> Result<Self, EventError> {
         Self::software(1, InterruptionType::PrivilegedSoftwareException, length)
     }
     /// #BP by INT3, of `length` bytes.
+    ///
+    /// # Errors
+    /// No instruction has that many bytes.
     pub fn breakpoint(length: u32) -> Result<Self, EventError> {
         Self::software(3, InterruptionType::SoftwareException, length)
-    }
-    /// #OF by INTO, of `length` bytes.
-    pub fn overflow(length: u32) -> Result<Self, EventError> {
-        Self::software(4, InterruptionType::SoftwareException, length)
     }
     fn software(vector: u8, kind: InterruptionType, length: u32) -> Result<Self, EventError> {
         match u8::try_from(length) {
@@ -219,6 +136,9 @@ impl Event {
     /// "Instruction-Breakpoint Exception Condition", 19.3.1.1). The exit has stored RF as 0 if it was one by an instruction.
     ///
     /// An event that is only delivered again, by [`Event::reinject`], finds RFLAGS as it pushes it.
+    ///
+    /// # Errors
+    /// What VMREAD or VMWRITE says.
     pub fn raise(self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         undo_step(vmcs)?;
         if self.is_fault() {
@@ -245,8 +165,11 @@ impl Event {
     }
 
     /// The event whose delivery the last exit interrupted, if there is one.
+    ///
+    /// # Errors
+    /// What VMREAD says, or that no such event can be injected.
     #[inline]
-    pub fn interrupted(vmcs: &impl Vmcs) -> Result<Option<Self>, ReinjectError> {
+    pub fn interrupted(vmcs: &impl Vmcs) -> Result<Option<Self>, EventError> {
         let information = vmcs.read32(Field32::IdtVectoringInformation)?;
         if information.get_bit(31) {
             return Self::from_vectoring(information, vmcs).map(Some);
@@ -255,34 +178,23 @@ impl Event {
     }
 
     #[cold]
-    fn from_vectoring(information: u32, vmcs: &impl Vmcs) -> Result<Self, ReinjectError> {
-        let Some(interruption) = Interruption::decode(information) else {
-            return Err(EventError::BadVectoring(information).into());
-        };
+    fn from_vectoring(information: u32, vmcs: &impl Vmcs) -> Result<Self, EventError> {
+        let bad = EventError::BadVectoring(information);
+        let interruption = Interruption::decode(information).ok_or(bad)?;
         let Interruption { vector, kind, .. } = interruption;
-        let length = || vmcs.read32(Field32::ExitInstructionLength);
         Ok(match kind {
-            InterruptionType::ExternalInterrupt => Self::external_interrupt(vector),
+            InterruptionType::ExternalInterrupt => Self::plain(vector, kind),
             InterruptionType::Nmi => Self::NMI,
-            InterruptionType::HardwareException => {
-                let error_code = if interruption.has_error_code {
-                    // An entry wants bits 31:16 to be 0; no CPU without FRED pushes any of them.
-                    Some(vmcs.read32(Field32::IdtVectoringErrorCode)? & 0xffff)
-                } else {
-                    None
-                };
-                // What the CPU has delivered once is right for it: in real mode it has no error code.
-                Self {
-                    error_code,
-                    ..Self::plain(vector, kind)
-                }
+            // What the CPU has delivered once is right for it: in real mode it has no error code. An entry wants bits 31:16
+            // to be 0; no CPU without FRED pushes any of them.
+            InterruptionType::HardwareException if interruption.has_error_code => {
+                Self::plain(vector, kind).code(vmcs.read32(Field32::IdtVectoringErrorCode)? as u16)
             }
-            InterruptionType::SoftwareInterrupt
-            | InterruptionType::PrivilegedSoftwareException
-            | InterruptionType::SoftwareException => Self::software(vector, kind, length()?)?,
-            InterruptionType::Reserved | InterruptionType::OtherEvent => {
-                return Err(EventError::BadVectoring(information).into());
+            InterruptionType::HardwareException => Self::plain(vector, kind),
+            software if software.is_software() => {
+                Self::software(vector, kind, vmcs.read32(Field32::ExitInstructionLength)?)?
             }
+            _ => return Err(bad),
         })
     }
 
@@ -290,6 +202,9 @@ impl Event {
     ///
     /// An interrupted NMI already blocks NMIs, but an entry that injects one must find them unblocked (SDM "Checks on
     /// Guest Non-Register State", 28.3.1.5).
+    ///
+    /// # Errors
+    /// What VMREAD or VMWRITE says.
     pub fn reinject(self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         if self.kind == InterruptionType::Nmi {
             let state = vmcs.read32(Field32::GuestInterruptibilityState)?;
@@ -352,6 +267,9 @@ impl Class {
 ///
 /// Where the exit interrupted the delivery of an event, the bit is not defined (SDM "Resuming Guest Software After
 /// Handling an Exception", 34.7.1.2).
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
 #[inline]
 pub fn restore_nmi_blocking(vmcs: &mut impl Vmcs, nmi_unblocking: bool) -> Result<(), VmcsError> {
     if nmi_unblocking && !vmcs.read32(Field32::IdtVectoringInformation)?.get_bit(31) {
@@ -365,6 +283,9 @@ pub fn restore_nmi_blocking(vmcs: &mut impl Vmcs, nmi_unblocking: bool) -> Resul
 /// To be called when an exit for #DB is to go back to the guest. Such an exit leaves no debug exception pending, but an
 /// entry in the shadow of STI or MOV SS with RFLAGS.TF demands that a single step is (SDM "Checks on Guest Non-Register
 /// State", 28.3.1.5), and fails without. The delivery of the #DB drops it.
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
 pub fn pend_single_step(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
     let blocking = vmcs.read32(Field32::GuestInterruptibilityState)?;
     if blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) == 0

@@ -129,16 +129,11 @@ impl ExitReason {
     /// One more than the highest number.
     pub const COUNT: usize = 86;
 
-    /// The reason with this number.
-    #[inline]
-    pub fn from_number(number: u16) -> Option<Self> {
-        BY_NUMBER.get(usize::from(number)).copied().flatten()
-    }
-    /// The reason in an exit-reason field that holds nothing beside it, which is the common case; [`Exit::read`] knows
-    /// the others.
+    /// The reason with this number: of an exit-reason field that holds nothing beside it, which is the common case.
+    /// [`Exit::read`] knows the others.
     #[inline(always)]
-    pub fn from_plain_field(field: u32) -> Option<Self> {
-        BY_NUMBER.get(field as usize).copied().flatten()
+    pub fn from_number(number: u32) -> Option<Self> {
+        BY_NUMBER.get(number as usize).copied().flatten()
     }
 }
 
@@ -226,31 +221,19 @@ pub struct ExitReasonField(pub u32);
 
 impl ExitReasonField {
     /// The number of the basic exit reason.
-    pub fn basic(self) -> u16 {
+    fn basic(self) -> u16 {
         self.0 as u16
     }
     /// Whether a bus lock was detected (with "VMM bus-lock detection").
-    pub fn bus_lock(self) -> bool {
+    fn bus_lock(self) -> bool {
         self.0.get_bit(26)
     }
     /// Whether there is nothing in it but a basic reason and a bus lock.
     pub fn is_reason_beside_bus_lock(self) -> bool {
         self.bus_lock() && self.0 & !(1 << 26) == u32::from(self.basic())
     }
-    /// Whether the CPU was in enclave mode.
-    pub fn enclave(self) -> bool {
-        self.0.get_bit(27)
-    }
-    /// Whether an MTF VM exit is pending (only of SMM exits).
-    pub fn pending_mtf(self) -> bool {
-        self.0.get_bit(28)
-    }
-    /// Whether the exit was from VMX root operation (only of SMM exits).
-    pub fn from_root(self) -> bool {
-        self.0.get_bit(29)
-    }
     /// Whether the VM entry failed.
-    pub fn entry_failed(self) -> bool {
+    fn entry_failed(self) -> bool {
         self.0.get_bit(31)
     }
     /// What the field says. `qualification` is the exit qualification, asked for only of a failed entry.
@@ -260,12 +243,12 @@ impl ExitReasonField {
             return Ok(Exit::EntryFailed(self.entry_failure(qualification()?)));
         }
         let number = self.basic();
-        Ok(ExitReason::from_number(number).map_or(Exit::Unknown(number), Exit::Left))
+        Ok(ExitReason::from_number(number.into()).map_or(Exit::Unknown(number), Exit::Left))
     }
 
     #[cold]
     fn entry_failure(self, qualification: u64) -> EntryFailure {
-        match ExitReason::from_number(self.basic()) {
+        match ExitReason::from_number(self.basic().into()) {
             Some(ExitReason::EntryFailureGuestState) => {
                 EntryFailure::InvalidGuestState(match qualification {
                     0 => GuestStateFault::Unspecified,
@@ -336,7 +319,7 @@ mod tests {
     fn the_table_agrees_with_the_numbers() {
         for number in 0..=u16::MAX {
             let expected = ExitReason::try_from(number).ok();
-            assert_eq!(ExitReason::from_number(number), expected);
+            assert_eq!(ExitReason::from_number(number.into()), expected);
         }
     }
 
@@ -404,7 +387,5 @@ mod tests {
             assert_eq!(field.is_reason_beside_bus_lock(), beside);
         }
         assert!(!ExitReasonField(1 << 31 | 1 << 26 | 33).is_reason_beside_bus_lock());
-        let field = ExitReasonField(1 << 27 | 12);
-        assert!(field.enclave() && !field.bus_lock() && !field.pending_mtf() && !field.from_root());
     }
 }

@@ -5,8 +5,6 @@
 
 use core::fmt;
 
-use numeric_enum_macro::numeric_enum;
-
 /// What a field belongs to: bits 11:10 of its encoding (SDM "VMREAD, VMWRITE, and Encodings of VMCS Fields",
 /// 26.11.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +42,15 @@ impl Field {
             Self::Natural(field) => field as u32,
         }
     }
+    /// The field with this encoding, which has its width in bits 14:13.
+    pub const fn from_encoding(encoding: u32) -> Option<Self> {
+        match encoding >> 13 {
+            0 => Field16::from_encoding(encoding),
+            1 => Field64::from_encoding(encoding),
+            2 => Field32::from_encoding(encoding),
+            _ => FieldNatural::from_encoding(encoding),
+        }
+    }
     /// The name in the manual.
     pub const fn name(self) -> &'static str {
         match self {
@@ -66,12 +73,9 @@ impl Field {
     pub const fn is_read_only(self) -> bool {
         matches!(self.field_type(), FieldType::ExitInformation)
     }
-    /// Every field, of all widths.
+    /// Every field, in the order of their encodings.
     pub fn all() -> impl Iterator<Item = Self> {
-        let narrow = Field16::ALL.iter().map(|f| Self::Bits16(*f));
-        let narrow = narrow.chain(Field32::ALL.iter().map(|f| Self::Bits32(*f)));
-        let wide = Field64::ALL.iter().map(|f| Self::Bits64(*f));
-        narrow.chain(wide.chain(FieldNatural::ALL.iter().map(|f| Self::Natural(*f))))
+        (0..1 << 15).filter_map(Self::from_encoding)
     }
 }
 
@@ -83,38 +87,30 @@ impl fmt::Display for Field {
 
 macro_rules! fields {
     ($(#[$doc:meta])* $name:ident, $width:ident { $($field:ident = $encoding:literal $text:literal,)* }) => {
-        numeric_enum! {
-            #[repr(u32)]
-            $(#[$doc])*
-            #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-            pub enum $name {
-                $(#[doc = $text] $field = $encoding,)*
-            }
+        #[repr(u32)]
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $(#[doc = $text] $field = $encoding,)*
         }
         impl $name {
-            /// Every field of this width, in the order of their encodings.
-            pub const ALL: &'static [Self] = &[$(Self::$field,)*];
-
             /// The name in the manual.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$field => $text,)*
                 }
             }
-            /// Whether only an exit writes this field.
-            pub const fn is_read_only(self) -> bool {
-                Field::$width(self).is_read_only()
+            const fn from_encoding(encoding: u32) -> Option<Field> {
+                match encoding {
+                    $($encoding => Some(Field::$width(Self::$field)),)*
+                    _ => None,
+                }
             }
         }
         impl From<$name> for Field {
             #[inline]
             fn from(field: $name) -> Self {
                 Self::$width(field)
-            }
-        }
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Display::fmt(&Field::$width(*self), f)
             }
         }
     };

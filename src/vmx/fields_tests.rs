@@ -506,23 +506,27 @@ fn the_type_follows_from_the_name() {
 
 #[test]
 fn only_exit_information_is_read_only() {
-    assert!(Field32::ExitReason.is_read_only());
-    assert!(FieldNatural::ExitQualification.is_read_only());
-    assert!(Field64::GuestPhysicalAddress.is_read_only());
-    assert!(!Field32::EntryInterruptionInformation.is_read_only());
-    assert!(!FieldNatural::GuestRip.is_read_only());
-    assert!(!Field16::Vpid.is_read_only());
+    assert!(Bits32(Field32::ExitReason).is_read_only());
+    assert!(Natural(FieldNatural::ExitQualification).is_read_only());
+    assert!(Bits64(Field64::GuestPhysicalAddress).is_read_only());
+    assert!(!Bits32(Field32::EntryInterruptionInformation).is_read_only());
+    assert!(!Natural(FieldNatural::GuestRip).is_read_only());
+    assert!(!Bits16(Field16::Vpid).is_read_only());
     assert_eq!(Field::all().filter(|f| f.is_read_only()).count(), 16);
 }
 
 #[test]
-fn a_number_becomes_a_field_only_in_its_own_width() {
-    assert_eq!(Field32::try_from(0x4402), Ok(Field32::ExitReason));
-    assert_eq!(FieldNatural::try_from(0x4402), Err(0x4402));
-    assert_eq!(Field64::try_from(0x2001), Err(0x2001));
+fn an_encoding_becomes_its_field_and_no_other_number_does() {
+    for field in Field::all() {
+        assert_eq!(Field::from_encoding(field.encoding()), Some(field));
+    }
+    for number in [0x2001, 0x4403, 0x6402 + (1 << 15), 0x1000, u32::MAX] {
+        assert_eq!(Field::from_encoding(number), None, "{number:#x}");
+    }
 }
 
 #[test]
 fn a_field_shows_its_name_in_the_manual() {
-    assert_eq!(FieldNatural::GuestRip.to_string(), "guest RIP (0x681e)");
+    let rip = Natural(FieldNatural::GuestRip);
+    assert_eq!(rip.to_string(), "guest RIP (0x681e)");
 }

@@ -24,6 +24,13 @@ pub enum InterruptionType {
 }
 
 impl InterruptionType {
+    /// Whether an instruction asked for it, whose length its delivery needs.
+    pub const fn is_software(self) -> bool {
+        matches!(
+            self,
+            Self::SoftwareInterrupt | Self::PrivilegedSoftwareException | Self::SoftwareException
+        )
+    }
     /// The type that bits 2:0 of `number` encode.
     pub const fn from_low_bits(number: u32) -> Self {
         match number & 7 {

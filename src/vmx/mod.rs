@@ -4,7 +4,7 @@
 //! [`CpuRead`], the VMCS through [`Vmcs`].
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
-//! - What a guest is set up with: [`state`], [`segment`].
+//! - What a guest is set up with: [`start_state`], [`segment`]; what is kept of one that is frozen: [`guest_state`].
 //! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`], [`breakpoints`].
 //! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
@@ -21,6 +21,7 @@ pub mod entry_check;
 pub mod event;
 pub mod exit;
 pub mod fields;
+pub mod guest_state;
 pub mod instruction_error;
 pub mod interruption;
 pub mod pml;
@@ -28,8 +29,7 @@ pub mod qualification;
 pub mod register_bits;
 mod regs;
 pub mod segment;
-pub mod state;
-pub mod state_fields;
+pub mod start_state;
 pub mod vmcs;
 pub mod vpid;
 
@@ -44,10 +44,10 @@ pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
 pub use event::Event;
 pub use exit::{EntryFailure, Exit, ExitReason};
 pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
+pub use guest_state::GuestState;
 pub use instruction_error::{InstructionError, VmFail};
 pub use regs::{Gpr, GuestRegs};
-pub use state::{GuestState, HostState, Start64};
-pub use state_fields::StateFields;
+pub use start_state::{HostState, Start64};
 pub use vmcs::{Vmcs, VmcsError};
 
 /// CPUs as recorded, and a VMCS, for the tests of this layer and of those above.

@@ -2,7 +2,7 @@
 
 use bit_field::BitField;
 
-use super::fields::{Field16, Field32, FieldNatural};
+use super::fields::{Field, Field16, Field32, FieldNatural};
 use super::vmcs::{Vmcs, VmcsError};
 
 /// The access rights of a segment (SDM "Guest Register State", table 26-2).
@@ -18,16 +18,8 @@ impl AccessRights {
     pub const CODE32: Self = Self(0xc09b);
     /// Writable data of privilege 0, counted in 4 KiB.
     pub const DATA: Self = Self(0xc093);
-    /// 16-bit code as after a reset.
-    pub const REAL_CODE: Self = Self(0x009b);
-    /// 16-bit data as after a reset.
-    pub const REAL_DATA: Self = Self(0x0093);
     /// A busy 32-bit or 64-bit TSS.
     pub const BUSY_TSS: Self = Self(0x008b);
-    /// A busy 16-bit TSS.
-    pub const BUSY_TSS16: Self = Self(0x0083);
-    /// A local descriptor table.
-    pub const LDT: Self = Self(0x0082);
 
     /// The segment type: bits 3:0.
     pub fn segment_type(self) -> u8 {
@@ -60,10 +52,6 @@ impl AccessRights {
     /// Whether the register cannot be used.
     pub fn unusable(self) -> bool {
         self.0.get_bit(16)
-    }
-    /// Bits that must be 0.
-    pub const fn reserved(self) -> u32 {
-        self.0 & 0xfffe_0f00
     }
 }
 
@@ -118,15 +106,6 @@ impl Segment {
         }
         self
     }
-    /// A segment of 64 KiB as real mode has them, at 16 times the selector.
-    pub const fn real_mode(selector: u16, access: AccessRights) -> Self {
-        Self {
-            selector,
-            base: (selector as u64) << 4,
-            limit: 0xffff,
-            access,
-        }
-    }
 }
 
 /// The eight segment registers of a guest.
@@ -169,76 +148,58 @@ impl SegmentRegister {
         }
     }
 
-    /// The field of its selector.
-    pub const fn selector_field(self) -> Field16 {
-        match self {
-            Self::Es => Field16::GuestEsSelector,
-            Self::Cs => Field16::GuestCsSelector,
-            Self::Ss => Field16::GuestSsSelector,
-            Self::Ds => Field16::GuestDsSelector,
-            Self::Fs => Field16::GuestFsSelector,
-            Self::Gs => Field16::GuestGsSelector,
-            Self::Ldtr => Field16::GuestLdtrSelector,
-            Self::Tr => Field16::GuestTrSelector,
-        }
-    }
-    /// The field of its base.
-    pub const fn base_field(self) -> FieldNatural {
-        match self {
-            Self::Es => FieldNatural::GuestEsBase,
-            Self::Cs => FieldNatural::GuestCsBase,
-            Self::Ss => FieldNatural::GuestSsBase,
-            Self::Ds => FieldNatural::GuestDsBase,
-            Self::Fs => FieldNatural::GuestFsBase,
-            Self::Gs => FieldNatural::GuestGsBase,
-            Self::Ldtr => FieldNatural::GuestLdtrBase,
-            Self::Tr => FieldNatural::GuestTrBase,
-        }
-    }
-    /// The field of its limit.
-    pub const fn limit_field(self) -> Field32 {
-        match self {
-            Self::Es => Field32::GuestEsLimit,
-            Self::Cs => Field32::GuestCsLimit,
-            Self::Ss => Field32::GuestSsLimit,
-            Self::Ds => Field32::GuestDsLimit,
-            Self::Fs => Field32::GuestFsLimit,
-            Self::Gs => Field32::GuestGsLimit,
-            Self::Ldtr => Field32::GuestLdtrLimit,
-            Self::Tr => Field32::GuestTrLimit,
-        }
-    }
-    /// The field of its access rights.
-    pub const fn access_field(self) -> Field32 {
-        match self {
-            Self::Es => Field32::GuestEsAccessRights,
-            Self::Cs => Field32::GuestCsAccessRights,
-            Self::Ss => Field32::GuestSsAccessRights,
-            Self::Ds => Field32::GuestDsAccessRights,
-            Self::Fs => Field32::GuestFsAccessRights,
-            Self::Gs => Field32::GuestGsAccessRights,
-            Self::Ldtr => Field32::GuestLdtrAccessRights,
-            Self::Tr => Field32::GuestTrAccessRights,
-        }
+    /// The fields of its selector, base, limit and access rights.
+    pub(super) const fn fields(self) -> [Field; 4] {
+        FIELDS[self as usize]
     }
 
     /// Writes the register into the VMCS.
+    ///
+    /// # Errors
+    /// The first field that cannot be written.
     pub fn write(self, segment: &Segment, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        vmcs.write16(self.selector_field(), segment.selector)?;
-        vmcs.write_natural(self.base_field(), segment.base)?;
-        vmcs.write32(self.limit_field(), segment.limit)?;
-        vmcs.write32(self.access_field(), segment.access.0)
+        let Segment {
+            selector,
+            base,
+            limit,
+            access,
+        } = *segment;
+        let values = [selector.into(), base, limit.into(), access.0.into()];
+        vmcs.write_four::<0, 4>(self.fields(), &values)
     }
     /// Reads the register from the VMCS.
+    ///
+    /// # Errors
+    /// The first field that cannot be read.
     pub fn read(self, vmcs: &impl Vmcs) -> Result<Segment, VmcsError> {
+        let [selector, base, limit, access] = vmcs.read_four(self.fields())?;
         Ok(Segment {
-            selector: vmcs.read16(self.selector_field())?,
-            base: vmcs.read_natural(self.base_field())?,
-            limit: vmcs.read32(self.limit_field())?,
-            access: AccessRights(vmcs.read32(self.access_field())?),
+            selector: selector as u16,
+            base,
+            limit: limit as u32,
+            access: AccessRights(access as u32),
         })
     }
 }
+
+/// The fields of every register. The manual numbers them in the order of [`SegmentRegister::ALL`].
+const FIELDS: [[Field; 4]; 8] = {
+    let of_es = [
+        Field::Bits16(Field16::GuestEsSelector),
+        Field::Natural(FieldNatural::GuestEsBase),
+        Field::Bits32(Field32::GuestEsLimit),
+        Field::Bits32(Field32::GuestEsAccessRights),
+    ];
+    let mut fields = [of_es; 8];
+    let mut at = 0;
+    while at < 4 * 8 {
+        let (register, part) = (at / 4, at % 4);
+        let encoding = of_es[part].encoding() + 2 * register as u32;
+        fields[register][part] = Field::from_encoding(encoding).unwrap();
+        at += 1;
+    }
+    fields
+};
 
 #[cfg(test)]
 mod tests {
@@ -271,6 +232,20 @@ mod tests {
             assert_eq!(register.read(&vmcs), Ok(segment(n)), "{register:?}");
         }
         assert_eq!(vmcs.written().count(), 32);
+        for register in SegmentRegister::ALL {
+            let name = format!("guest {register:?} ").to_uppercase();
+            for (field, part) in
+                register
+                    .fields()
+                    .iter()
+                    .zip(["selector", "base", "limit", "access rights"])
+            {
+                assert_eq!(
+                    field.name().to_uppercase(),
+                    format!("{name}{part}").to_uppercase()
+                );
+            }
+        }
     }
 
     #[test]
@@ -287,7 +262,8 @@ mod tests {
         ] {
             let segment = Segment {
                 limit: 0xffff_ffff,
-                ..Segment::real_mode(0xf000, AccessRights(left))
+                base: 0xf_0000,
+                ..Segment::flat(0xf000, AccessRights(left))
             };
             let counting = segment.in_real_mode();
             assert_eq!(counting.access, AccessRights(counts), "{left:#x}");
@@ -298,7 +274,7 @@ mod tests {
     #[test]
     fn a_flush_reads_code_and_no_more() {
         for (access, counts) in [(0x99, 0x9b), (0x9b, 0x9b), (0x91, 0x91), (0x97, 0x97)] {
-            let segment = Segment::real_mode(0, AccessRights(access));
+            let segment = Segment::flat(0, AccessRights(access));
             assert_eq!(segment.for_flush().access, AccessRights(counts));
         }
     }
@@ -312,14 +288,5 @@ mod tests {
         assert_eq!(AccessRights(0x60).dpl(), 3);
         let tss = AccessRights::BUSY_TSS;
         assert!(!tss.is_code_or_data() && tss.segment_type() == 11);
-        assert_eq!(AccessRights(0xffff_ffff).reserved(), 0xfffe_0f00);
-        for access in [
-            AccessRights::UNUSABLE,
-            AccessRights::CODE32,
-            AccessRights::DATA,
-            AccessRights::LDT,
-        ] {
-            assert_eq!(access.reserved(), 0);
-        }
     }
 }

@@ -43,38 +43,70 @@ impl core::error::Error for VmcsError {}
 /// on the CPU is one VMREAD or VMWRITE and one branch to a cold path.
 pub trait Vmcs {
     /// Reads a 16-bit field.
+    ///
+    /// # Errors
+    /// What VMREAD says.
     fn read16(&self, field: Field16) -> Result<u16, VmcsError>;
     /// Reads a 32-bit field.
+    ///
+    /// # Errors
+    /// What VMREAD says.
     fn read32(&self, field: Field32) -> Result<u32, VmcsError>;
     /// Reads a 64-bit field.
+    ///
+    /// # Errors
+    /// What VMREAD says.
     fn read64(&self, field: Field64) -> Result<u64, VmcsError>;
     /// Reads a field of natural width.
+    ///
+    /// # Errors
+    /// What VMREAD says.
     fn read_natural(&self, field: FieldNatural) -> Result<u64, VmcsError>;
     /// Writes a 16-bit field.
+    ///
+    /// # Errors
+    /// What VMWRITE says.
     fn write16(&mut self, field: Field16, value: u16) -> Result<(), VmcsError>;
     /// Writes a 32-bit field.
+    ///
+    /// # Errors
+    /// What VMWRITE says.
     fn write32(&mut self, field: Field32, value: u32) -> Result<(), VmcsError>;
     /// Writes a 64-bit field.
+    ///
+    /// # Errors
+    /// What VMWRITE says.
     fn write64(&mut self, field: Field64, value: u64) -> Result<(), VmcsError>;
     /// Writes a field of natural width.
+    ///
+    /// # Errors
+    /// What VMWRITE says.
     fn write_natural(&mut self, field: FieldNatural, value: u64) -> Result<(), VmcsError>;
 
     /// Reads four fields of any width, in this order.
+    ///
+    /// # Errors
+    /// The first that cannot be read.
     #[inline]
     fn read_four(&self, fields: [Field; 4]) -> Result<[u64; 4], VmcsError> {
-        let [a, b, c, d] = fields;
-        Ok([
-            self.read_any(a)?,
-            self.read_any(b)?,
-            self.read_any(c)?,
-            self.read_any(d)?,
-        ])
+        self.read_each(fields)
     }
 
     /// Reads six fields of any width, in this order.
+    ///
+    /// # Errors
+    /// The first that cannot be read.
     #[inline]
     fn read_six(&self, fields: [Field; 6]) -> Result<[u64; 6], VmcsError> {
-        let mut values = [0; 6];
+        self.read_each(fields)
+    }
+
+    /// Reads fields of any width one by one, in this order.
+    ///
+    /// # Errors
+    /// The first that cannot be read.
+    fn read_each<const N: usize>(&self, fields: [Field; N]) -> Result<[u64; N], VmcsError> {
+        let mut values = [0; N];
         for (value, field) in values.iter_mut().zip(fields) {
             *value = self.read_any(field)?;
         }
@@ -82,19 +114,17 @@ pub trait Vmcs {
     }
 
     /// Writes four fields of any width, in this order, with the values from number `AT` on.
+    ///
+    /// # Errors
+    /// The first that cannot be written.
     #[inline]
     fn write_four<const AT: usize, const N: usize>(
         &mut self,
         fields: [Field; 4],
         values: &[u64; N],
     ) -> Result<(), VmcsError> {
-        for (field, value) in fields.into_iter().zip(values.iter().copied().skip(AT)) {
-            match field {
-                Field::Bits16(field) => self.write16(field, value as u16)?,
-                Field::Bits32(field) => self.write32(field, value as u32)?,
-                Field::Bits64(field) => self.write64(field, value)?,
-                Field::Natural(field) => self.write_natural(field, value)?,
-            }
+        for (field, value) in fields.into_iter().zip(values.iter().skip(AT)) {
+            self.write_any(field, *value)?;
         }
         Ok(())
     }
@@ -111,12 +141,29 @@ pub trait Vmcs {
     }
 
     /// Reads a field of any width. For dumps and checks; where the width is known, say so.
+    ///
+    /// # Errors
+    /// What VMREAD says.
     fn read_any(&self, field: Field) -> Result<u64, VmcsError> {
         match field {
             Field::Bits16(field) => self.read16(field).map(u64::from),
             Field::Bits32(field) => self.read32(field).map(u64::from),
             Field::Bits64(field) => self.read64(field),
             Field::Natural(field) => self.read_natural(field),
+        }
+    }
+
+    /// Writes a field of any width; of a value that is wider, the lower bits.
+    ///
+    /// # Errors
+    /// What VMWRITE says.
+    #[inline]
+    fn write_any(&mut self, field: Field, value: u64) -> Result<(), VmcsError> {
+        match field {
+            Field::Bits16(field) => self.write16(field, value as u16),
+            Field::Bits32(field) => self.write32(field, value as u32),
+            Field::Bits64(field) => self.write64(field, value),
+            Field::Natural(field) => self.write_natural(field, value),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::super::run::{Next, Running};
 use crate::addr::Gpa;
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
-use crate::vmx::controls::{ControlWord, Entry};
+use crate::vmx::controls::{ControlWord, EntryControl};
 use crate::vmx::qualification::{ControlRegister, CrAccess};
 use crate::vmx::register_bits::EFER_LMA;
 use crate::vmx::segment::AccessRights;
@@ -27,7 +27,7 @@ const PDPTE_RESERVED: u64 = 0b110 | 0b1_1110_0000;
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     pub(super) fn cr_access(&mut self) -> Result<Next, VmcsError> {
         let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
-        let Ok(access) = CrAccess::decode(qualification) else {
+        let Some(access) = CrAccess::decode(qualification) else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::CrAccess));
         };
         let write = match access {
@@ -136,7 +136,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         if after.efer != before.efer {
             self.vmcs.write64(Field64::GuestEfer, after.efer)?;
             let mut entry = crate::vmx::ControlSet::read(&self.vmcs)?;
-            entry.set(Entry::Ia32eModeGuest, after.efer & EFER_LMA != 0);
+            entry.set(EntryControl::Ia32eModeGuest, after.efer & EFER_LMA != 0);
             let word = entry.word(ControlWord::Entry) as u32;
             self.vmcs.write32(Field32::EntryControls, word)?;
         }

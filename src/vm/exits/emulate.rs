@@ -20,9 +20,6 @@ use crate::vmx::{
     Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip_by, repeat,
 };
 
-/// Vector of #SS.
-const STACK_FAULT: u8 = 12;
-
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Carries out `instruction`, which tried what `translated` says, or is a `PORT_STRING`, which exits before it accesses
     /// anything.
@@ -89,9 +86,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         instruction: &Instruction,
         stop: Stop<BusFault<crate::ept::AccessError>>,
     ) -> Result<Result<Next, Why>, VmcsError> {
-        let stack_fault = |on_stack: bool| match Event::exception(STACK_FAULT, Some(0)) {
-            Ok(event) if on_stack => event,
-            _ => Event::GENERAL_PROTECTION,
+        let stack_fault = |on_stack: bool| match on_stack {
+            true => Event::STACK_FAULT,
+            false => Event::GENERAL_PROTECTION,
         };
         let event = match stop {
             Stop::Bus(BusFault::Virtual(VirtualFault::NonCanonical(_))) => {

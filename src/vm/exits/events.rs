@@ -7,7 +7,7 @@ use super::super::run::{Next, Running};
 use super::super::unhandled::{PAGE_FAULT, Unhandled};
 use crate::addr::{Gpa, Gva};
 use crate::frames::PhysMem;
-use crate::vmx::event::{Combined, ReinjectError, pend_single_step, restore_nmi_blocking};
+use crate::vmx::event::{Combined, EventError, pend_single_step, restore_nmi_blocking};
 use crate::vmx::interruption::{Interruption, InterruptionType};
 use crate::vmx::qualification::{DebugException, InstructionTimeout};
 use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError, restart};
@@ -21,8 +21,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         match Event::interrupted(&self.vmcs) {
             Ok(Some(event)) => event.reinject(&mut self.vmcs)?,
             Ok(None) => {}
-            Err(ReinjectError::Vmcs(error)) => return Err(error),
-            Err(ReinjectError::Event(_)) => return self.stop(Outcome::Reinject),
+            Err(EventError::Vmcs(error)) => return Err(error),
+            Err(_) => return self.stop(Outcome::Reinject),
         }
         Ok(Next::Resume)
     }
@@ -63,8 +63,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         };
         let interrupted = match Event::interrupted(&self.vmcs) {
             Ok(interrupted) => interrupted,
-            Err(ReinjectError::Vmcs(error)) => return Err(error),
-            Err(ReinjectError::Event(_)) => return self.stop(Outcome::Reinject),
+            Err(EventError::Vmcs(error)) => return Err(error),
+            Err(_) => return self.stop(Outcome::Reinject),
         };
         match interrupted.map_or(Combined::Second, |first| first.followed_by(event)) {
             Combined::Second => self.raise(event),

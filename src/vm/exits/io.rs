@@ -78,7 +78,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Any port instruction.
     #[inline(never)]
     fn other_port(&mut self, qualification: u64, dr7: u64) -> Result<Next, VmcsError> {
-        let Ok(access) = IoAccess::decode(qualification) else {
+        let Some(access) = IoAccess::decode(qualification) else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::IoInstruction));
         };
         if access.string {

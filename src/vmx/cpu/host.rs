@@ -7,7 +7,8 @@ use x86_64::instructions::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::control::{Cr0, Cr3, Cr4};
 
-use super::super::state::HostState;
+use super::super::fields::{Field16, Field32, Field64, FieldNatural as N};
+use super::super::start_state::HostState;
 use super::guard::exit_point;
 
 /// Reads the host's state. RSP is left 0: the entry routine keeps it.
@@ -27,30 +28,31 @@ pub unsafe fn read_host_state() -> HostState {
     // SAFETY: at CPL 0, by the caller's word; these MSRs exist on every CPU with 64-bit mode.
     let rdmsr = |index| unsafe { msr::rdmsr(index) };
     let (frame, flags) = Cr3::read_raw();
-    HostState {
-        cr0: Cr0::read_raw(),
-        cr3: frame.start_address().as_u64() | u64::from(flags),
-        cr4: Cr4::read_raw(),
-        cs: CS::get_reg().0,
-        ss: SS::get_reg().0,
-        ds: DS::get_reg().0,
-        es: ES::get_reg().0,
-        fs: FS::get_reg().0,
-        gs: GS::get_reg().0,
-        tr,
-        fs_base: rdmsr(msr::IA32_FS_BASE),
-        gs_base: rdmsr(msr::IA32_GS_BASE),
-        tr_base,
-        gdtr_base: gdtr.base.as_u64(),
-        idtr_base: idtr.base.as_u64(),
-        efer: rdmsr(msr::IA32_EFER),
-        pat: rdmsr(msr::IA32_PAT),
-        sysenter_cs: rdmsr(msr::IA32_SYSENTER_CS) as u32,
-        sysenter_esp: rdmsr(msr::IA32_SYSENTER_ESP),
-        sysenter_eip: rdmsr(msr::IA32_SYSENTER_EIP),
-        rsp: 0,
-        rip: exit_point(),
-    }
+    let cr3 = frame.start_address().as_u64() | u64::from(flags);
+    HostState([
+        (N::HostCr0.into(), Cr0::read_raw()),
+        (N::HostCr3.into(), cr3),
+        (N::HostCr4.into(), Cr4::read_raw()),
+        (Field16::HostCsSelector.into(), CS::get_reg().0.into()),
+        (Field16::HostSsSelector.into(), SS::get_reg().0.into()),
+        (Field16::HostDsSelector.into(), DS::get_reg().0.into()),
+        (Field16::HostEsSelector.into(), ES::get_reg().0.into()),
+        (Field16::HostFsSelector.into(), FS::get_reg().0.into()),
+        (Field16::HostGsSelector.into(), GS::get_reg().0.into()),
+        (Field16::HostTrSelector.into(), tr.into()),
+        (N::HostFsBase.into(), rdmsr(msr::IA32_FS_BASE)),
+        (N::HostGsBase.into(), rdmsr(msr::IA32_GS_BASE)),
+        (N::HostTrBase.into(), tr_base),
+        (N::HostGdtrBase.into(), gdtr.base.as_u64()),
+        (N::HostIdtrBase.into(), idtr.base.as_u64()),
+        (Field64::HostEfer.into(), rdmsr(msr::IA32_EFER)),
+        (Field64::HostPat.into(), rdmsr(msr::IA32_PAT)),
+        (Field32::HostSysenterCs.into(), rdmsr(msr::IA32_SYSENTER_CS)),
+        (N::HostSysenterEsp.into(), rdmsr(msr::IA32_SYSENTER_ESP)),
+        (N::HostSysenterEip.into(), rdmsr(msr::IA32_SYSENTER_EIP)),
+        (N::HostRsp.into(), 0),
+        (N::HostRip.into(), exit_point()),
+    ])
 }
 
 /// The base in the 16-byte descriptor of a system segment.

@@ -179,6 +179,20 @@ impl CurrentVmcs {
         }
         Ok(())
     }
+
+    #[cold]
+    fn first_error<const N: usize>(&self, fields: [Field; N]) -> Result<[u64; N], VmcsError> {
+        self.read_each(fields)
+    }
+
+    /// Writes them one by one, up to the one that fails.
+    #[cold]
+    fn write_each(&mut self, fields: [Field; 4], values: &[u64]) -> Result<(), VmcsError> {
+        for (field, value) in fields.into_iter().zip(values) {
+            self.write_any(field, *value)?;
+        }
+        Ok(())
+    }
 }
 
 /// VMREADs to memory take fewer instructions than to registers, because nothing but a jump has to follow each.
@@ -194,24 +208,13 @@ macro_rules! read_all {
                 $(concat!("vmread [{to} + 8 * ", $at, "], {", stringify!($field), "}"), "jbe {failed}",)*
                 to = in(reg) to,
                 $($field = in(reg) u64::from($field.encoding()),)*
-                failed = label { return first_error($vmcs, [$($field),*]) },
+                // Put together here, and not before it is known to be needed.
+                failed = label { return $vmcs.first_error([$($field),*]) },
                 options(nostack),
             );
             Ok([$(to.add($at).read()),*])
         }
     }};
-}
-
-#[cold]
-fn first_error<const N: usize>(
-    vmcs: &CurrentVmcs,
-    fields: [Field; N],
-) -> Result<[u64; N], VmcsError> {
-    let mut values = [0; N];
-    for (value, field) in values.iter_mut().zip(fields) {
-        *value = vmcs.read_any(field)?;
-    }
-    Ok(values)
 }
 
 #[cold]
@@ -236,15 +239,6 @@ macro_rules! width {
             self.write(field as u32, u64::from(value), || field.into())
         }
     };
-}
-
-/// Writes them one by one, up to the one that fails.
-#[cold]
-fn write_each(vmcs: &mut CurrentVmcs, fields: [Field; 4], values: &[u64]) -> Result<(), VmcsError> {
-    for (field, value) in fields.into_iter().zip(values.iter().copied()) {
-        vmcs.write(field.encoding(), value, || field)?;
-    }
-    Ok(())
 }
 
 impl Vmcs for CurrentVmcs {
@@ -273,7 +267,7 @@ impl Vmcs for CurrentVmcs {
                 from = in(reg) values.as_ptr(), at = const AT,
                 a = in(reg) u64::from(a.encoding()), b = in(reg) u64::from(b.encoding()),
                 c = in(reg) u64::from(c.encoding()), d = in(reg) u64::from(d.encoding()),
-                failed = label { return write_each(self, fields, values.get(AT..).unwrap_or_default()) },
+                failed = label { return self.write_each(fields, values.get(AT..).unwrap_or_default()) },
                 options(nostack, readonly),
             );
         }

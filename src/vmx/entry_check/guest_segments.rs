@@ -1,219 +1,203 @@
 //! SDM "Checks on Guest Segment Registers", 28.3.1.2.
 
-use super::super::controls::{Entry, Secondary};
+use super::super::controls::{EntryControl, Secondary};
+use super::super::fields::{Field, FieldNatural};
 use super::super::register_bits::{CR0_PE, RFLAGS_VM};
-use super::super::segment::{AccessRights, Segment, SegmentRegister};
-use super::super::state::GuestState;
+use super::super::segment::{Segment, SegmentRegister};
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
 
 use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
 
 /// Access rights of every segment in virtual-8086 mode.
-const VIRTUAL_8086: AccessRights = AccessRights(0xf3);
+const VIRTUAL_8086: u32 = 0xf3;
 
 impl<V: Vmcs> Checker<'_, V> {
-    pub(super) fn guest_segments(&mut self, state: &GuestState) -> Result<(), VmcsError> {
-        self.selectors(state)?;
-        self.bases(state)?;
+    pub(super) fn guest_segments(&mut self) -> Result<(), VmcsError> {
+        let virtual_8086 = self.get(FieldNatural::GuestRflags)? & RFLAGS_VM != 0;
+        self.selectors(virtual_8086)?;
+        self.bases()?;
         for register in [Cs, Ss, Ds, Es, Fs, Gs] {
-            let segment = state.segment(register);
-            if state.rflags & RFLAGS_VM != 0 {
-                self.virtual_8086(register, segment)?;
+            if virtual_8086 {
+                self.virtual_8086(register)?;
             } else if register == Cs {
-                self.code(state)?;
-            } else if !segment.access.unusable() {
-                self.data(register, state)?;
+                self.code()?;
+            } else if self.is_usable(register)? {
+                self.data(register)?;
             }
         }
-        self.task_register(state.segment(Tr))?;
-        if !state.segment(Ldtr).access.unusable() {
-            self.local_descriptor_table(state.segment(Ldtr))?;
+        self.system(Tr)?;
+        if self.is_usable(Ldtr)? {
+            self.system(Ldtr)?;
         }
         Ok(())
     }
 
-    fn selectors(&mut self, state: &GuestState) -> Result<(), VmcsError> {
-        let ti = |register| state.segment(register).selector & 4 != 0;
-        self.require(!ti(Tr), Tr.selector_field(), "TI must be 0")?;
-        let ldtr = state.segment(Ldtr);
-        self.require(
-            ldtr.access.unusable() || !ti(Ldtr),
-            Ldtr.selector_field(),
-            "TI must be 0",
-        )?;
-        let rpl = |register| state.segment(register).selector & 3;
-        self.require(
-            state.rflags & RFLAGS_VM != 0
-                || self.has(Secondary::UnrestrictedGuest)
-                || rpl(Ss) == rpl(Cs),
-            Ss.selector_field(),
-            "RPL must equal the RPL of CS without \"unrestricted guest\"",
-        )
+    fn segment(&self, register: SegmentRegister) -> Result<Segment, VmcsError> {
+        register.read(self.vmcs)
+    }
+    fn is_usable(&self, register: SegmentRegister) -> Result<bool, VmcsError> {
+        Ok(!self.segment(register)?.access.unusable())
     }
 
-    fn bases(&mut self, state: &GuestState) -> Result<(), VmcsError> {
-        for register in [Tr, Fs, Gs] {
-            self.require_canonical(register.base_field())?;
+    fn selectors(&mut self, virtual_8086: bool) -> Result<(), VmcsError> {
+        for register in [Tr, Ldtr] {
+            let [field, ..] = register.fields();
+            let counts = register == Tr || self.is_usable(register)?;
+            if counts && self.get(field)? & 4 != 0 {
+                self.fail(field, "TI must be 0")?;
+            }
         }
-        if !state.segment(Ldtr).access.unusable() {
-            self.require_canonical(Ldtr.base_field())?;
-        }
-        for register in [Cs, Ss, Ds, Es] {
-            let segment = state.segment(register);
-            let counts = register == Cs || !segment.access.unusable();
-            self.require(
-                !counts || segment.base >> 32 == 0,
-                register.base_field(),
-                "bits 63:32 must be 0",
-            )?;
+        let rpl_differs = (self.segment(Ss)?.selector ^ self.segment(Cs)?.selector) & 3 != 0;
+        if rpl_differs && !virtual_8086 && !self.has(Secondary::UnrestrictedGuest) {
+            let [field, ..] = Ss.fields();
+            let rule = "RPL must equal the RPL of CS without \"unrestricted guest\"";
+            self.fail(field, rule)?;
         }
         Ok(())
     }
 
-    fn virtual_8086(
-        &mut self,
-        register: SegmentRegister,
-        segment: &Segment,
-    ) -> Result<(), VmcsError> {
-        self.require(
-            segment.base == u64::from(segment.selector) << 4,
-            register.base_field(),
-            "must be 16 times the selector in virtual-8086 mode",
-        )?;
-        self.require(
-            segment.limit == 0xffff,
-            register.limit_field(),
-            "must be 0xffff in virtual-8086 mode",
-        )?;
-        self.require(
-            segment.access == VIRTUAL_8086,
-            register.access_field(),
-            "must be 0xf3 in virtual-8086 mode",
-        )
+    fn bases(&mut self) -> Result<(), VmcsError> {
+        for register in [Tr, Fs, Gs, Ldtr, Cs, Ss, Ds, Es] {
+            let [_, field, ..] = register.fields();
+            let usable = self.is_usable(register)?;
+            match register {
+                Tr | Fs | Gs => self.require_canonical(field)?,
+                Ldtr if usable => self.require_canonical(field)?,
+                Cs => self.require_zero(field, !0 << 32)?,
+                Ss | Ds | Es if usable => self.require_zero(field, !0 << 32)?,
+                _ => (),
+            }
+        }
+        Ok(())
     }
 
-    fn code(&mut self, state: &GuestState) -> Result<(), VmcsError> {
-        let segment = state.segment(Cs);
-        let access = segment.access;
-        let stack = state.segment(Ss).access;
-        let field = Cs.access_field();
-        let unrestricted = self.has(Secondary::UnrestrictedGuest);
-        self.require(
-            match access.segment_type() {
-                9 | 11 | 13 | 15 => true,
-                3 => unrestricted,
-                _ => false,
-            },
-            field,
-            "the type must be accessed code: 9, 11, 13 or 15 (or 3 with \"unrestricted guest\")",
-        )?;
-        self.require(
-            match access.segment_type() {
-                3 => access.dpl() == 0,
-                9 | 11 => access.dpl() == stack.dpl(),
-                13 | 15 => access.dpl() <= stack.dpl(),
-                _ => true,
-            },
-            field,
-            "the DPL must be 0 of type 3, that of SS of types 9 and 11, at most that of SS of types 13 and 15",
-        )?;
-        self.usable(Cs, segment)?;
-        self.require(
-            !(self.has(Entry::Ia32eModeGuest) && access.long() && access.default_big()),
-            field,
-            "D/B must be 0 where L is 1",
-        )
+    fn virtual_8086(&mut self, register: SegmentRegister) -> Result<(), VmcsError> {
+        let segment = self.segment(register)?;
+        let [_, base, limit, access] = register.fields();
+        if segment.base != u64::from(segment.selector) << 4 {
+            let rule = "must be 16 times the selector in virtual-8086 mode";
+            self.fail(base, rule)?;
+        }
+        if segment.limit != 0xffff {
+            self.fail(limit, "must be 0xffff in virtual-8086 mode")?;
+        }
+        if segment.access.0 != VIRTUAL_8086 {
+            self.fail(access, "must be 0xf3 in virtual-8086 mode")?;
+        }
+        Ok(())
     }
 
-    fn data(&mut self, register: SegmentRegister, state: &GuestState) -> Result<(), VmcsError> {
-        let segment = state.segment(register);
+    fn code(&mut self) -> Result<(), VmcsError> {
+        let segment = self.segment(Cs)?;
         let access = segment.access;
-        let field = register.access_field();
-        let kind = access.segment_type();
-        let rpl = (segment.selector & 3) as u8;
-        let unrestricted = self.has(Secondary::UnrestrictedGuest);
+        let stack = self.segment(Ss)?.access;
+        let [.., field] = Cs.fields();
+        let right_type = match access.segment_type() {
+            9 | 11 | 13 | 15 => true,
+            3 => self.has(Secondary::UnrestrictedGuest),
+            _ => false,
+        };
+        if !right_type {
+            let rule = "the type must be accessed code: 9, 11, 13 or 15 (or 3 with \"unrestricted guest\")";
+            self.fail(field, rule)?;
+        }
+        let right_dpl = match access.segment_type() {
+            3 => access.dpl() == 0,
+            9 | 11 => access.dpl() == stack.dpl(),
+            13 | 15 => access.dpl() <= stack.dpl(),
+            _ => true,
+        };
+        if !right_dpl {
+            let rule = "the DPL must be 0 of type 3, that of SS of types 9 and 11, at most that of SS of types 13 and 15";
+            self.fail(field, rule)?;
+        }
+        self.code_or_data(field, &segment)?;
+        if self.has(EntryControl::Ia32eModeGuest) && access.long() && access.default_big() {
+            self.fail(field, "D/B must be 0 where L is 1")?;
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, register: SegmentRegister) -> Result<(), VmcsError> {
+        let segment = self.segment(register)?;
+        let [.., field] = register.fields();
+        let kind = segment.access.segment_type();
+        let (dpl, rpl) = (segment.access.dpl(), (segment.selector & 3) as u8);
+        let restricted = !self.has(Secondary::UnrestrictedGuest);
         if register == Ss {
-            self.require(
-                matches!(kind, 3 | 7),
-                field,
-                "the type must be accessed writable data: 3 or 7",
-            )?;
-            self.require(
-                unrestricted || access.dpl() == rpl,
-                field,
-                "the DPL must equal the RPL without \"unrestricted guest\"",
-            )?;
-            let must_be_0 = state.segment(Cs).access.segment_type() == 3 || state.cr0 & CR0_PE == 0;
-            self.require(
-                !must_be_0 || access.dpl() == 0,
-                field,
-                "the DPL must be 0 where the type of CS is 3 or CR0.PE is 0",
-            )?;
+            if !matches!(kind, 3 | 7) {
+                let rule = "the type must be accessed writable data: 3 or 7";
+                self.fail(field, rule)?;
+            }
+            if restricted && dpl != rpl {
+                let rule = "the DPL must equal the RPL without \"unrestricted guest\"";
+                self.fail(field, rule)?;
+            }
+            let real = self.get(FieldNatural::GuestCr0)? & CR0_PE == 0;
+            if dpl != 0 && (real || self.segment(Cs)?.access.segment_type() == 3) {
+                let rule = "the DPL must be 0 where the type of CS is 3 or CR0.PE is 0";
+                self.fail(field, rule)?;
+            }
         } else {
-            self.require(kind & 1 != 0, field, "the type must be accessed")?;
-            self.require(
-                kind & 8 == 0 || kind & 2 != 0,
-                field,
-                "code must be readable",
-            )?;
-            self.require(
-                unrestricted || kind > 11 || access.dpl() >= rpl,
-                field,
-                "the DPL must not be below the RPL without \"unrestricted guest\"",
-            )?;
+            if kind & 1 == 0 {
+                self.fail(field, "the type must be accessed")?;
+            }
+            if kind & 8 != 0 && kind & 2 == 0 {
+                self.fail(field, "code must be readable")?;
+            }
+            if restricted && kind <= 11 && dpl < rpl {
+                let rule = "the DPL must not be below the RPL without \"unrestricted guest\"";
+                self.fail(field, rule)?;
+            }
         }
-        self.usable(register, segment)
+        self.code_or_data(field, &segment)
     }
 
     /// What is wanted of all code and data segments that can be used.
-    fn usable(&mut self, register: SegmentRegister, segment: &Segment) -> Result<(), VmcsError> {
-        let field = register.access_field();
-        self.require(segment.access.is_code_or_data(), field, "S must be 1")?;
-        self.present(register, segment)
+    fn code_or_data(&mut self, field: Field, segment: &Segment) -> Result<(), VmcsError> {
+        if !segment.access.is_code_or_data() {
+            self.fail(field, "S must be 1")?;
+        }
+        self.present(field, segment)
     }
 
-    fn present(&mut self, register: SegmentRegister, segment: &Segment) -> Result<(), VmcsError> {
-        let field = register.access_field();
-        self.require(segment.access.present(), field, "P must be 1")?;
-        self.require(
-            segment.access.reserved() == 0,
-            field,
-            "reserved bits 31:17 and 11:8 must be 0",
-        )?;
-        self.require(
-            !segment.access.granularity() || segment.limit & 0xfff == 0xfff,
-            field,
-            "G must be 0 where any of bits 11:0 of the limit is 0",
-        )?;
-        self.require(
-            segment.access.granularity() || segment.limit >> 20 == 0,
-            field,
-            "G must be 1 where any of bits 31:20 of the limit is 1",
-        )
+    fn present(&mut self, field: Field, segment: &Segment) -> Result<(), VmcsError> {
+        let granularity = segment.access.granularity();
+        if !segment.access.present() {
+            self.fail(field, "P must be 1")?;
+        }
+        self.require_zero(field, 0xfffe_0f00)?;
+        if granularity && segment.limit & 0xfff != 0xfff {
+            let rule = "G must be 0 where any of bits 11:0 of the limit is 0";
+            self.fail(field, rule)?;
+        }
+        if !granularity && segment.limit >> 20 != 0 {
+            let rule = "G must be 1 where any of bits 31:20 of the limit is 1";
+            self.fail(field, rule)?;
+        }
+        Ok(())
     }
 
-    fn task_register(&mut self, segment: &Segment) -> Result<(), VmcsError> {
-        let field = Tr.access_field();
-        let kind = segment.access.segment_type();
-        self.require(
-            kind == 11 || kind == 3 && !self.has(Entry::Ia32eModeGuest),
-            field,
-            "the type must be a busy TSS: 11 (or 3 outside IA-32e mode)",
-        )?;
-        self.require(!segment.access.is_code_or_data(), field, "S must be 0")?;
-        self.require(!segment.access.unusable(), field, "must not be unusable")?;
-        self.present(Tr, segment)
-    }
-
-    fn local_descriptor_table(&mut self, segment: &Segment) -> Result<(), VmcsError> {
-        let field = Ldtr.access_field();
-        self.require(
-            segment.access.segment_type() == 2,
-            field,
-            "the type must be LDT: 2",
-        )?;
-        self.require(!segment.access.is_code_or_data(), field, "S must be 0")?;
-        self.present(Ldtr, segment)
+    /// TR, or an LDTR that can be used.
+    fn system(&mut self, register: SegmentRegister) -> Result<(), VmcsError> {
+        let segment = self.segment(register)?;
+        let [.., field] = register.fields();
+        match (register, segment.access.segment_type()) {
+            (Tr, 11) | (Ldtr, 2) => (),
+            (Tr, 3) if !self.has(EntryControl::Ia32eModeGuest) => (),
+            (Ldtr, _) => self.fail(field, "the type must be LDT: 2")?,
+            _ => {
+                let rule = "the type must be a busy TSS: 11 (or 3 outside IA-32e mode)";
+                self.fail(field, rule)?;
+            }
+        }
+        if segment.access.is_code_or_data() {
+            self.fail(field, "S must be 0")?;
+        }
+        if segment.access.unusable() {
+            self.fail(field, "must not be unusable")?;
+        }
+        self.present(field, &segment)
     }
 }

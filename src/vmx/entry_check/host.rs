@@ -1,7 +1,7 @@
 //! SDM "Checks on Host Control Registers, MSRs, and SSP", 28.2.2, "Checks on Host Segment and Descriptor-Table
 //! Registers", 28.2.3, and "Checks Related to Address-Space Size", 28.2.4.
 
-use super::super::controls::{Entry, Exit};
+use super::super::controls::{EntryControl, ExitControl};
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
 use super::super::register_bits::{CR4_PAE, EFER_LMA, EFER_LME};
 use super::super::vmcs::{Vmcs, VmcsError};
@@ -15,37 +15,24 @@ impl<V: Vmcs> Checker<'_, V> {
     }
 
     fn host_registers(&mut self) -> Result<(), VmcsError> {
-        let cr0 = self.vmcs.read_natural(FieldNatural::HostCr0)?;
-        self.require(
-            self.capabilities.cr0.check(cr0).is_ok(),
-            FieldNatural::HostCr0,
-            "must have the bits that VMX operation fixes (IA32_VMX_CR0_FIXED0, _FIXED1)",
-        )?;
-        let cr4 = self.vmcs.read_natural(FieldNatural::HostCr4)?;
-        self.require(
-            self.capabilities.cr4.check(cr4).is_ok(),
-            FieldNatural::HostCr4,
-            "must have the bits that VMX operation fixes (IA32_VMX_CR4_FIXED0, _FIXED1)",
-        )?;
-        self.require_cr3(FieldNatural::HostCr3)?;
+        self.require_fixed(FieldNatural::HostCr0, self.capabilities.cr0, 0)?;
+        self.require_fixed(FieldNatural::HostCr4, self.capabilities.cr4, 0)?;
+        self.require_width(FieldNatural::HostCr3, self.capabilities.physical_bits)?;
         self.require_canonical(FieldNatural::HostSysenterEsp)?;
         self.require_canonical(FieldNatural::HostSysenterEip)?;
-        if self.has(Exit::LoadPat) {
+        if self.has(ExitControl::LoadPat) {
             self.require_pat(Field64::HostPat)?;
         }
-        if self.has(Exit::LoadEfer) {
+        if self.has(ExitControl::LoadEfer) {
             self.require_efer_reserved(Field64::HostEfer)?;
-            let efer = self.vmcs.read64(Field64::HostEfer)?;
-            let expected = if self.has(Exit::HostAddressSpaceSize) {
-                EFER_LMA | EFER_LME
-            } else {
-                0
+            let expected = match self.has(ExitControl::HostAddressSpaceSize) {
+                true => EFER_LMA | EFER_LME,
+                false => 0,
             };
-            self.require(
-                efer & (EFER_LMA | EFER_LME) == expected,
-                Field64::HostEfer,
-                "LMA and LME must each equal the control \"host address-space size\"",
-            )?;
+            if self.get(Field64::HostEfer)? & (EFER_LMA | EFER_LME) != expected {
+                let rule = "LMA and LME must each equal the control \"host address-space size\"";
+                self.fail(Field64::HostEfer, rule)?;
+            }
         }
         Ok(())
     }
@@ -60,19 +47,19 @@ impl<V: Vmcs> Checker<'_, V> {
             Field16::HostGsSelector,
             Field16::HostTrSelector,
         ] {
-            let selector = self.vmcs.read16(field)?;
-            self.require(selector & 7 == 0, field, "RPL and TI must be 0")?;
+            if self.get(field)? & 7 != 0 {
+                self.fail(field, "RPL and TI must be 0")?;
+            }
         }
         for field in [Field16::HostCsSelector, Field16::HostTrSelector] {
-            let selector = self.vmcs.read16(field)?;
-            self.require(selector != 0, field, "must not be 0")?;
+            if self.get(field)? == 0 {
+                self.fail(field, "must not be 0")?;
+            }
         }
-        let ss = self.vmcs.read16(Field16::HostSsSelector)?;
-        self.require(
-            ss != 0 || self.has(Exit::HostAddressSpaceSize),
-            Field16::HostSsSelector,
-            "must not be 0 without \"host address-space size\"",
-        )?;
+        if !self.has(ExitControl::HostAddressSpaceSize) && self.get(Field16::HostSsSelector)? == 0 {
+            let rule = "must not be 0 without \"host address-space size\"";
+            self.fail(Field16::HostSsSelector, rule)?;
+        }
         for field in [
             FieldNatural::HostFsBase,
             FieldNatural::HostGsBase,
@@ -87,25 +74,18 @@ impl<V: Vmcs> Checker<'_, V> {
 
     /// The host that this runs in is in IA-32e mode.
     fn host_address_space(&mut self) -> Result<(), VmcsError> {
-        self.require(
-            self.has(Exit::HostAddressSpaceSize),
-            Field32::ExitControls,
-            "\"host address-space size\" must be 1 in IA-32e mode",
-        )?;
-        if !self.has(Exit::HostAddressSpaceSize) {
-            self.require(
-                !self.has(Entry::Ia32eModeGuest),
-                Field32::EntryControls,
-                "\"IA-32e mode guest\" needs \"host address-space size\"",
-            )?;
-            return Ok(());
+        if !self.has(ExitControl::HostAddressSpaceSize) {
+            let rule = "\"host address-space size\" must be 1 in IA-32e mode";
+            self.fail(Field32::ExitControls, rule)?;
+            return self.needs(
+                EntryControl::Ia32eModeGuest,
+                ExitControl::HostAddressSpaceSize,
+            );
         }
-        let cr4 = self.vmcs.read_natural(FieldNatural::HostCr4)?;
-        self.require(
-            cr4 & CR4_PAE != 0,
-            FieldNatural::HostCr4,
-            "PAE must be 1 with \"host address-space size\"",
-        )?;
+        if self.get(FieldNatural::HostCr4)? & CR4_PAE == 0 {
+            let rule = "PAE must be 1 with \"host address-space size\"";
+            self.fail(FieldNatural::HostCr4, rule)?;
+        }
         self.require_canonical(FieldNatural::HostRip)
     }
 }

@@ -13,9 +13,10 @@ mod host;
 use core::fmt;
 
 use super::capabilities::Capabilities;
+use super::capability_msrs::FixedBits;
 use super::controls::{Control, ControlSet};
 use super::exit::EntryFailure;
-use super::fields::Field;
+use super::fields::{Field, Field64, FieldNatural};
 use super::instruction_error::{InstructionError, VmFail};
 use super::vmcs::{Vmcs, VmcsError};
 
@@ -27,7 +28,44 @@ pub struct FailedCheck {
     /// What is in it.
     pub value: u64,
     /// What the manual wants of it.
-    pub rule: &'static str,
+    pub rule: Rule,
+}
+
+/// What the manual wants of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// These bits must be 0.
+    Zero(u64),
+    /// The first control, which is 1, needs the second.
+    Needs(Control, Control),
+    /// Anything else.
+    Words(&'static str),
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |control: Control| control.name().unwrap_or("reserved");
+        match *self {
+            Self::Words(words) => f.write_str(words),
+            Self::Needs(control, needed) => {
+                write!(f, "\"{}\" needs \"{}\"", name(control), name(needed))
+            }
+            Self::Zero(mut bits) => {
+                let mut separator = "bits ";
+                while bits != 0 {
+                    let above = 64 - bits.leading_zeros();
+                    let count = (bits << (64 - above)).leading_ones();
+                    bits &= !(!0 << (above - count));
+                    write!(f, "{separator}{}", above - 1)?;
+                    if count > 1 {
+                        write!(f, ":{}", above - count)?;
+                    }
+                    separator = ", ";
+                }
+                f.write_str(" must be 0")
+            }
+        }
+    }
 }
 
 impl fmt::Display for FailedCheck {
@@ -108,6 +146,9 @@ impl CheckGroup {
 }
 
 /// Makes the checks of `group` on the current VMCS.
+///
+/// # Errors
+/// The first field that cannot be read.
 pub fn failed_checks(
     group: CheckGroup,
     vmcs: &impl Vmcs,
@@ -138,72 +179,80 @@ impl<V: Vmcs> Checker<'_, V> {
     fn has(&self, control: impl Into<Control>) -> bool {
         self.controls.has(control)
     }
-    /// Notes that `field` breaks `rule` unless `holds`.
-    fn require(
-        &mut self,
-        holds: bool,
-        field: impl Into<Field>,
-        rule: &'static str,
-    ) -> Result<(), VmcsError> {
-        if !holds {
-            let field = field.into();
-            let value = self.vmcs.read_any(field)?;
-            self.failed.add(FailedCheck { field, value, rule });
+    fn get(&self, field: impl Into<Field>) -> Result<u64, VmcsError> {
+        self.vmcs.read_any(field.into())
+    }
+    /// Notes that `field` breaks `rule`.
+    fn broken(&mut self, field: impl Into<Field>, rule: Rule) -> Result<(), VmcsError> {
+        let field = field.into();
+        let value = self.get(field)?;
+        self.failed.add(FailedCheck { field, value, rule });
+        Ok(())
+    }
+    /// Notes that `field` is not as these words want it.
+    fn fail(&mut self, field: impl Into<Field>, words: &'static str) -> Result<(), VmcsError> {
+        self.broken(field, Rule::Words(words))
+    }
+    /// That these bits of `field` are 0.
+    fn require_zero(&mut self, field: impl Into<Field>, bits: u64) -> Result<(), VmcsError> {
+        let field = field.into();
+        if self.get(field)? & bits != 0 {
+            self.broken(field, Rule::Zero(bits))?;
         }
         Ok(())
     }
     fn require_canonical(&mut self, field: impl Into<Field>) -> Result<(), VmcsError> {
         let field = field.into();
-        let address = self.vmcs.read_any(field)?;
-        let holds = is_canonical(address, self.capabilities.linear_bits);
-        self.require(holds, field, "must be canonical")
+        if !is_canonical(self.get(field)?, self.capabilities.linear_bits) {
+            self.fail(field, "must be canonical")?;
+        }
+        Ok(())
     }
     /// That `field` is the address of a structure aligned to `1 << align_bits` in physical memory.
-    fn require_physical(
-        &mut self,
-        field: impl Into<Field>,
-        align_bits: u32,
-        unaligned: &'static str,
-    ) -> Result<(), VmcsError> {
-        let field = field.into();
-        let address = self.vmcs.read_any(field)?;
-        self.require(address & ((1 << align_bits) - 1) == 0, field, unaligned)?;
-        let narrow = self.capabilities.basic.addresses_are_32_bit();
-        let bits = if narrow {
-            32
-        } else {
-            self.capabilities.physical_bits
+    fn require_physical(&mut self, field: Field64, align_bits: u32) -> Result<(), VmcsError> {
+        self.require_zero(field, (1 << align_bits) - 1)?;
+        let bits = match self.capabilities.basic.addresses_are_32_bit() {
+            true => 32,
+            false => self.capabilities.physical_bits,
         };
-        self.require(
-            is_physical(address, bits),
-            field,
-            "must not set bits beyond the physical-address width",
-        )
+        self.require_width(field, bits)
     }
-    fn require_pat(&mut self, field: impl Into<Field>) -> Result<(), VmcsError> {
+    fn require_width(&mut self, field: impl Into<Field>, bits: u8) -> Result<(), VmcsError> {
         let field = field.into();
-        let pat = self.vmcs.read_any(field)?;
-        let valid = pat.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7));
-        self.require(
-            valid,
-            field,
-            "each of its 8 bytes must be 0 (UC), 1 (WC), 4 (WT), 5 (WP), 6 (WB) or 7 (UC-)",
-        )
+        if !is_physical(self.get(field)?, bits) {
+            let rule = "must not set bits beyond the physical-address width";
+            self.fail(field, rule)?;
+        }
+        Ok(())
     }
-    fn require_efer_reserved(&mut self, field: impl Into<Field>) -> Result<(), VmcsError> {
-        const DEFINED: u64 = 1 << 0 | 1 << 8 | 1 << 10 | 1 << 11;
-        let field = field.into();
-        let efer = self.vmcs.read_any(field)?;
-        self.require(efer & !DEFINED == 0, field, "reserved bits must be 0")
+    fn require_fixed(
+        &mut self,
+        field: FieldNatural,
+        fixed: FixedBits,
+        not_checked: u64,
+    ) -> Result<(), VmcsError> {
+        if fixed.wrong(self.get(field)?) & !not_checked != 0 {
+            let rule = match field {
+                FieldNatural::HostCr0 | FieldNatural::GuestCr0 => {
+                    "must have the bits that VMX operation fixes (IA32_VMX_CR0_FIXED0, _FIXED1)"
+                }
+                _ => "must have the bits that VMX operation fixes (IA32_VMX_CR4_FIXED0, _FIXED1)",
+            };
+            self.fail(field, rule)?;
+        }
+        Ok(())
     }
-    fn require_cr3(&mut self, field: impl Into<Field>) -> Result<(), VmcsError> {
-        let field = field.into();
-        let cr3 = self.vmcs.read_any(field)?;
-        self.require(
-            is_physical(cr3, self.capabilities.physical_bits),
-            field,
-            "bits 63:52 and bits beyond the physical-address width must be 0",
-        )
+    fn require_pat(&mut self, field: Field64) -> Result<(), VmcsError> {
+        let pat = self.get(field)?.to_le_bytes();
+        if !pat.iter().all(|t| matches!(t, 0 | 1 | 4..=7)) {
+            let rule =
+                "each of its 8 bytes must be 0 (UC), 1 (WC), 4 (WT), 5 (WP), 6 (WB) or 7 (UC-)";
+            self.fail(field, rule)?;
+        }
+        Ok(())
+    }
+    fn require_efer_reserved(&mut self, field: Field64) -> Result<(), VmcsError> {
+        self.require_zero(field, !(1 << 0 | 1 << 8 | 1 << 10 | 1 << 11))
     }
 }
 

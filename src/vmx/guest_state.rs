@@ -4,108 +4,58 @@ use super::fields::{Field, Field16, Field32, Field64, FieldNatural};
 use super::register_bits::{CR0_PG, CR4_PAE, EFER_LMA};
 use super::vmcs::{Vmcs, VmcsError};
 
-/// All of them: the guest-state area as far as our exits save it or our handlers write it, and the controls that follow the
-/// guest. The TSC offset is not here: what is kept of it is the guest's own time.
-pub const STATE_FIELDS: [Field; 60] = {
-    use Field16 as W;
-    use Field32 as D;
-    use Field64 as Q;
-    use FieldNatural as N;
-    const fn w(field: W) -> Field {
-        Field::Bits16(field)
-    }
-    const fn d(field: D) -> Field {
-        Field::Bits32(field)
-    }
-    const fn q(field: Q) -> Field {
-        Field::Bits64(field)
-    }
-    const fn n(field: N) -> Field {
-        Field::Natural(field)
-    }
+/// All of them, as the first and the last encoding of each row: the guest-state area as far as our exits save it or our
+/// handlers write it, and the controls that follow the guest. The TSC offset is not here: what is kept of it is the guest's
+/// own time.
+const ROWS: [(u32, u32); 9] = {
+    use {Field16 as W, Field32 as D, Field64 as Q, FieldNatural as N};
     [
-        n(N::GuestRip),
-        n(N::GuestRsp),
-        n(N::GuestRflags),
-        n(N::GuestCr0),
-        n(N::Cr0ReadShadow),
-        n(N::GuestCr3),
-        n(N::GuestCr4),
-        n(N::Cr4ReadShadow),
-        n(N::GuestDr7),
-        n(N::GuestPendingDebugExceptions),
-        n(N::GuestSysenterEsp),
-        n(N::GuestSysenterEip),
-        n(N::GuestGdtrBase),
-        n(N::GuestIdtrBase),
-        n(N::GuestEsBase),
-        n(N::GuestCsBase),
-        n(N::GuestSsBase),
-        n(N::GuestDsBase),
-        n(N::GuestFsBase),
-        n(N::GuestGsBase),
-        n(N::GuestLdtrBase),
-        n(N::GuestTrBase),
-        q(Q::GuestDebugctl),
-        q(Q::GuestPat),
-        q(Q::GuestEfer),
-        d(D::EntryControls),
-        d(D::EntryInterruptionInformation),
-        d(D::GuestInterruptibilityState),
-        d(D::GuestActivityState),
-        d(D::GuestSysenterCs),
-        d(D::GuestGdtrLimit),
-        d(D::GuestIdtrLimit),
-        d(D::GuestEsLimit),
-        d(D::GuestCsLimit),
-        d(D::GuestSsLimit),
-        d(D::GuestDsLimit),
-        d(D::GuestFsLimit),
-        d(D::GuestGsLimit),
-        d(D::GuestLdtrLimit),
-        d(D::GuestTrLimit),
-        d(D::GuestEsAccessRights),
-        d(D::GuestCsAccessRights),
-        d(D::GuestSsAccessRights),
-        d(D::GuestDsAccessRights),
-        d(D::GuestFsAccessRights),
-        d(D::GuestGsAccessRights),
-        d(D::GuestLdtrAccessRights),
-        d(D::GuestTrAccessRights),
-        w(W::GuestEsSelector),
-        w(W::GuestCsSelector),
-        w(W::GuestSsSelector),
-        w(W::GuestDsSelector),
-        w(W::GuestFsSelector),
-        w(W::GuestGsSelector),
-        w(W::GuestLdtrSelector),
-        w(W::GuestTrSelector),
-        q(Q::GuestPdpte0),
-        q(Q::GuestPdpte1),
-        q(Q::GuestPdpte2),
-        q(Q::GuestPdpte3),
+        (N::GuestCr0 as u32, N::GuestSysenterEip as u32),
+        (N::Cr0ReadShadow as u32, N::Cr4ReadShadow as u32),
+        (Q::GuestDebugctl as u32, Q::GuestEfer as u32),
+        (D::EntryControls as u32, D::EntryControls as u32),
+        (
+            D::EntryInterruptionInformation as u32,
+            D::EntryInterruptionInformation as u32,
+        ),
+        (D::GuestEsLimit as u32, D::GuestActivityState as u32),
+        (D::GuestSysenterCs as u32, D::GuestSysenterCs as u32),
+        (W::GuestEsSelector as u32, W::GuestTrSelector as u32),
+        (Q::GuestPdpte0 as u32, Q::GuestPdpte3 as u32),
     ]
+};
+
+/// Each of them.
+pub const GUEST_STATE_FIELDS: [Field; 60] = {
+    let mut fields = [Field::Natural(FieldNatural::GuestCr0); 60];
+    let (mut count, mut row) = (0, 0);
+    while row < ROWS.len() {
+        let (mut encoding, last) = ROWS[row];
+        while encoding <= last {
+            fields[count] = Field::from_encoding(encoding).unwrap();
+            (count, encoding) = (count + 1, encoding + 2);
+        }
+        row += 1;
+    }
+    assert!(count == fields.len());
+    fields
 };
 
 /// Four of the fields.
 const fn four(number: usize) -> [Field; 4] {
     let at = 4 * number;
-    [
-        STATE_FIELDS[at],
-        STATE_FIELDS[at + 1],
-        STATE_FIELDS[at + 2],
-        STATE_FIELDS[at + 3],
-    ]
+    let all = &GUEST_STATE_FIELDS;
+    [all[at], all[at + 1], all[at + 2], all[at + 3]]
 }
 
 /// How many of them there are without the last four, the PDPTEs, which mean something only with PAE paging: an exit from
 /// another mode leaves anything there (SDM "Saving Non-Register State", 29.3.4).
-const WITHOUT_PDPTES: usize = STATE_FIELDS.len() - 4;
+const WITHOUT_PDPTES: usize = GUEST_STATE_FIELDS.len() - 4;
 
-/// The values of [`STATE_FIELDS`], in that order.
+/// The values of [`GUEST_STATE_FIELDS`], in that order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StateFields {
-    values: [u64; STATE_FIELDS.len()],
+pub struct GuestState {
+    values: [u64; GUEST_STATE_FIELDS.len()],
     /// Whether the guest uses PAE paging, so that its PDPTEs are part of its state.
     pae: bool,
 }
@@ -127,33 +77,41 @@ macro_rules! each_four {
     }};
 }
 
-impl StateFields {
+/// Whether the guest uses PAE paging, whose PDPTEs an entry under EPT loads from the VMCS.
+pub(super) fn uses_pae(vmcs: &impl Vmcs) -> Result<bool, VmcsError> {
+    Ok(vmcs.read_natural(FieldNatural::GuestCr0)? & CR0_PG != 0
+        && vmcs.read_natural(FieldNatural::GuestCr4)? & CR4_PAE != 0
+        && vmcs.read64(Field64::GuestEfer)? & EFER_LMA == 0)
+}
+
+impl GuestState {
     /// Reads them from a VMCS.
+    ///
+    /// # Errors
+    /// The first that cannot be read.
     pub fn capture(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
-        let mut values = [0; STATE_FIELDS.len()];
-        let paging = vmcs.read_natural(FieldNatural::GuestCr0)? & CR0_PG != 0;
-        let extended = vmcs.read_natural(FieldNatural::GuestCr4)? & CR4_PAE != 0;
-        let long = vmcs.read64(Field64::GuestEfer)? & EFER_LMA != 0;
-        let pae = paging && extended && !long;
-        let used = if pae {
-            STATE_FIELDS.len()
-        } else {
-            WITHOUT_PDPTES
-        };
-        for (field, value) in STATE_FIELDS.into_iter().zip(&mut values).take(used) {
+        let pae = uses_pae(vmcs)?;
+        let mut values = [0; GUEST_STATE_FIELDS.len()];
+        for (field, value) in used(pae).zip(&mut values) {
             *value = vmcs.read_any(field)?;
         }
         Ok(Self { values, pae })
     }
 
     /// Writes them to a VMCS.
+    ///
+    /// # Errors
+    /// The first that cannot be written.
     #[inline]
     pub fn write(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         // Each four fields by name: what is known to the compiler need not be looked up.
         each_four!(self, vmcs, write_four)
     }
 
-    /// Writes them to a VMCS to which [`StateFields::write`] has written such fields before.
+    /// Writes them to a VMCS to which [`GuestState::write`] has written such fields before.
+    ///
+    /// # Errors
+    /// Of the PDPTEs only: for the others, the next access that is looked at tells.
     #[inline]
     pub fn rewrite(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         each_four!(self, vmcs, rewrite_four)
@@ -161,12 +119,7 @@ impl StateFields {
 
     /// The fields with their values.
     pub fn iter(&self) -> impl Iterator<Item = (Field, u64)> {
-        let used = if self.pae {
-            STATE_FIELDS.len()
-        } else {
-            WITHOUT_PDPTES
-        };
-        STATE_FIELDS.into_iter().zip(self.values).take(used)
+        used(self.pae).zip(self.values)
     }
 
     /// The value of a field that is one of them.
@@ -175,6 +128,12 @@ impl StateFields {
         self.iter()
             .find_map(|(known, value)| (known == field).then_some(value))
     }
+}
+
+/// Those that mean something.
+fn used(pae: bool) -> impl Iterator<Item = Field> {
+    let count = if pae { 60 } else { WITHOUT_PDPTES };
+    GUEST_STATE_FIELDS.into_iter().take(count)
 }
 
 #[cfg(test)]
@@ -242,8 +201,8 @@ mod tests {
 
     #[test]
     fn every_field_of_the_guest_is_kept_or_said_to_be_constant() {
-        let kept: BTreeSet<Field> = STATE_FIELDS.into_iter().collect();
-        assert_eq!(kept.len(), STATE_FIELDS.len(), "one is listed twice");
+        let kept: BTreeSet<Field> = GUEST_STATE_FIELDS.into_iter().collect();
+        assert_eq!(kept.len(), GUEST_STATE_FIELDS.len(), "one is listed twice");
         let constant: BTreeSet<Field> = CONSTANT.iter().map(|(field, _)| *field).collect();
         assert_eq!(constant.len(), CONSTANT.len());
         assert!(kept.is_disjoint(&constant));
@@ -270,7 +229,7 @@ mod tests {
     /// A VMCS in which every field has a value of its own, in long mode or with PAE paging.
     fn filled(long: bool) -> FakeVmcs {
         let mut vmcs = FakeVmcs::new();
-        for (value, field) in (1..).zip(STATE_FIELDS) {
+        for (value, field) in (1..).zip(GUEST_STATE_FIELDS) {
             vmcs.set(field, value);
         }
         vmcs.set(FieldNatural::GuestCr0, CR0_PG)
@@ -283,7 +242,7 @@ mod tests {
     fn what_was_captured_is_written_back_and_nothing_else() {
         for (long, fields) in [(false, 60), (true, 56)] {
             let vmcs = filled(long);
-            let state = StateFields::capture(&vmcs).unwrap();
+            let state = GuestState::capture(&vmcs).unwrap();
             assert_eq!(state.iter().count(), fields);
             for (field, value) in state.iter() {
                 assert_eq!((value, state.get(field)), (vmcs.get(field), Some(value)));
@@ -292,19 +251,23 @@ mod tests {
             assert_eq!(state.get(Field64::GuestPdpte3), (!long).then_some(60));
             let mut other = FakeVmcs::new();
             state.write(&mut other).unwrap();
-            assert_eq!(StateFields::capture(&other), Ok(state));
+            assert_eq!(GuestState::capture(&other), Ok(state));
             assert_eq!(other.writes(), fields);
-            assert!(other.written().all(|field| STATE_FIELDS.contains(&field)));
+            assert!(
+                other
+                    .written()
+                    .all(|field| GUEST_STATE_FIELDS.contains(&field))
+            );
         }
     }
 
     #[test]
     fn a_field_that_cannot_be_accessed_is_named() {
-        for field in STATE_FIELDS {
+        for field in GUEST_STATE_FIELDS {
             let mut vmcs = filled(false);
-            let state = StateFields::capture(&vmcs).unwrap();
+            let state = GuestState::capture(&vmcs).unwrap();
             vmcs.remove(field);
-            assert_eq!(StateFields::capture(&vmcs).unwrap_err().field, field);
+            assert_eq!(GuestState::capture(&vmcs).unwrap_err().field, field);
             assert_eq!(state.write(&mut vmcs).unwrap_err().field, field);
         }
     }
