@@ -15,6 +15,7 @@ pub mod frames;
 pub mod host;
 #[cfg(feature = "paging")]
 pub mod paging;
+pub mod register_bits;
 #[cfg(test)]
 mod testing;
 #[cfg(feature = "vm")]

@@ -4,7 +4,7 @@ use crate::boot::layout::DirectMap;
 use offshoot::vm::name::Name;
 use offshoot::vm::{Guest, Machine};
 use offshoot::vmx::cpu::CurrentVmcs;
-use offshoot::vmx::register_bits::BLOCKING_BY_NMI;
+use offshoot::vmx::guest_state::BLOCKING_BY_NMI;
 use offshoot::vmx::{Field32, FieldNatural, Vmcs};
 
 /// What is done to every guest before it runs.

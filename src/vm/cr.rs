@@ -7,36 +7,20 @@
 
 use core::fmt;
 
-use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
+use x86_64::registers::control::Cr4Flags;
 
 use super::cpuid::Features;
+use crate::register_bits::{
+    CR0_AM as AM, CR0_CD as CD, CR0_EM as EM, CR0_ET as ET, CR0_MP as MP, CR0_NE as NE,
+    CR0_NW as NW, CR0_PE as PE, CR0_PG as PG, CR0_TS as TS, CR0_WP as WP, CR4_MCE as MCE,
+    CR4_PAE as PAE, CR4_PCIDE as PCIDE, CR4_PGE as PGE, CR4_PSE as PSE, CR4_SMEP as SMEP,
+    CR4_VMXE as VMXE, EFER_LMA as LMA, EFER_LME as LME,
+};
 use crate::vmx::CodeMode;
 use crate::vmx::capability_msrs::FixedBits;
 use crate::vmx::segment::AccessRights;
 
-const PE: u64 = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
-const MP: u64 = Cr0Flags::MONITOR_COPROCESSOR.bits();
-const EM: u64 = Cr0Flags::EMULATE_COPROCESSOR.bits();
-const TS: u64 = Cr0Flags::TASK_SWITCHED.bits();
-const ET: u64 = Cr0Flags::EXTENSION_TYPE.bits();
-const NE: u64 = Cr0Flags::NUMERIC_ERROR.bits();
-const WP: u64 = Cr0Flags::WRITE_PROTECT.bits();
-const AM: u64 = Cr0Flags::ALIGNMENT_MASK.bits();
-const NW: u64 = Cr0Flags::NOT_WRITE_THROUGH.bits();
-const CD: u64 = Cr0Flags::CACHE_DISABLE.bits();
-const PG: u64 = Cr0Flags::PAGING.bits();
 const CR0_DEFINED: u64 = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
-
-const PSE: u64 = Cr4Flags::PAGE_SIZE_EXTENSION.bits();
-const PAE: u64 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
-const PGE: u64 = Cr4Flags::PAGE_GLOBAL.bits();
-const PCIDE: u64 = Cr4Flags::PCID.bits();
-const MCE: u64 = Cr4Flags::MACHINE_CHECK_EXCEPTION.bits();
-const SMEP: u64 = Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION.bits();
-const VMXE: u64 = Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits();
-
-const LME: u64 = EferFlags::LONG_MODE_ENABLE.bits();
-const LMA: u64 = EferFlags::LONG_MODE_ACTIVE.bits();
 
 /// The bits of CR0 that a guest may own: nothing of ours depends on them.
 const CR0_GUEST_OWNED: u64 = MP | EM | TS | WP | AM;

@@ -6,9 +6,9 @@ use super::machine::{Machine, give_back};
 use super::vcpu_state::VcpuState;
 use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::register_bits::CR4_VMXE;
 use crate::vmx::controls::{EntryControl, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
-use crate::vmx::register_bits::CR4_VMXE;
 use crate::vmx::start_state::{NO_LINK_POINTER, Start64};
 use crate::vmx::vpid::Vpid;
 use crate::vmx::{

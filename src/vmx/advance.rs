@@ -2,10 +2,9 @@
 
 use super::code_mode::CodeMode;
 use super::fields::{Field32, Field64, FieldNatural};
-use super::register_bits::{
-    BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, DEBUGCTL_BTF, PENDING_BS, RFLAGS_RF, RFLAGS_TF,
-};
+use super::guest_state::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, PENDING_BS};
 use super::vmcs::{Vmcs, VmcsError};
+use crate::register_bits::{DEBUGCTL_BTF, RFLAGS_RF, RFLAGS_TF};
 
 /// Moves the guest behind the instruction that exited, with all that its completion entails.
 ///

@@ -3,9 +3,10 @@
 use core::ops::BitOrAssign;
 
 use super::fields::FieldNatural;
-use super::register_bits::{CR4_DE, PENDING_ENABLED_BREAKPOINT};
+use super::guest_state::PENDING_ENABLED_BREAKPOINT;
 use super::vmcs::{Vmcs, VmcsError};
 use crate::addr::Gva;
+use crate::register_bits::CR4_DE;
 
 /// The breakpoints of a guest (SDM "Debug Registers", 19.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,9 @@ impl Met {
 
     /// Has the next VM entry deliver #DB for them, together with a single step that is due. To be called where the
     /// instruction, or the element, is completed.
+    ///
+    /// # Errors
+    /// What VMREAD or VMWRITE says.
     pub fn pend(self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
         let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
         vmcs.write_natural(FieldNatural::GuestPendingDebugExceptions, pending | self.0)

@@ -5,7 +5,7 @@ use core::fmt;
 use bit_field::BitField;
 
 use super::controls::Control;
-use super::register_bits::{CR0_PE, CR0_PG};
+use crate::register_bits::{CR0_PE, CR0_PG};
 
 /// IA32_VMX_BASIC (SDM "Basic VMX Information", A.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

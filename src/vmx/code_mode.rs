@@ -1,9 +1,9 @@
 //! What code a guest executes: 16-, 32- or 64-bit.
 
 use super::fields::{Field32, Field64};
-use super::register_bits::EFER_LMA;
 use super::segment::AccessRights;
 use super::vmcs::{Vmcs, VmcsError};
+use crate::register_bits::EFER_LMA;
 
 /// What code the bytes at RIP are (SDM "Default Operation and Address Size", vol. 2, 2.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,9 @@ impl CodeMode {
         }
     }
     /// Of the guest in the VMCS.
+    ///
+    /// # Errors
+    /// What VMREAD says.
     pub fn read(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
         let cs = AccessRights(vmcs.read32(Field32::GuestCsAccessRights)?);
         Ok(Self::of(vmcs.read64(Field64::GuestEfer)?, cs))

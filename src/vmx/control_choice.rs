@@ -8,6 +8,8 @@ use super::controls::{
 };
 use crate::ept::EptCapability;
 
+use Need::{Must, Never, Nice, NiceIf, Switched};
+
 /// How much a control is wanted.
 #[derive(Clone, Copy)]
 enum Need {
@@ -26,87 +28,84 @@ enum Need {
 /// The table. What does not stand here is 0 unless the CPU insists on 1.
 static WANTED: &[(Control, Need)] = &[
     // The host stays in charge of interrupts, NMIs and time.
-    (Pin::ExternalInterruptExiting.control(), Need::Must),
-    (Pin::NmiExiting.control(), Need::Must),
-    (Pin::VirtualNmis.control(), Need::Nice),
-    (Pin::ActivatePreemptionTimer.control(), Need::Must),
-    (Pin::ProcessPostedInterrupts.control(), Need::Never),
-    (Primary::InterruptWindowExiting.control(), Need::Switched),
-    (Primary::UseTscOffsetting.control(), Need::Must),
-    (Primary::HltExiting.control(), Need::Must),
+    (Pin::ExternalInterruptExiting.control(), Must),
+    (Pin::NmiExiting.control(), Must),
+    (Pin::VirtualNmis.control(), Nice),
+    (Pin::ActivatePreemptionTimer.control(), Must),
+    (Pin::ProcessPostedInterrupts.control(), Never),
+    (Primary::InterruptWindowExiting.control(), Switched),
+    (Primary::UseTscOffsetting.control(), Must),
+    (Primary::HltExiting.control(), Must),
     // MONITOR and MWAIT are not offered in CPUID; without exits they would run, and could idle the CPU.
-    (Primary::MwaitExiting.control(), Need::Must),
-    (Primary::MonitorExiting.control(), Need::Must),
+    (Primary::MwaitExiting.control(), Must),
+    (Primary::MonitorExiting.control(), Must),
     // The counters and the task priority are the host's. CR8 without an exit is the real one.
-    (Primary::RdpmcExiting.control(), Need::Must),
-    (Primary::Cr8LoadExiting.control(), Need::Must),
-    (Primary::Cr8StoreExiting.control(), Need::Must),
-    (Primary::UseIoBitmaps.control(), Need::Must),
-    (Primary::UseMsrBitmaps.control(), Need::Must),
-    (Primary::ActivateSecondaryControls.control(), Need::Must),
+    (Primary::RdpmcExiting.control(), Must),
+    (Primary::Cr8LoadExiting.control(), Must),
+    (Primary::Cr8StoreExiting.control(), Must),
+    (Primary::UseIoBitmaps.control(), Must),
+    (Primary::UseMsrBitmaps.control(), Must),
+    (Primary::ActivateSecondaryControls.control(), Must),
     // These would cost an exit for what EPT and TSC offsetting make harmless.
-    (Primary::InvlpgExiting.control(), Need::Never),
-    (Primary::RdtscExiting.control(), Need::Never),
-    (Primary::Cr3LoadExiting.control(), Need::Never),
-    (Primary::Cr3StoreExiting.control(), Need::Never),
-    (Primary::PauseExiting.control(), Need::Never),
+    (Primary::InvlpgExiting.control(), Never),
+    (Primary::RdtscExiting.control(), Never),
+    (Primary::Cr3LoadExiting.control(), Never),
+    (Primary::Cr3StoreExiting.control(), Never),
+    (Primary::PauseExiting.control(), Never),
     // These need pages that we do not give the CPU.
-    (Primary::UseTprShadow.control(), Need::Never),
-    (Primary::ActivateTertiaryControls.control(), Need::Never),
-    (Secondary::VirtualizeApicAccesses.control(), Need::Never),
-    (Secondary::VirtualizeX2apicMode.control(), Need::Never),
-    (Secondary::EnableVmFunctions.control(), Need::Never),
-    (Secondary::VmcsShadowing.control(), Need::Never),
-    (Secondary::EptViolationVe.control(), Need::Never),
-    (Secondary::EnableEpt.control(), Need::Must),
+    (Primary::UseTprShadow.control(), Never),
+    (Primary::ActivateTertiaryControls.control(), Never),
+    (Secondary::VirtualizeApicAccesses.control(), Never),
+    (Secondary::VirtualizeX2apicMode.control(), Never),
+    (Secondary::EnableVmFunctions.control(), Never),
+    (Secondary::VmcsShadowing.control(), Never),
+    (Secondary::EptViolationVe.control(), Never),
+    (Secondary::EnableEpt.control(), Must),
     (
         Secondary::EnableVpid.control(),
-        Need::NiceIf(|capabilities| capabilities.ept.can_flush_vpid()),
+        NiceIf(|capabilities| capabilities.ept.can_flush_vpid()),
     ),
     // The CPU logs only where it marks.
     (
         Secondary::EnablePml.control(),
-        Need::NiceIf(|capabilities| capabilities.ept.accessed_dirty),
+        NiceIf(|capabilities| capabilities.ept.accessed_dirty),
     ),
-    (Secondary::UnrestrictedGuest.control(), Need::Nice),
+    (Secondary::UnrestrictedGuest.control(), Nice),
     // Each of these instructions is #UD in the guest unless its control is 1.
-    (Secondary::EnableRdtscp.control(), Need::Nice),
-    (Secondary::EnableInvpcid.control(), Need::Nice),
-    (Secondary::EnableXsaves.control(), Need::Never),
-    (Secondary::EnableUserWaitAndPause.control(), Need::Never),
-    (Secondary::EnablePconfig.control(), Need::Never),
+    (Secondary::EnableRdtscp.control(), Nice),
+    (Secondary::EnableInvpcid.control(), Nice),
+    (Secondary::EnableXsaves.control(), Never),
+    (Secondary::EnableUserWaitAndPause.control(), Never),
+    (Secondary::EnablePconfig.control(), Never),
     // A guest must not flush the host's caches or make enclaves.
-    (Secondary::WbinvdExiting.control(), Need::Nice),
-    (Secondary::EnableEnclsExiting.control(), Need::Nice),
+    (Secondary::WbinvdExiting.control(), Nice),
+    (Secondary::EnableEnclsExiting.control(), Nice),
     // A guest that locks the bus or holds back every interrupt pays for it with an exit each time.
-    (Secondary::BusLockDetection.control(), Need::Nice),
-    (Secondary::InstructionTimeout.control(), Need::Nice),
-    (Secondary::EnableEnclvExiting.control(), Need::Nice),
-    (Secondary::RdrandExiting.control(), Need::Never),
-    (Secondary::RdseedExiting.control(), Need::Never),
-    (Secondary::ModeBasedExecuteControl.control(), Need::Never),
-    (ExitControl::SaveDebugControls.control(), Need::Must),
-    (ExitControl::HostAddressSpaceSize.control(), Need::Must),
-    (
-        ExitControl::AcknowledgeInterruptOnExit.control(),
-        Need::Must,
-    ),
-    (ExitControl::SavePat.control(), Need::Must),
-    (ExitControl::LoadPat.control(), Need::Must),
-    (ExitControl::SaveEfer.control(), Need::Must),
-    (ExitControl::LoadEfer.control(), Need::Must),
-    (ExitControl::SavePreemptionTimer.control(), Need::Nice),
-    (EntryControl::LoadDebugControls.control(), Need::Must),
-    (EntryControl::Ia32eModeGuest.control(), Need::Switched),
-    (EntryControl::EntryToSmm.control(), Need::Never),
-    (EntryControl::DeactivateDualMonitor.control(), Need::Never),
-    (EntryControl::LoadPat.control(), Need::Must),
-    (EntryControl::LoadEfer.control(), Need::Must),
+    (Secondary::BusLockDetection.control(), Nice),
+    (Secondary::InstructionTimeout.control(), Nice),
+    (Secondary::EnableEnclvExiting.control(), Nice),
+    (Secondary::RdrandExiting.control(), Never),
+    (Secondary::RdseedExiting.control(), Never),
+    (Secondary::ModeBasedExecuteControl.control(), Never),
+    (ExitControl::SaveDebugControls.control(), Must),
+    (ExitControl::HostAddressSpaceSize.control(), Must),
+    (ExitControl::AcknowledgeInterruptOnExit.control(), Must),
+    (ExitControl::SavePat.control(), Must),
+    (ExitControl::LoadPat.control(), Must),
+    (ExitControl::SaveEfer.control(), Must),
+    (ExitControl::LoadEfer.control(), Must),
+    (ExitControl::SavePreemptionTimer.control(), Nice),
+    (EntryControl::LoadDebugControls.control(), Must),
+    (EntryControl::Ia32eModeGuest.control(), Switched),
+    (EntryControl::EntryToSmm.control(), Never),
+    (EntryControl::DeactivateDualMonitor.control(), Never),
+    (EntryControl::LoadPat.control(), Must),
+    (EntryControl::LoadEfer.control(), Must),
     // What an exit does not load must not be loaded by an entry.
-    (EntryControl::LoadPerfGlobalCtrl.control(), Need::Never),
-    (EntryControl::LoadBndcfgs.control(), Need::Never),
-    (EntryControl::LoadCetState.control(), Need::Never),
-    (EntryControl::LoadPkrs.control(), Need::Never),
+    (EntryControl::LoadPerfGlobalCtrl.control(), Never),
+    (EntryControl::LoadBndcfgs.control(), Never),
+    (EntryControl::LoadCetState.control(), Never),
+    (EntryControl::LoadPkrs.control(), Never),
 ];
 
 /// What a CPU with VMX lacks to run our guests. Its text names every single thing.
@@ -146,6 +145,9 @@ impl core::error::Error for UnmetControls {}
 /// The controls that every guest of ours starts with on this CPU, or what it lacks for them.
 ///
 /// "IA-32e mode guest" is left 0: it follows the mode of the guest.
+///
+/// # Errors
+/// All that this CPU lacks.
 pub fn choose_controls(capabilities: &Capabilities) -> Result<ControlSet, UnmetControls> {
     let mut chosen = ControlSet::EMPTY;
     let mut missing = ControlSet::EMPTY;

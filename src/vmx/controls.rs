@@ -41,6 +41,7 @@ impl ControlWord {
     ];
 
     /// The field that holds the word.
+    #[inline(always)]
     pub const fn field(self) -> Field {
         match self {
             Self::Pin => Field::Bits32(Field32::PinBasedControls),
@@ -53,6 +54,7 @@ impl ControlWord {
         }
     }
     /// The control of an earlier word without which this one counts as 0 and its field may not exist.
+    #[inline(always)]
     pub const fn activated_by(self) -> Option<Control> {
         match self {
             Self::Secondary => Some(Primary::ActivateSecondaryControls.control()),
@@ -99,22 +101,6 @@ impl Control {
     pub const fn mask(self) -> u64 {
         1 << self.bit
     }
-    /// Its name in the manual, if it has one.
-    pub fn name(self) -> Option<&'static str> {
-        match self.word {
-            ControlWord::Pin => Pin::try_from(self.bit).ok().map(Pin::name),
-            ControlWord::Primary => Primary::try_from(self.bit).ok().map(Primary::name),
-            ControlWord::Secondary => Secondary::try_from(self.bit).ok().map(Secondary::name),
-            ControlWord::Tertiary => Tertiary::try_from(self.bit).ok().map(Tertiary::name),
-            ControlWord::Exit => ExitControl::try_from(self.bit).ok().map(ExitControl::name),
-            ControlWord::SecondaryExit => SecondaryExit::try_from(self.bit)
-                .ok()
-                .map(SecondaryExit::name),
-            ControlWord::Entry => EntryControl::try_from(self.bit)
-                .ok()
-                .map(EntryControl::name),
-        }
-    }
 }
 
 impl fmt::Display for Control {
@@ -131,30 +117,33 @@ impl fmt::Debug for Control {
 }
 
 macro_rules! controls {
-    ($(#[$doc:meta])* $enum:ident of $word:ident { $($name:ident = $bit:literal $text:literal,)* }) => {
-        numeric_enum_macro::numeric_enum! {
+    ($($(#[$doc:meta])* $enum:ident of $word:ident { $($name:ident = $bit:literal $text:literal,)* })*) => {
+        $(
             #[repr(u8)]
             $(#[$doc])*
             #[derive(Clone, Copy, Debug, PartialEq, Eq)]
             pub enum $enum {
                 $(#[doc = $text] $name = $bit,)*
             }
-        }
-        impl $enum {
-            /// The name in the manual.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$name => $text,)*
+            impl $enum {
+                /// This, as a control of any word.
+                pub const fn control(self) -> Control {
+                    Control::new(ControlWord::$word, self as u8)
                 }
             }
-            /// This, as a control of any word.
-            pub const fn control(self) -> Control {
-                Control::new(ControlWord::$word, self as u8)
+            impl From<$enum> for Control {
+                fn from(control: $enum) -> Self {
+                    control.control()
+                }
             }
-        }
-        impl From<$enum> for Control {
-            fn from(control: $enum) -> Self {
-                control.control()
+        )*
+        impl Control {
+            /// Its name in the manual, if it has one.
+            pub const fn name(self) -> Option<&'static str> {
+                match (self.word, self.bit) {
+                    $($((ControlWord::$word, $bit) => Some($text),)*)*
+                    _ => None,
+                }
             }
         }
     };
@@ -169,9 +158,6 @@ controls! {
         ActivatePreemptionTimer = 6 "activate VMX-preemption timer",
         ProcessPostedInterrupts = 7 "process posted interrupts",
     }
-}
-
-controls! {
     /// Primary processor-based VM-execution controls.
     Primary of Primary {
         InterruptWindowExiting = 2 "interrupt-window exiting",
@@ -197,9 +183,6 @@ controls! {
         PauseExiting = 30 "PAUSE exiting",
         ActivateSecondaryControls = 31 "activate secondary controls",
     }
-}
-
-controls! {
     /// Secondary processor-based VM-execution controls.
     Secondary of Secondary {
         VirtualizeApicAccesses = 0 "virtualize APIC accesses",
@@ -234,9 +217,6 @@ controls! {
         BusLockDetection = 30 "VMM bus-lock detection",
         InstructionTimeout = 31 "instruction timeout",
     }
-}
-
-controls! {
     /// Tertiary processor-based VM-execution controls.
     Tertiary of Tertiary {
         LoadiwkeyExiting = 0 "LOADIWKEY exiting",
@@ -247,9 +227,6 @@ controls! {
         EnableMsrListInstructions = 6 "enable MSR-list instructions",
         VirtualizeSpecCtrl = 7 "virtualize IA32_SPEC_CTRL",
     }
-}
-
-controls! {
     /// Primary VM-exit controls.
     ExitControl of Exit {
         SaveDebugControls = 2 "save debug controls",
@@ -271,18 +248,12 @@ controls! {
         SavePerfGlobalCtl = 30 "save IA32_PERF_GLOBAL_CTL",
         ActivateSecondaryControls = 31 "activate secondary controls",
     }
-}
-
-controls! {
     /// Secondary VM-exit controls.
     SecondaryExit of SecondaryExit {
         SaveFred = 0 "save IA32_FRED",
         LoadFred = 1 "load IA32_FRED",
         PrematurelyBusyShadowStack = 3 "prematurely busy shadow stack",
     }
-}
-
-controls! {
     /// VM-entry controls.
     EntryControl of Entry {
         LoadDebugControls = 2 "load debug controls",
@@ -351,6 +322,7 @@ impl ControlSet {
     }
 
     /// Whether `word` counts.
+    #[inline(always)]
     pub fn activates(&self, word: ControlWord) -> bool {
         word.activated_by().is_none_or(|control| self.has(control))
     }
@@ -362,12 +334,14 @@ impl ControlSet {
     /// # Errors
     /// The first field that cannot be written.
     pub fn write(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        for word in ControlWord::ALL {
-            if self.activates(word) {
-                // Words in fields of 32 bits have no bit above: no capability MSR has.
-                vmcs.write_any(word.field(), self.word(word))?;
-            }
-        }
+        // One by one: what is known of each word to the compiler need not be looked up at each fork.
+        self.write_word(ControlWord::Pin, vmcs)?;
+        self.write_word(ControlWord::Primary, vmcs)?;
+        self.write_word(ControlWord::Secondary, vmcs)?;
+        self.write_word(ControlWord::Tertiary, vmcs)?;
+        self.write_word(ControlWord::Exit, vmcs)?;
+        self.write_word(ControlWord::SecondaryExit, vmcs)?;
+        self.write_word(ControlWord::Entry, vmcs)?;
         if self.has(Secondary::EnableEnclsExiting) {
             vmcs.write64(Field64::EnclsExitingBitmap, u64::MAX)?;
         }
@@ -375,6 +349,15 @@ impl ControlSet {
             vmcs.write64(Field64::EnclvExitingBitmap, u64::MAX)?;
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn write_word(&self, word: ControlWord, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
+        match self.activates(word) {
+            // Words in fields of 32 bits have no bit above: no capability MSR has.
+            true => vmcs.write_any(word.field(), self.word(word)),
+            false => Ok(()),
+        }
     }
 
     /// Reads the words back from the VMCS. A word that is not activated counts as 0, as it does for the CPU.

@@ -6,12 +6,10 @@ use bit_field::BitField;
 
 use super::advance::{set_resume_flag, undo_step};
 use super::fields::{Field32, Field64, FieldNatural};
+use super::guest_state::{BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, PENDING_BS};
 use super::interruption::{Interruption, InterruptionType};
-use super::register_bits::{
-    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, CR0_PE, DEBUGCTL_BTF, PENDING_BS,
-    RFLAGS_TF,
-};
 use super::vmcs::{Vmcs, VmcsError};
+use crate::register_bits::{CR0_PE, DEBUGCTL_BTF, RFLAGS_TF};
 
 /// Something to be delivered to the guest through its IDT at the next VM entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

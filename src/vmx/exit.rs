@@ -237,6 +237,9 @@ impl ExitReasonField {
         self.0.get_bit(31)
     }
     /// What the field says. `qualification` is the exit qualification, asked for only of a failed entry.
+    ///
+    /// # Errors
+    /// That of `qualification`.
     #[inline]
     pub fn decode<E>(self, qualification: impl FnOnce() -> Result<u64, E>) -> Result<Exit, E> {
         if self.entry_failed() {
@@ -269,6 +272,9 @@ impl ExitReasonField {
 
 impl Exit {
     /// Reads from the VMCS what ended the last VM entry.
+    ///
+    /// # Errors
+    /// What VMREAD says.
     #[inline]
     pub fn read(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
         ExitReasonField(vmcs.read32(Field32::ExitReason)?)

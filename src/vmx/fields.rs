@@ -42,24 +42,6 @@ impl Field {
             Self::Natural(field) => field as u32,
         }
     }
-    /// The field with this encoding, which has its width in bits 14:13.
-    pub const fn from_encoding(encoding: u32) -> Option<Self> {
-        match encoding >> 13 {
-            0 => Field16::from_encoding(encoding),
-            1 => Field64::from_encoding(encoding),
-            2 => Field32::from_encoding(encoding),
-            _ => FieldNatural::from_encoding(encoding),
-        }
-    }
-    /// The name in the manual.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Bits16(field) => field.name(),
-            Self::Bits32(field) => field.name(),
-            Self::Bits64(field) => field.name(),
-            Self::Natural(field) => field.name(),
-        }
-    }
     /// What the field belongs to.
     pub const fn field_type(self) -> FieldType {
         match self.encoding() >> 10 & 3 {
@@ -86,31 +68,34 @@ impl fmt::Display for Field {
 }
 
 macro_rules! fields {
-    ($(#[$doc:meta])* $name:ident, $width:ident { $($field:ident = $encoding:literal $text:literal,)* }) => {
-        #[repr(u32)]
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name {
-            $(#[doc = $text] $field = $encoding,)*
-        }
-        impl $name {
-            /// The name in the manual.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$field => $text,)*
+    ($($(#[$doc:meta])* $name:ident, $width:ident { $($field:ident = $encoding:literal $text:literal,)* })*) => {
+        $(
+            #[repr(u32)]
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+            pub enum $name {
+                $(#[doc = $text] $field = $encoding,)*
+            }
+            impl From<$name> for Field {
+                #[inline]
+                fn from(field: $name) -> Self {
+                    Self::$width(field)
                 }
             }
-            const fn from_encoding(encoding: u32) -> Option<Field> {
+        )*
+        impl Field {
+            /// The field with this encoding.
+            pub const fn from_encoding(encoding: u32) -> Option<Self> {
                 match encoding {
-                    $($encoding => Some(Field::$width(Self::$field)),)*
+                    $($($encoding => Some(Self::$width($name::$field)),)*)*
                     _ => None,
                 }
             }
-        }
-        impl From<$name> for Field {
-            #[inline]
-            fn from(field: $name) -> Self {
-                Self::$width(field)
+            /// The name in the manual.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($(Self::$width($name::$field) => $text,)*)*
+                }
             }
         }
     };
@@ -143,9 +128,6 @@ fields! {
         HostGsSelector = 0x0c0a "host GS selector",
         HostTrSelector = 0x0c0c "host TR selector",
     }
-}
-
-fields! {
     /// The 64-bit fields, by their full encodings.
     Field64, Bits64 {
         IoBitmapA = 0x2000 "address of I/O bitmap A",
@@ -222,9 +204,6 @@ fields! {
         HostFredSsp2 = 0x2c14 "host IA32_FRED_SSP2",
         HostFredSsp3 = 0x2c16 "host IA32_FRED_SSP3",
     }
-}
-
-fields! {
     /// The 32-bit fields.
     Field32, Bits32 {
         PinBasedControls = 0x4000 "pin-based VM-execution controls",
@@ -279,9 +258,6 @@ fields! {
         PreemptionTimerValue = 0x482e "VMX-preemption timer value",
         HostSysenterCs = 0x4c00 "host IA32_SYSENTER_CS",
     }
-}
-
-fields! {
     /// The fields of natural width: 64 bits on every CPU that this hypervisor runs on.
     FieldNatural, Natural {
         Cr0GuestHostMask = 0x6000 "CR0 guest/host mask",

@@ -1,8 +1,21 @@
 //! The fields of the VMCS that a guest can change: what is kept of a guest that is frozen, and written to bring it back.
 
 use super::fields::{Field, Field16, Field32, Field64, FieldNatural};
-use super::register_bits::{CR0_PG, CR4_PAE, EFER_LMA};
 use super::vmcs::{Vmcs, VmcsError};
+use crate::register_bits::{CR0_PG, CR4_PAE, EFER_LMA};
+
+/// Interruptibility state: blocking by STI.
+pub const BLOCKING_BY_STI: u32 = 1 << 0;
+/// Interruptibility state: blocking by MOV SS.
+pub const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
+/// Interruptibility state: blocking by SMI.
+pub const BLOCKING_BY_SMI: u32 = 1 << 2;
+/// Interruptibility state: blocking by NMI.
+pub const BLOCKING_BY_NMI: u32 = 1 << 3;
+/// Pending debug exceptions: one of the breakpoints in bits 3:0 is enabled.
+pub const PENDING_ENABLED_BREAKPOINT: u64 = 1 << 12;
+/// Pending debug exceptions: BS, a single step.
+pub const PENDING_BS: u64 = 1 << 14;
 
 /// All of them, as the first and the last encoding of each row: the guest-state area as far as our exits save it or our
 /// handlers write it, and the controls that follow the guest. The TSC offset is not here: what is kept of it is the guest's

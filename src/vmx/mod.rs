@@ -26,7 +26,6 @@ pub mod instruction_error;
 pub mod interruption;
 pub mod pml;
 pub mod qualification;
-pub mod register_bits;
 mod regs;
 pub mod segment;
 pub mod start_state;

@@ -30,24 +30,11 @@ numeric_enum! {
 impl Gpr {
     /// The register that bits 3:0 of `number` encode.
     pub const fn from_low_bits(number: u64) -> Self {
-        match number & 15 {
-            0 => Self::Rax,
-            1 => Self::Rcx,
-            2 => Self::Rdx,
-            3 => Self::Rbx,
-            4 => Self::Rsp,
-            5 => Self::Rbp,
-            6 => Self::Rsi,
-            7 => Self::Rdi,
-            8 => Self::R8,
-            9 => Self::R9,
-            10 => Self::R10,
-            11 => Self::R11,
-            12 => Self::R12,
-            13 => Self::R13,
-            14 => Self::R14,
-            _ => Self::R15,
-        }
+        use Gpr::*;
+        const BY_NUMBER: [Gpr; 16] = [
+            Rax, Rcx, Rdx, Rbx, Rsp, Rbp, Rsi, Rdi, R8, R9, R10, R11, R12, R13, R14, R15,
+        ];
+        BY_NUMBER[(number & 15) as usize]
     }
 }
 

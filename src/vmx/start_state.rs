@@ -5,12 +5,12 @@
 use super::capabilities::Capabilities;
 use super::fields::{Field, Field32, Field64, FieldNatural, FieldType};
 use super::guest_state::GUEST_STATE_FIELDS;
-use super::register_bits::{
+use super::segment::{AccessRights, Segment, SegmentRegister};
+use super::vmcs::{Vmcs, VmcsError};
+use crate::register_bits::{
     CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_PAE, DR7_RESET,
     EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, PAT_RESET, RFLAGS_RESET,
 };
-use super::segment::{AccessRights, Segment, SegmentRegister};
-use super::vmcs::{Vmcs, VmcsError};
 
 /// The VMCS link pointer of a CPU that shadows no VMCS.
 pub const NO_LINK_POINTER: u64 = u64::MAX;
@@ -82,12 +82,12 @@ const EMPTY_TSS: Segment = Segment {
     access: AccessRights::BUSY_TSS,
 };
 
-/// What an exit loads: the host-state area, fields excepted that no exit of ours loads.
+/// What an exit loads: the host-state area, fields excepted that no exit of ours loads, and RSP, which the entry routine keeps.
 ///
 /// It loads no limits of GDTR and IDTR: they are 0xffff afterwards (SDM "Loading Host Segment and Descriptor-Table
 /// Registers", 29.5.2), so the host's tables must be loaded again if longer memory than theirs must not be reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostState(pub [(Field, u64); 22]);
+pub struct HostState(pub [(Field, u64); 21]);
 
 impl HostState {
     /// Writes it.
@@ -95,8 +95,8 @@ impl HostState {
     /// # Errors
     /// The first field that cannot be written.
     pub fn write(&self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        for (field, value) in self.0 {
-            vmcs.write_any(field, value)?;
+        for (field, value) in &self.0 {
+            vmcs.write_any(*field, *value)?;
         }
         Ok(())
     }

@@ -69,6 +69,9 @@ impl Vpid {
 
     /// To be called before the guest is entered for the first time after a change of its state: drops what is stale, by
     /// `invvpid` of the number. Once is enough.
+    ///
+    /// # Errors
+    /// That of `invvpid`: it is owed still.
     #[inline(always)]
     pub fn make_ready<E>(&mut self, invvpid: impl FnOnce(u16) -> Result<(), E>) -> Result<(), E> {
         if self.stale {
@@ -78,6 +81,9 @@ impl Vpid {
     }
 
     /// Drops all that is cached, as the guest has asked for or is to be spared.
+    ///
+    /// # Errors
+    /// That of `invvpid`: it is owed still.
     pub fn flush<E>(&mut self, invvpid: impl FnOnce(u16) -> Result<(), E>) -> Result<(), E> {
         if let Some(number) = self.number() {
             invvpid(number)?;

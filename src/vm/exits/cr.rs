@@ -7,9 +7,9 @@ use super::super::run::{Next, Running};
 use crate::addr::Gpa;
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
+use crate::register_bits::EFER_LMA;
 use crate::vmx::controls::{ControlWord, EntryControl};
 use crate::vmx::qualification::{ControlRegister, CrAccess};
-use crate::vmx::register_bits::EFER_LMA;
 use crate::vmx::segment::AccessRights;
 use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, Gpr, VmFail, Vmcs, VmcsError};
 

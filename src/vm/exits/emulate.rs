@@ -13,8 +13,8 @@ use super::io::GuestPorts;
 use super::view::{View, breakpoints};
 use crate::addr::Gva;
 use crate::frames::PhysMem;
+use crate::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
 use crate::vmx::breakpoints::Met;
-use crate::vmx::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
 use crate::vmx::segment::{AccessRights, SegmentRegister};
 use crate::vmx::{
     Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip_by, repeat,

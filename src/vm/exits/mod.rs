@@ -17,10 +17,10 @@ use super::run::{Next, Running};
 use super::{Host, xcr0};
 use crate::addr::Gpa;
 use crate::frames::PhysMem;
+use crate::register_bits::RFLAGS_IF;
 use crate::vmx::exit::ExitReason;
 use crate::vmx::{Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError};
 
-const RFLAGS_IF: u64 = 1 << 9;
 /// How many frames are to be zeroed ahead of need: 1 MiB.
 pub(super) const ZEROED_GOAL: u32 = 256;
 /// How many of them are zeroed while a guest halts.

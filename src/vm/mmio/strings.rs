@@ -6,8 +6,8 @@ use super::alu::{self, ZERO};
 use super::execute::{Progress, Run, Stop, reaches};
 use super::instruction::{Binary, Part, Repeat, StringOp};
 use crate::addr::Gva;
+use crate::register_bits::RFLAGS_TF;
 use crate::vmx::Gpr;
-use crate::vmx::register_bits::RFLAGS_TF;
 use crate::vmx::segment::SegmentRegister;
 
 /// RFLAGS.DF.

@@ -11,7 +11,7 @@ use super::super::fields::{Field16, Field32, Field64, FieldNatural as N};
 use super::super::start_state::HostState;
 use super::guard::exit_point;
 
-/// Reads the host's state. RSP is left 0: the entry routine keeps it.
+/// Reads the host's state.
 ///
 /// An exit loads selectors with RPL and TI clear (SDM "Checks on Host Segment and Descriptor-Table Registers", 28.2.3),
 /// which the kernel's are.
@@ -50,7 +50,6 @@ pub unsafe fn read_host_state() -> HostState {
         (Field32::HostSysenterCs.into(), rdmsr(msr::IA32_SYSENTER_CS)),
         (N::HostSysenterEsp.into(), rdmsr(msr::IA32_SYSENTER_ESP)),
         (N::HostSysenterEip.into(), rdmsr(msr::IA32_SYSENTER_EIP)),
-        (N::HostRsp.into(), 0),
         (N::HostRip.into(), exit_point()),
     ])
 }

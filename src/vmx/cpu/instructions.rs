@@ -247,6 +247,16 @@ impl Vmcs for CurrentVmcs {
     width!(read64, write64, Field64, u64);
     width!(read_natural, write_natural, FieldNatural, u64);
 
+    // The CPU itself knows how wide a field is.
+    #[inline(always)]
+    fn read_any(&self, field: Field) -> Result<u64, VmcsError> {
+        self.read(field.encoding(), || field)
+    }
+    #[inline(always)]
+    fn write_any(&mut self, field: Field, value: u64) -> Result<(), VmcsError> {
+        self.write(field.encoding(), value, || field)
+    }
+
     /// Four VMWRITEs with nothing but a jump behind each.
     #[inline(always)]
     fn write_four<const AT: usize, const N: usize>(

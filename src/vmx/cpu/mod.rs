@@ -35,6 +35,9 @@ pub struct Vmx {
 impl Vmx {
     /// Turns VMX operation on.
     ///
+    /// # Errors
+    /// What VMXON says: VMX operation is off then.
+    ///
     /// # Safety
     /// The CPU must have VMX, with IA32_FEATURE_CONTROL locked and allowing it; CR0 and CR4 must satisfy the fixed bits
     /// (CR4.VMXE is set here). `region` must be a frame that begins with the VMCS revision identifier and belongs to
@@ -61,6 +64,9 @@ impl Vmx {
     /// Makes a frame that begins with the revision identifier a VMCS that is neither current nor launched. Also takes
     /// a VMCS off this CPU, which writes what is cached of it to memory.
     ///
+    /// # Errors
+    /// What VMCLEAR says.
+    ///
     /// # Safety
     /// The frame belongs to the caller, for this VMCS alone.
     pub unsafe fn clear(&mut self, vmcs: Hpa) -> Result<(), VmFail> {
@@ -69,6 +75,9 @@ impl Vmx {
     }
 
     /// Makes a VMCS current.
+    ///
+    /// # Errors
+    /// What VMPTRLD says.
     ///
     /// # Safety
     /// `vmcs` must have been through [`Vmx::clear`] and must stay its own until cleared again; no other
@@ -80,6 +89,9 @@ impl Vmx {
     }
 
     /// INVEPT.
+    ///
+    /// # Errors
+    /// What INVEPT says, of a type that the CPU lacks above all.
     pub fn invept(&mut self, kind: Invalidation, eptp: u64) -> Result<(), VmFail> {
         add(Counted::Invepts, 1);
         if cfg!(feature = "forget-invept") {
@@ -90,6 +102,9 @@ impl Vmx {
     }
 
     /// INVVPID of one VPID, or of all on a CPU that can only do that.
+    ///
+    /// # Errors
+    /// What INVVPID says where neither type is there.
     ///
     /// # Safety
     /// The capability MSR must list INVVPID: without it the instruction is undefined.

@@ -177,9 +177,8 @@ impl Resident {
         )
     }
 
-    fn msrs(features: ResidentFeatures) -> impl Iterator<Item = u32> {
-        let count = SWITCHED_MSRS.len() - usize::from(!features.tsc_aux);
-        SWITCHED_MSRS.into_iter().map(|(msr, _)| msr).take(count)
+    fn msrs(features: ResidentFeatures) -> &'static [(u32, &'static str)] {
+        &SWITCHED_MSRS[..SWITCHED_MSRS.len() - usize::from(!features.tsc_aux)]
     }
 
     /// Reads what is in the CPU now.
@@ -195,8 +194,8 @@ impl Resident {
             }
             state.dr = breakpoint_addresses();
             (state.dr6, state.cr2) = (Dr6::read_raw(), Cr2::read_raw());
-            for (slot, index) in state.msrs.iter_mut().zip(Self::msrs(features)) {
-                *slot = msr::rdmsr(index);
+            for (slot, (index, _)) in state.msrs.iter_mut().zip(Self::msrs(features)) {
+                *slot = msr::rdmsr(*index);
             }
         }
         state
@@ -215,8 +214,8 @@ impl Resident {
                 in(reg) self.dr[0], in(reg) self.dr[1], in(reg) self.dr[2], in(reg) self.dr[3],
                 in(reg) self.dr6, in(reg) self.cr2, options(nomem, nostack, preserves_flags),
             );
-            for (value, index) in self.msrs.iter().zip(Self::msrs(features)) {
-                msr::wrmsr(index, *value);
+            for (value, (index, _)) in self.msrs.iter().zip(Self::msrs(features)) {
+                msr::wrmsr(*index, *value);
             }
             if features.xcr0.is_some() {
                 xsetbv(self.xcr0);

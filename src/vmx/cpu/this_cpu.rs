@@ -48,6 +48,9 @@ impl core::error::Error for UnmetFixedBits {}
 
 /// Makes IA32_FEATURE_CONTROL, CR0 and CR4 fit for VMXON and switches XSAVE on where the CPU has it.
 ///
+/// # Errors
+/// The register of which the CPU fixes bits in another way than the kernel needs them.
+///
 /// # Safety
 /// To be called in the kernel, at CPL 0, on the CPU that `capabilities` were read from; nothing else may be using the
 /// register bits concerned.

@@ -8,9 +8,9 @@ use super::super::controls::{
 use super::super::event::has_error_code;
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
 use super::super::interruption::{Interruption, InterruptionType};
-use super::super::register_bits::CR0_PE;
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::{Checker, Rule};
+use crate::register_bits::CR0_PE;
 
 impl<V: Vmcs> Checker<'_, V> {
     pub(super) fn check_controls(&mut self) -> Result<(), VmcsError> {

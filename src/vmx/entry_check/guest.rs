@@ -4,15 +4,18 @@ use bit_field::BitField;
 
 use super::super::controls::{EntryControl, Pin, Secondary};
 use super::super::fields::{Field32, Field64, FieldNatural};
-use super::super::interruption::InterruptionType;
-use super::super::register_bits::{
-    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_SMI, BLOCKING_BY_STI, CR0_PE, CR0_PG, CR4_PAE,
-    CR4_PCIDE, DEBUGCTL_BTF, EFER_LMA, EFER_LME, PENDING_BS, RFLAGS_IF, RFLAGS_TF, RFLAGS_VM,
+use super::super::guest_state::{
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_SMI, BLOCKING_BY_STI, PENDING_BS,
 };
+use super::super::interruption::InterruptionType;
 use super::super::segment::SegmentRegister::{Cs, Ss};
 use super::super::start_state::NO_LINK_POINTER;
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
+use crate::register_bits::{
+    CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, DEBUGCTL_BTF, EFER_LMA, EFER_LME, RFLAGS_IF, RFLAGS_TF,
+    RFLAGS_VM,
+};
 
 const UPPER_HALF: u64 = 0xffff_ffff_0000_0000;
 /// SDM table 26-3: bits 31:5.

@@ -2,10 +2,10 @@
 
 use super::super::controls::{EntryControl, Secondary};
 use super::super::fields::{Field, FieldNatural};
-use super::super::register_bits::{CR0_PE, RFLAGS_VM};
 use super::super::segment::{Segment, SegmentRegister};
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
+use crate::register_bits::{CR0_PE, RFLAGS_VM};
 
 use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
 

@@ -3,9 +3,9 @@
 
 use super::super::controls::{EntryControl, ExitControl};
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
-use super::super::register_bits::{CR4_PAE, EFER_LMA, EFER_LME};
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
+use crate::register_bits::{CR4_PAE, EFER_LMA, EFER_LME};
 
 impl<V: Vmcs> Checker<'_, V> {
     pub(super) fn check_host(&mut self) -> Result<(), VmcsError> {

@@ -4,10 +4,10 @@ use super::super::event::{Event, has_error_code};
 use super::super::exit::GuestStateFault;
 use super::super::fake::{FakeVmcs, Profile, haswell, lynnfield, tigerlake, westmere};
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
-use super::super::register_bits::{EFER_LMA, EFER_LME, RFLAGS_VM};
 use super::super::segment::{AccessRights, Segment, SegmentRegister};
 use super::super::start_state::tests::{START, host};
 use super::*;
+use crate::register_bits::{EFER_LMA, EFER_LME, RFLAGS_VM};
 
 /// A VMCS that passes every check, as the hypervisor sets one up.
 fn valid(capabilities: &Capabilities) -> FakeVmcs {

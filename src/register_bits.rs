@@ -7,16 +7,32 @@ use x86_64::registers::rflags::RFlags;
 pub const CR0_PE: u64 = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
 /// CR0.MP.
 pub const CR0_MP: u64 = Cr0Flags::MONITOR_COPROCESSOR.bits();
+/// CR0.EM.
+pub const CR0_EM: u64 = Cr0Flags::EMULATE_COPROCESSOR.bits();
+/// CR0.TS.
+pub const CR0_TS: u64 = Cr0Flags::TASK_SWITCHED.bits();
 /// CR0.ET.
-pub const CR0_ET: u64 = 1 << 4;
+pub const CR0_ET: u64 = Cr0Flags::EXTENSION_TYPE.bits();
 /// CR0.NE.
 pub const CR0_NE: u64 = Cr0Flags::NUMERIC_ERROR.bits();
 /// CR0.AM.
 pub const CR0_AM: u64 = Cr0Flags::ALIGNMENT_MASK.bits();
 /// CR0.WP.
 pub const CR0_WP: u64 = Cr0Flags::WRITE_PROTECT.bits();
+/// CR0.NW.
+pub const CR0_NW: u64 = Cr0Flags::NOT_WRITE_THROUGH.bits();
+/// CR0.CD.
+pub const CR0_CD: u64 = Cr0Flags::CACHE_DISABLE.bits();
 /// CR0.PG.
 pub const CR0_PG: u64 = Cr0Flags::PAGING.bits();
+/// CR4.PSE.
+pub const CR4_PSE: u64 = Cr4Flags::PAGE_SIZE_EXTENSION.bits();
+/// CR4.PGE.
+pub const CR4_PGE: u64 = Cr4Flags::PAGE_GLOBAL.bits();
+/// CR4.MCE.
+pub const CR4_MCE: u64 = Cr4Flags::MACHINE_CHECK_EXCEPTION.bits();
+/// CR4.SMEP.
+pub const CR4_SMEP: u64 = Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION.bits();
 /// CR4.PAE.
 pub const CR4_PAE: u64 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
 /// CR4.DE.
@@ -49,18 +65,6 @@ pub const RFLAGS_RF: u64 = RFlags::RESUME_FLAG.bits();
 pub const RFLAGS_VM: u64 = RFlags::VIRTUAL_8086_MODE.bits();
 /// IA32_DEBUGCTL.BTF.
 pub const DEBUGCTL_BTF: u64 = 1 << 1;
-/// Interruptibility state: blocking by STI.
-pub const BLOCKING_BY_STI: u32 = 1 << 0;
-/// Interruptibility state: blocking by MOV SS.
-pub const BLOCKING_BY_MOV_SS: u32 = 1 << 1;
-/// Interruptibility state: blocking by SMI.
-pub const BLOCKING_BY_SMI: u32 = 1 << 2;
-/// Interruptibility state: blocking by NMI.
-pub const BLOCKING_BY_NMI: u32 = 1 << 3;
-/// Pending debug exceptions: one of the breakpoints in bits 3:0 is enabled.
-pub const PENDING_ENABLED_BREAKPOINT: u64 = 1 << 12;
-/// Pending debug exceptions: BS, a single step.
-pub const PENDING_BS: u64 = 1 << 14;
 
 /// IA32_PAT as after a reset.
 pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
