@@ -47,7 +47,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let before = frames.figures().used;
 
     // What a guest tries ends in a violation, and the violation in a mapping.
-    let mut touch = |gpa, access| match space.resolve(&Violation::at(gpa, access)) {
+    let mut touch = |gpa, access| match space.resolve(&Violation::new(gpa, access)) {
         Ok(Resolution::Retry(fill)) => Ok(fill),
         Ok(device) => Err(format!("{device:?} instead of memory")),
         Err(error) => Err(error.to_string()),

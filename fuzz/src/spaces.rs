@@ -120,7 +120,7 @@ impl Cpu {
             self.linear.remove(&linear);
             self.physical.remove(&(root, page));
             let access = if write { Access::WRITE } else { Access::READ };
-            match space.resolve(&Violation::at(Gpa::new(gpa), access)) {
+            match space.resolve(&Violation::new(Gpa::new(gpa), access)) {
                 Ok(Resolution::Retry(_)) => {}
                 Ok(device) => panic!("{device:?} at {gpa:#x}"),
                 Err(error) => return Err(error.reason),

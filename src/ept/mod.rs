@@ -28,7 +28,7 @@ pub use error::Reason;
 pub use hw::capability::{EptCapability, Eptp};
 pub use hw::debt::{CpuId, Invalidate};
 pub use hw::mtrr::{MtrrRegisters, Mtrrs, VARIABLE_MAX, VariableRegisters};
-pub use hw::violation::{Access, Allowed, Cause, LinearPage, Violation, ViolationFields};
+pub use hw::violation::{Access, Allowed, Cause, Violation};
 pub use memory::bytes::AccessError;
 pub use memory::words::{Near, words_by};
 pub use regions::region::{DeviceRange, HostBytes, MAX_REGIONS, Region, RegionError, RegionKind};

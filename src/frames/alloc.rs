@@ -162,6 +162,21 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(())
     }
 
+    /// Gives back a frame that was only taken to see that there is one: the next allocation finds it, unless another CPU is
+    /// faster.
+    ///
+    /// # Errors
+    /// As for [`FrameAllocator::release`].
+    pub fn release_unused(&self, frame: Frame) -> Result<(), FrameError> {
+        #[cfg(test)]
+        {
+            use core::sync::atomic::Ordering::SeqCst;
+            let more = |left: u64| Some(left.saturating_add(1));
+            let _ = self.allowance.fetch_update(SeqCst, SeqCst, more);
+        }
+        self.release(frame)
+    }
+
     /// Takes away the reference that a table entry held, unless it is the last one: then nothing changes, and the caller
     /// ends what the frame refers to before it ends the frame. Yields whether the reference is gone.
     pub fn release_unless_last(&self, address: Hpa) -> Result<bool, FrameError> {

@@ -5,8 +5,8 @@ use core::fmt;
 use super::cr;
 use super::mmio;
 use super::unhandled::Unhandled;
-use crate::addr::Gpa;
-use crate::ept::{AccessError, Reason, Unresolved};
+use crate::addr::{Gpa, Gva};
+use crate::ept::{AccessError, Cause, Reason, Unresolved};
 use crate::vmx::exit::{EntryFailure, ExitReason};
 use crate::vmx::{VmFail, VmcsError};
 
@@ -37,7 +37,7 @@ pub enum Outcome {
     /// It ran as long as it was allowed to.
     OutOfBudget,
     /// It touched memory that it may not have, or that the host has no frame for.
-    Memory(Unresolved),
+    Memory(MemoryFault),
     /// The host could not reach memory for it.
     Access(AccessError),
     /// It accessed a device in a way that we do not carry out.
@@ -62,6 +62,36 @@ pub enum Outcome {
     Reinject,
 }
 
+/// An access to memory that a guest may not have, or that the host has no frame for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryFault {
+    /// The access, and why it cannot be.
+    pub unresolved: Unresolved,
+    /// The linear address, where there was one.
+    pub gva: Gva,
+    /// The instruction that was executing.
+    pub rip: Gva,
+    /// An event was being delivered.
+    pub during_delivery: bool,
+}
+
+impl fmt::Display for MemoryFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Unresolved { violation, reason } = self.unresolved;
+        write!(f, "{} at GPA {:#x}", violation.access(), violation.gpa())?;
+        match violation.cause() {
+            Cause::Translation => write!(f, " (GVA {:#x})", self.gva)?,
+            Cause::PageWalk => write!(f, " (page walk for GVA {:#x})", self.gva)?,
+            Cause::NoLinearAddress => f.write_str(" (no linear address)")?,
+        }
+        write!(f, ", RIP {:#x}, {}", self.rip, violation.allowed())?;
+        if self.during_delivery {
+            f.write_str(", while an event was delivered")?;
+        }
+        write!(f, ": {reason}")
+    }
+}
+
 impl Outcome {
     /// Whether the guest ended well.
     pub const fn is_success(&self) -> bool {
@@ -72,8 +102,11 @@ impl Outcome {
     pub const fn is_out_of_frames(&self) -> bool {
         matches!(
             self,
-            Self::Memory(Unresolved {
-                reason: Reason::OutOfFrames,
+            Self::Memory(MemoryFault {
+                unresolved: Unresolved {
+                    reason: Reason::OutOfFrames,
+                    ..
+                },
                 ..
             }) | Self::Access(AccessError {
                 reason: Reason::OutOfFrames,
@@ -109,7 +142,7 @@ impl fmt::Display for Outcome {
             Self::Exception(unhandled) => unhandled.fmt(f),
             Self::TripleFault => f.write_str("triple fault"),
             Self::OutOfBudget => f.write_str("used up its time budget"),
-            Self::Memory(unresolved) => unresolved.fmt(f),
+            Self::Memory(fault) => fault.fmt(f),
             Self::Access(error) => error.fmt(f),
             Self::Mmio(refusal) => refusal.fmt(f),
             Self::ControlRegister(what) => what.fmt(f),
@@ -121,6 +154,51 @@ impl fmt::Display for Outcome {
             Self::EntryInstruction(fail) => write!(f, "VM entry: {fail}"),
             Self::Vmcs(error) => error.fmt(f),
             Self::Reinject => f.write_str("an interrupted event cannot be delivered again"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ept::Violation;
+
+    #[test]
+    fn a_memory_fault_reads_well() {
+        let told = |qualification, during_delivery| {
+            let violation = Violation::decode(qualification, Gpa::new(0x5008));
+            let reason = Reason::NoRegion;
+            let fault = MemoryFault {
+                unresolved: Unresolved { violation, reason },
+                gva: Gva::new(0x40_2008),
+                rip: Gva::new(0x40_0010),
+                during_delivery,
+            };
+            Outcome::Memory(fault).to_string()
+        };
+        let (at, rip) = ("at GPA 0x5008", "RIP 0x400010, EPT allowed");
+        for (qualification, during_delivery, expected) in [
+            (
+                0x18a,
+                true,
+                format!(
+                    "write {at} (GVA 0x402008), {rip} r---, while an event was delivered: nothing is there"
+                ),
+            ),
+            (
+                0x83,
+                false,
+                format!(
+                    "read and write {at} (page walk for GVA 0x402008), {rip} ----: nothing is there"
+                ),
+            ),
+            (
+                0x74,
+                false,
+                format!("fetch {at} (no linear address), {rip} -wxu: nothing is there"),
+            ),
+        ] {
+            assert_eq!(told(qualification, during_delivery), expected);
         }
     }
 }

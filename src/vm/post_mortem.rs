@@ -81,10 +81,15 @@ pub(super) fn explain<M: PhysMem>(
             writeln!(out)?;
         }
     }
-    if let Outcome::Memory(unresolved) = outcome
-        && let Some(region) = space.region_at(unresolved.violation.gpa)
+    if let Outcome::Memory(fault) = outcome
+        && let Some(region) = space.region_at(fault.unresolved.violation.gpa())
     {
-        place(unresolved, region, space.eptp().accessed_dirty(), out)?;
+        place(
+            &fault.unresolved,
+            region,
+            space.eptp().accessed_dirty(),
+            out,
+        )?;
     }
     registers(regs, cr2, vmcs, out)
 }
@@ -99,7 +104,7 @@ fn place(
 ) -> fmt::Result {
     let Unresolved { violation, reason } = unresolved;
     let what = what(&region.kind);
-    write!(out, "GPA {:#x} is {what} {}", violation.gpa, region.range)?;
+    write!(out, "GPA {:#x} is {what} {}", violation.gpa(), region.range)?;
     if let Reason::Protected { .. } = reason {
         let or = |on: bool, letter| if on { letter } else { '-' };
         let (w, x) = (or(region.is_writable(), 'w'), or(region.execute, 'x'));
@@ -107,7 +112,7 @@ fn place(
     }
     writeln!(out)?;
     let refused = matches!(reason, Reason::Denied { .. } | Reason::Protected { .. });
-    if refused && accessed_dirty && violation.is_page_walk() && violation.access.write {
+    if refused && accessed_dirty && violation.is_page_walk() && violation.is_write() {
         writeln!(
             out,
             "it holds page tables of the guest, whose use this CPU takes for a write: they must be in memory that may be \
@@ -176,21 +181,14 @@ fn registers(regs: &GuestRegs, cr2: u64, vmcs: &impl Vmcs, out: &mut impl Write)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::{AddrRange, Gpa, Gva};
-    use crate::ept::{Violation, ViolationFields};
+    use crate::addr::{AddrRange, Gpa};
+    use crate::ept::Violation;
 
     #[test]
     fn protection_and_tables_in_what_may_not_be_written_are_explained() {
         let told = |region: &Region, qualification, accessed_dirty| {
-            let violation = Violation::decode(&ViolationFields {
-                qualification,
-                gpa: Gpa::new(0x5018),
-                gva: Gva::new(0x40_0000),
-                rip: Gva::new(0x40_0000),
-                during_delivery: false,
-                advanced_information: false,
-            });
-            let reason = region.refusal(violation.access).unwrap();
+            let violation = Violation::decode(qualification, Gpa::new(0x5018));
+            let reason = region.refusal(violation.access()).unwrap();
             let unresolved = Unresolved { violation, reason };
             let mut out = String::new();
             place(&unresolved, region, accessed_dirty, &mut out).unwrap();

@@ -13,6 +13,7 @@
 //! where KVM is below. Without VPIDs the next VM entry drops them.
 
 use crate::ept::hw::capability::Eptp;
+use crate::ept::hw::violation::Violation;
 use crate::frames::{FrameAllocator, PhysMem, Retired};
 
 /// A logical processor, by a number below 64 of the kernel's choice.
@@ -90,17 +91,12 @@ impl Debt {
         self.linear = false;
     }
 
-    /// Notes that the page was replaced at which the guest has just left the CPU with a violation. All else that this CPU
-    /// owed it has paid before it ran the guest.
+    /// Notes that the page of a violation was replaced. If the guest has just left a CPU by that, this has paid all else that it
+    /// owed before.
     #[inline(always)]
-    pub fn incur_at_violation(&mut self) {
-        self.linear = true;
+    pub fn incur_at(&mut self, violation: Violation) {
+        self.linear = violation.has_just_left();
         self.stale = self.cached;
-    }
-
-    /// Nobody has promised that there was a violation.
-    pub fn distrust_violation(&mut self) {
-        self.linear = false;
     }
 
     /// Pays what this CPU owes. When no CPU owes any more, the frames go back.

@@ -1,7 +1,6 @@
-//! EPT violations, decoded (SDM "EPT Violations", 30.3.3.2; "Exit Qualification for EPT Violations", table 29-7).
+//! EPT violations (SDM "EPT Violations", 30.3.3.2; "Exit Qualification for EPT Violations", table 29-7).
 
-use crate::addr::{Gpa, Gva};
-use bit_field::BitField;
+use crate::addr::Gpa;
 use core::fmt;
 
 /// What was tried. More than one can hold: a page walk that sets accessed and dirty reads and writes.
@@ -62,190 +61,193 @@ pub struct Allowed {
     pub user_execute: bool,
 }
 
-/// What the CPU knows of the linear address, where it reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearPage {
-    /// The guest's tables make it a user-mode address.
-    pub user: bool,
-    /// The guest's tables allow writing.
-    pub writable: bool,
-    /// The guest's tables forbid execution.
-    pub execute_disable: bool,
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or = |on: bool, letter| if on { letter } else { '-' };
+        let (r, w) = (or(self.read, 'r'), or(self.write, 'w'));
+        let (x, u) = (or(self.execute, 'x'), or(self.user_execute, 'u'));
+        write!(f, "EPT allowed {r}{w}{x}{u}")
+    }
 }
 
 /// How the access came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// It was to the translation of a linear address.
-    Translation {
-        /// The linear address.
-        gva: Gva,
-        /// More about it, where the CPU tells.
-        page: Option<LinearPage>,
-    },
-    /// The guest's page tables were walked, or accessed and dirty were set in them, for this linear address.
-    PageWalk {
-        /// The linear address that was to be translated.
-        gva: Gva,
-    },
+    Translation,
+    /// The guest's page tables were walked, or accessed and dirty were set in them, for a linear address.
+    PageWalk,
     /// There was no linear address: a load of PDPTEs by MOV to CR3, or a trace or debug store.
     NoLinearAddress,
 }
 
-/// The bit of a qualification that says that data was written.
-pub(in crate::ept) const WRITE: u64 = 1 << 1;
-/// The bits of a qualification that all but the plainest violations have one of: a fetch, something was allowed, NMIs
-/// unblocked, shadow stacks, guest-paging verification, asynchronous.
-pub(in crate::ept) const NOT_PLAIN: u64 = 1 << 2 | 0xf << 3 | 0x1f << 12;
-/// The bits of a qualification of which the plainest write has [`WRITE`] alone: a fetch, writing was allowed, NMIs
-/// unblocked and so on.
-pub(in crate::ept) const PLAIN_WRITE: u64 = WRITE | 1 << 2 | 1 << 4 | 0x1f << 12;
+// Bits of the exit qualification. Every value of it has a meaning.
+const READ: u32 = 1 << 0;
+const WRITE: u32 = 1 << 1;
+const FETCH: u32 = 1 << 2;
+const READABLE: u32 = 1 << 3;
+const WRITABLE: u32 = 1 << 4;
+const EXECUTABLE: u32 = 1 << 5;
+const USER_EXECUTABLE: u32 = 1 << 6;
+const LINEAR_VALID: u32 = 1 << 7;
+const TRANSLATED: u32 = 1 << 8;
+const NMI_UNBLOCKED: u32 = 1 << 12;
+const SHADOW_STACK: u32 = 1 << 13;
+const PAGING_VERIFICATION: u32 = 1 << 15;
+const ASYNCHRONOUS: u32 = 1 << 16;
+/// Of these only others than an instruction's plain accesses have one; bit 14 is for a page of a shadow stack.
+const SPECIAL: u32 = NMI_UNBLOCKED | SHADOW_STACK | 1 << 14 | PAGING_VERIFICATION | ASYNCHRONOUS;
+/// Not of the qualification, which has nothing there: nobody promises that nothing was done since the guest has left the CPU.
+const PAST: u32 = 1 << 31;
 
-/// The bits of a qualification that are set where an access was to the translation of a linear address.
-pub(in crate::ept) const TRANSLATION: u64 = 3 << 7;
-/// The bits of a qualification that only others than an instruction's accesses to data have: a fetch, NMIs unblocked, shadow
-/// stacks, guest-paging verification, asynchronous.
-pub(in crate::ept) const NOT_DATA: u64 = 1 << 2 | 0x1f << 12;
-
-/// An EPT violation.
+/// An EPT violation: where, and the exit qualification, from which all else is read when it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The address that could not be accessed.
-    pub gpa: Gpa,
-    /// What was tried there.
-    pub access: Access,
-    /// What the entries allowed.
-    pub allowed: Allowed,
-    /// How it came about.
-    pub cause: Cause,
-    /// The instruction that was executing.
-    pub rip: Gva,
-    /// It was an access to a shadow stack.
-    pub shadow_stack: bool,
-    /// The leaf is marked as a supervisor shadow-stack page.
-    pub shadow_stack_page: bool,
-    /// Guest-paging verification failed.
-    pub paging_verification: bool,
-    /// It has nothing to do with the instruction at RIP (a trace store, a posted user interrupt).
-    pub asynchronous: bool,
-    /// IRET had unblocked NMIs when this happened: they are to be blocked again before the guest goes on.
-    pub nmi_unblocked_by_iret: bool,
-    /// An event was being delivered: it is to be delivered again.
-    pub during_delivery: bool,
-    /// The exit qualification as it was.
-    pub qualification: u64,
-}
-
-/// What the VMCS holds of an EPT violation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ViolationFields {
-    /// Exit qualification.
-    pub qualification: u64,
-    /// Guest-physical address.
-    pub gpa: Gpa,
-    /// Guest linear address; its value counts only where the qualification says so.
-    pub gva: Gva,
-    /// Guest RIP.
-    pub rip: Gva,
-    /// The IDT-vectoring information is valid: an event was being delivered.
-    pub during_delivery: bool,
-    /// [`EptCapability::advanced_information`](crate::ept::EptCapability::advanced_information).
-    pub advanced_information: bool,
+    gpa: Gpa,
+    bits: u32,
 }
 
 impl Violation {
-    /// That of an instruction whose access to `gpa` found nothing mapped, and whose linear address is the same number.
-    pub fn at(gpa: Gpa, access: Access) -> Self {
-        let mut qualification = TRANSLATION;
-        qualification
-            .set_bit(0, access.read)
-            .set_bit(1, access.write)
-            .set_bit(2, access.fetch);
-        Self::decode(&ViolationFields {
-            qualification,
-            gpa,
-            gva: Gva::new(gpa.as_u64()),
-            rip: Gva::new(0),
-            during_delivery: false,
-            advanced_information: false,
-        })
-    }
-
-    /// Decodes what the VMCS holds. Every value of the qualification has a meaning.
-    pub fn decode(fields: &ViolationFields) -> Self {
-        let q = fields.qualification;
-        let gva = fields.gva;
-        let page = LinearPage {
-            user: q.get_bit(9),
-            writable: q.get_bit(10),
-            execute_disable: q.get_bit(11),
-        };
-        let cause = match (q.get_bit(7), q.get_bit(8)) {
-            (false, _) => Cause::NoLinearAddress,
-            (true, true) => Cause::Translation {
-                gva,
-                page: fields.advanced_information.then_some(page),
-            },
-            (true, false) => Cause::PageWalk { gva },
-        };
+    /// An access that an instruction would make: for whoever carries one out, and for tests.
+    pub const fn new(gpa: Gpa, access: Access) -> Self {
+        let access = (access.read as u32 * READ)
+            | (access.write as u32 * WRITE)
+            | (access.fetch as u32 * FETCH);
         Self {
-            gpa: fields.gpa,
-            access: Access {
-                read: q.get_bit(0),
-                write: q.get_bit(1),
-                fetch: q.get_bit(2),
-            },
-            allowed: Allowed {
-                read: q.get_bit(3),
-                write: q.get_bit(4),
-                execute: q.get_bit(5),
-                user_execute: q.get_bit(6),
-            },
-            cause,
-            rip: fields.rip,
-            // Bit 12 is undefined where an event was being delivered.
-            nmi_unblocked_by_iret: q.get_bit(12) && !fields.during_delivery,
-            shadow_stack: q.get_bit(13),
-            shadow_stack_page: q.get_bit(14),
-            paging_verification: q.get_bit(15),
-            asynchronous: q.get_bit(16),
-            during_delivery: fields.during_delivery,
-            qualification: q,
+            gpa,
+            bits: access | LINEAR_VALID | TRANSLATED | PAST,
         }
     }
 
-    /// The linear address, where there is one.
-    pub const fn gva(&self) -> Option<Gva> {
-        match self.cause {
-            Cause::Translation { gva, .. } | Cause::PageWalk { gva } => Some(gva),
-            Cause::NoLinearAddress => None,
+    /// What an exit qualification says, of whatever time.
+    pub const fn decode(qualification: u64, gpa: Gpa) -> Self {
+        Self {
+            gpa,
+            bits: qualification as u32 | PAST,
+        }
+    }
+
+    /// The violation by which a guest has just left its CPU, as the VMCS tells it.
+    ///
+    /// # Safety
+    /// It is the last thing that happened to the space in which the guest ran: it ran on no CPU and was not changed since.
+    /// What the violation itself has dropped from the caches of the CPU is not dropped again.
+    #[inline(always)]
+    pub const unsafe fn at_exit(qualification: u64, gpa: Gpa) -> Self {
+        Self {
+            gpa,
+            bits: qualification as u32 & !PAST,
+        }
+    }
+
+    /// The address that could not be accessed.
+    #[inline(always)]
+    pub const fn gpa(&self) -> Gpa {
+        self.gpa
+    }
+
+    #[inline(always)]
+    const fn has(&self, bits: u32) -> bool {
+        self.bits & bits != 0
+    }
+
+    /// What was tried there.
+    pub const fn access(&self) -> Access {
+        Access {
+            read: self.has(READ),
+            write: self.has(WRITE),
+            fetch: self.has(FETCH),
+        }
+    }
+
+    /// Whether data was written.
+    #[inline(always)]
+    pub const fn is_write(&self) -> bool {
+        self.has(WRITE)
+    }
+
+    /// What the entries allowed.
+    pub const fn allowed(&self) -> Allowed {
+        Allowed {
+            read: self.has(READABLE),
+            write: self.has(WRITABLE),
+            execute: self.has(EXECUTABLE),
+            user_execute: self.has(USER_EXECUTABLE),
+        }
+    }
+
+    /// How it came about.
+    pub const fn cause(&self) -> Cause {
+        match (self.has(LINEAR_VALID), self.has(TRANSLATED)) {
+            (false, _) => Cause::NoLinearAddress,
+            (true, true) => Cause::Translation,
+            (true, false) => Cause::PageWalk,
         }
     }
 
     /// Whether it was the guest's page walk and not an instruction that could be emulated.
     pub const fn is_page_walk(&self) -> bool {
-        matches!(self.cause, Cause::PageWalk { .. })
+        matches!(self.cause(), Cause::PageWalk)
+    }
+
+    /// Whether there is more to it than an access.
+    #[inline(always)]
+    pub const fn is_special(&self) -> bool {
+        self.has(SPECIAL)
+    }
+
+    /// The bits that say that there is more to it than reading data, or writing it where that is allowed.
+    pub(in crate::ept) const fn unusual(write: bool) -> u32 {
+        SPECIAL | FETCH | (!write as u32 * WRITE)
+    }
+
+    /// Whether it has one of these bits.
+    #[inline(always)]
+    pub(in crate::ept) const fn has_any(&self, bits: u32) -> bool {
+        self.has(bits)
+    }
+
+    /// IRET had unblocked NMIs when this happened, unless an event was being delivered: they are to be blocked again before
+    /// the guest goes on.
+    pub const fn nmi_unblocked_by_iret(&self) -> bool {
+        self.has(NMI_UNBLOCKED)
+    }
+
+    /// It has nothing to do with the instruction at RIP (a trace store, a posted user interrupt).
+    pub const fn is_asynchronous(&self) -> bool {
+        self.has(ASYNCHRONOUS)
+    }
+
+    /// Controls that no guest is given (SDM "Guest-Paging Verification", "EPT and Shadow Stacks"): they cannot be satisfied
+    /// by a mapping, and trying again would not end.
+    pub(in crate::ept) const fn is_beyond_us(&self) -> bool {
+        self.has(SHADOW_STACK | PAGING_VERIFICATION)
+    }
+
+    /// The same, after something was done.
+    pub(in crate::ept) const fn past(&self) -> Self {
+        Self {
+            bits: self.bits | PAST,
+            ..*self
+        }
+    }
+
+    /// Whether [`Violation::at_exit`] has made it.
+    #[inline(always)]
+    pub(in crate::ept) const fn has_just_left(&self) -> bool {
+        !self.has(PAST)
     }
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at GPA {:#x}", self.access, self.gpa)?;
-        match self.cause {
-            Cause::Translation { gva, .. } => write!(f, " (GVA {gva:#x})")?,
-            Cause::PageWalk { gva } => write!(f, " (page walk for GVA {gva:#x})")?,
-            Cause::NoLinearAddress => f.write_str(" (no linear address)")?,
+        write!(f, "{} at GPA {:#x}", self.access(), self.gpa)?;
+        match self.cause() {
+            Cause::Translation => {}
+            Cause::PageWalk => f.write_str(" by a page walk")?,
+            Cause::NoLinearAddress => f.write_str(" without a linear address")?,
         }
-        write!(f, ", RIP {:#x}", self.rip)?;
-        let allowed = self.allowed;
-        let or = |on: bool, letter| if on { letter } else { '-' };
-        let (r, w) = (or(allowed.read, 'r'), or(allowed.write, 'w'));
-        let (x, u) = (or(allowed.execute, 'x'), or(allowed.user_execute, 'u'));
-        write!(f, ", EPT allowed {r}{w}{x}{u}")?;
-        if self.during_delivery {
-            f.write_str(", while an event was delivered")?;
-        }
-        Ok(())
+        write!(f, ", {}", self.allowed())
     }
 }
 
@@ -254,189 +256,79 @@ mod tests {
     use super::*;
 
     fn decode(qualification: u64) -> Violation {
-        Violation::decode(&fields(qualification))
-    }
-
-    fn fields(qualification: u64) -> ViolationFields {
-        ViolationFields {
-            qualification,
-            gpa: Gpa::new(0x5008),
-            gva: Gva::new(0x40_2008),
-            rip: Gva::new(0x40_0010),
-            during_delivery: false,
-            advanced_information: true,
-        }
+        Violation::decode(qualification, Gpa::new(0x5008))
     }
 
     #[test]
     fn each_bit_shows_in_one_place() {
-        let plain = decode(0);
-        assert_eq!(
-            (plain.access, plain.allowed),
-            (Access::default(), Allowed::default())
-        );
-        for (bit, expected) in [
-            (
-                0,
-                Violation {
-                    access: Access::READ,
-                    ..plain
-                },
-            ),
-            (
-                1,
-                Violation {
-                    access: Access::WRITE,
-                    ..plain
-                },
-            ),
-            (
-                2,
-                Violation {
-                    access: Access::FETCH,
-                    ..plain
-                },
-            ),
-            (
-                3,
-                Violation {
-                    allowed: Allowed {
-                        read: true,
-                        ..plain.allowed
-                    },
-                    ..plain
-                },
-            ),
-            (
-                4,
-                Violation {
-                    allowed: Allowed {
-                        write: true,
-                        ..plain.allowed
-                    },
-                    ..plain
-                },
-            ),
-            (
-                5,
-                Violation {
-                    allowed: Allowed {
-                        execute: true,
-                        ..plain.allowed
-                    },
-                    ..plain
-                },
-            ),
-            (
-                6,
-                Violation {
-                    allowed: Allowed {
-                        user_execute: true,
-                        ..plain.allowed
-                    },
-                    ..plain
-                },
-            ),
-            (
-                12,
-                Violation {
-                    nmi_unblocked_by_iret: true,
-                    ..plain
-                },
-            ),
-            (
-                13,
-                Violation {
-                    shadow_stack: true,
-                    ..plain
-                },
-            ),
-            (
-                14,
-                Violation {
-                    shadow_stack_page: true,
-                    ..plain
-                },
-            ),
-            (
-                15,
-                Violation {
-                    paging_verification: true,
-                    ..plain
-                },
-            ),
-            (
-                16,
-                Violation {
-                    asynchronous: true,
-                    ..plain
-                },
-            ),
-        ] {
-            assert_eq!(
-                decode(1 << bit),
-                Violation {
-                    qualification: 1 << bit,
-                    ..expected
-                },
-                "bit {bit}"
-            );
+        // All that is told, in the order of the bits.
+        let told = |v: Violation| {
+            let (access, allowed) = (v.access(), v.allowed());
+            [
+                (0, access.read),
+                (1, access.write),
+                (2, access.fetch),
+                (3, allowed.read),
+                (4, allowed.write),
+                (5, allowed.execute),
+                (6, allowed.user_execute),
+                (12, v.nmi_unblocked_by_iret()),
+                (16, v.is_asynchronous()),
+                (31, v.has_just_left()),
+            ]
+        };
+        for bit in 0..64 {
+            let v = decode(1 << bit);
+            for (other, set) in told(v) {
+                assert_eq!(set, bit == other && bit != 31, "bit {bit} in {other}");
+            }
+            assert_eq!(v.is_write(), bit == 1);
+            assert_eq!(v.is_beyond_us(), bit == 13 || bit == 15, "bit {bit}");
+            let special = [12, 13, 14, 15, 16].contains(&bit);
+            assert_eq!(v.is_special(), special, "bit {bit}");
         }
+        // SAFETY: no space is asked to resolve it.
+        let left = unsafe { Violation::at_exit(1 << 31 | 0x83, Gpa::new(0)) };
+        assert!(left.has_just_left() && left.is_write() && left.is_page_walk());
     }
 
     #[test]
     fn the_linear_address_counts_only_where_it_is_valid() {
-        assert_eq!(decode(0x102).gva(), None);
-        let walk = decode(0x83);
-        assert!(walk.is_page_walk() && walk.gva() == Some(Gva::new(0x40_2008)));
-        let Cause::Translation {
-            gva,
-            page: Some(page),
-        } = decode(0xd82).cause
-        else {
-            panic!()
-        };
-        assert_eq!(gva, Gva::new(0x40_2008));
-        assert_eq!(
-            page,
-            LinearPage {
-                user: false,
-                writable: true,
-                execute_disable: true
-            }
-        );
-        let old = Violation::decode(&ViolationFields {
-            advanced_information: false,
-            ..fields(0xf82)
-        });
-        assert!(matches!(old.cause, Cause::Translation { page: None, .. }));
-    }
-
-    #[test]
-    fn a_page_walk_that_writes_may_or_may_not_say_that_it_read() {
-        // Bochs reports 0x82, CPUs 0x83.
+        assert_eq!(decode(0x102).cause(), Cause::NoLinearAddress);
+        assert_eq!(decode(0xf82).cause(), Cause::Translation);
+        // A page walk that writes may or may not say that it read: Bochs reports 0x82, CPUs 0x83.
         for qualification in [0x82, 0x83] {
             let walk = decode(qualification);
-            assert!(walk.access.write && walk.is_page_walk());
+            assert!(walk.is_write() && walk.is_page_walk());
         }
     }
 
     #[test]
-    fn nmi_unblocking_is_undefined_during_delivery() {
-        let v = Violation::decode(&ViolationFields {
-            during_delivery: true,
-            ..fields(1 << 12)
-        });
-        assert!(v.during_delivery && !v.nmi_unblocked_by_iret);
+    fn an_access_is_a_violation_of_that_kind() {
+        for access in [Access::READ, Access::WRITE, Access::FETCH] {
+            let violation = Violation::new(Gpa::new(0x5008), access);
+            assert_eq!(violation.access(), access);
+            assert_eq!(violation.cause(), Cause::Translation);
+            assert_eq!(violation.gpa(), Gpa::new(0x5008));
+            assert_eq!(violation.allowed(), Allowed::default());
+            assert!(!violation.has_just_left());
+        }
     }
 
     #[test]
     fn it_reads_well() {
-        let v = Violation::decode(&ViolationFields {
-            during_delivery: true,
-            ..fields(0x18a)
-        });
-        let expected = "write at GPA 0x5008 (GVA 0x402008), RIP 0x400010, EPT allowed r---, while an event was delivered";
-        assert_eq!(v.to_string(), expected);
+        for (qualification, expected) in [
+            (0x18a, "write at GPA 0x5008, EPT allowed r---"),
+            (
+                0x83,
+                "read and write at GPA 0x5008 by a page walk, EPT allowed ----",
+            ),
+            (
+                0x74,
+                "fetch at GPA 0x5008 without a linear address, EPT allowed -wxu",
+            ),
+        ] {
+            assert_eq!(decode(qualification).to_string(), expected);
+        }
     }
 }

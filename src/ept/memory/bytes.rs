@@ -5,7 +5,7 @@
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::ept::error::Reason;
-use crate::ept::hw::violation::Access;
+use crate::ept::hw::violation::{Access, Violation};
 use crate::ept::regions::region::Region;
 use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
@@ -112,13 +112,8 @@ impl<M: PhysMem> Space<'_, M> {
     }
 
     fn provide_for_writing(&mut self, at: Gpa) -> Result<(), Reason> {
-        let page = at.align_down(PAGE_SIZE);
-        let known = self.regions.find_often(at).ok_or(Reason::NoRegion)?;
-        while self
-            .tree
-            .provide(&self.spaces, known, page, Access::WRITE)?
-            == Fill::Zeroing
-        {}
+        self.regions.look_up(at).ok_or(Reason::NoRegion)?;
+        while self.provide_to_host(Violation::new(at, Access::WRITE))? == Fill::Zeroing {}
         Ok(())
     }
 

@@ -1,15 +1,15 @@
 //! The regions of a space: which is where.
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa};
-use crate::ept::regions::known::{Known, Ram, Writable};
-use crate::ept::regions::region::{MAX_REGIONS, Region, RegionError, RegionKind};
+use crate::ept::regions::backing::Backing;
+use crate::ept::regions::region::{MAX_REGIONS, Region, RegionError};
 use crate::frames::{FrameAllocator, FrameError, FrameRc, PhysMem};
 use core::ops::Deref;
 
 /// The regions of a space, in order of their addresses.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ept) struct RegionMap {
-    regions: [Option<Known>; MAX_REGIONS],
+    regions: [Option<Region>; MAX_REGIONS],
     used: usize,
     width: u32,
 }
@@ -29,11 +29,7 @@ impl RegionMap {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Region> {
-        self.regions
-            .iter()
-            .take(self.used)
-            .flatten()
-            .map(|known| &known.region)
+        self.regions.iter().take(self.used).flatten()
     }
 
     /// Adds a region after checking everything about it that does not need the frames.
@@ -63,13 +59,13 @@ impl RegionMap {
     fn push(&mut self, region: Region) -> Result<(), RegionError> {
         let last = self.used.checked_sub(1);
         if let Some(Some(last)) = last.and_then(|last| self.regions.get_mut(last))
-            && let Some(joined) = last.region.joined(&region)
+            && let Some(joined) = last.joined(&region)
         {
-            last.region = joined;
+            *last = joined;
             return Ok(());
         }
         let place = self.regions.get_mut(self.used);
-        *place.ok_or(RegionError::TooMany)? = Some(Known::new(region));
+        *place.ok_or(RegionError::TooMany)? = Some(region);
         self.used += 1;
         Ok(())
     }
@@ -148,35 +144,21 @@ impl RegionMap {
 
     /// The region that `gpa` is in.
     pub fn find(&self, gpa: Gpa) -> Option<&Region> {
-        self.iter().find(|region| region.range.contains(gpa))
-    }
-
-    /// As [`RegionMap::find`], beginning at the place `last`, which then is where it was found.
-    #[inline]
-    pub fn find_from(&self, gpa: Gpa, last: &mut usize) -> Option<&Known> {
-        let holds = |known: &Known| known.region.range.contains(gpa);
-        if !matches!(self.regions.get(*last), Some(Some(known)) if holds(known)) {
-            *last = self
-                .regions
-                .iter()
-                .take(self.used)
-                .position(|known| known.as_ref().is_some_and(holds))?;
-        }
-        self.regions.get(*last)?.as_ref()
+        let regions = self.regions.get(..self.used)?;
+        let begins = |region: &Option<Region>| matches!(region, Some(r) if r.range.start() <= gpa);
+        let last = regions.partition_point(begins).checked_sub(1)?;
+        let region = regions.get(last)?.as_ref();
+        region.filter(|region| region.range.contains(gpa))
     }
 }
 
-/// The regions of a space, which it may share with others, and where it looked last.
+/// The regions of a space, which it may share with others, and what the last look-up found.
 pub(in crate::ept) struct Regions<'f, M: PhysMem> {
     map: FrameRc<'f, RegionMap, M>,
-    /// Where the last look-up ended: the next is likely there.
-    last: usize,
-    /// The last region of RAM that a look-up ended in.
-    ram: Ram,
-    /// Whether a page of it that is made writable counts as written.
+    /// The next look-up is likely for the same.
+    backing: Backing,
+    /// Whether a page that is made writable counts as written.
     marked: bool,
-    /// The region of the last write that took a page or a copy of one.
-    writable: Writable,
 }
 
 impl<'f, M: PhysMem> Regions<'f, M> {
@@ -188,18 +170,14 @@ impl<'f, M: PhysMem> Regions<'f, M> {
     fn of(map: FrameRc<'f, RegionMap, M>) -> Self {
         Self {
             map,
-            last: 0,
-            ram: Ram::NONE,
+            backing: Backing::NONE,
             marked: true,
-            writable: Writable::NONE,
         }
     }
 
     /// Says whether a page that is made writable counts as written. It does at first.
     pub fn set_marked(&mut self, marked: bool) {
-        self.marked = marked;
-        self.writable = Writable::NONE;
-        self.ram = Ram::NONE;
+        (self.marked, self.backing) = (marked, Backing::NONE);
     }
 
     /// The same regions for another space: nothing is copied before one of the two changes them.
@@ -220,56 +198,24 @@ impl<'f, M: PhysMem> Regions<'f, M> {
 
     /// The regions, to be changed.
     pub fn change(&mut self) -> Result<&mut RegionMap, FrameError> {
-        (self.last, self.ram) = (0, Ram::NONE);
-        self.writable = Writable::NONE;
+        self.backing = Backing::NONE;
         self.map.make_mut()
     }
 
-    /// The region that `gpa` is in; the next look-up starts there.
+    /// What the page at `gpa` is treated by, which [`Regions::backing`] is from then on.
     #[inline]
-    pub fn find_often(&mut self, gpa: Gpa) -> Option<&Known> {
-        let known = self.map.find_from(gpa, &mut self.last)?;
-        // A look at another kind of region between does not take the short way away from RAM.
-        if matches!(known.region.kind, RegionKind::Ram) && !self.ram.contains(gpa) {
-            self.ram = Ram::of(known, self.marked);
+    pub fn look_up(&mut self, gpa: Gpa) -> Option<&Backing> {
+        if !self.backing.contains(gpa) {
+            let region = self.map.find(gpa)?;
+            self.backing = Backing::new(region, gpa, self.marked);
         }
-        Some(known)
+        Some(&self.backing)
     }
 
-    /// Whether [`Regions::writable`] is about the region that `gpa` is in.
+    /// What the last look-up found.
     #[inline(always)]
-    pub fn is_writable(&self, gpa: Gpa) -> bool {
-        self.writable.contains(gpa)
-    }
-
-    /// Makes [`Regions::writable`] be about the region that `gpa` is in, if the guest may write there and it is memory.
-    #[inline(never)]
-    pub fn find_writable(&mut self, gpa: Gpa) -> bool {
-        let marked = self.marked;
-        let found = self
-            .find_often(gpa)
-            .and_then(|known| Writable::of(known, marked));
-        self.writable = found.unwrap_or(Writable::NONE);
-        found.is_some()
-    }
-
-    /// Whether `gpa` is in the region that the last look-up ended in, and that is a device's.
-    #[inline(always)]
-    pub fn last_is_device(&self, gpa: Gpa) -> bool {
-        matches!(self.map.regions.get(self.last), Some(Some(known))
-            if matches!(known.region.kind, RegionKind::Mmio) && known.region.range.contains(gpa))
-    }
-
-    /// What [`Regions::find_writable`] found last.
-    #[inline(always)]
-    pub fn writable(&self) -> &Writable {
-        &self.writable
-    }
-
-    /// The RAM that the last look-up ended in.
-    #[inline(always)]
-    pub fn ram(&self) -> &Ram {
-        &self.ram
+    pub fn backing(&self) -> &Backing {
+        &self.backing
     }
 }
 
@@ -286,7 +232,7 @@ impl<M: PhysMem> Deref for Regions<'_, M> {
 mod tests {
     use super::*;
     use crate::addr::Hpa;
-    use crate::ept::regions::region::{DeviceRange, HostBytes};
+    use crate::ept::regions::region::{DeviceRange, HostBytes, RegionKind};
 
     fn range(start: u64, len: u64) -> AddrRange<Gpa> {
         AddrRange::new(Gpa::new(start), len).unwrap()
@@ -376,7 +322,6 @@ mod tests {
         map.add(ram(0x3000, 0x1000).with_tag(3)).unwrap();
         let starts: Vec<u64> = map.iter().map(|r| r.range.start().as_u64()).collect();
         assert_eq!(starts, [0x1000, 0x2000, 0x3000, (1 << 48) - 0x1000]);
-        let mut last = 0;
         for (gpa, start) in [
             (0xfff, None),
             (0x1000, Some(0x1000)),
@@ -384,14 +329,6 @@ mod tests {
             (0x4000, None),
         ] {
             let found = |r: Option<&Region>| r.map(|r| r.range.start().as_u64());
-            assert_eq!(found(map.find(Gpa::new(gpa))), start);
-            assert_eq!(
-                found(
-                    map.find_from(Gpa::new(gpa), &mut last)
-                        .map(|known| &known.region)
-                ),
-                start
-            );
             assert_eq!(found(map.find(Gpa::new(gpa))), start);
         }
         assert!(map.find(Gpa::new((1 << 48) - 1)).is_some());
@@ -403,10 +340,7 @@ mod tests {
             Some(RegionError::NoSuchRegion(range(0x2000, 0x1000)))
         );
         assert!(map.without(range(0x1000, 0x2000)).is_err());
-        assert!(
-            map.find(Gpa::new(0x2000)).is_none()
-                && map.find_from(Gpa::new(0x2000), &mut last).is_none()
-        );
+        assert!(map.find(Gpa::new(0x2000)).is_none());
         assert_eq!(map.iter().count(), 3);
     }
 

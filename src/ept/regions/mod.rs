@@ -1,5 +1,5 @@
 //! What a guest's physical addresses are.
 
-pub mod known;
+pub mod backing;
 pub mod map;
 pub mod region;

@@ -7,18 +7,16 @@
 //! docs/memory.md has the measurements.
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
-use crate::ept::regions::known::Known;
 use crate::ept::resolve::outcome::Fill;
-use crate::ept::resolve::source::Source;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Origin;
-use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::{Around, MAX_AROUND};
-use crate::ept::tables::tree::Tree;
-use crate::ept::tables::word::ENTRIES;
-use crate::frames::{Frame, FrameAllocator, PhysMem};
-use crate::paging::{Entry, EptAttr, EptEntry};
+use crate::ept::tables::tree::Slot;
+use crate::ept::tables::word::{EIGHTS, ENTRIES, Eight};
+use crate::frames::{Frame, PhysMem};
+use crate::paging::{Ept, EptAttr, Format};
 use core::ops::Range;
+use core::sync::atomic::Ordering;
 
 impl<M: PhysMem> Space<'_, M> {
     /// Has one violation map at most so many pages (1 to [`MAX_AROUND`]; [`AROUND`] where this is not called). Yields
@@ -31,32 +29,39 @@ impl<M: PhysMem> Space<'_, M> {
         right
     }
 
-    /// The page of RAM at `gpa`, which follows the one that was put last, and pages that follow it, if it is not mapped.
+    /// Zeroed frames, or the zero page for one that reads, where nothing is: in the slot, which is behind page number `last`, and
+    /// in those that follow.
     #[inline(never)]
-    pub(in crate::ept) fn fill_run(&mut self, qualification: u64, gpa: Gpa) -> Option<Fill> {
-        let last = self.tree.recent_page();
-        let Some(fill) = self.fill_one(qualification, gpa) else {
-            return self.make_private(qualification, gpa);
+    pub(in crate::ept) fn fill_run(
+        &mut self,
+        slot: Slot<'_>,
+        last: u64,
+        write: bool,
+    ) -> Option<Fill> {
+        let fill = if write {
+            self.fill(slot)?
+        } else {
+            self.map_zero_page(slot)?
         };
-        self.fill_around(last, fill == Fill::Zeroed, gpa);
+        self.fill_around(slot.number, last, write);
         Some(fill)
     }
 
-    /// Maps what follows the page of RAM at `gpa`, which was just put behind page number `last`, and is not mapped.
-    fn fill_around(&mut self, last: u64, write: bool, gpa: Gpa) {
+    /// Maps what follows page number `first`, which was just put behind page number `last`, and is not mapped.
+    fn fill_around(&mut self, first: u64, last: u64, write: bool) {
         if self.tree.around.most == 1 {
             return;
         }
-        let (ram, frames) = (*self.regions.ram(), self.spaces.frames);
-        let first = gpa.as_u64() / PAGE_SIZE;
+        let (ram, frames) = (self.regions.backing(), self.spaces.frames);
         let end_of_table = (first / ENTRIES as u64 + 1) * ENTRIES as u64;
         let end = (first + self.tree.around.next_run(last))
             .min(end_of_table)
             .min(ram.end() / PAGE_SIZE);
         self.tree.around.end = first;
-        let Some(table) = self.tree.recent_table(gpa).filter(|_| first + 1 < end) else {
+        if first + 1 >= end {
             return;
-        };
+        }
+        let table = self.tree.lowest_table(frames);
         // Which of them were mapped, a bit for each.
         let filled = if write {
             // Without marks of the CPU's it takes a violation to know that a page was written.
@@ -68,86 +73,77 @@ impl<M: PhysMem> Space<'_, M> {
             let Some(spare) = frames.zeroed_to_spare(goal) else {
                 return;
             };
-            let tables = self.tree.page_tables(frames);
-            map_run(tables, table, first + 1..end, attr, spare)
+            map_run(table, first + 1..end, attr, spare)
         } else {
+            let attr = ram.zero_page;
             let zero = core::iter::from_fn(|| frames.share_entry(self.spaces.zero).ok());
-            let tables = self.tree.page_tables(frames);
-            map_run(tables, table, first + 1..end, ram.read, zero)
+            map_run(table, first + 1..end, attr, zero)
         };
         self.faults.around += u64::from(filled.count_ones());
         let mut left = filled;
         while write && self.tree.log.is_on() && left != 0 {
             let page = first + 1 + u64::from(left.trailing_zeros());
-            self.tree
-                .set_recent(frames, Gpa::new(page * PAGE_SIZE), Some(table));
+            self.tree.note(frames, page);
             left &= left - 1;
         }
-        let put = u64::from(u64::BITS - filled.leading_zeros());
-        let last = Gpa::new((first + put) * PAGE_SIZE);
-        self.tree.go_on_from(last, table);
-        self.tree.around.end = self.tree.recent_page();
+        let last = first + u64::from(u64::BITS - filled.leading_zeros());
+        self.tree.go_on_from(last);
+        self.tree.around.end = last;
+    }
+
+    /// The host's bytes themselves, where nothing is, with those beside them in the same table. That takes no frame, so nobody
+    /// pays for what is not asked for.
+    #[inline(never)]
+    pub(in crate::ept) fn map_host_pages(&mut self, slot: Slot<'_>, from: Hpa) -> Fill {
+        let (backing, frames) = (self.regions.backing(), self.spaces.frames);
+        let attr = Origin::Host.mark(backing.read);
+        self.tree.put(slot, from, attr);
+        let table = self.tree.lowest_table(frames).as_flattened();
+        let most = self.tree.around.most;
+        let start = slot.number - slot.number % most;
+        for number in start..start + most {
+            let page = Gpa::new(number * PAGE_SIZE);
+            let same_table = number / ENTRIES as u64 == slot.number / ENTRIES as u64;
+            if same_table
+                && backing.contains(page)
+                && let Some(word) = table.get(number as usize % ENTRIES)
+                && word.load(Ordering::Acquire) == 0
+            {
+                let phys = from
+                    .as_u64()
+                    .wrapping_add(PAGE_SIZE.wrapping_mul(number.wrapping_sub(slot.number)));
+                word.store(phys | Ept::leaf_bits(1, attr), Ordering::Release);
+            }
+        }
+        self.faults.host_mapped += 1;
+        Fill::HostMapped
     }
 }
 
-/// Maps those of the pages, fewer than 64, that are not mapped in `table`, as long as there are frames. Yields which, a bit for
+/// Maps those of the pages, fewer than 64, that are not mapped in `table`, as long as there are frames. Returns which, a bit for
 /// each.
 #[inline(always)]
-fn map_run<M: PhysMem>(
-    mut tables: Tables<'_, M>,
-    table: Hpa,
+fn map_run(
+    table: &[Eight; EIGHTS],
     pages: Range<u64>,
     attr: EptAttr,
     mut frames: impl Iterator<Item = Frame>,
 ) -> u64 {
     let mut filled = 0;
-    let first = pages.start;
-    for page in pages {
-        let index = page as usize % ENTRIES;
-        if tables.entry(table, index) == EptEntry::EMPTY {
+    let words = table.as_flattened().iter();
+    let words = words.skip(pages.start as usize % ENTRIES);
+    for (page, word) in (0..pages.end - pages.start).zip(words) {
+        if word.load(Ordering::Acquire) == 0 {
             let Some(frame) = frames.next() else {
                 break;
             };
-            tables.put_page(Gpa::new(page * PAGE_SIZE), table, frame.into_raw(), attr);
-            filled |= 1 << (page - first);
+            let bits = Ept::leaf_bits(1, attr) | frame.into_raw().as_u64();
+            word.store(bits, Ordering::Release);
+            filled |= 1 << page;
         }
     }
     filled
 }
-
-impl Tree {
-    /// Maps what is not mapped of the host bytes next to `page`, which was just put into `table`. That takes no frame, so
-    /// nobody pays for what is not asked for.
-    #[inline(never)]
-    pub fn map_host_around<M: PhysMem>(
-        &mut self,
-        frames: &FrameAllocator<M>,
-        known: &Known,
-        page: Gpa,
-        table: Hpa,
-    ) {
-        let most = self.around.most;
-        let number = page.as_u64() / PAGE_SIZE;
-        let mut tables = self.page_tables(frames);
-        for near in number - number % most..number - number % most + most {
-            let near = Gpa::new(near * PAGE_SIZE);
-            let same_table = near.as_u64() / TABLE_SPAN == page.as_u64() / TABLE_SPAN;
-            if !same_table || !known.region.range.contains(near) {
-                continue;
-            }
-            if let Ok(Source::Host(phys, PAGE_SIZE)) = Source::of(&known.region, near)
-                && tables.entry(table, (near.as_u64() / PAGE_SIZE) as usize % ENTRIES)
-                    == EptEntry::EMPTY
-            {
-                tables.put_page(near, table, phys, Origin::Host.mark(known.leaf));
-            }
-        }
-        self.set_recent(frames, page, Some(table));
-    }
-}
-
-/// Bytes that one lowest table translates.
-const TABLE_SPAN: u64 = 512 * PAGE_SIZE;
 
 #[cfg(test)]
 mod tests {

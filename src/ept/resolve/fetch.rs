@@ -18,7 +18,8 @@ use crate::paging::{protect, split};
 pub(in crate::ept) fn split_for_fetch<M: PhysMem>(
     tables: &mut Tables<'_, M>,
     page: Gpa,
-) -> Result<(Fill, bool), Reason> {
+) -> Result<Fill, Reason> {
+    tables.split = true;
     split(&mut *tables, page, PageSize::Size4K)?;
     let size = PageSize::Size2M.bytes();
     protect(tables, page.align_down(size), size, |attr| {
@@ -26,7 +27,7 @@ pub(in crate::ept) fn split_for_fetch<M: PhysMem>(
             .with_user_execute(true)
             .with_soft(attr.soft() | FETCHED)
     })?;
-    Ok((Fill::TakenOver, true))
+    Ok(Fill::TakenOver)
 }
 
 #[cfg(test)]

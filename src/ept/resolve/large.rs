@@ -3,58 +3,32 @@
 //! Zeroing one takes long, so a violation zeroes a part, and the guest tries again until all is done. Only then is the page
 //! mapped.
 
-use crate::addr::{AddrRange, Address, Gpa, Hpa, PageSize};
+use crate::addr::{AddrRange, Address, Gpa, PageSize};
 use crate::ept::error::Reason;
-use crate::ept::regions::known::Known;
-use crate::ept::regions::region::RegionKind;
 use crate::ept::resolve::density::wants;
+use crate::ept::resolve::fill::taken_over;
 use crate::ept::resolve::outcome::Fill;
-use crate::ept::resolve::put::{put, take_over};
 use crate::ept::tables::entry::Origin;
 use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::PagePolicy;
 use crate::ept::tables::zeroing::zeroed;
-use crate::frames::{FrameError, PhysMem};
-use crate::paging::{Content, ContentOf, Cursor, Ept, PagingError, split};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::paging::{Content, Cursor, EptAttr, PagingError, split};
 
-/// Writing to `page`, for which no table of small pages is there and `content` stands higher up, in a slot for pages of
-/// `size`. `None`: it is to be handled as a small page. The second result says whether a translation was replaced.
+/// Maps a zeroed page of the largest size that the policy wants, `range` covers, and there is. `None`: it is to be a small
+/// page.
 #[cold]
-pub(in crate::ept) fn large_page<M: PhysMem>(
+pub(in crate::ept) fn fill_large<M: PhysMem>(
     tables: &mut Tables<'_, M>,
-    known: &Known,
+    range: AddrRange<Gpa>,
     page: Gpa,
-    content: ContentOf<Ept>,
-    size: Option<PageSize>,
+    written: EptAttr,
     policy: PagePolicy,
-) -> Result<Option<(Fill, bool)>, Reason> {
-    match (content, size) {
-        (Content::Page { attr, .. }, Some(_)) if !Origin::of(attr).is_counted() => {
-            // The host's, joined by `merge`: each page is given by itself.
-            split(tables, page, PageSize::Size4K)?;
-            Ok(None)
-        }
-        (Content::Page { .. }, Some(size)) => write_to_mapped(tables, known, page, size).map(Some),
-        _ if policy == PagePolicy::Small => Ok(None),
-        _ => fill(tables, known, page, policy),
-    }
-}
-
-/// Maps a zeroed page of the largest size that the policy wants, the region covers, and there is.
-fn fill<M: PhysMem>(
-    tables: &mut Tables<'_, M>,
-    known: &Known,
-    page: Gpa,
-    policy: PagePolicy,
-) -> Result<Option<(Fill, bool)>, Reason> {
-    let region = &known.region;
-    if !matches!(region.kind, RegionKind::Ram) {
-        return Ok(None);
-    }
+) -> Result<Option<Fill>, Reason> {
     let frames = tables.frames;
     for size in [PageSize::Size1G, PageSize::Size2M] {
         let covered = AddrRange::new(page.align_down(size.bytes()), size.bytes());
-        if !covered.is_some_and(|range| region.range.contains_range(range)) {
+        if !covered.is_some_and(|covered| range.contains_range(covered)) {
             continue;
         }
         let mut cursor = match Cursor::new(&mut *tables, page, size) {
@@ -69,10 +43,14 @@ fn fill<M: PhysMem>(
             continue;
         }
         match zeroed(frames, &mut *cursor.ops().zeroing, size) {
-            Ok(None) => return Ok(Some((Fill::Zeroing, false))),
+            Ok(None) => return Ok(Some(Fill::Zeroing)),
             Ok(Some(block)) => {
-                put(&mut cursor, block, Origin::Filled, known.written())?;
-                return Ok(Some((Fill::Zeroed, false)));
+                if let Err(error) = cursor.set_page(block.address(), Origin::Filled.mark(written)) {
+                    frames.release(block)?;
+                    return Err(error.into());
+                }
+                block.into_raw();
+                return Ok(Some(Fill::Zeroed));
             }
             Err(FrameError::OutOfFrames) => {}
             Err(error) => return Err(error.into()),
@@ -81,59 +59,60 @@ fn fill<M: PhysMem>(
     Ok(None)
 }
 
-/// Makes a page writable that is part of a large one, of `size`: all of it where nobody else refers to it, else a copy
-/// of that page alone.
-fn write_to_mapped<M: PhysMem>(
+/// Makes a large page of `size` writable all of it, where nobody else refers to it; else splits it, and `None` says that `page`
+/// is to be copied alone.
+#[cold]
+pub(in crate::ept) fn write_to_large<M: PhysMem>(
     tables: &mut Tables<'_, M>,
-    known: &Known,
     page: Gpa,
     size: PageSize,
-) -> Result<(Fill, bool), Reason> {
+    written: EptAttr,
+    spare: &mut Option<Frame>,
+) -> Result<Option<Fill>, Reason> {
     let frames = tables.frames;
     let mut cursor = Cursor::new(&mut *tables, page, size)?;
-    let Content::Page { phys, attr } = cursor.content() else {
-        return Ok((Fill::Present, false));
-    };
-    if cursor.is_ready() && frames.count(phys) == 1 {
-        return take_over(cursor, phys, attr, known.written());
-    }
-    // What can fail comes first.
-    let frame = frames.alloc()?;
-    if frames.count(phys) == 1 {
+    if let Content::Page { phys, attr } = cursor.content()
+        && Origin::of(attr).is_counted()
+        && frames.count(phys) == 1
+    {
         // The tables may have to be copied, which adds references. If they have and the rest cannot be done, the space is
         // left with tables of its own that say the same.
-        let prepared = cursor.prepare();
-        if prepared.is_err() || frames.count(phys) == 1 {
-            frames.release(frame)?;
-            prepared?;
-            return take_over(cursor, phys, attr, known.written());
+        if !cursor.is_ready() {
+            reserve(frames, spare)?;
+            cursor.prepare()?;
+        }
+        if frames.count(phys) == 1
+            && let Content::Page { attr, .. } = cursor.content()
+        {
+            let level = cursor.level();
+            let wanted = cursor.ops().for_level(level, taken_over(attr, written));
+            if wanted == attr {
+                return Ok(Some(Fill::Present));
+            }
+            cursor.set_page(phys, wanted)?;
+            let present = attr.write() == wanted.write() && attr.execute() == wanted.execute();
+            return Ok(Some(if present {
+                Fill::Present
+            } else {
+                Fill::TakenOver
+            }));
         }
     }
-    let done = split(&mut *tables, page, PageSize::Size4K).map_err(Reason::from);
-    let cursor = done.and_then(|()| Ok(Cursor::new(tables, page, PageSize::Size4K)?));
-    let (mut cursor, phys, attr): (_, Hpa, _) =
-        match cursor.map(|cursor| (cursor.content(), cursor)) {
-            Ok((Content::Page { phys, attr }, cursor)) => (cursor, phys, attr),
-            Ok(_) => {
-                frames.release(frame)?;
-                return Ok((Fill::Present, false));
-            }
-            Err(error) => {
-                frames.release(frame)?;
-                return Err(error);
-            }
-        };
-    if frames.count(phys) == 1 {
-        frames.release(frame)?;
-        return take_over(cursor, phys, attr, known.written());
+    reserve(frames, spare)?;
+    tables.split = true;
+    split(tables, page, PageSize::Size4K)?;
+    Ok(None)
+}
+
+/// Sees to it that there is a frame: nothing must have changed where there is none for the page, and that is taken last.
+pub(in crate::ept) fn reserve<M: PhysMem>(
+    frames: &FrameAllocator<M>,
+    spare: &mut Option<Frame>,
+) -> Result<(), FrameError> {
+    if spare.is_none() {
+        *spare = Some(frames.alloc()?);
     }
-    if let Err(error) = frames.copy_into(&frame, phys) {
-        frames.release(frame)?;
-        return Err(error.into());
-    }
-    put(&mut cursor, frame, Origin::Copied, known.written())?;
-    cursor.ops().drop_leaf(phys, Origin::of(attr));
-    Ok((Fill::Copied, true))
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::ept::error::Reason;
 use crate::ept::hw::violation::Violation;
+use crate::ept::spaces::space::Faults;
 use core::fmt;
 
 /// How an access was made possible.
@@ -28,6 +29,9 @@ pub enum Fill {
 pub enum Resolution {
     /// The guest can try again.
     Retry(Fill),
+    /// The same, and there is more to the violation than an access: see
+    /// [`Violation::nmi_unblocked_by_iret`].
+    Special(Fill),
     /// The access is to be carried out by the device model behind the region.
     Mmio {
         /// The region's tag.
@@ -53,3 +57,19 @@ impl fmt::Display for Unresolved {
 }
 
 impl core::error::Error for Unresolved {}
+
+impl Faults {
+    /// Notes what a violation came to.
+    pub(in crate::ept) fn count(&mut self, fill: Fill) {
+        let counter = match fill {
+            Fill::Present => &mut self.spurious,
+            Fill::ZeroShared => &mut self.zero_shared,
+            Fill::Zeroed => &mut self.filled,
+            Fill::Copied => &mut self.copied,
+            Fill::TakenOver => &mut self.taken_over,
+            Fill::HostMapped => &mut self.host_mapped,
+            Fill::Zeroing => return,
+        };
+        *counter += 1;
+    }
+}

@@ -60,31 +60,41 @@ pub(in crate::ept) fn was_fetched(attr: EptAttr) -> bool {
     attr.soft() & FETCHED != 0
 }
 
-/// What an entry of a lowest table comes to for a write.
+/// What an entry of a lowest table comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ept) enum Quick {
-    /// Nothing is there.
-    Empty,
-    /// A page that is not writable, of a frame that was filled or copied.
-    OwnFrame,
-    /// A page that is not writable, of the frame of zeroes or of the host's.
-    NotOwnFrame,
-    /// Anything else.
-    Other,
+pub(in crate::ept) enum Holds {
+    /// Nothing.
+    Hole,
+    /// The zero page.
+    ZeroPage,
+    /// Memory that no allocator manages.
+    Host,
+    /// A frame that was filled or copied, and may not be written.
+    Frame,
+    /// A page that may be written.
+    Writable,
 }
 
-/// Looks at an entry of a lowest table, which is as ours are.
-#[inline(always)]
-pub(in crate::ept) fn quick(entry: EptEntry) -> Quick {
-    const READ: u64 = 1 << 0;
-    const WRITE: u64 = 1 << 1;
-    // The lowest bit of what `EptAttr::soft` tells.
-    const NOT_OWN: u64 = 1 << 11;
-    match entry.to_bits() & (READ | WRITE | NOT_OWN) {
-        READ => Quick::OwnFrame,
-        bits if bits == READ | NOT_OWN => Quick::NotOwnFrame,
-        _ if entry == EptEntry::EMPTY => Quick::Empty,
-        _ => Quick::Other,
+impl Holds {
+    /// Looks at an entry of a lowest table, which is as ours are.
+    #[inline(always)]
+    pub fn of(entry: EptEntry) -> Self {
+        const READ: u64 = 1 << 0;
+        const WRITE: u64 = 1 << 1;
+        // The bits of what `EptAttr::soft` tells that `Origin` stands in.
+        const NOT_OWN: u64 = 1 << 11;
+        let bits = entry.to_bits();
+        if bits & READ == 0 {
+            Self::Hole
+        } else if bits & WRITE != 0 {
+            Self::Writable
+        } else if bits & NOT_OWN == 0 {
+            Self::Frame
+        } else if bits & HOST == HOST {
+            Self::Host
+        } else {
+            Self::ZeroPage
+        }
     }
 }
 
@@ -145,18 +155,17 @@ mod tests {
         let entry = |attr| EptEntry::from_bits(Ept::leaf_bits(1, attr) | phys.as_u64());
         let base = EptAttr::READ_EXECUTE.with_dirty(true).with_soft(0xffc);
         for (origin, seen) in [
-            (Filled, Quick::OwnFrame),
-            (Copied, Quick::OwnFrame),
-            (Zero, Quick::NotOwnFrame),
-            (Host, Quick::NotOwnFrame),
+            (Filled, Holds::Frame),
+            (Copied, Holds::Frame),
+            (Zero, Holds::ZeroPage),
+            (Host, Holds::Host),
         ] {
             let leaf = entry(origin.mark(base));
-            assert_eq!((quick(leaf), leaf.frame()), (seen, phys));
+            assert_eq!((Holds::of(leaf), leaf.frame()), (seen, phys));
             let writable = entry(origin.mark(base.with_write(Write::Allowed)));
-            assert_eq!(quick(writable), Quick::Other);
+            assert_eq!(Holds::of(writable), Holds::Writable);
         }
-        assert_eq!(quick(EptEntry::EMPTY), Quick::Empty);
-        assert_eq!(quick(entry(EptAttr::EXECUTE)), Quick::Other);
+        assert_eq!(Holds::of(EptEntry::EMPTY), Holds::Hole);
     }
 
     #[test]

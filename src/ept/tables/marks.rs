@@ -5,7 +5,6 @@ use crate::ept::hw::capability::EptCapability;
 use crate::ept::tables::dirty_log::DirtyLog;
 use crate::ept::tables::word::{DIRTY, WRITE};
 use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{EptAttr, Write};
 
 /// How writes are noted in the leaves of one tree.
 #[derive(Debug)]
@@ -40,20 +39,6 @@ impl Marks {
             self.known = Some(0);
         }
         self.known
-    }
-
-    /// The leaf that a page which is to be written gets for one with the mark: the CPU logs only what was not marked.
-    #[inline(always)]
-    pub fn given(&mut self, leaf: EptAttr) -> EptAttr {
-        if self.log.is_none() || !leaf.dirty() {
-            return leaf;
-        }
-        if leaf.write() != Write::Allowed {
-            // Only the host can write it, and is about to.
-            self.unlogged();
-            return leaf;
-        }
-        leaf.with_dirty(false)
     }
 
     /// Notes that leaves may be marked which the log does not have.

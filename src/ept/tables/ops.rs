@@ -4,12 +4,14 @@
 //! every entry that refers to it, and from every entry in it when it is copied: no path that grants write on every level
 //! ends at anything shared, and the CPU reports the first write below a shared table.
 
-use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{Hpa, PAGE_SIZE, PageSize};
 use crate::counting::{Counted, add};
 use crate::ept::tables::entry::{Origin, decode, was_fetched};
 use crate::ept::tables::marks::Marks;
 use crate::ept::tables::reach::Reach;
-use crate::ept::tables::word::{DIRTY, EIGHTS, ENTRIES, Eight, WRITE, each_used, word, words};
+use crate::ept::tables::word::{
+    DIRTY, EIGHTS, ENTRIES, EXECUTE, Eight, WRITE, each_used, word, words,
+};
 use crate::ept::tables::zeroing::Zeroing;
 use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
 use crate::paging::{
@@ -18,8 +20,6 @@ use crate::paging::{
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// The permissions to execute, in user mode too, where the CPU tells the modes apart.
-const EXECUTE: u64 = 1 << 2 | 1 << 10;
 /// In a leaf, and only there: it is one of a large page.
 const LARGE: u64 = 1 << 7;
 /// Access to the tables of one tree.
@@ -37,8 +37,8 @@ pub(in crate::ept) struct Tables<'a, M> {
     pub zeroing: &'a mut Option<Zeroing>,
     /// A table was moved: what CPUs have cached of the old one is stale.
     pub moved: bool,
-    /// The lowest table that an entry was put into last; it and all above it are this tree's own.
-    pub lowest: Option<Hpa>,
+    /// A large page was split: what CPUs have cached of it is not for the parts.
+    pub split: bool,
     /// A reference could not be counted while a table was copied: the copy lacks the entry.
     pub failed: Option<FrameError>,
 }
@@ -68,7 +68,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             execute_large,
             zeroing,
             moved: false,
-            lowest: None,
+            split: false,
             failed: None,
         }
     }
@@ -106,15 +106,6 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     #[inline(always)]
     pub fn entry(&self, table: Hpa, index: usize) -> EptEntry {
         EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire))
-    }
-
-    /// Puts a page into the lowest table `table`, for the address `gpa`. What stood there before is the caller's to
-    /// invalidate, and the entry owns the caller's reference to the frame.
-    #[inline(always)]
-    pub fn put_page(&mut self, gpa: Gpa, table: Hpa, phys: Hpa, attr: EptAttr) {
-        let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
-        let index = (gpa.as_u64() / PAGE_SIZE) as usize % ENTRIES;
-        self.word(table, index).store(bits, Ordering::Release);
     }
 
     /// The leaf as it may stand in a table of `level`.

@@ -3,12 +3,13 @@
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::hw::capability::{EptCapability, Eptp};
 use crate::ept::hw::debt::Debt;
+use crate::ept::hw::violation::Violation;
 use crate::ept::tables::log::Log;
 use crate::ept::tables::marks::Marks;
 use crate::ept::tables::ops::{Tables, View};
 use crate::ept::tables::policy::{AROUND, Around, PagePolicy};
 use crate::ept::tables::reach::Reach;
-use crate::ept::tables::word::{DIRTY, ENTRIES, TOLD, WRITE, word};
+use crate::ept::tables::word::{EIGHTS, ENTRIES, Eight, word, words};
 use crate::ept::tables::zeroing::Zeroing;
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
 use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format, open_table};
@@ -41,6 +42,32 @@ pub(in crate::ept) struct Tree {
     recent: (u64, Hpa),
     /// The pages that became a fork's own.
     pub log: Log,
+}
+
+/// The slot of a page in a lowest table that is a tree's own.
+#[derive(Clone, Copy)]
+pub(in crate::ept) struct Slot<'m> {
+    word: &'m AtomicU64,
+    /// The number of the page.
+    pub number: u64,
+}
+
+impl<'m> Slot<'m> {
+    /// What stands there.
+    #[inline(always)]
+    pub fn entry(self) -> EptEntry {
+        EptEntry::from_bits(self.word.load(Ordering::Acquire))
+    }
+    /// The word.
+    #[inline(always)]
+    pub fn word(self) -> &'m AtomicU64 {
+        self.word
+    }
+    /// The page.
+    #[inline(always)]
+    pub const fn page(self) -> Gpa {
+        Gpa::new(self.number * PAGE_SIZE)
+    }
 }
 
 /// In place of the number of a page: no page has it, nor follows it.
@@ -89,8 +116,7 @@ impl Tree {
         self.page_tables(frames)
     }
 
-    /// The same, for an edit that makes pages accessible and tells [`Tree::set_recent`] of each that becomes this space's
-    /// own.
+    /// The same, for an edit that makes pages accessible and notes each that becomes this space's own.
     #[inline(always)]
     pub fn page_tables<'a, M: PhysMem>(
         &'a mut self,
@@ -114,73 +140,84 @@ impl Tree {
         }
     }
 
-    /// The lowest table for `page`, if a page was put into it by the last edit: there was no other since, so that it and all
-    /// above it are still this tree's own, and nobody else has changed them.
+    /// Finds the lowest table for the page at `gpa`, if every table above grants everything: all of them are this tree's own.
+    /// `None` otherwise: [`Cursor`](crate::paging::Cursor) tells more.
+    ///
+    /// It is the one that was found last, as long as that stays so: most often it does.
     #[inline(always)]
-    pub fn recent_table(&self, page: Gpa) -> Option<Hpa> {
-        let (number, table) = self.recent;
-        ((number ^ (page.as_u64() / PAGE_SIZE)) / ENTRIES as u64 == 0).then_some(table)
-    }
-
-    /// The leaf of `page`, if it was put by the last edit.
-    pub fn recent_leaf<'a, M: PhysMem>(
-        &self,
-        frames: &'a FrameAllocator<M>,
-        page: Gpa,
-    ) -> Option<&'a AtomicU64> {
-        let table = self.recent_table(page)?;
-        // SAFETY: the table is this tree's own.
-        Some(unsafe { word(frames.mem(), table, index_of(page)) })
-    }
-
-    /// The lowest table for `page` and its entry there, if every entry above grants write: all tables are this tree's own.
-    #[inline(always)]
-    pub fn lowest_entry<M: PhysMem>(
-        &mut self,
-        frames: &FrameAllocator<M>,
-        page: Gpa,
-    ) -> Option<(Hpa, EptEntry)> {
-        if let Some(table) = self.recent_table(page) {
-            // SAFETY: the table is this tree's own.
-            let word = unsafe { word(frames.mem(), table, index_of(page)) };
-            return Some((table, EptEntry::from_bits(word.load(Ordering::Acquire))));
+    pub fn find_slot<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, gpa: Gpa) -> Option<()> {
+        let number = gpa.as_u64() / PAGE_SIZE;
+        if (number ^ self.recent.0) / ENTRIES as u64 != 0 {
+            let table = open_table(&self.page_tables(frames), gpa)?;
+            self.recent = (number, table);
         }
-        let tables = self.page_tables(frames);
-        let table = open_table(&tables, page)?;
-        Some((table, tables.entry(table, index_of(page))))
+        Some(())
     }
 
-    /// Puts a page into `table`, where [`Tree::lowest_entry`] found the entry for it. What stood there before is the caller's
-    /// to invalidate, and the entry owns the caller's reference to the frame.
+    /// The slot for the page at `gpa`, for which [`Tree::find_slot`] has found the table.
     #[inline(always)]
-    pub fn put_page<M: PhysMem>(
-        &mut self,
-        frames: &FrameAllocator<M>,
-        page: Gpa,
-        table: Hpa,
-        phys: Hpa,
-        attr: EptAttr,
-    ) {
-        self.go_on_from(page, table);
-        let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
-        // SAFETY: the table is this tree's own, as the caller found.
-        unsafe { word(frames.mem(), table, index_of(page)) }.store(bits, Ordering::Release);
+    pub fn slot<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>, gpa: Gpa) -> Slot<'m> {
+        let number = gpa.as_u64() / PAGE_SIZE;
+        // SAFETY: the table is this tree's own: every entry above grants write, and there was no edit since but to slots in it.
+        let word = unsafe { word(frames.mem(), self.recent.1, number as usize % ENTRIES) };
+        Slot { word, number }
     }
 
-    /// The same for a page that is this space's own from now on and may be written.
+    /// Has [`Tree::find_slot`] find `table`, which must be the lowest table for `gpa`, ready to be written.
+    pub fn begin_in(&mut self, gpa: Gpa, table: Hpa) {
+        self.recent = (gpa.as_u64() / PAGE_SIZE, table);
+    }
+
+    /// The number of the page that was put last, as far as nothing else was changed since.
     #[inline(always)]
-    pub fn put_own_page<M: PhysMem>(
+    pub fn last_page(&self) -> u64 {
+        self.recent.0
+    }
+
+    /// Puts a page into the slot. What stood there before is the caller's to invalidate, and the entry owns the caller's
+    /// reference to the frame.
+    #[inline(always)]
+    pub fn put(&mut self, slot: Slot<'_>, frame: Hpa, attr: EptAttr) {
+        self.recent.0 = slot.number;
+        let bits = Ept::leaf_bits(1, attr) | frame.as_u64();
+        slot.word.store(bits, Ordering::Release);
+    }
+
+    /// The same for a page that is this space's own from now on, which is logged.
+    #[inline(always)]
+    pub fn put_own<M: PhysMem>(
         &mut self,
         frames: &FrameAllocator<M>,
-        page: Gpa,
-        table: Hpa,
-        phys: Hpa,
+        slot: Slot<'_>,
+        frame: Hpa,
         attr: EptAttr,
     ) {
-        self.put_page(frames, page, table, phys, attr);
+        self.put(slot, frame, attr);
         if self.log.is_on() {
-            self.log.note(frames, leaf_address(page, table), page);
+            self.note(frames, slot.number);
         }
+    }
+
+    /// Logs a page in the table that [`Tree::find_slot`] found last.
+    #[inline(always)]
+    pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, number: u64) {
+        let leaf = Hpa::new(self.recent.1.as_u64() + 8 * (number % ENTRIES as u64));
+        self.log.note(frames, leaf, Gpa::new(number * PAGE_SIZE));
+    }
+
+    /// The words of the table that [`Tree::find_slot`] found last.
+    #[inline(always)]
+    pub fn lowest_table<'m, M: PhysMem>(
+        &self,
+        frames: &'m FrameAllocator<M>,
+    ) -> &'m [Eight; EIGHTS] {
+        // SAFETY: the table is this tree's own, as in `slot`.
+        unsafe { words(frames.mem(), self.recent.1) }
+    }
+
+    /// Has the page with this number count as the one that was put last, in the same table as that.
+    pub fn go_on_from(&mut self, number: u64) {
+        self.recent.0 = number;
     }
 
     /// Gives back a large page that was not zeroed to its end.
@@ -193,49 +230,6 @@ impl Tree {
         }
     }
 
-    /// The number of the page that was put by the last edit.
-    pub fn recent_page(&self) -> u64 {
-        self.recent.0
-    }
-
-    /// Whether `page` follows the one that was put last.
-    #[inline(always)]
-    pub fn is_next(&self, page: Gpa) -> bool {
-        page.as_u64() / PAGE_SIZE == self.recent.0.wrapping_add(1)
-    }
-
-    /// Notes where the last edit put a page, and logs it if it is this space's own now.
-    #[inline(always)]
-    pub fn set_recent<M: PhysMem>(
-        &mut self,
-        frames: &FrameAllocator<M>,
-        page: Gpa,
-        lowest: Option<Hpa>,
-    ) {
-        if let Some(table) = lowest {
-            self.go_on_from(page, table);
-            if self.log.is_on() {
-                self.note(frames, page, table);
-            }
-        }
-    }
-
-    /// Notes that pages up to `page` were put into `table` by the last edit, and that all that must be logged is.
-    #[inline(always)]
-    pub fn go_on_from(&mut self, page: Gpa, table: Hpa) {
-        self.recent = (page.as_u64() / PAGE_SIZE, table);
-    }
-
-    /// Logs a page if its leaf in `table` was made writable just now, or the host has been given to write it. One that lost
-    /// its mark, and write with it, to a harvest is logged already: else whoever harvests on and on would fill all memory.
-    pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa, table: Hpa) {
-        // SAFETY: the table is this tree's own, as the last edit says.
-        let leaf = unsafe { word(frames.mem(), table, index_of(page)) }.load(Ordering::Relaxed);
-        if leaf & (WRITE | DIRTY) != 0 && leaf & TOLD == 0 {
-            self.log.note(frames, leaf_address(page, table), page);
-        }
-    }
-
     /// Ends an edit: `replaced` says whether a translation was removed or replaced.
     #[inline]
     pub fn close<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, replaced: bool) {
@@ -245,12 +239,16 @@ impl Tree {
         self.free_retired(frames);
     }
 
-    /// Ends an edit of the one page at which the guest has just left the CPU with a violation: `replaced` says whether it was
-    /// mapped before.
+    /// Ends an edit of the one page of a violation: `replaced` says whether it was mapped before.
     #[inline(always)]
-    pub fn close_at_violation<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, replaced: bool) {
+    pub fn close_at<M: PhysMem>(
+        &mut self,
+        violation: Violation,
+        frames: &FrameAllocator<M>,
+        replaced: bool,
+    ) {
         if replaced {
-            self.debt.incur_at_violation();
+            self.debt.incur_at(violation);
         }
         self.free_retired(frames);
     }
@@ -261,16 +259,4 @@ impl Tree {
             frames.free_retired(&mut self.debt.retired);
         }
     }
-}
-
-/// Which entry of its lowest table is for a page.
-#[inline(always)]
-fn index_of(page: Gpa) -> usize {
-    (page.as_u64() / PAGE_SIZE) as usize % ENTRIES
-}
-
-/// Where the leaf of a page is.
-#[inline(always)]
-fn leaf_address(page: Gpa, table: Hpa) -> Hpa {
-    Hpa::new(table.as_u64() + 8 * index_of(page) as u64)
 }

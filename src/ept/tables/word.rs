@@ -11,6 +11,8 @@ pub(in crate::ept) type Eight = [AtomicU64; 8];
 pub(in crate::ept) const EIGHTS: usize = ENTRIES / 8;
 /// The permission to write, in a leaf and in an entry that refers to a table.
 pub(in crate::ept) const WRITE: u64 = 1 << 1;
+/// The permissions to execute, in user mode too, where the CPU tells the modes apart.
+pub(in crate::ept) const EXECUTE: u64 = 1 << 2 | 1 << 10;
 /// The mark of a leaf that it was written, by the CPU or by whoever gave write.
 pub(in crate::ept) const DIRTY: u64 = 1 << 9;
 /// The mark of a leaf that it had lost [`DIRTY`] to a harvest since the last reset, to which that must not be lost.

@@ -1,7 +1,7 @@
 //! The warm reset: what a fork wrote is copied back, page by page.
 
-use crate::addr::{Gpa, Hpa, PAGE_SIZE};
-use crate::ept::resolve::source::Source;
+use crate::addr::{Gpa, Hpa};
+use crate::ept::regions::backing::{Backing, Source};
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::{Origin, decode};
 use crate::ept::tables::log::Record;
@@ -209,15 +209,15 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
     /// What a page holds that was never touched.
     fn untouched(&self, page: Gpa) -> Option<Source> {
         let region = self.space.regions.find(page)?;
-        Source::of(region, page).ok()
+        Some(Backing::new(region, page, true).source_of(page))
     }
 
     /// Where the bytes are that it holds at `page`, or [`UNKNOWN`] where they do not fill it.
     fn source_of(&self, page: Gpa) -> u64 {
         let mapped = self.mapped(page).map(|(phys, _)| phys);
         let source = mapped.or_else(|| match self.untouched(page) {
-            Some(Source::Host(from, PAGE_SIZE)) => Some(from),
-            Some(Source::Host(..)) => None,
+            Some(Source::HostPage(from)) => Some(from),
+            Some(Source::HostPart(..)) => None,
             _ => Some(self.space.spaces.zero),
         });
         source.map_or(UNKNOWN, Hpa::as_u64)
@@ -227,7 +227,7 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
     fn copy_part(&self, page: Gpa, frame: Hpa) -> Result<(), FrameError> {
         match self.untouched(page) {
             // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
-            Some(Source::Host(from, len)) => unsafe {
+            Some(Source::HostPart(from, len)) => unsafe {
                 self.space.spaces.frames.overwrite(frame, from, len)
             },
             _ => Err(FrameError::NotManaged(frame)),

@@ -1,6 +1,6 @@
 //! The pages that the forks of a template write: a first fork shows them, later forks are given them at once.
 
-use crate::ept::hw::violation::Access;
+use crate::ept::hw::violation::{Access, Violation};
 use crate::ept::spaces::edit::EditError;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::log::Log;
@@ -44,23 +44,19 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
         let away = if tells { fork.tree.marks.clear } else { 0 };
         let mut given = 0;
         for record in self.space.tree.log.records(frames) {
-            let Some(known) = fork.regions.find_often(record.page()) else {
-                continue;
-            };
-            if !known.region.is_writable() {
-                continue;
+            let page = record.page();
+            let write = Violation::new(page, Access::WRITE);
+            match fork.regions.look_up(page) {
+                Some(backing) if backing.allows(&write) => {}
+                _ => continue,
             }
-            let (spaces, page) = (fork.spaces, record.page());
-            if fork
-                .tree
-                .provide(&spaces, known, page, Access::WRITE)
-                .is_err()
-            {
+            if fork.provide_to_host(write).is_err() {
                 break;
             }
             // It holds what the template holds. No CPU has seen it yet.
-            if let Some(leaf) = fork.tree.recent_leaf(frames, page) {
-                leaf.fetch_and(!away, Ordering::AcqRel);
+            if fork.tree.find_slot(frames, page).is_some() {
+                let slot = fork.tree.slot(frames, page);
+                slot.word().fetch_and(!away, Ordering::AcqRel);
             }
             given += 1;
         }

@@ -327,7 +327,7 @@ fn a_device_can_be_unmapped_in_parts() {
             space.resolve(&second),
             Ok(Resolution::Retry(Fill::HostMapped))
         );
-        let (at, ..) = space.query(second.gpa).unwrap().unwrap();
+        let (at, ..) = space.query(second.gpa()).unwrap().unwrap();
         assert_eq!(at, Hpa::new(0xfee0_1008));
     });
 }
@@ -343,7 +343,7 @@ fn an_identity_mapped_device_is_where_it_is_in_the_host() {
             space.resolve(&touched),
             Ok(Resolution::Retry(Fill::HostMapped))
         );
-        let (at, _, origin) = space.query(touched.gpa).unwrap().unwrap();
+        let (at, _, origin) = space.query(touched.gpa()).unwrap().unwrap();
         assert_eq!((at, origin), (Hpa::new(0xfec0_0123), Origin::Host));
         let again = space.identity_map_range(device(0xfec0_0000, PAGE_SIZE));
         assert!(matches!(again, Err(RegionError::Overlaps { .. })));

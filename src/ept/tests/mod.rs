@@ -7,7 +7,7 @@ mod life;
 mod templates;
 pub(in crate::ept) mod tlb;
 
-use crate::addr::{AddrRange, Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::ept::tests::tlb::Cpu;
 use crate::ept::*;
 use crate::frames::arena::Arena;
@@ -85,7 +85,7 @@ pub(in crate::ept) fn add_device(space: &mut Space<'_, Arena>) {
 }
 
 pub(in crate::ept) fn violation(gpa: u64, access: Access) -> Violation {
-    Violation::at(Gpa::new(gpa), access)
+    Violation::new(Gpa::new(gpa), access)
 }
 
 pub(in crate::ept) fn read(space: &Space<'_, Arena>, gpa: u64, len: usize) -> Vec<u8> {
@@ -124,7 +124,7 @@ fn refused(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Reason {
     let census = space.census().unwrap();
     let error = space.resolve(&violation(gpa, access)).unwrap_err();
     assert_eq!(space.census().unwrap(), census);
-    assert_eq!(error.violation.gpa, Gpa::new(gpa));
+    assert_eq!(error.violation.gpa(), Gpa::new(gpa));
     error.reason
 }
 
@@ -156,29 +156,12 @@ fn ram_reads_as_zero_and_is_filled_by_the_first_write() {
             (2, 2, 2)
         );
         // Read and write at once, as a page walk does, is a write.
-        let walk = Violation::decode(&ViolationFields {
-            qualification: 0x83,
-            ..fields(0x4000)
-        });
+        let walk = Violation::decode(0x83, Gpa::new(0x4000));
         assert_eq!(space.resolve(&walk), Ok(Resolution::Retry(Fill::Zeroed)));
-        let walk = Violation::decode(&ViolationFields {
-            qualification: 0x82,
-            ..fields(0x7000)
-        });
+        let walk = Violation::decode(0x82, Gpa::new(0x7000));
         assert_eq!(space.resolve(&walk), Ok(Resolution::Retry(Fill::Zeroed)));
         let _ = space.enter(cpu);
     });
-}
-
-fn fields(gpa: u64) -> ViolationFields {
-    ViolationFields {
-        qualification: 0,
-        gpa: Gpa::new(gpa),
-        gva: Gva::new(gpa),
-        rip: Gva::new(0),
-        during_delivery: false,
-        advanced_information: false,
-    }
 }
 
 #[test]
@@ -317,26 +300,17 @@ fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
             assert_eq!(refused(space, gpa, access), reason, "{gpa:#x} {access}");
         }
         // Guest page tables in memory that is read-only, on a CPU that sets accessed and dirty: no livelock.
-        let walk = Violation::decode(&ViolationFields {
-            qualification: 0x83,
-            ..fields(ROM)
-        });
+        let walk = Violation::decode(0x83, Gpa::new(ROM));
         assert_eq!(
             space.resolve(&walk).unwrap_err().reason,
             Reason::Denied { tag: 5 }
         );
-        let walk = Violation::decode(&ViolationFields {
-            qualification: 0x81,
-            ..fields(MMIO)
-        });
+        let walk = Violation::decode(0x81, Gpa::new(MMIO));
         assert_eq!(
             space.resolve(&walk).unwrap_err().reason,
             Reason::NotMemory { tag: 6 }
         );
-        let verification = Violation::decode(&ViolationFields {
-            qualification: 0x8181,
-            ..fields(RAM)
-        });
+        let verification = Violation::decode(0x8181, Gpa::new(RAM));
         assert_eq!(
             space.resolve(&verification).unwrap_err().reason,
             Reason::Denied { tag: 1 }
@@ -350,7 +324,7 @@ fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
             .unwrap_err()
             .to_string();
         assert!(
-            text.starts_with("write at GPA 0x800000000 (GVA 0x800000000), RIP 0x0"),
+            text.starts_with("write at GPA 0x800000000, EPT allowed ----: nothing"),
             "{text}"
         );
     });
@@ -366,7 +340,8 @@ fn no_execute_is_in_the_leaf() {
         let fetch = |cpu: &mut Cpu, gpa| cpu.access(eptp, mem, gpa, gpa, Access::FETCH);
         assert!(fetch(cpu, RAM).is_ok());
         let violation = fetch(cpu, HIGH).unwrap_err();
-        assert!(violation.allowed.write && !violation.allowed.execute);
+        let allowed = violation.allowed();
+        assert!(allowed.write && !allowed.execute);
     });
 }
 

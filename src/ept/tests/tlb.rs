@@ -1,10 +1,10 @@
 //! A model of what CPUs cache of EPT, for tests: guest-physical mappings, combined mappings by linear address, and
 //! pointers to the lowest tables. It keeps everything as long as it is allowed to, which no emulator does.
 
-use crate::addr::{Gpa, Gva, Hpa};
+use crate::addr::{Gpa, Hpa};
 use crate::ept::hw::capability::Eptp;
 use crate::ept::hw::debt::{CpuId, Invalidate};
-use crate::ept::hw::violation::{Access, Violation, ViolationFields};
+use crate::ept::hw::violation::{Access, Violation};
 use crate::ept::spaces::space::Space;
 use crate::frames::PhysMem;
 use crate::frames::arena::Arena;
@@ -265,14 +265,8 @@ impl Cpu {
                     | bit(rights.contains(Rights::WRITE), 4)
                     | bit(rights.contains(Rights::EXECUTE), 5)
                     | 0x180;
-                Err(Violation::decode(&ViolationFields {
-                    qualification,
-                    gpa: Gpa::new(gpa),
-                    gva: Gva::new(gva),
-                    rip: Gva::new(0x1000),
-                    during_delivery: false,
-                    advanced_information: false,
-                }))
+                // SAFETY: the guest leaves the CPU by it.
+                Err(unsafe { Violation::at_exit(qualification, Gpa::new(gpa)) })
             }
         }
     }
@@ -307,11 +301,7 @@ impl Cpu {
             match self.access(eptp, mem, gva, gpa, access) {
                 Ok(frame) => return Ok(frame),
                 Err(violation) => {
-                    // SAFETY: this is the violation by which the guest has just left this CPU.
-                    if unsafe { space.fill(violation.qualification, violation.gpa) } {
-                        continue;
-                    }
-                    let resolution = space.resolve_rest(&violation)?;
+                    let resolution = space.resolve(&violation)?;
                     assert!(
                         matches!(resolution, crate::ept::Resolution::Retry(_)),
                         "{resolution:?}"

@@ -2,12 +2,10 @@
 
 use super::super::Host;
 use super::super::mmio::MmioDevices;
-use super::super::mmio::Translated;
-use super::super::outcome::Outcome;
+use super::super::outcome::{MemoryFault, Outcome};
 use super::super::run::{Next, Running};
-use super::mmio::Reported;
 use crate::addr::{Gpa, Gva};
-use crate::ept::{Reason, Resolution, Unresolved, Violation, ViolationFields};
+use crate::ept::{Reason, Resolution, Unresolved, Violation};
 use crate::frames::PhysMem;
 use crate::vmx::event::restore_nmi_blocking;
 use crate::vmx::pml::pml_full_unblocked_nmis;
@@ -15,8 +13,6 @@ use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError, undo_step};
 
 /// In IDT-vectoring information: an event was being delivered.
 const VALID: u64 = 1 << 31;
-/// In the exit qualification: data was written.
-const WRITE: u64 = 1 << 1;
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Makes the access possible, or stops the guest.
@@ -28,12 +24,15 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Field32::IdtVectoringInformation.into(),
             FieldNatural::GuestPendingDebugExceptions.into(),
         ])?;
-        let plain = vectoring & VALID == 0 && pending == 0;
         // SAFETY: this is the violation by which the guest has just left the CPU.
-        if plain && unsafe { self.space.fill(qualification, Gpa::new(gpa)) } {
-            return Ok(Next::Resume);
+        let violation = unsafe { Violation::at_exit(qualification, Gpa::new(gpa)) };
+        if vectoring & VALID != 0 || pending != 0 {
+            return Ok(self.special_violation(violation));
         }
-        Ok(self.any_violation())
+        match self.space.resolve(&violation) {
+            Ok(Resolution::Retry(_)) => Ok(Next::Resume),
+            other => Ok(self.not_mapped(violation, other)),
+        }
     }
 
     /// The CPU has no room to log a page that it is about to mark dirty.
@@ -45,62 +44,64 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.deliver_again()
     }
 
-    /// Every kind of violation.
+    /// A violation after which there is more to do than to let the guest try again.
     #[inline(never)]
-    fn any_violation(&mut self) -> Next {
-        self.area.flush_is_due();
-        let handled = self.violation();
-        self.settle(handled)
+    fn special_violation(&mut self, violation: Violation) -> Next {
+        let done = self.space.resolve(&violation);
+        self.not_mapped(violation, done)
     }
 
-    fn violation(&mut self) -> Result<Next, VmcsError> {
-        let vmcs = &self.vmcs;
-        let [qualification, gpa, gva, rip] = vmcs.read_four([
-            FieldNatural::ExitQualification.into(),
-            Field64::GuestPhysicalAddress.into(),
-            FieldNatural::GuestLinearAddress.into(),
-            FieldNatural::GuestRip.into(),
-        ])?;
-        let during_delivery = vmcs.read32(Field32::IdtVectoringInformation)? >> 31 != 0;
-        if !during_delivery && let Some(device) = self.space.device(qualification, Gpa::new(gpa)) {
-            return self.mmio(&Reported {
-                access: Translated {
-                    gpa: Gpa::new(gpa),
-                    gva: Gva::new(gva),
-                    write: qualification & WRITE != 0,
-                    device: Some(device),
-                },
-                rip: Gva::new(rip),
-            });
-        }
-        let violation = Violation::decode(&ViolationFields {
-            qualification,
-            gpa: Gpa::new(gpa),
-            gva: Gva::new(gva),
-            rip: Gva::new(rip),
-            during_delivery,
-            advanced_information: self.machine.ept.advanced_information,
-        });
-        match self.space.resolve_rest(&violation) {
-            Ok(Resolution::Retry(_)) => {}
-            Ok(Resolution::Mmio { tag, offset }) => {
-                return self.mmio_of(&violation, Some((tag, offset)));
-            }
-            Err(unresolved) if is_told(&unresolved) => return self.mmio_of(&violation, None),
-            Err(unresolved) => return self.stop(Outcome::Memory(unresolved)),
-        }
+    fn try_again(&mut self, violation: Violation) -> Result<Next, VmcsError> {
         undo_step(&mut self.vmcs)?;
-        if violation.during_delivery {
+        if self.during_delivery()? {
             return self.deliver_again();
         }
-        if violation.nmi_unblocked_by_iret {
-            self.block_nmis_again(&violation)?;
+        if violation.nmi_unblocked_by_iret() {
+            self.block_nmis_again(violation)?;
         }
         Ok(Next::Resume)
     }
 
+    /// An access that no mapping makes possible, or after which there is more to do.
+    #[inline(never)]
+    fn not_mapped(&mut self, violation: Violation, done: Result<Resolution, Unresolved>) -> Next {
+        self.area.flush_is_due();
+        let handled = match done {
+            Ok(Resolution::Retry(_) | Resolution::Special(_)) => self.try_again(violation),
+            other => self.report(violation, other),
+        };
+        self.settle(handled)
+    }
+
+    fn report(
+        &mut self,
+        violation: Violation,
+        done: Result<Resolution, Unresolved>,
+    ) -> Result<Next, VmcsError> {
+        let device = match done {
+            Ok(Resolution::Mmio { tag, offset }) => Some((tag, offset)),
+            Err(unresolved) if !is_reported(&unresolved) => {
+                let fault = MemoryFault {
+                    unresolved,
+                    gva: Gva::new(self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?),
+                    rip: Gva::new(self.vmcs.read_natural(FieldNatural::GuestRip)?),
+                    during_delivery: self.during_delivery()?,
+                };
+                return self.stop(Outcome::Memory(fault));
+            }
+            _ => None,
+        };
+        self.mmio_of(violation, device)
+    }
+
+    /// Whether an event was being delivered.
+    pub(super) fn during_delivery(&self) -> Result<bool, VmcsError> {
+        let vectoring = self.vmcs.read32(Field32::IdtVectoringInformation)?;
+        Ok(u64::from(vectoring) & VALID != 0)
+    }
+
     #[cold]
-    fn block_nmis_again(&mut self, violation: &Violation) -> Result<(), VmcsError> {
+    fn block_nmis_again(&mut self, violation: Violation) -> Result<(), VmcsError> {
         restore_nmi_blocking(&mut self.vmcs, true)?;
         let state = self.vmcs.read32(Field32::GuestInterruptibilityState)?;
         log::debug!("{violation}: by an IRET; interruptibility state {state:#x} again");
@@ -108,10 +109,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 }
 
-/// Whether a device is told of what the region does not allow.
-fn is_told(unresolved: &Unresolved) -> bool {
+/// Whether a device has a say in what the region does not allow.
+fn is_reported(unresolved: &Unresolved) -> bool {
     let Reason::Denied { tag } = unresolved.reason else {
         return false;
     };
-    unresolved.violation.access.write && MmioDevices::takes_denied_writes(tag)
+    unresolved.violation.is_write() && MmioDevices::takes_denied_writes(tag)
 }

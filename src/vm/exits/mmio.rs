@@ -9,7 +9,7 @@ use super::super::virtual_memory::VirtualFault;
 use crate::addr::{Gpa, Gva};
 use crate::ept::{Access, AccessError, Cause, Reason, RegionKind, Space, Violation};
 use crate::frames::PhysMem;
-use crate::vmx::{VmcsError, undo_step};
+use crate::vmx::{FieldNatural, Vmcs, VmcsError, undo_step};
 
 /// What the CPU tells of an access.
 pub(super) struct Reported {
@@ -24,21 +24,26 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// told of.
     pub(super) fn mmio_of(
         &mut self,
-        violation: &Violation,
+        violation: Violation,
         device: Option<(u32, u64)>,
     ) -> Result<Next, VmcsError> {
+        let gva = self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?;
+        let rip = self.vmcs.read_natural(FieldNatural::GuestRip)?;
         let reported = Reported {
             access: Translated {
-                gpa: violation.gpa,
-                gva: violation.gva().unwrap_or(Gva::new(0)),
-                write: violation.access.write,
+                gpa: violation.gpa(),
+                gva: match violation.cause() {
+                    Cause::NoLinearAddress => Gva::new(0),
+                    Cause::Translation | Cause::PageWalk => Gva::new(gva),
+                },
+                write: violation.is_write(),
                 device,
             },
-            rip: violation.rip,
+            rip: Gva::new(rip),
         };
-        let why = match violation.cause {
-            _ if violation.during_delivery => Why::Delivery,
-            Cause::Translation { .. } if !violation.asynchronous => return self.mmio(&reported),
+        let why = match violation.cause() {
+            _ if self.during_delivery()? => Why::Delivery,
+            Cause::Translation if !violation.is_asynchronous() => return self.mmio(&reported),
             _ => Why::NoInstruction,
         };
         self.refuse(&reported, why, &Code::NONE)
