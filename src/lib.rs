@@ -15,6 +15,7 @@ pub mod frames;
 pub mod host;
 #[cfg(feature = "paging")]
 pub mod paging;
+#[cfg(feature = "vmx")]
 pub mod register_bits;
 #[cfg(test)]
 mod testing;
