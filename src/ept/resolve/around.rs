@@ -19,8 +19,8 @@ use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 impl<M: PhysMem> Space<'_, M> {
-    /// Has one violation map at most so many pages (1 to [`MAX_AROUND`]; [`AROUND`] where this is not called). Yields
-    /// `false`, and changes nothing, where it is another number.
+    /// Has one violation map at most so many pages: 1 to [`MAX_AROUND`], and [`AROUND`](crate::ept::AROUND) where this is not
+    /// called. Returns `false`, and changes nothing, where it is another number.
     pub fn set_around(&mut self, pages: u64) -> bool {
         let right = (1..=MAX_AROUND).contains(&pages);
         if right {
