@@ -2,6 +2,17 @@
 //!
 //! [`Gva`], [`Gpa`] and [`Hpa`] are 64-bit numbers that cannot be mistaken for one another. Arithmetic on them is
 //! checked: there is no `+`.
+//!
+//! ```
+//! use offshoot::addr::{AddrRange, Address, Gpa, PAGE_SIZE};
+//!
+//! let page = Gpa::new(0x1234).align_down(PAGE_SIZE);
+//! let range = AddrRange::new(page, 2 * PAGE_SIZE).unwrap();
+//! assert!(range.contains(Gpa::new(0x2fff)) && !range.contains(Gpa::new(0x3000)));
+//! // What would pass the end of all addresses is no range, and no address.
+//! assert_eq!(AddrRange::new(Gpa::new(u64::MAX), 2), None);
+//! assert_eq!(Gpa::new(u64::MAX).checked_add(1), None);
+//! ```
 
 use core::fmt;
 

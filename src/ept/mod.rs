@@ -6,6 +6,57 @@
 //! [`Space::resolve`] turns into a mapping, an access for a device model, or a reason to stop the guest. The only way to
 //! run a guest is [`Space::enter`], which pays what invalidation is owed.
 //!
+//! A template and a fork that has written one page. All that the fork has not written it shares, and no path to that grants
+//! write: the fork's top table refers to the template's tables without it.
+//!
+//! ```text
+//!  template   top --> table --> table --> table --> page A  (count 1: only the template's)
+//!                       |          |         `----> page B  (count 2)
+//!                       |          `--> table          ^
+//!                       `--> table       ^             |  without write
+//!                             ^          |             |
+//!  fork       top --> copy ---'          |             |
+//!                       `-------> copy --'             |
+//!                                   `---> copy --------'
+//!                                           `-----> page A' (the fork's own, writable)
+//! ```
+//!
+//! ```
+//! use offshoot::addr::{AddrRange, Gpa, Hpa};
+//! use offshoot::ept::{Access, EptCapability, Fill, Region, RegionKind, Resolution, Spaces, Violation};
+//! use offshoot::frames::{PageBytes, PageMemory};
+//! # use offshoot::ept::{CpuId, Eptp, Invalidate};
+//! # struct NoCpu(CpuId);
+//! # // SAFETY: no CPU ever runs on these tables, so none has cached anything of them.
+//! # unsafe impl Invalidate for NoCpu {
+//! #     fn cpu(&self) -> CpuId {
+//! #         self.0
+//! #     }
+//! #     fn invept(&mut self, _: Eptp) {}
+//! #     fn invvpid(&mut self, _: Eptp) {}
+//! # }
+//!
+//! let mut pages = vec![PageBytes::ZERO; 64];
+//! let frames = PageMemory::allocator(Hpa::new(0x10_0000), &mut pages)?;
+//! let spaces = Spaces::new(&frames, EptCapability::typical())?;
+//! let mut space = spaces.create(36)?;
+//! let ram = AddrRange::new(Gpa::new(0), 1 << 30).ok_or("a range")?;
+//! space.map(Region::new(ram, RegionKind::Ram))?;
+//! // The guest writes where nothing is yet: a zeroed frame is mapped, and it can try again.
+//! let done = space.resolve(&Violation::at(Gpa::new(0x1234), Access::WRITE))?;
+//! assert_eq!(done, Resolution::Retry(Fill::Zeroed));
+//! let mut bytes = [0xff; 4];
+//! space.read(Gpa::new(0x1234), &mut bytes)?;
+//! assert_eq!(bytes, [0; 4]);
+//! # let mut cpu = NoCpu(CpuId::new(0).ok_or("a CPU")?);
+//! # let mut ending = space.end();
+//! # while !ending.step(&mut cpu, 100) {}
+//! # spaces.end()?;
+//! # assert_eq!(frames.figures().used, 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//! The programs `lazy_memory` and `forks` in `examples/` go on from there.
+//!
 //! Its folders, each of which imports only from those before it: `hw` (what the CPU is told and tells), `error`, `tables` (one
 //! space's tables and what is noted beside them), `regions`, `spaces`, `resolve` (from a violation to a leaf), `memory` (the
 //! host's reads, writes and harvests), `templates`, `check`.

@@ -3,6 +3,22 @@
 //! Every frame has a count of who refers to it: handles ([`Frame`]), table entries and roots. A handle is turned into
 //! an entry's reference by [`Frame::into_raw`] and back by [`FrameAllocator::from_entry`]; the count does not change on
 //! the way.
+//!
+//! ```
+//! use offshoot::addr::Hpa;
+//! use offshoot::frames::{PageBytes, PageMemory};
+//!
+//! let mut pages = vec![PageBytes::ZERO; 16];
+//! let frames = PageMemory::allocator(Hpa::new(0x10_0000), &mut pages)?;
+//! let frame = frames.alloc_zeroed()?;
+//! let second = frames.share(&frame)?;
+//! assert_eq!(frames.count(frame.address()), 2);
+//! frames.release(frame)?;
+//! // The last reference frees it.
+//! frames.release(second)?;
+//! assert_eq!(frames.figures().used, 0);
+//! # Ok::<(), offshoot::frames::FrameError>(())
+//! ```
 
 mod alloc;
 mod audit;

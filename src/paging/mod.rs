@@ -10,6 +10,37 @@
 //! - [`split`] and [`merge`] change the size of leaves and nothing else;
 //! - [`walk_va_spaces`] and [`space_aware_map`] read and build several spaces, and keep what they share shared;
 //! - [`Cursor`] finds one slot, makes it ready and changes it.
+//!
+//! ```text
+//!          level 4        level 3        level 2              level 1
+//!  root --> [ table ] ---> [ table ] ---> [ table, leaf 2M ] --> [ leaf 4K, leaf 4K, empty ... ]
+//!                             |                                a leaf is a page, or a promise of zeroes
+//!                             +--- leaf 1G
+//! ```
+//! What a leaf grants is what it and all entries on the way to it grant together.
+//!
+//! ```
+//! use offshoot::addr::{Gpa, Gva, PageSize};
+//! use offshoot::paging::{
+//!     Amd64Attr, Content, GuestAmd64, GuestPageTableBuffer, PagingError, map, query, virt_to_phys,
+//! };
+//!
+//! // A guest's tables, built in a buffer that will stand at 1 MiB of its memory.
+//! let mut bytes = vec![0; 4 * 4096];
+//! let mut tables = GuestPageTableBuffer::<GuestAmd64>::new(&mut bytes, Gpa::new(0x10_0000)).unwrap();
+//! let page = Content::Page {
+//!     phys: Gpa::new(0x20_0000),
+//!     attr: Amd64Attr::READ_WRITE,
+//! };
+//! let at = Gva::new(0x40_0000);
+//! map(&mut tables, at, 0x1000, page, PageSize::Size4K)?;
+//! assert_eq!(virt_to_phys(&tables, Gva::new(0x40_0123))?, Some(Gpa::new(0x20_0123)));
+//! // Nothing is mapped behind it, and what is there is not mapped again.
+//! assert_eq!(query(&tables, Gva::new(0x40_1000))?, None);
+//! let twice = map(&mut tables, at, 0x1000, page, PageSize::Size4K);
+//! assert!(matches!(twice, Err(PagingError::AlreadyMapped { .. })));
+//! # Ok::<(), PagingError<Gva, Gpa>>(())
+//! ```
 
 mod access;
 mod buffer;
