@@ -7,11 +7,84 @@ use offshoot::host::cmdline::{CmdlineError, DataOptions, GuestOptions, KernelOpt
 
 const WIDTH: u32 = 40;
 
+/// What a byte above ASCII stands for: options, and values of all kinds.
+const PARTS: [&str; 64] = [
+    " ",
+    "=",
+    ":",
+    ",",
+    " mem=",
+    " budget=",
+    " pages=",
+    " testdev",
+    " passthrough=",
+    " around=",
+    " tenant=",
+    " map=",
+    " name=",
+    " data",
+    " forks=",
+    " parallel=",
+    " reset=",
+    " prefetch",
+    " slice=",
+    " freeze=",
+    " idle",
+    " measure=",
+    " runs=",
+    " fuzz=",
+    " seed=",
+    " crashes=",
+    " hang=",
+    " expect=",
+    " log=",
+    " selftest=",
+    " tick=",
+    " pool=",
+    " audit",
+    " mitigations=",
+    "0",
+    "1",
+    "64",
+    "4096",
+    "1000000",
+    "18446744073709551615",
+    "K",
+    "M",
+    "G",
+    "ms",
+    "us",
+    "s",
+    "4k",
+    "2m",
+    "1g",
+    "auto",
+    "fork",
+    "line",
+    "warm",
+    "cold",
+    "crash",
+    "debug",
+    "off",
+    "ro",
+    "name",
+    "/x/a.elf",
+    "0x1000",
+    "0xfee00000",
+    "-",
+    "é",
+];
+
 /// Reads `input` as a command line of each kind.
 pub fn run(input: &[u8]) {
-    let Ok(line) = str::from_utf8(input) else {
-        return;
-    };
+    let mut line = String::new();
+    for byte in input {
+        match byte {
+            0..0x80 => line.push(char::from(*byte)),
+            _ => line.push_str(PARTS[usize::from(byte % 64)]),
+        }
+    }
+    let line = line.as_str();
     blamed(line, KernelOptions::parse(line));
     if let Some(data) = DataOptions::parse(line) {
         blamed(line, data);
@@ -29,7 +102,9 @@ pub fn run(input: &[u8]) {
     for generation in [0, 1, usize::MAX] {
         options.forks.forks(generation);
     }
-    let mut words: Vec<_> = line.split_ascii_whitespace().collect();
+    let is_blank = |c: char| c.is_ascii_whitespace() || c == '\0';
+    let words = line.split(is_blank).filter(|word| !word.is_empty());
+    let mut words: Vec<_> = words.collect();
     let spaced = words.join("   ");
     assert_eq!(GuestOptions::parse(&spaced, 3, WIDTH), Ok(options.clone()));
     // The first word may be the file's path, and stays where it is.

@@ -23,19 +23,31 @@ struct Memory {
 impl GuestMemory for Memory {
     type Error = &'static str;
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Self::Error> {
-        for (at, byte) in (from.as_u64()..).zip(into) {
-            let page = self.pages.get(&(at / PAGE_SIZE));
-            *byte = page.map_or(0, |page| page[(at % PAGE_SIZE) as usize]);
+        let (mut at, mut rest) = (from.as_u64(), into);
+        while !rest.is_empty() {
+            let within = (at % PAGE_SIZE) as usize;
+            let len = rest.len().min(PAGE_SIZE as usize - within);
+            let (now, later) = rest.split_at_mut(len);
+            match self.pages.get(&(at / PAGE_SIZE)) {
+                Some(page) => now.copy_from_slice(&page[within..within + len]),
+                None => now.fill(0),
+            }
+            (at, rest) = (at + len as u64, later);
         }
         Ok(())
     }
     fn write(&mut self, to: Gpa, bytes: &[u8]) -> Result<(), Self::Error> {
-        for (at, byte) in (to.as_u64()..).zip(bytes) {
-            if at >= self.end {
-                return Err("outside of the memory");
-            }
+        let end = to.as_u64().checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.end) {
+            return Err("outside of the memory");
+        }
+        let (mut at, mut rest) = (to.as_u64(), bytes);
+        while !rest.is_empty() {
+            let within = (at % PAGE_SIZE) as usize;
+            let (now, later) = rest.split_at(rest.len().min(PAGE_SIZE as usize - within));
             let page = self.pages.entry(at / PAGE_SIZE).or_insert([0; 4096]);
-            page[(at % PAGE_SIZE) as usize] = *byte;
+            page[within..within + now.len()].copy_from_slice(now);
+            (at, rest) = (at + now.len() as u64, later);
         }
         Ok(())
     }

@@ -207,12 +207,18 @@ fn is_scarce(error: &EditError) -> bool {
 
 fn holds<M: PhysMem>(space: &Space<'_, M>, model: &Model) {
     for start in (0..12).map(page).filter(|page| !model.holes.contains(page)) {
+        let mut expected = [0; PAGE_SIZE as usize];
+        let module = start.wrapping_sub(MODULE);
+        for (at, byte) in (module..MODULE_LEN).zip(expected.iter_mut()) {
+            *byte = module_byte(at);
+        }
+        for (gpa, byte) in model.bytes.range(start..start + PAGE_SIZE) {
+            expected[(gpa - start) as usize] = *byte;
+        }
         let mut bytes = [0xcc; PAGE_SIZE as usize];
         let read = space.read(Gpa::new(start), &mut bytes);
         assert!(read.is_ok(), "{read:?}");
-        for (gpa, byte) in (start..).zip(bytes) {
-            assert_eq!(byte, model.byte(gpa), "{gpa:#x}");
-        }
+        assert_eq!(bytes, expected, "{start:#x}");
     }
 }
 
