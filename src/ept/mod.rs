@@ -43,7 +43,7 @@
 //! let ram = AddrRange::new(Gpa::new(0), 1 << 30).ok_or("a range")?;
 //! space.map(Region::new(ram, RegionKind::Ram))?;
 //! // The guest writes where nothing is yet: a zeroed frame is mapped, and it can try again.
-//! let done = space.resolve(&Violation::at(Gpa::new(0x1234), Access::WRITE))?;
+//! let done = space.resolve(&Violation::new(Gpa::new(0x1234), Access::WRITE))?;
 //! assert_eq!(done, Resolution::Retry(Fill::Zeroed));
 //! let mut bytes = [0xff; 4];
 //! space.read(Gpa::new(0x1234), &mut bytes)?;
