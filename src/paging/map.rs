@@ -97,7 +97,6 @@ fn map_run<O: TableOps>(
 }
 
 /// Any range.
-#[cold]
 #[inline(never)]
 fn map_anywhere<O: TableOps>(
     ops: &mut O,
