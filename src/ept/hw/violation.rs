@@ -98,6 +98,7 @@ const ASYNCHRONOUS: u32 = 1 << 16;
 /// Of these only others than an instruction's plain accesses have one; bit 14 is for a page of a shadow stack.
 const SPECIAL: u32 = NMI_UNBLOCKED | SHADOW_STACK | 1 << 14 | PAGING_VERIFICATION | ASYNCHRONOUS;
 /// Not of the qualification, which has nothing there: nobody promises that nothing was done since the guest has left the CPU.
+/// If a CPU should set that bit one day, more is dropped than has to be.
 const PAST: u32 = 1 << 31;
 
 /// An EPT violation: where, and the exit qualification, from which all else is read when it is asked for.
@@ -136,7 +137,7 @@ impl Violation {
     pub const unsafe fn at_exit(qualification: u64, gpa: Gpa) -> Self {
         Self {
             gpa,
-            bits: qualification as u32 & !PAST,
+            bits: qualification as u32,
         }
     }
 
@@ -288,7 +289,7 @@ mod tests {
             assert_eq!(v.is_special(), special, "bit {bit}");
         }
         // SAFETY: no space is asked to resolve it.
-        let left = unsafe { Violation::at_exit(1 << 31 | 0x83, Gpa::new(0)) };
+        let left = unsafe { Violation::at_exit(0x83, Gpa::new(0)) };
         assert!(left.has_just_left() && left.is_write() && left.is_page_walk());
     }
 

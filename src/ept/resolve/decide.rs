@@ -122,7 +122,7 @@ impl<M: PhysMem> Space<'_, M> {
             (Hole, Zeroes, READ) => self.map_zero_page(slot),
             (Frame, _, WRITE) => self.copy_or_take_over(violation, slot),
             (ZeroPage, _, WRITE) => self.replace_zero_page(violation, slot),
-            (Hole | Host, HostPage(first), WRITE) => self.copy_host_page(violation, slot, first),
+            (Hole | Host, HostPage(_), WRITE) => self.copy_host_page(violation, slot),
             (Hole, _, _) | (Host, _, WRITE) => self.map_source(violation, slot),
             (Writable, _, WRITE) | (_, _, READ) => Some(self.find_present(violation, slot)),
         }

@@ -23,7 +23,10 @@ impl<M: PhysMem> Space<'_, M> {
         let frames = self.spaces.frames;
         let frame = frames.alloc_zeroed().ok()?.into_raw();
         let attr = self.regions.backing().written;
-        self.tree.put_own(frames, slot, frame, attr);
+        self.tree.put(slot, frame, attr);
+        if self.tree.log.is_on() {
+            self.tree.note_aside(frames, slot.number);
+        }
         self.faults.filled += 1;
         Some(Fill::Zeroed)
     }
@@ -120,9 +123,11 @@ impl<M: PhysMem> Space<'_, M> {
         &mut self,
         violation: Violation,
         slot: Slot<'_>,
-        first: Hpa,
     ) -> Option<Fill> {
         let (frames, backing) = (self.spaces.frames, self.regions.backing());
+        let Source::HostPage(first) = backing.source() else {
+            return None;
+        };
         let from = Hpa::new(first.as_u64() + backing.offset(slot.page()));
         // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
         let frame = unsafe { frames.alloc_host_copy(from) }.ok()?.into_raw();

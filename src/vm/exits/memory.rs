@@ -45,6 +45,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     /// A violation after which there is more to do than to let the guest try again.
+    #[cold]
     #[inline(never)]
     fn special_violation(&mut self, violation: Violation) -> Next {
         let done = self.space.resolve(&violation);
@@ -63,6 +64,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     /// An access that no mapping makes possible, or after which there is more to do.
+    #[cold]
     #[inline(never)]
     fn not_mapped(&mut self, violation: Violation, done: Result<Resolution, Unresolved>) -> Next {
         self.area.flush_is_due();
