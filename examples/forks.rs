@@ -65,7 +65,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     for mut ending in [fork.end(), template.end()] {
         while !ending.step(&mut cpu, 100) {}
     }
-    spaces.end()?;
+    drop(spaces);
     assert_eq!(frames.figures().used, 0);
     Ok(())
 }

@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
+mod bomb;
 pub mod counting;
 #[cfg(feature = "ept")]
 pub mod ept;

@@ -146,7 +146,7 @@ impl<F: Format> TableOps for Tables<'_, F> {
     fn must_move(&self, _table: F::Phys, _level: u8) -> Option<Never> {
         None
     }
-    fn move_table(&mut self, from: Never, _level: u8, _to: F::Phys) {
+    fn move_table(&mut self, from: Never, _level: u8, _to: F::Phys) -> Result<(), F::Phys> {
         match from {}
     }
     fn drop_shared(&mut self, table: Never, _level: u8) {

@@ -61,6 +61,9 @@ impl From<Error<Ept>> for Reason {
     fn from(error: Error<Ept>) -> Self {
         match error {
             PagingError::OutOfTables => Self::OutOfFrames,
+            PagingError::TooManyReferences { phys } => {
+                Self::Frames(FrameError::CountOverflow(phys))
+            }
             other => Self::Tables(other),
         }
     }

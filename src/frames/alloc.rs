@@ -34,7 +34,11 @@ impl<M: PhysMem> FrameAllocator<M> {
     ///
     /// # Safety
     /// The memory so described must be there, nothing else may use it, and `mem` must keep the contract of
-    /// [`PhysMem`] for all of it.
+    /// [`PhysMem`] for all of it. What comes from this allocator must not go to another one that has memory at the same
+    /// addresses.
+    ///
+    /// # Errors
+    /// [`FrameError::NoRoomForCounts`] where there is too little memory.
     pub unsafe fn new(
         mem: M,
         usable: impl IntoIterator<Item = AddrRange<Hpa>>,
@@ -74,13 +78,11 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// A frame whose content is unknown.
-    pub fn alloc(&self) -> Result<Frame, FrameError> {
-        self.alloc_inline()
-    }
-
-    /// The same, for where a call would be felt.
+    ///
+    /// # Errors
+    /// [`FrameError::OutOfFrames`] where none is free.
     #[inline(always)]
-    pub(super) fn alloc_inline(&self) -> Result<Frame, FrameError> {
+    pub fn alloc(&self) -> Result<Frame, FrameError> {
         self.allow()?;
         let mut lists = self.lists.lock();
         if let Some(number) = lists.pop_quick(&self.mem, &self.counts) {
@@ -109,7 +111,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         self.alloc_and_zero().ok_or(FrameError::OutOfFrames)
     }
 
-    /// Yields what fits into registers.
+    /// Returns what fits into registers.
     #[inline(never)]
     fn alloc_and_zero(&self) -> Option<Frame> {
         let mut lists = self.lists.lock();
@@ -122,82 +124,87 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// One more reference to a frame.
-    pub fn share(&self, frame: &Frame) -> Result<Frame, FrameError> {
-        self.share_entry(frame.address())
-    }
-
-    /// One more reference to the frame that a table entry refers to.
+    ///
+    /// # Errors
+    /// [`FrameError::CountOverflow`] where there are as many as can be counted.
     #[inline(always)]
-    pub fn share_entry(&self, address: Hpa) -> Result<Frame, FrameError> {
-        let number = self.counts.number(address)?;
-        self.counts.take(&self.mem, number, 1)?;
-        Ok(Frame::new(address))
+    pub fn share(&self, frame: &Frame) -> Result<Frame, FrameError> {
+        self.share_many(frame, 1)?;
+        Ok(Frame::new(frame.address()))
     }
 
-    /// `more` references at once to the block that `address` is part of, for as many entries about to refer to it.
-    pub fn share_many(&self, address: Hpa, more: u32) -> Result<(), FrameError> {
-        self.counts
-            .take(&self.mem, self.counts.number(address)?, more)
+    /// `more` references at once to the block that `frame` is part of, for as many entries about to refer to it: they come
+    /// back by [`Frame::from_raw`].
+    ///
+    /// # Errors
+    /// As for [`FrameAllocator::share`], and then none is counted.
+    #[inline(always)]
+    pub fn share_many(&self, frame: &Frame, more: u32) -> Result<(), FrameError> {
+        self.counts.take(&self.mem, frame.address(), more)
     }
 
-    /// Takes back the reference that a table entry or a root held ([`Frame::into_raw`]). Whoever calls this must have
-    /// removed the address from there. That the frame is managed and somebody's is checked.
-    #[inline]
-    pub fn from_entry(&self, address: Hpa) -> Result<Frame, FrameError> {
-        match self.counts.count(&self.mem, self.counts.number(address)?) {
-            0 => Err(FrameError::NotAllocated(address)),
-            _ => Ok(Frame::new(address)),
-        }
+    /// As [`FrameAllocator::share_many`] with one, where that is done in a few instructions. Returns whether it was.
+    #[inline(always)]
+    pub fn share_quickly(&self, frame: &Frame) -> bool {
+        self.counts.take_quickly(&self.mem, frame.address(), 1)
     }
 
     /// Ends a reference; the last one frees the frame.
     #[inline]
-    pub fn release(&self, frame: Frame) -> Result<(), FrameError> {
-        let number = self.counts.number(frame.into_raw())?;
-        if let Some((head, order)) = self.counts.give(&self.mem, number)? {
+    pub fn release(&self, frame: Frame) {
+        let address = frame.into_raw();
+        if !self.counts.give_one_of_many(&self.mem, address) {
+            self.release_last(address);
+        }
+    }
+
+    #[inline(never)]
+    fn release_last(&self, address: Hpa) {
+        if let Some((head, order)) = self.counts.give(&self.mem, address) {
             let mut lists = self.lists.lock();
             lists.push(&self.mem, &self.counts, head, order);
             lists.used -= 1 << order;
         }
-        Ok(())
     }
 
     /// Gives back a frame that was only taken to see that there is one: the next allocation finds it, unless another CPU is
     /// faster.
-    ///
-    /// # Errors
-    /// As for [`FrameAllocator::release`].
-    pub fn release_unused(&self, frame: Frame) -> Result<(), FrameError> {
+    pub fn release_unused(&self, frame: Frame) {
         #[cfg(test)]
         {
             use core::sync::atomic::Ordering::SeqCst;
             let more = |left: u64| Some(left.saturating_add(1));
             let _ = self.allowance.fetch_update(SeqCst, SeqCst, more);
         }
-        self.release(frame)
+        self.release(frame);
     }
 
-    /// Takes away the reference that a table entry held, unless it is the last one: then nothing changes, and the caller
-    /// ends what the frame refers to before it ends the frame. Yields whether the reference is gone.
-    pub fn release_unless_last(&self, address: Hpa) -> Result<bool, FrameError> {
-        self.counts
-            .give_unless_last(&self.mem, self.counts.number(address)?)
+    /// Ends a reference unless it is the last one, which comes back: what the frame refers to is to be ended first.
+    #[inline]
+    pub fn release_unless_last(&self, frame: Frame) -> Option<Frame> {
+        let address = frame.into_raw();
+        // Nobody else is left who could share it meanwhile.
+        let last = self.count(address) == 1
+            || !self.counts.give_one_of_many(&self.mem, address)
+                && self.counts.give_unless_last(&self.mem, address).is_some();
+        last.then(|| Frame::new(address))
     }
 
     /// Ends a reference. If it was the last, the frame goes to `retired`: it is not given out before
     /// [`FrameAllocator::free_retired`].
-    pub fn retire(&self, frame: Frame, retired: &mut Retired) -> Result<(), FrameError> {
-        self.retire_entry(frame.into_raw(), retired)
+    #[inline(always)]
+    pub fn retire(&self, frame: Frame, retired: &mut Retired) {
+        let address = frame.into_raw();
+        if !self.counts.give_one_of_many(&self.mem, address) {
+            self.retire_last(address, retired);
+        }
     }
 
-    /// As [`FrameAllocator::retire`], of the reference that a table entry held.
-    #[inline]
-    pub fn retire_entry(&self, address: Hpa, retired: &mut Retired) -> Result<(), FrameError> {
-        let number = self.counts.number(address)?;
-        if let Some((head, order)) = self.counts.give(&self.mem, number)? {
+    #[inline(never)]
+    fn retire_last(&self, address: Hpa, retired: &mut Retired) {
+        if let Some((head, order)) = self.counts.give(&self.mem, address) {
             retired.push(&self.mem, &self.counts, head, order);
         }
-        Ok(())
     }
 
     /// Frees what was retired, in constant time: no CPU has a translation to any of it any more.
@@ -220,11 +227,9 @@ impl<M: PhysMem> FrameAllocator<M> {
 
     /// How many refer to the frame at `address` (to its block, where it is part of one); 0 where it is free or not
     /// managed.
-    #[inline]
+    #[inline(always)]
     pub fn count(&self, address: Hpa) -> u32 {
-        self.counts
-            .number(address)
-            .map_or(0, |number| self.counts.count(&self.mem, number))
+        self.counts.count(&self.mem, address)
     }
 
     /// Frames full of zeroes for what may turn out not to be needed: those that are zeroed already, but at least `goal`. `None`
@@ -241,7 +246,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         })
     }
 
-    /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; yields how many.
+    /// Zeroes free frames ahead of need until `goal` are, but at most `most` at once; returns how many.
     #[inline(always)]
     pub fn refill_to(&self, goal: u32, most: u32) -> u64 {
         // Without the lock, so that a pool that is full costs nothing: the number may be off by what others do meanwhile.
@@ -251,7 +256,7 @@ impl<M: PhysMem> FrameAllocator<M> {
         }
     }
 
-    /// Zeroes up to `frames` free frames ahead of need; yields how many.
+    /// Zeroes up to `frames` free frames ahead of need; returns how many.
     #[cold]
     pub fn refill(&self, frames: u64) -> u64 {
         for done in 0..frames {

@@ -1,4 +1,4 @@
-//! Large blocks: allocated as one, cut into smaller ones and put together.
+//! Large blocks: allocated as one, split into smaller ones and merged.
 
 use super::lists::{LARGE, Retired};
 use super::{Frame, FrameAllocator, FrameError, PhysMem, bytes};
@@ -22,49 +22,52 @@ impl<M: PhysMem> FrameAllocator<M> {
         Ok(Frame::new(self.counts.address(number)))
     }
 
-    /// Goes on with filling a block of this size with zeroes, of which so many bytes are done: at most `most` bytes more. Yields
-    /// how many are done then.
-    pub fn zero_some(&self, block: &Frame, size: PageSize, done: u64, most: u64) -> u64 {
+    /// Goes on with filling a block that nobody else refers to with zeroes, of which so many bytes are done: at most `most`
+    /// bytes more. Returns how many are done then.
+    ///
+    /// # Errors
+    /// [`FrameError::NotExclusive`] where others refer to it.
+    pub fn zero_some(&self, block: &mut Frame, done: u64, most: u64) -> Result<u64, FrameError> {
+        let (head, size) = self.exclusive(block)?;
         let (mut done, mut left) = (done, most);
         while done < size.bytes() && left >= PAGE_SIZE {
-            let at = Hpa::new(block.address().as_u64() + done);
+            let at = Hpa::new(head.as_u64() + done);
             done += PAGE_SIZE;
             #[cfg(test)]
             if self.mem.is_fresh(at) {
                 continue;
             }
-            // SAFETY: the block is managed and the handle to it is the caller's, who says how large it is.
+            // SAFETY: a page of the block, to which the caller has the only reference, borrowed for writing.
             unsafe { bytes::zero(&self.mem, at) };
             left -= PAGE_SIZE;
         }
-        done
+        Ok(done)
     }
 
     /// Turns a large block into blocks of the next smaller size, 512 of them. The reference to the block becomes one
-    /// reference to each part, which the caller owns: the one returned is the first, and the others are got by
-    /// [`FrameAllocator::from_entry`].
-    pub fn break_up(&self, block: Frame) -> Result<Frame, (FrameError, Frame)> {
-        let parts = |number| {
-            let part = match self.counts.block(&self.mem, number) {
-                Some((_, order)) if order > LARGE[0] => LARGE[0],
-                _ => 0,
-            };
-            self.counts.break_up(&self.mem, number, part)
-        };
-        match self.counts.number(block.address()).and_then(parts) {
-            Ok(()) => Ok(block),
-            Err(error) => Err((error, block)),
-        }
+    /// reference to the first, and one to each of the others comes by [`Frame::from_raw`].
+    ///
+    /// # Errors
+    /// [`FrameError::NotExclusive`] where others refer to it.
+    pub fn split(&self, block: &mut Frame) -> Result<(), FrameError> {
+        let (head, size) = self.exclusive(block)?;
+        let part = if size > PageSize::Size2M { LARGE[0] } else { 0 };
+        self.counts
+            .split(&self.mem, self.counts.number(head)?, part)
     }
 
-    /// Of a block to which there is one reference left, and that for the `size` bytes at `address` alone, keeps these
-    /// as a block of their own; the rest goes to `retired`. A block that is no larger stays as it is.
+    /// Of a block to which there is one reference left, and that for the `size` bytes from the address of `block` on alone,
+    /// keeps these as a block of their own; the rest goes to `retired`. A block that is no larger stays as it is.
+    ///
+    /// # Errors
+    /// As for [`FrameAllocator::split`]; and [`FrameError::NotManaged`] where a block of this size cannot start there.
     pub fn trim(
         &self,
-        address: Hpa,
+        block: &mut Frame,
         size: PageSize,
         retired: &mut Retired,
     ) -> Result<(), FrameError> {
+        let address = block.address();
         let (number, wanted) = (self.counts.number(address)?, order(size)?);
         let free = FrameError::NotAllocated(address);
         if !address.is_aligned(size.bytes()) {
@@ -76,24 +79,33 @@ impl<M: PhysMem> FrameAllocator<M> {
                 return Ok(());
             }
             let part = if whole > LARGE[0] { LARGE[0] } else { 0 };
-            self.counts.break_up(&self.mem, head, part)?;
+            self.counts.split(&self.mem, head, part)?;
             for first in (head..head + (1 << whole)).step_by(1 << part) {
-                let kept = (first..first + (1 << part)).contains(&number);
-                if !kept && let Some((first, part)) = self.counts.give(&self.mem, first)? {
-                    retired.push(&self.mem, &self.counts, first, part);
+                if !(first..first + (1 << part)).contains(&number) {
+                    self.retire(Frame::new(self.counts.address(first)), retired);
                 }
             }
         }
     }
 
-    /// The inverse of [`FrameAllocator::break_up`]: the caller gives up its references to all the frames of the
-    /// aligned block that `first` starts, in frames or smaller blocks, each of which must be the only one.
-    pub fn put_together(&self, first: Frame, size: PageSize) -> Result<Frame, (FrameError, Frame)> {
-        let whole = |number| self.counts.put_together(&self.mem, number, order(size)?);
-        match self.counts.number(first.address()).and_then(whole) {
-            Ok(()) => Ok(first),
-            Err(error) => Err((error, first)),
-        }
+    /// The inverse of [`FrameAllocator::split`], of frames or smaller blocks: the reference to the first becomes one to all.
+    ///
+    /// # Errors
+    /// [`FrameError::NotExclusive`] where others refer to a part.
+    ///
+    /// # Safety
+    /// As for [`Frame::from_raw`] of all other frames in the aligned block that `first` starts: the caller gives up its
+    /// references to them.
+    pub unsafe fn merge(&self, first: &mut Frame, size: PageSize) -> Result<(), FrameError> {
+        let number = self.counts.number(first.address())?;
+        self.counts.merge(&self.mem, number, order(size)?)
+    }
+
+    /// The block that `frame` is part of, if nobody else refers to it.
+    pub(super) fn exclusive(&self, frame: &Frame) -> Result<(Hpa, PageSize), FrameError> {
+        let at = frame.address();
+        let block = self.block(at).filter(|_| self.count(at) == 1);
+        block.ok_or(FrameError::NotExclusive(at))
     }
 
     /// Where the block starts that `address` is allocated in, and how large it is. `None` where it is free or not

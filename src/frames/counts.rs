@@ -49,30 +49,11 @@ impl Record {
         self.count.store(1, Relaxed);
     }
 
-    /// Counts one more reference to a frame that keeps its own count. Yields whether it did: not where the count is the
-    /// largest, or where somebody else is changing it.
+    /// Replaces a count, if it is what it was. Returns whether it did.
     #[inline(always)]
-    pub fn take_one(&self) -> bool {
-        let count = self.count.load(Relaxed);
-        count.wrapping_sub(1) < MAX_COUNT - 1
-            && self
-                .count
-                .compare_exchange(count, count + 1, Relaxed, Relaxed)
-                .is_ok()
-    }
-
-    /// How many references there are, where the frame keeps its own count and that is more than 1.
-    #[inline(always)]
-    pub fn own_count_of_many(&self) -> Option<u32> {
-        let count = self.count.load(Relaxed);
-        (count.wrapping_sub(2) < MAX_COUNT - 1).then_some(count)
-    }
-
-    /// Takes away one of `count` references, if there are still as many. Yields whether it did.
-    #[inline(always)]
-    pub fn give_one_of(&self, count: u32) -> bool {
+    pub fn replace(&self, count: u32, new: u32) -> bool {
         self.count
-            .compare_exchange(count, count - 1, AcqRel, Relaxed)
+            .compare_exchange(count, new, AcqRel, Relaxed)
             .is_ok()
     }
 }
@@ -212,55 +193,39 @@ impl Counts {
         self.spans.get(..self.used).unwrap_or(&[])
     }
 
-    /// The largest span, whose frames have the first numbers: its first frame and how many; and where the records are.
+    /// The number and the record of a frame of the largest span, of which nearly all frames are, and whose numbers start at 0.
     #[inline(always)]
-    pub fn largest(&self) -> (u64, u64, Hpa) {
+    pub fn near<'a>(&self, mem: &'a impl PhysMem, address: Hpa) -> Option<(u32, &'a Record)> {
         let [largest, ..] = &self.spans;
-        (largest.start, u64::from(largest.frames), self.records)
+        let number = (address.as_u64() / PAGE_SIZE).wrapping_sub(largest.start);
+        if number >= u64::from(largest.frames) {
+            return None;
+        }
+        // SAFETY: the number is that of a frame.
+        Some((number as u32, unsafe {
+            Record::at(mem, self.records, number)
+        }))
     }
 
     /// The number of the frame that starts at `address`.
-    #[inline(always)]
+    #[inline]
     pub fn number(&self, address: Hpa) -> Result<u32, FrameError> {
-        // Nearly all frames are of the largest span, the first, whose numbers start at 0.
-        let [largest, ..] = &self.spans;
-        let offset = (address.as_u64() / PAGE_SIZE).wrapping_sub(largest.start);
-        if address.is_aligned(PAGE_SIZE) && offset < u64::from(largest.frames) {
-            return Ok(offset as u32);
-        }
-        self.number_anywhere(address)
-    }
-
-    #[inline(never)]
-    fn number_anywhere(&self, address: Hpa) -> Result<u32, FrameError> {
-        if address.is_aligned(PAGE_SIZE) {
-            let frame = address.as_u64() / PAGE_SIZE;
-            for m in self.managed() {
-                let offset = frame.wrapping_sub(m.start);
-                if offset < u64::from(m.frames) {
-                    return Ok(m.base + offset as u32);
-                }
+        let frame = address.as_u64() / PAGE_SIZE;
+        for span in self.managed() {
+            let offset = frame.wrapping_sub(span.start);
+            if offset < u64::from(span.frames) && address.is_aligned(PAGE_SIZE) {
+                return Ok(span.base + offset as u32);
             }
         }
         Err(FrameError::NotManaged(address))
     }
 
     /// The address of frame `number`, which must be below the total.
-    #[inline(always)]
     pub fn address(&self, number: u32) -> Hpa {
-        let [largest, ..] = &self.spans;
-        if number < largest.frames {
-            return Hpa::new((largest.start + u64::from(number)) * PAGE_SIZE);
-        }
-        self.address_anywhere(number)
-    }
-
-    #[inline(never)]
-    fn address_anywhere(&self, number: u32) -> Hpa {
-        for m in self.managed() {
-            let offset = number.wrapping_sub(m.base);
-            if offset < m.frames {
-                return Hpa::new((m.start + u64::from(offset)) * PAGE_SIZE);
+        for span in self.managed() {
+            let offset = number.wrapping_sub(span.base);
+            if offset < span.frames {
+                return Hpa::new((span.start + u64::from(offset)) * PAGE_SIZE);
             }
         }
         unreachable!("frame numbers come from this table")
@@ -274,23 +239,23 @@ impl Counts {
         unsafe { Record::at(mem, self.records, u64::from(number)) }
     }
 
-    /// Gives free frame `number` a count of 1. Yields its address.
+    /// Gives free frame `number` a count of 1. Returns its address.
     #[inline(always)]
     pub fn start_one(&self, mem: &impl PhysMem, number: u32) -> Hpa {
-        let (first, frames, records) = self.largest();
-        let number = u64::from(number);
-        if number < frames {
+        let [largest, ..] = &self.spans;
+        if number < largest.frames {
+            let number = u64::from(number);
             // SAFETY: a frame of the largest span, whose numbers are the first.
-            unsafe { Record::at(mem, records, number) }.start(0);
-            return Hpa::new((first + number) * PAGE_SIZE);
+            unsafe { Record::at(mem, self.records, number) }.start(0);
+            return Hpa::new((largest.start + number) * PAGE_SIZE);
         }
-        self.start_anywhere(mem, number as u32)
+        self.start_anywhere(mem, number)
     }
 
     #[inline(never)]
     fn start_anywhere(&self, mem: &impl PhysMem, number: u32) -> Hpa {
         self.record(mem, number).start(0);
-        self.address_anywhere(number)
+        self.address(number)
     }
 
     /// Makes the `1 << order` free frames from `number` on one block with a count of 1.

@@ -57,7 +57,7 @@ impl Retired {
         self.frames == 0
     }
 
-    pub(super) fn join(&mut self, mem: &impl PhysMem, counts: &Counts, other: Self) {
+    pub(super) fn join(&mut self, mem: &impl PhysMem, counts: &Counts, mut other: Self) {
         for (chain, more) in self.chains.iter_mut().zip(other.chains) {
             if more.first != NONE {
                 counts.set_next(mem, more.last, chain.first);
@@ -72,7 +72,7 @@ impl Retired {
                 };
             }
         }
-        self.frames += other.frames;
+        self.frames += core::mem::take(&mut other.frames);
     }
 
     pub(super) fn push(&mut self, mem: &impl PhysMem, counts: &Counts, number: u32, order: u32) {
@@ -87,6 +87,15 @@ impl Retired {
             chain.last = number;
         }
         self.frames += 1 << order;
+    }
+}
+
+#[cfg(test)]
+impl Drop for Retired {
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            crate::bomb::dropped("a list of retired frames");
+        }
     }
 }
 

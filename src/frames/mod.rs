@@ -1,7 +1,7 @@
 //! Physical frames: the allocator, counts and owned handles.
 //!
 //! Every frame has a count of who refers to it: handles ([`Frame`]), table entries and roots. A handle is turned into
-//! an entry's reference by [`Frame::into_raw`] and back by [`FrameAllocator::from_entry`]; the count does not change on
+//! an entry's reference by [`Frame::into_raw`] and back by [`Frame::from_raw`]; the count does not change on
 //! the way.
 //!
 //! ```
@@ -28,11 +28,9 @@ mod content;
 mod counts;
 mod frame;
 mod lists;
-mod many;
 mod memory_map;
 mod page_memory;
 mod phys;
-mod quick;
 mod ranges;
 mod references;
 mod shared;
@@ -44,12 +42,10 @@ mod tests;
 
 pub use alloc::{FrameAllocator, ZeroedFrames};
 pub use audit::{Audit, Miscount};
-pub use frame::{Frame, FrameError, FrameFigures};
+pub use frame::{Frame, FrameError, FrameFigures, FrameRef};
 pub use lists::Retired;
-pub use many::OneOfMany;
 pub use memory_map::MemoryMap;
 pub use page_memory::{PageBytes, PageMemory};
 pub use phys::PhysMem;
-pub use quick::QuickCounts;
 pub use ranges::MAX_RANGES;
-pub use shared::{FrameBox, FrameRc};
+pub use shared::{FrameBox, FrameGuard, FrameRc};

@@ -2,8 +2,8 @@
 
 use super::counts::{Counts, MAX_COUNT, ORDER, TAIL};
 use super::{FrameError, PhysMem};
-use crate::addr::PAGE_SIZE;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use crate::addr::{Address, Hpa, PAGE_SIZE};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 impl Counts {
     /// The frame that keeps the count for `number`: itself, or the first of its block. `None` where it is free.
@@ -22,18 +22,19 @@ impl Counts {
         }
     }
 
-    /// How many refer to frame `number`, or to the block it is part of.
-    #[inline]
-    pub fn count(&self, mem: &impl PhysMem, number: u32) -> u32 {
-        match self.record(mem, number).count.load(Relaxed) {
-            TAIL => self.count_of_block(mem, number),
-            count => count,
+    /// How many refer to the frame at `address`, or to the block it is part of; 0 where nobody does.
+    #[inline(always)]
+    pub fn count(&self, mem: &impl PhysMem, address: Hpa) -> u32 {
+        match self.near(mem, address) {
+            Some((_, record)) if record.count.load(Relaxed) != TAIL => record.count.load(Relaxed),
+            _ => self.count_anywhere(mem, address),
         }
     }
 
-    #[cold]
-    fn count_of_block(&self, mem: &impl PhysMem, number: u32) -> u32 {
-        let holder = self.holder(mem, number);
+    #[inline(never)]
+    fn count_anywhere(&self, mem: &impl PhysMem, address: Hpa) -> u32 {
+        let number = self.number(address).ok();
+        let holder = number.and_then(|number| self.holder(mem, number));
         holder.map_or(0, |holder| self.record(mem, holder).count.load(Relaxed))
     }
 
@@ -43,136 +44,125 @@ impl Counts {
         Some((holder, self.record(mem, holder).link.load(Relaxed) & ORDER))
     }
 
-    /// Adds `more` references.
+    /// Adds `more` references to the frame at `address`, or to the block it is part of.
     #[inline(always)]
-    pub fn take(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
-        let own = &self.record(mem, number).count;
-        let count = own.load(Relaxed);
-        // A frame that keeps its own count, which nobody else is changing: nearly always.
-        if count.wrapping_sub(1) < MAX_COUNT.saturating_sub(more)
-            && own
-                .compare_exchange(count, count + more, Relaxed, Relaxed)
-                .is_ok()
-        {
+    pub fn take(&self, mem: &impl PhysMem, address: Hpa, more: u32) -> Result<(), FrameError> {
+        if self.take_quickly(mem, address, more) {
             return Ok(());
         }
-        self.take_slow(mem, number, more)
+        self.take_slow(mem, address, more)
+    }
+
+    /// The same of a frame that keeps its own count, which nobody else is changing: nearly always. Returns whether it did.
+    #[inline(always)]
+    pub fn take_quickly(&self, mem: &impl PhysMem, address: Hpa, more: u32) -> bool {
+        self.near(mem, address).is_some_and(|(_, record)| {
+            let count = record.count.load(Relaxed);
+            count.wrapping_sub(1) < MAX_COUNT.saturating_sub(more)
+                && record.replace(count, count + more)
+        })
     }
 
     #[cold]
-    fn take_slow(&self, mem: &impl PhysMem, number: u32, more: u32) -> Result<(), FrameError> {
-        let free = FrameError::NotAllocated(self.address(number));
-        let holder = self.holder(mem, number).ok_or(free)?;
+    fn take_slow(&self, mem: &impl PhysMem, address: Hpa, more: u32) -> Result<(), FrameError> {
+        let free = FrameError::NotAllocated(address);
+        let holder = self.holder(mem, self.number(address)?).ok_or(free)?;
         let add = |count: u32| {
-            count
-                .checked_add(more)
-                .filter(|sum| count != 0 && *sum <= MAX_COUNT)
+            let sum = count.checked_add(more);
+            sum.filter(|sum| count != 0 && *sum <= MAX_COUNT)
         };
-        match self
-            .record(mem, holder)
-            .count
-            .fetch_update(Relaxed, Relaxed, add)
-        {
+        let count = &self.record(mem, holder).count;
+        match count.fetch_update(Relaxed, Relaxed, add) {
             Ok(_) => Ok(()),
             Err(0) => Err(free),
-            Err(_) => Err(FrameError::CountOverflow(self.address(number))),
+            Err(_) => Err(FrameError::CountOverflow(address)),
         }
     }
 
-    /// Takes a reference away. When it was the last, yields the block that is now free: first frame and log2.
-    #[inline]
-    pub fn give(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
-        let own = self.record(mem, number);
-        let count = own.count.load(Relaxed);
-        // As in `take`.
-        if count.wrapping_sub(1) < MAX_COUNT {
-            let order = own.link.load(Relaxed) & ORDER;
-            if own
-                .count
-                .compare_exchange(count, count - 1, AcqRel, Relaxed)
-                .is_ok()
-            {
-                return Ok((count == 1).then_some((number, order)));
-            }
-        }
-        self.give_slow(mem, number)
+    /// Takes away a reference, and returns whether it did: not where it is the last, or where that takes a longer look.
+    #[inline(always)]
+    pub fn give_one_of_many(&self, mem: &impl PhysMem, address: Hpa) -> bool {
+        self.near(mem, address).is_some_and(|(_, record)| {
+            let count = record.count.load(Relaxed);
+            count.wrapping_sub(2) < MAX_COUNT - 1 && record.replace(count, count - 1)
+        })
     }
 
-    #[cold]
-    fn give_slow(&self, mem: &impl PhysMem, number: u32) -> Result<Option<(u32, u32)>, FrameError> {
-        let free = FrameError::NotAllocated(self.address(number));
-        let holder = self.holder(mem, number).ok_or(free)?;
+    /// Takes away a reference unless it is the last: then nothing changes, and the block is returned, its first frame and
+    /// log2.
+    pub fn give_unless_last(&self, mem: &impl PhysMem, address: Hpa) -> Option<(u32, u32)> {
+        let number = self.number(address).ok();
+        let holder = number.and_then(|number| self.holder(mem, number));
+        debug_assert!(holder.is_some(), "{address:?} is nobody's");
+        let holder = holder?;
         let record = self.record(mem, holder);
-        let order = record.link.load(Relaxed) & ORDER;
-        // What the last holder did to the frame must be over before it is handed out again.
-        match record
-            .count
-            .fetch_update(AcqRel, Relaxed, |count| count.checked_sub(1))
-        {
-            Ok(1) => Ok(Some((holder, order))),
-            Ok(_) => Ok(None),
-            Err(_) => Err(free),
+        let less = |count: u32| (count > 1).then(|| count - 1);
+        // What the other holders did to the frame must be over before it is handed out again.
+        match record.count.fetch_update(AcqRel, Acquire, less) {
+            Ok(_) => None,
+            Err(_) => Some((holder, record.link.load(Relaxed) & ORDER)),
         }
     }
 
-    /// Takes a reference away unless it is the last. Yields whether it did.
-    pub fn give_unless_last(&self, mem: &impl PhysMem, number: u32) -> Result<bool, FrameError> {
-        let free = FrameError::NotAllocated(self.address(number));
-        let holder = self.holder(mem, number).ok_or(free)?;
-        let less = |count: u32| count.checked_sub(1).filter(|left| *left > 0);
-        match self
-            .record(mem, holder)
-            .count
-            .fetch_update(AcqRel, Relaxed, less)
+    /// Takes away a reference. If it was the last, returns the block that is free now.
+    #[inline(always)]
+    pub fn give(&self, mem: &impl PhysMem, address: Hpa) -> Option<(u32, u32)> {
+        // The last of a frame that keeps its own count: nobody is left who could share it meanwhile.
+        if let Some((number, record)) = self.near(mem, address)
+            && record.count.load(Acquire) == 1
         {
-            Ok(_) => Ok(true),
-            Err(0) => Err(free),
-            Err(_) => Ok(false),
+            record.count.store(0, Relaxed);
+            return Some((number, record.link.load(Relaxed) & ORDER));
         }
+        self.give_anywhere(mem, address)
+    }
+
+    #[inline(never)]
+    fn give_anywhere(&self, mem: &impl PhysMem, address: Hpa) -> Option<(u32, u32)> {
+        let block = self.give_unless_last(mem, address)?;
+        self.record(mem, block.0).count.store(0, Relaxed);
+        Some(block)
     }
 
     /// Turns a block with one reference into blocks of `1 << part` frames with one reference each.
-    pub fn break_up(&self, mem: &impl PhysMem, number: u32, part: u32) -> Result<(), FrameError> {
-        let shared = FrameError::NotExclusive(self.address(number));
+    pub fn split(&self, mem: &impl PhysMem, number: u32, part: u32) -> Result<(), FrameError> {
         match self.block(mem, number) {
-            Some((head, order)) if head == number && self.count(mem, head) == 1 => {
+            Some((head, order)) if head == number && self.is_held_once(mem, head) => {
                 let parts = (number..number + (1 << order)).step_by(1 << part.min(order));
                 parts.for_each(|first| self.start(mem, first, part.min(order)));
                 Ok(())
             }
-            _ => Err(shared),
+            _ => Err(FrameError::NotExclusive(self.address(number))),
         }
     }
 
     /// Turns `1 << order` frames, in blocks with one reference each, into one block with one reference.
-    pub fn put_together(
-        &self,
-        mem: &impl PhysMem,
-        number: u32,
-        order: u32,
-    ) -> Result<(), FrameError> {
-        let end = number
-            .checked_add(1 << order)
-            .filter(|end| *end <= self.total());
-        let last = end.map(|end| self.address(end - 1).as_u64());
-        let first = self.address(number).as_u64();
-        let contiguous = last == Some(first + ((1 << order) - 1) * PAGE_SIZE)
-            && first.is_multiple_of(PAGE_SIZE << order);
+    pub fn merge(&self, mem: &impl PhysMem, number: u32, order: u32) -> Result<(), FrameError> {
+        let first = self.address(number);
+        let fails = FrameError::NotExclusive(first);
+        let end = number.checked_add(1 << order).ok_or(fails)?;
+        // The frames behind each other by number are so in memory too.
+        let bytes = PAGE_SIZE << order;
+        let last = first.checked_add(bytes - PAGE_SIZE).ok_or(fails)?;
+        if !first.is_aligned(bytes) || self.number(last) != Ok(end - 1) {
+            return Err(fails);
+        }
         let mut next = number;
-        while contiguous && next < number + (1 << order) {
+        while next < end {
             match self.block(mem, next) {
                 Some((head, part))
-                    if head == next && part <= order && self.count(mem, head) == 1 =>
+                    if head == next && part <= order && self.is_held_once(mem, head) =>
                 {
                     next += 1 << part;
                 }
-                _ => break,
+                _ => return Err(fails),
             }
-        }
-        if !contiguous || next != number + (1 << order) {
-            return Err(FrameError::NotExclusive(self.address(number)));
         }
         self.start(mem, number, order);
         Ok(())
+    }
+
+    fn is_held_once(&self, mem: &impl PhysMem, head: u32) -> bool {
+        self.record(mem, head).count.load(Relaxed) == 1
     }
 }

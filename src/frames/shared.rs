@@ -1,16 +1,51 @@
-//! A value in a frame of its own: for what is too large for the stack, outlives a call, or is held by several.
+//! Frames that end by themselves, and values in such: for what is too large for the stack, outlives a call, or is held by several.
 
 use super::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::addr::{Hpa, PAGE_SIZE};
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
+
+/// A frame that is given back when it is dropped, for who has the allocator at hand.
+pub struct FrameGuard<'f, M: PhysMem> {
+    frames: &'f FrameAllocator<M>,
+    frame: ManuallyDrop<Frame>,
+}
+
+impl<'f, M: PhysMem> FrameGuard<'f, M> {
+    /// Keeps the frame until the guard is dropped. It must come from `frames`.
+    pub const fn new(frames: &'f FrameAllocator<M>, frame: Frame) -> Self {
+        let frame = ManuallyDrop::new(frame);
+        Self { frames, frame }
+    }
+    /// Where it came from.
+    pub const fn frames(&self) -> &'f FrameAllocator<M> {
+        self.frames
+    }
+}
+
+impl<M: PhysMem> Deref for FrameGuard<'_, M> {
+    type Target = Frame;
+
+    #[inline(always)]
+    fn deref(&self) -> &Frame {
+        &self.frame
+    }
+}
+
+impl<M: PhysMem> Drop for FrameGuard<'_, M> {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses it any more.
+        self.frames
+            .release(unsafe { ManuallyDrop::take(&mut self.frame) });
+    }
+}
 
 /// A value in a frame. It is dropped, and the frame given back, with the box.
 ///
 /// A kernel without a heap keeps with it what there can be thousands of.
 pub struct FrameBox<'f, T, M: PhysMem> {
-    frames: &'f FrameAllocator<M>,
-    at: Hpa,
+    frame: FrameGuard<'f, M>,
     value: PhantomData<T>,
 }
 
@@ -18,38 +53,43 @@ impl<'f, T, M: PhysMem> FrameBox<'f, T, M> {
     const FITS: () =
         assert!(size_of::<T>() as u64 <= PAGE_SIZE && align_of::<T>() as u64 <= PAGE_SIZE);
 
-    /// Moves the value into a frame. Without one, it comes back.
+    /// Moves the value into a frame.
+    ///
+    /// # Errors
+    /// Without a frame, it comes back.
     pub fn new(frames: &'f FrameAllocator<M>, value: T) -> Result<Self, (FrameError, T)> {
         let () = Self::FITS;
-        let at = match frames.alloc() {
-            Ok(frame) => frame.into_raw(),
+        let frame = match frames.alloc() {
+            Ok(frame) => frame,
             Err(error) => return Err((error, value)),
         };
         // SAFETY: the frame is fresh, nobody else refers to it, and the value fits.
-        unsafe { frames.mem().ptr(at).cast::<T>().write(value) };
-        Ok(Self {
-            frames,
-            at,
-            value: PhantomData,
-        })
+        unsafe { frames.mem().ptr(frame.address()).cast::<T>().write(value) };
+        Ok(Self::of(frames, frame))
     }
 
     /// Moves the value out and gives the frame back.
     pub fn into_inner(self) -> T {
-        let this = core::mem::ManuallyDrop::new(self);
-        // SAFETY: the value is there until the box is dropped, which does not happen any more.
-        let value = unsafe { this.pointer().read() };
-        give_back(this.frames, this.at);
+        let this = ManuallyDrop::new(self);
+        // SAFETY: the value and the frame are there until the box is dropped, which does not happen any more.
+        let (value, _frame) = unsafe { (this.pointer().read(), (&raw const this.frame).read()) };
         value
     }
 
     /// The frame that the value is in.
     pub fn frame(&self) -> Hpa {
-        self.at
+        self.frame.address()
+    }
+
+    const fn of(frames: &'f FrameAllocator<M>, frame: Frame) -> Self {
+        Self {
+            frame: FrameGuard::new(frames, frame),
+            value: PhantomData,
+        }
     }
 
     fn pointer(&self) -> *mut T {
-        self.frames.mem().ptr(self.at).cast()
+        self.frame.frames.mem().ptr(self.frame()).cast()
     }
 }
 
@@ -75,7 +115,6 @@ impl<T, M: PhysMem> Drop for FrameBox<'_, T, M> {
     fn drop(&mut self) {
         // SAFETY: the value is there and nobody uses it any more.
         unsafe { self.pointer().drop_in_place() };
-        give_back(self.frames, self.at);
     }
 }
 
@@ -93,14 +132,14 @@ impl<'f, T: Copy, M: PhysMem> FrameRc<'f, T, M> {
     /// One more holder of the same value.
     #[inline]
     pub fn share(&self) -> Result<Self, FrameError> {
-        let at = self.0.frames.share_entry(self.0.at)?.into_raw();
-        Ok(Self(FrameBox { at, ..self.0 }))
+        let frame = &self.0.frame;
+        Ok(Self(FrameBox::of(frame.frames, frame.frames.share(frame)?)))
     }
 
     /// The value, to be changed: a copy of it where others hold it too.
     pub fn make_mut(&mut self) -> Result<&mut T, FrameError> {
-        let FrameBox { frames, at, .. } = self.0;
-        if frames.count(at) != 1 {
+        let frames = self.0.frame.frames;
+        if frames.count(self.frame()) != 1 {
             *self = Self::new(frames, **self)?;
         }
         Ok(&mut self.0)
@@ -108,7 +147,7 @@ impl<'f, T: Copy, M: PhysMem> FrameRc<'f, T, M> {
 
     /// The frame that the value is in: two that name the same one hold the same value.
     pub fn frame(&self) -> Hpa {
-        self.0.at
+        self.0.frame()
     }
 }
 
@@ -119,14 +158,6 @@ impl<T: Copy, M: PhysMem> Deref for FrameRc<'_, T, M> {
     fn deref(&self) -> &T {
         &self.0
     }
-}
-
-/// Ends the one reference that a box holds.
-fn give_back<M: PhysMem>(frames: &FrameAllocator<M>, at: Hpa) {
-    let gone = frames
-        .from_entry(at)
-        .and_then(|frame: Frame| frames.release(frame));
-    debug_assert!(gone.is_ok(), "{gone:?}");
 }
 
 #[cfg(test)]
@@ -205,10 +236,8 @@ mod tests {
     fn holders_are_counted_up_to_the_largest_count() {
         let frames = Arena::allocator(0x10_0000, 8);
         let first = FrameRc::new(&frames, 1u64).unwrap();
-        let handle = frames.from_entry(first.frame()).unwrap();
-        frames.force_count(&handle, (1 << 31) - 1);
+        frames.force_count(&first.0.frame, (1 << 31) - 1);
         assert!(matches!(first.share(), Err(FrameError::CountOverflow(_))));
-        frames.force_count(&handle, 1);
-        let _ = handle.into_raw();
+        frames.force_count(&first.0.frame, 1);
     }
 }

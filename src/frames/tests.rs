@@ -12,6 +12,32 @@ fn range(start: u64, len: u64) -> AddrRange<Hpa> {
     AddrRange::new(Hpa::new(start), len).unwrap()
 }
 
+/// A reference that the test knows to be somewhere, or not to be.
+fn lent(address: Hpa) -> FrameRef<'static> {
+    // SAFETY: it is shared, read or compared only, in the test's own memory.
+    unsafe { FrameRef::from_raw(address) }
+}
+
+/// The reference to a part of a block that the test has split.
+fn part(address: Hpa) -> Frame {
+    // SAFETY: each part is taken once.
+    unsafe { Frame::from_raw(address) }
+}
+
+fn merge(
+    frames: &FrameAllocator<Arena>,
+    first: &mut Frame,
+    size: PageSize,
+) -> Result<(), FrameError> {
+    // SAFETY: the test holds all parts.
+    unsafe { frames.merge(first, size) }
+}
+
+/// Ends all.
+fn release(frames: &FrameAllocator<Arena>, all: impl IntoIterator<Item = Frame>) {
+    all.into_iter().for_each(|frame| frames.release(frame));
+}
+
 fn drain(frames: &FrameAllocator<Arena>) -> Vec<Frame> {
     std::iter::from_fn(|| frames.alloc().ok()).collect()
 }
@@ -46,7 +72,7 @@ fn nothing_reserved_is_ever_handed_out() {
     assert_eq!(frames.figures().total + frames.figures().counts, expected);
     assert_eq!(all.len() as u64, frames.figures().total);
     assert_eq!(frames.alloc(), Err(FrameError::OutOfFrames));
-    all.into_iter().for_each(|f| frames.release(f).unwrap());
+    release(&frames, all);
     let figures = frames.figures();
     assert_eq!(
         (figures.used, figures.free, figures.peak),
@@ -57,11 +83,13 @@ fn nothing_reserved_is_ever_handed_out() {
 #[test]
 fn frame_zero_is_not_managed() {
     let frames = Arena::allocator(0, 16);
-    assert!(drain(&frames).iter().all(|f| f.address() != Hpa::new(0)));
+    let all = drain(&frames);
+    assert!(all.iter().all(|f| f.address() != Hpa::new(0)));
     assert_eq!(
-        frames.share_entry(Hpa::new(0)),
+        frames.share(&lent(Hpa::new(0))),
         Err(FrameError::NotManaged(Hpa::new(0)))
     );
+    release(&frames, all);
 }
 
 #[test]
@@ -94,16 +122,13 @@ fn the_last_release_frees_and_one_more_is_an_error() {
     let at = a.address();
     let b = frames.share(&a).unwrap();
     assert_eq!(frames.count(at), 2);
-    frames.release(a).unwrap();
+    frames.release(a);
     assert_eq!((frames.count(at), frames.figures().used), (1, 1));
-    frames.release(b).unwrap();
+    frames.release(b);
     assert_eq!((frames.count(at), frames.figures().used), (0, 0));
-    assert_eq!(frames.from_entry(at), Err(FrameError::NotAllocated(at)));
-    assert_eq!(frames.share_entry(at), Err(FrameError::NotAllocated(at)));
-    assert_eq!(
-        frames.release(Frame::new(at)),
-        Err(FrameError::NotAllocated(at))
-    );
+    assert_eq!(frames.share(&lent(at)), Err(FrameError::NotAllocated(at)));
+    let again = std::panic::AssertUnwindSafe(|| frames.release(Frame::new(at)));
+    std::panic::catch_unwind(again).unwrap_err();
     assert_eq!(frames.figures().used, 0);
 }
 
@@ -112,21 +137,26 @@ fn foreign_and_unaligned_addresses_are_refused() {
     let frames = Arena::allocator(0x10_0000, 8);
     for bad in [0xf_f000, 0x10_8000, 0x10_7001, u64::MAX, 1 << 52] {
         let bad = Hpa::new(bad);
-        assert_eq!(frames.from_entry(bad), Err(FrameError::NotManaged(bad)));
+        let refused = frames.share(&lent(bad));
+        if bad.is_aligned(PAGE_SIZE) {
+            assert_eq!(refused, Err(FrameError::NotManaged(bad)));
+        }
         assert_eq!(
-            frames.release(Frame::new(bad)),
+            frames.audit().reference(bad),
             Err(FrameError::NotManaged(bad))
         );
         assert_eq!(frames.count(bad), 0);
     }
     // The frames that hold the counts are nobody's.
-    let free: BTreeSet<_> = drain(&frames).iter().map(|f| f.address()).collect();
+    let all = drain(&frames);
+    let free: BTreeSet<_> = all.iter().map(Frame::address).collect();
+    release(&frames, all);
     let counts = (0x100..0x108)
         .map(|n| Hpa::new(n * PAGE_SIZE))
         .find(|a| !free.contains(a))
         .unwrap();
     assert_eq!(
-        frames.from_entry(counts),
+        frames.share(&lent(counts)),
         Err(FrameError::NotManaged(counts))
     );
 }
@@ -142,17 +172,17 @@ fn a_count_does_not_overflow() {
     );
     assert_eq!(frames.count(a.address()), counts::MAX_COUNT);
     frames.force_count(&a, 1);
-    frames.release(a).unwrap();
+    frames.release(a);
 }
 
 fn dirty(frames: &FrameAllocator<Arena>, frame: &Frame, byte: u8) {
     // SAFETY: the frame is a test's own.
-    unsafe { frames.write(frame.address(), &[byte; 4096]) }.unwrap();
+    unsafe { frames.write(frame, 0, &[byte; 4096]) }.unwrap();
 }
 
 fn content(frames: &FrameAllocator<Arena>, frame: &Frame) -> [u8; 4096] {
     let mut bytes = [0; 4096];
-    frames.read(frame.address(), &mut bytes).unwrap();
+    frames.read(frame, 0, &mut bytes).unwrap();
     bytes
 }
 
@@ -162,7 +192,7 @@ fn zeroed_frames_are_zero_whatever_they_held() {
     let all = drain(&frames);
     for frame in all {
         dirty(&frames, &frame, 0xa5);
-        frames.release(frame).unwrap();
+        frames.release(frame);
     }
     assert_eq!(frames.refill(3), 3);
     assert_eq!((frames.figures().zeroed, frames.figures().used), (3, 0));
@@ -170,6 +200,7 @@ fn zeroed_frames_are_zero_whatever_they_held() {
     assert_eq!(zeroed.len() as u64, frames.figures().total);
     assert!(zeroed.iter().all(|f| content(&frames, f) == [0; 4096]));
     assert_eq!(frames.figures().zeroed, 0);
+    release(&frames, zeroed);
 }
 
 #[test]
@@ -185,7 +216,7 @@ fn the_pool_is_refilled_in_bounded_steps() {
     assert_eq!(frames.refill_to(5, 3), 1);
     let total = frames.figures().total;
     assert_eq!(frames.refill_to(u32::MAX, u32::MAX), total - 1 - 5);
-    frames.release(frame).unwrap();
+    frames.release(frame);
 }
 
 #[test]
@@ -194,14 +225,15 @@ fn the_pool_serves_when_nothing_else_is_left() {
     let total = frames.figures().total;
     assert_eq!(frames.refill(u64::MAX), total);
     assert_eq!(frames.figures().free, total);
-    assert_eq!(drain(&frames).len() as u64, total);
+    let all = drain(&frames);
+    assert_eq!(all.len() as u64, total);
+    release(&frames, all);
 }
 
 #[test]
 fn bytes_move_within_one_frame_only() {
     let frames = Arena::allocator(0x10_0000, 8);
     let frame = frames.alloc_zeroed().unwrap();
-    let at = |offset| Hpa::new(frame.address().as_u64() + offset);
     for (offset, len) in [
         (0, 4096),
         (1, 15),
@@ -216,30 +248,33 @@ fn bytes_move_within_one_frame_only() {
         let mut expected = content(&frames, &frame);
         expected[offset..offset + len].copy_from_slice(&bytes);
         // SAFETY: the frame is this test's own.
-        unsafe { frames.write(at(offset as u64), &bytes) }.unwrap();
+        unsafe { frames.write(&frame, offset as u64, &bytes) }.unwrap();
         assert_eq!(content(&frames, &frame), expected);
         let mut back = vec![0; len];
-        frames.read(at(offset as u64), &mut back).unwrap();
+        frames.read(&frame, offset as u64, &mut back).unwrap();
         assert_eq!(back, bytes);
     }
-    let copy = frames.alloc_copy(frame.address()).unwrap();
+    let mut copy = frames.alloc_copy(&frame).unwrap();
     assert_eq!(content(&frames, &copy), content(&frames, &frame));
     let own = FrameError::NotExclusive(copy.address());
-    assert_eq!(frames.copy_into(&copy, copy.address()), Err(own));
     let twice = frames.share(&copy).unwrap();
-    assert_eq!(frames.copy_into(&copy, frame.address()), Err(own));
-    frames.release(twice).unwrap();
-    assert_eq!(frames.copy_into(&copy, frame.address()), Ok(()));
-    assert!(frames.read(at(4095), &mut [0; 2]).is_err());
+    assert_eq!(frames.copy_into(&mut copy, &frame), Err(own));
+    frames.release(twice);
+    dirty(&frames, &frame, 0x77);
+    assert_eq!(frames.copy_into(&mut copy, &frame), Ok(()));
+    assert_eq!(content(&frames, &copy), [0x77; 4096]);
+    for (offset, len) in [(4095, 2), (4096, 0), (u64::MAX, 1)] {
+        let refused = frames.read(&frame, offset, &mut [0; 2][..len]);
+        assert!(
+            matches!(refused, Err(FrameError::OutOfFrame(_))),
+            "{offset}"
+        );
+    }
     // SAFETY: refused, so nothing is written.
-    assert!(unsafe { frames.write(at(1), &[0; 4096]) }.is_err());
-    let gone = frame.address();
-    frames.release(frame).unwrap();
-    assert_eq!(
-        frames.read(gone, &mut [0; 1]),
-        Err(FrameError::NotAllocated(gone))
-    );
-    assert_eq!(frames.alloc_copy(gone), Err(FrameError::NotAllocated(gone)));
+    assert!(unsafe { frames.write(&frame, 1, &[0; 4096]) }.is_err());
+    // SAFETY: likewise.
+    assert!(unsafe { frames.exchange(&frame, 4096, 0, 1) }.is_err());
+    release(&frames, [frame, copy]);
 }
 
 #[test]
@@ -247,72 +282,72 @@ fn large_blocks_are_aligned_counted_once_and_whole_again() {
     // Starts one frame before a 2 MiB boundary, so that heads and tails are there.
     let frames = Arena::allocator(2 * MIB2 - PAGE_SIZE, 512 * 3 + 2);
     let total = frames.figures().total;
-    let a = frames.alloc_large(PageSize::Size2M).unwrap();
-    assert_eq!(frames.zero_some(&a, PageSize::Size2M, 0, u64::MAX), 2 << 20);
+    let mut a = frames.alloc_large(PageSize::Size2M).unwrap();
+    assert_eq!(frames.zero_some(&mut a, 0, u64::MAX), Ok(2 << 20));
     let b = frames.alloc_large(PageSize::Size2M).unwrap();
     assert!(a.address().is_aligned(MIB2) && b.address().is_aligned(MIB2) && a != b);
     assert_eq!(frames.figures().used, 1024);
     let inner = Hpa::new(a.address().as_u64() + 5 * PAGE_SIZE);
     assert_eq!(frames.block(inner), Some((a.address(), PageSize::Size2M)));
-    let part = frames.share_entry(inner).unwrap();
+    let part = frames.share(&lent(inner)).unwrap();
     assert_eq!((frames.count(a.address()), frames.count(inner)), (2, 2));
-    let (error, a) = frames.break_up(a).unwrap_err();
-    assert_eq!(error, FrameError::NotExclusive(a.address()));
-    frames.release(a).unwrap();
+    let shared = FrameError::NotExclusive(a.address());
+    assert_eq!(frames.split(&mut a), Err(shared));
+    assert_eq!(frames.zero_some(&mut a, 0, u64::MAX), Err(shared));
+    frames.release(a);
     assert_eq!(frames.figures().used, 1024);
-    frames.release(part).unwrap();
+    frames.release(part);
     assert_eq!(frames.figures().used, 512);
     // The freed block is given out whole, and in parts when there is nothing else.
     let c = frames.alloc_large(PageSize::Size2M).unwrap();
-    frames.release(c).unwrap();
+    frames.release(c);
     let small = drain(&frames);
     assert_eq!(small.len() as u64, total - 512);
     assert!(frames.alloc_large(PageSize::Size2M).is_err());
-    small.into_iter().for_each(|f| frames.release(f).unwrap());
-    frames.release(b).unwrap();
+    release(&frames, small);
+    frames.release(b);
     assert_eq!(frames.figures().used, 0);
 }
 
 #[test]
-fn a_block_breaks_up_and_goes_together_again() {
+fn a_block_is_split_and_merged_again() {
     let frames = Arena::allocator(MIB2, 1024 + 8);
-    let block = frames.alloc_large(PageSize::Size2M).unwrap();
-    let start = block.address().as_u64();
-    let at = |i: u64| Hpa::new(start + i * PAGE_SIZE);
-    let first = frames.break_up(block).unwrap();
+    let mut block = frames.alloc_large(PageSize::Size2M).unwrap();
+    let start = block.address();
+    let at = |i: u64| Hpa::new(start.as_u64() + i * PAGE_SIZE);
+    frames.split(&mut block).unwrap();
     assert!((0..512).all(
         |i| frames.count(at(i)) == 1 && frames.block(at(i)) == Some((at(i), PageSize::Size4K))
     ));
-    let extra = frames.share_entry(at(7)).unwrap();
-    let (error, first) = frames.put_together(first, PageSize::Size2M).unwrap_err();
-    assert_eq!(error, FrameError::NotExclusive(first.address()));
-    frames.release(extra).unwrap();
-    let block = frames.put_together(first, PageSize::Size2M).unwrap();
+    let extra = frames.share(&lent(at(7))).unwrap();
+    let shared = Err(FrameError::NotExclusive(start));
+    assert_eq!(merge(&frames, &mut block, PageSize::Size2M), shared);
+    frames.release(extra);
+    assert_eq!(merge(&frames, &mut block, PageSize::Size2M), Ok(()));
     assert_eq!(frames.block(at(511)), Some((at(0), PageSize::Size2M)));
-    let first = frames.break_up(block).unwrap();
-    for i in 1..512 {
-        frames.release(frames.from_entry(at(i)).unwrap()).unwrap();
-    }
+    frames.split(&mut block).unwrap();
+    release(&frames, (1..512).map(|i| part(at(i))));
     // With one frame missing it is no block.
-    let (_, first) = frames.put_together(first, PageSize::Size2M).unwrap_err();
-    frames.release(first).unwrap();
+    assert_eq!(merge(&frames, &mut block, PageSize::Size2M), shared);
+    frames.release(block);
     assert_eq!(frames.figures().used, 0);
     // Unaligned blocks are refused, also past the last frame.
-    for frame in drain(&frames) {
-        if !frame.address().is_aligned(MIB2) {
-            assert!(frames.put_together(frame, PageSize::Size2M).is_err());
-        }
+    let mut all = drain(&frames);
+    for frame in &mut all {
+        let aligned = frame.address().is_aligned(MIB2);
+        assert!(aligned || merge(&frames, frame, PageSize::Size2M).is_err());
     }
+    release(&frames, all);
 }
 
 #[test]
-fn a_gib_breaks_up_by_sizes_and_goes_together_from_any_parts() {
+fn a_gib_is_split_by_sizes_and_merged_from_any_parts() {
     const GIB: u64 = 1 << 30;
     let frames = Arena::allocator(GIB - 4 * MIB2, GIB / PAGE_SIZE + 2048);
-    let block = frames.alloc_large(PageSize::Size1G).unwrap();
+    let mut block = frames.alloc_large(PageSize::Size1G).unwrap();
     let at = |offset: u64| Hpa::new(GIB + offset);
     assert_eq!(block.address(), at(0));
-    let first = frames.break_up(block).unwrap();
+    frames.split(&mut block).unwrap();
     for offset in [0, MIB2, GIB - MIB2] {
         let inside = at(offset + 5 * PAGE_SIZE);
         assert_eq!(
@@ -323,18 +358,20 @@ fn a_gib_breaks_up_by_sizes_and_goes_together_from_any_parts() {
         assert_eq!(frames.count(inside), 1);
     }
     // One of the parts in frames.
-    let part = frames.from_entry(at(MIB2)).unwrap();
-    let _ = frames.break_up(part).unwrap().into_raw();
+    let mut second = part(at(MIB2));
+    frames.split(&mut second).unwrap();
+    assert_eq!(second.into_raw(), at(MIB2));
     assert_eq!(frames.count(at(MIB2 + PAGE_SIZE)), 1);
-    let extra = frames.share_entry(at(2 * MIB2)).unwrap();
-    let (_, first) = frames.put_together(first, PageSize::Size1G).unwrap_err();
-    frames.release(extra).unwrap();
-    let block = frames.put_together(first, PageSize::Size1G).unwrap();
+    let extra = frames.share(&lent(at(2 * MIB2))).unwrap();
+    let shared = Err(FrameError::NotExclusive(at(0)));
+    assert_eq!(merge(&frames, &mut block, PageSize::Size1G), shared);
+    frames.release(extra);
+    assert_eq!(merge(&frames, &mut block, PageSize::Size1G), Ok(()));
     assert_eq!(
         frames.block(at(GIB - PAGE_SIZE)),
         Some((at(0), PageSize::Size1G))
     );
-    frames.release(block).unwrap();
+    frames.release(block);
     assert_eq!(frames.figures().used, 0);
 }
 
@@ -349,14 +386,17 @@ fn what_is_left_of_a_shared_block_is_trimmed() {
         let block = frames.alloc_large(PageSize::Size1G).unwrap();
         let mut retired = Retired::new();
         let second = frames.share(&block).unwrap();
+        // Of the block's two references, that for these bytes alone.
+        let mut rest = part(start);
         let shared = FrameError::NotExclusive(at(0));
-        assert_eq!(frames.trim(start, size, &mut retired), Err(shared));
-        frames.release(second).unwrap();
-        let off = Hpa::new(start.as_u64() + PAGE_SIZE / 2);
-        assert!(frames.trim(off, size, &mut retired).is_err());
-        frames.trim(start, size, &mut retired).unwrap();
+        assert_eq!(frames.trim(&mut rest, size, &mut retired), Err(shared));
+        frames.release(second);
+        let mut off = part(Hpa::new(start.as_u64() + PAGE_SIZE / 2));
+        assert!(frames.trim(&mut off, size, &mut retired).is_err());
+        off.into_raw();
+        frames.trim(&mut rest, size, &mut retired).unwrap();
         // It is a block already: nothing happens.
-        frames.trim(start, size, &mut retired).unwrap();
+        frames.trim(&mut rest, size, &mut retired).unwrap();
         assert_eq!(retired.frames(), GIB / PAGE_SIZE - kept);
         assert_eq!(frames.figures().used, GIB / PAGE_SIZE);
         frames.free_retired(&mut retired);
@@ -365,19 +405,18 @@ fn what_is_left_of_a_shared_block_is_trimmed() {
             (frames.block(page), frames.count(page)),
             (Some((start, size)), 1)
         );
-        let rest = block.into_raw();
-        assert_eq!(frames.count(rest), 0);
-        frames.release(frames.from_entry(start).unwrap()).unwrap();
+        assert_eq!(frames.count(block.into_raw()), 0);
+        frames.release(rest);
         assert_eq!(frames.figures().used, 0);
-        // The other parts came back as blocks; put them together for the next round.
+        // The other parts came back as blocks; they are merged for the next round.
         if size == PageSize::Size2M {
             let parts: Vec<_> = (0..512)
                 .map(|_| frames.alloc_large(PageSize::Size2M).unwrap().into_raw())
                 .collect();
             assert!(parts.contains(&at(0)));
-            let first = frames.from_entry(at(0)).unwrap();
-            let whole = frames.put_together(first, PageSize::Size1G).unwrap();
-            frames.release(whole).unwrap();
+            let mut first = part(at(0));
+            merge(&frames, &mut first, PageSize::Size1G).unwrap();
+            frames.release(first);
         }
     }
 }
@@ -407,8 +446,8 @@ fn it_can_stand_in_a_static() {
                 for _ in 0..2000 {
                     let a = frames.alloc_zeroed().unwrap();
                     let b = frames.share(&a).unwrap();
-                    frames.release(a).unwrap();
-                    frames.release(b).unwrap();
+                    frames.release(a);
+                    frames.release(b);
                 }
             })
         })
@@ -426,23 +465,25 @@ fn retired_frames_are_not_given_out_before_they_are_freed() {
     let shared = frames.share(&kept).unwrap();
     let used = frames.figures().used;
     let mut retired = Retired::new();
-    frames.retire(shared, &mut retired).unwrap();
+    frames.retire(shared, &mut retired);
     assert!(retired.is_empty());
     let gone = last.address();
-    frames.retire(last, &mut retired).unwrap();
-    frames.retire(small.pop().unwrap(), &mut retired).unwrap();
-    frames.retire(block, &mut retired).unwrap();
+    frames.retire(last, &mut retired);
+    frames.retire(small.pop().unwrap(), &mut retired);
+    frames.retire(block, &mut retired);
     assert_eq!((retired.frames(), frames.figures().used), (514, used));
     assert_eq!(frames.alloc(), Err(FrameError::OutOfFrames));
     assert_eq!(
-        frames.share_entry(gone),
+        frames.share(&lent(gone)),
         Err(FrameError::NotAllocated(gone))
     );
     frames.free_retired(&mut retired);
     assert_eq!((retired.frames(), frames.figures().used), (0, used - 514));
     let block = frames.alloc_large(PageSize::Size2M).unwrap();
-    assert_eq!(drain(&frames).len(), 2);
-    frames.release(block).unwrap();
+    let small_again = drain(&frames);
+    assert_eq!(small_again.len(), 2);
+    release(&frames, small.into_iter().chain(small_again));
+    release(&frames, [kept, block]);
 }
 
 #[test]
@@ -452,7 +493,7 @@ fn an_audit_finds_references_that_are_missing_or_too_many() {
     let b = frames.share(&a).unwrap();
     let block = frames.alloc_large(PageSize::Size2M).unwrap();
     let inside = Hpa::new(block.address().as_u64() + 3 * PAGE_SIZE);
-    frames.share_many(inside, 2).unwrap();
+    frames.share_many(&lent(inside), 2).unwrap();
     let at = a.address();
     let found = |of_a: usize, of_block: usize| {
         let mut audit = frames.audit();
@@ -489,12 +530,13 @@ fn an_audit_finds_references_that_are_missing_or_too_many() {
         frames.block(inside),
         Some((block.address(), PageSize::Size2M))
     );
-    [a, b].into_iter().for_each(|f| frames.release(f).unwrap());
+    release(&frames, [a, b]);
     assert_eq!(
         frames.audit().reference(at),
         Err(FrameError::NotAllocated(at))
     );
     assert_eq!(frames.figures().used, 512);
+    release(&frames, [block, part(inside), part(inside)]);
 }
 
 #[derive(Clone, Debug)]
@@ -546,7 +588,7 @@ proptest! {
                     if !handles.is_empty() {
                         let frame = handles.swap_remove(i % handles.len());
                         let at = frame.address();
-                        frames.release(frame).unwrap();
+                        frames.release(frame);
                         let entry = model.get_mut(&at).unwrap();
                         entry.1 -= 1;
                         if entry.1 == 0 {
@@ -581,10 +623,10 @@ proptest! {
             }
             prop_assert_eq!(frames.figures().used, model.values().map(|(len, _)| len).sum::<u64>());
         }
-        for frame in handles {
-            frames.release(frame).unwrap();
-        }
+        release(&frames, handles);
         prop_assert_eq!(frames.figures().used, 0);
-        prop_assert_eq!(drain(&frames).len() as u64, total);
+        let all = drain(&frames);
+        prop_assert_eq!(all.len() as u64, total);
+        release(&frames, all);
     }
 }

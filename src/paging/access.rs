@@ -55,6 +55,9 @@ pub trait TableOps: TableReadOps {
         index: usize,
         entry: EntryOf<Self>,
     ) -> Option<()>;
+    /// Takes note that an entry was replaced or removed that was not empty: CPUs may have what it said cached. Nobody says
+    /// so of what [`Cursor`](super::Cursor) puts, who uses one knows what stood there.
+    fn note_replaced(&mut self) {}
     /// Replaces an entry that the CPU may be changing: writes `new` where `old` still stands, else returns what stands
     /// there.
     fn compare_exchange(
@@ -87,7 +90,15 @@ pub trait TableOps: TableReadOps {
     /// Makes `to`, a table from [`TableOps::alloc_table`], a copy of a table of `level` that must move, and takes
     /// note that one reference fewer stands on the old one and one more on everything that it refers to. The caller
     /// links `to`.
-    fn move_table(&mut self, from: MoveOf<Self>, level: u8, to: TableOf<Self>);
+    ///
+    /// # Errors
+    /// This has as many references as can be counted, and nothing has changed.
+    fn move_table(
+        &mut self,
+        from: MoveOf<Self>,
+        level: u8,
+        to: TableOf<Self>,
+    ) -> Result<(), TableOf<Self>>;
     /// Takes note that one reference fewer stands on a table of `level` that must not be written: it was unlinked.
     fn drop_shared(&mut self, table: MoveOf<Self>, level: u8);
     /// Takes note that a table of `level`, which other trees referred to too and which is this one's alone now, is about
@@ -97,8 +108,12 @@ pub trait TableOps: TableReadOps {
     }
     /// Takes note that `entry`, a leaf of `level` in a table that may be written, is about to be replaced by a table of
     /// leaves that refer to its parts: where references are counted there will be more of them.
-    fn split_leaf(&mut self, entry: EntryOf<Self>, level: u8) {
+    ///
+    /// # Errors
+    /// As for [`TableOps::move_table`].
+    fn split_leaf(&mut self, entry: EntryOf<Self>, level: u8) -> Result<(), TableOf<Self>> {
         let _ = (entry, level);
+        Ok(())
     }
     /// What two leaves with these attributes may be merged to, if they may be: only accessed and dirty differ, or what else
     /// the tables can do without.

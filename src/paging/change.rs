@@ -299,6 +299,7 @@ impl<O: TableOps> Edit<'_, O> {
                         continue;
                     };
                     self.write(table, part, entry)?;
+                    self.ops.note_replaced();
                     self.dispose(child, part.below(), &mut |leaf| operation.removed(leaf))?;
                 }
                 // Nothing in it changes, or it would have been copied.
@@ -309,6 +310,7 @@ impl<O: TableOps> Edit<'_, O> {
                     }
                     if let Some(entry) = operation.after(self.ops, &slot, child) {
                         self.write(table, part, entry)?;
+                        self.ops.note_replaced();
                         self.ops.retire_table(child, part.level - 1);
                     }
                 }

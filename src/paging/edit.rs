@@ -1,7 +1,7 @@
 //! What every change of tables is made of: private tables, splitting, the removal of whole sub-trees, all from tables taken
 //! before.
 
-use super::access::{EntryOf, FormatOf, ResultOf, TableMovability, TableOf, TableOps};
+use super::access::{EntryOf, FormatOf, MoveOf, ResultOf, TableMovability, TableOf, TableOps};
 use super::error::{Fault, PagingError};
 use super::format::{
     Content, ContentOf, Decoded, Entry, Format, FormatExt, Mapping, MappingOf, Rights,
@@ -112,14 +112,18 @@ impl<'o, O: TableOps> Edit<'o, O> {
             let entry = new(self, old)?;
             if !O::Format::hardware_may_change(old) {
                 self.write(table, at, entry)?;
-                return Ok(old);
+                break;
             }
             match self.ops.compare_exchange(table, at.index(), old, entry) {
-                Some(Ok(())) => return Ok(old),
+                Some(Ok(())) => break,
                 Some(Err(found)) => old = found,
                 None => return Err(at.bad(Fault::NotMemory)),
             }
         }
+        if old != Entry::EMPTY {
+            self.ops.note_replaced();
+        }
+        Ok(old)
     }
 
     /// The root, private.
@@ -128,10 +132,31 @@ impl<'o, O: TableOps> Edit<'o, O> {
         let Some(from) = self.ops.must_move(root, O::Format::LEVELS) else {
             return Ok(root);
         };
-        let copy = self.take()?;
-        self.ops.move_table(from, O::Format::LEVELS, copy);
+        let copy = self.copy(from, O::Format::LEVELS)?;
         self.ops.set_root(from, copy);
         Ok(copy)
+    }
+
+    /// A copy of a table that must move.
+    fn copy(&mut self, from: MoveOf<O>, level: u8) -> ResultOf<O, TableOf<O>> {
+        let copy = self.take()?;
+        let moved = self.ops.move_table(from, level, copy);
+        self.unless_refused(copy, moved)
+    }
+
+    /// A table from the reserve, unless what it takes one for has as many references as can be counted.
+    fn unless_refused(
+        &mut self,
+        table: TableOf<O>,
+        done: Result<(), TableOf<O>>,
+    ) -> ResultOf<O, TableOf<O>> {
+        match done {
+            Ok(()) => Ok(table),
+            Err(phys) => {
+                self.ops.free_table(table);
+                Err(PagingError::TooManyReferences { phys })
+            }
+        }
     }
 
     /// The table `child` that the entry of `table` (private) refers to, private and not restricted.
@@ -148,11 +173,7 @@ impl<'o, O: TableOps> Edit<'o, O> {
         }
         let level = at.level - 1;
         let private = match self.ops.must_move(child, level) {
-            Some(from) => {
-                let copy = self.take()?;
-                self.ops.move_table(from, level, copy);
-                copy
-            }
+            Some(from) => self.copy(from, level)?,
             None if rights.contains(Rights::WRITE) => return Ok(child),
             None => {
                 self.ops.reopen_table(child, level);
@@ -173,7 +194,8 @@ impl<'o, O: TableOps> Edit<'o, O> {
         old: EntryOf<O>,
     ) -> ResultOf<O, TableOf<O>> {
         let child = self.take()?;
-        self.ops.split_leaf(old, at.level);
+        let split = self.ops.split_leaf(old, at.level);
+        let child = self.unless_refused(child, split)?;
         let below = at.below();
         self.replace(table, at, old, |edit, old| {
             let content = match O::Format::decode(at.level, old) {

@@ -73,6 +73,11 @@ pub enum PagingError<V, P> {
     },
     /// No memory for another table.
     OutOfTables,
+    /// Something has as many references as can be counted, and would need one more. Nothing that is mapped has changed.
+    TooManyReferences {
+        /// Where it is.
+        phys: P,
+    },
     /// What a table holds cannot be followed.
     Bad {
         /// The first address that the entry would translate.
@@ -125,6 +130,9 @@ impl<V: Address, P: Address> fmt::Display for PagingError<V, P> {
                 )
             }
             Self::OutOfTables => f.write_str("no memory for another table"),
+            Self::TooManyReferences { phys } => {
+                write!(f, "{phys} has as many references as can be counted")
+            }
             Self::Bad {
                 address,
                 level,

@@ -180,7 +180,7 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
     fn must_move(&self, _table: Hpa, _level: u8) -> Option<Never> {
         None
     }
-    fn move_table(&mut self, from: Never, _level: u8, _to: Hpa) {
+    fn move_table(&mut self, from: Never, _level: u8, _to: Hpa) -> Result<(), Hpa> {
         match from {}
     }
     fn drop_shared(&mut self, table: Never, _level: u8) {

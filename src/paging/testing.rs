@@ -269,9 +269,15 @@ macro_rules! table_ops {
                 let $tree = self;
                 $must_move
             }
-            fn move_table(&mut self, from: MoveOf<Self>, _level: u8, _to: F::Phys) {
+            fn move_table(
+                &mut self,
+                from: MoveOf<Self>,
+                _level: u8,
+                _to: F::Phys,
+            ) -> Result<(), F::Phys> {
                 let how: fn(&mut Self, MoveOf<Self>, u8, F::Phys) = $move_table;
-                how(self, from, _level, _to)
+                how(self, from, _level, _to);
+                Ok(())
             }
             fn drop_shared(&mut self, from: MoveOf<Self>, _level: u8) {
                 let how: fn(&mut Self, MoveOf<Self>, u8) = $drop_shared;

@@ -543,7 +543,7 @@ impl TableOps for Racing {
     fn must_move(&self, _table: Gpa, _level: u8) -> Option<Never> {
         None
     }
-    fn move_table(&mut self, from: Never, _level: u8, _to: Gpa) {
+    fn move_table(&mut self, from: Never, _level: u8, _to: Gpa) -> Result<(), Gpa> {
         match from {}
     }
     fn drop_shared(&mut self, table: Never, _level: u8) {

@@ -8,7 +8,7 @@ use super::mitigations::{Choice, Facts, Lacking, Mitigations};
 use super::mmio::Decoded;
 use super::msr;
 use super::pml::Pml;
-use crate::addr::{Hpa, PAGE_SIZE};
+use crate::addr::PAGE_SIZE;
 use crate::ept::EptCapability;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::vmx::controls::Secondary;
@@ -67,6 +67,8 @@ pub(super) struct Bitmaps {
 pub struct Machine<'f, M: PhysMem> {
     pub(super) frames: &'f FrameAllocator<M>,
     pub(super) vmx: Vmx,
+    /// The VMXON region.
+    vmxon: Frame,
     pub(super) capabilities: Capabilities,
     pub(super) ept: EptCapability,
     pub(super) controls: ControlSet,
@@ -140,7 +142,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         let bitmaps = match bitmaps(frames, &features, logs) {
             Ok(bitmaps) => bitmaps,
             Err(error) => {
-                give_back(frames, vmxon);
+                frames.release(vmxon);
                 return Err(StartError::Frames(error));
             }
         };
@@ -148,18 +150,17 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         let vmx = match unsafe { Vmx::on(vmxon.address()) } {
             Ok(vmx) => vmx,
             Err(fail) => {
-                give_back(frames, vmxon);
+                frames.release(vmxon);
                 bitmaps.give_back(frames);
                 return Err(StartError::Vmxon(fail));
             }
         };
-        // The guard has its address from here on, and `stop` takes it back.
-        let _ = vmxon.into_raw();
         // SAFETY: at CPL 0; `choose` asks for no MSR that this CPU lacks.
         unsafe { guard.arm() };
         Ok(Self {
             frames,
             vmx,
+            vmxon,
             ept: EptCapability {
                 execute_large: !mitigations.multihit,
                 ..capabilities.ept
@@ -207,14 +208,12 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         let Self {
             frames,
             vmx,
+            vmxon,
             bitmaps,
             ..
         } = self;
-        let region = vmx.region();
         drop(vmx);
-        if let Ok(frame) = frames.from_entry(region) {
-            give_back(frames, frame);
-        }
+        frames.release(vmxon);
         bitmaps.give_back(frames);
     }
 
@@ -257,12 +256,7 @@ fn region<M: PhysMem>(
 ) -> Result<Frame, FrameError> {
     let frame = frames.alloc_zeroed()?;
     // SAFETY: the frame is fresh: nobody else refers to it.
-    unsafe {
-        frames.write(
-            frame.address(),
-            &capabilities.basic.revision().to_le_bytes(),
-        )?
-    };
+    unsafe { frames.write(&frame, 0, &capabilities.basic.revision().to_le_bytes())? };
     Ok(frame)
 }
 
@@ -276,7 +270,7 @@ fn bitmaps<M: PhysMem>(
         fill(&mut bytes);
         let frame = frames.alloc()?;
         // SAFETY: the frame is fresh.
-        unsafe { frames.write(frame.address(), &bytes)? };
+        unsafe { frames.write(&frame, 0, &bytes)? };
         Ok(frame)
     };
     let msr = filled(&|bytes| msr::fill_bitmap(bytes, features))?;
@@ -284,14 +278,14 @@ fn bitmaps<M: PhysMem>(
         filled(&|bytes| bytes.fill(0xff)).and_then(|a| match filled(&|bytes| bytes.fill(0xff)) {
             Ok(b) => Ok([a, b]),
             Err(error) => {
-                give_back(frames, a);
+                frames.release(a);
                 Err(error)
             }
         });
     let mut all = match io {
         Ok(io) => Bitmaps { msr, io, pml: None },
         Err(error) => {
-            give_back(frames, msr);
+            frames.release(msr);
             return Err(error);
         }
     };
@@ -315,21 +309,13 @@ impl Bitmaps {
     }
 
     fn give_back<M: PhysMem>(self, frames: &FrameAllocator<M>) {
-        give_back(frames, self.msr);
+        frames.release(self.msr);
         for frame in self.io {
-            give_back(frames, frame);
+            frames.release(frame);
         }
         if let Some(Pml(frame)) = self.pml {
-            give_back(frames, frame);
+            frames.release(frame);
         }
-    }
-}
-
-/// Releases a frame of which the caller holds the one reference.
-pub(super) fn give_back<M: PhysMem>(frames: &FrameAllocator<M>, frame: Frame) {
-    let address: Hpa = frame.address();
-    if let Err(error) = frames.release(frame) {
-        log::error!("frame {address} could not be given back: {error}");
     }
 }
 

@@ -114,5 +114,7 @@ mod tests {
         }
         assert_eq!(take(&mut space), [4, 9]);
         assert!(take(&mut space).is_empty());
+        space.end_unseen();
+        frames.release(pml.0);
     }
 }

@@ -10,7 +10,7 @@ use super::clock::now;
 use super::devices::Devices;
 use super::guest::{Guest, end_space};
 use super::invalidate::OnlyCpu;
-use super::machine::{Machine, Tenant, give_back};
+use super::machine::{Machine, Tenant};
 use super::name::ForkId;
 use super::stats::RunStats;
 use super::vcpu::{Vcpu, VcpuError};
@@ -299,7 +299,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
             end_space(space, machine);
             return Err(PatchError::Memory(error));
         }
-        let area = match machine.frames.alloc_copy(self.area.address()) {
+        let area = match machine.frames.alloc_copy(&self.area) {
             Ok(area) => area,
             Err(error) => {
                 end_space(space, machine);
@@ -313,7 +313,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
             }
             Err((error, space)) => {
                 end_space(space, machine);
-                give_back(machine.frames, area);
+                machine.frames.release(area);
                 Err(PatchError::Freeze(error))
             }
         }
@@ -331,7 +331,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
 
     /// Gives back all that it alone holds.
     pub fn end(self, machine: &mut Machine<'_, M>) {
-        give_back(machine.frames, self.area);
+        machine.frames.release(self.area);
         let mut ending = self.space.end();
         while !ending.step(&mut OnlyCpu(&mut machine.vmx), super::guest::END_STEP) {}
     }

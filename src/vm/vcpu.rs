@@ -2,7 +2,7 @@
 
 use super::clock::now;
 use super::loader::Start;
-use super::machine::{Machine, give_back};
+use super::machine::Machine;
 use super::vcpu_state::VcpuState;
 use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
@@ -124,7 +124,7 @@ impl Vcpu {
         let area = match machine.frames.alloc() {
             Ok(area) => area,
             Err(error) => {
-                give_back(machine.frames, vmcs);
+                machine.frames.release(vmcs);
                 return Err(error.into());
             }
         };
@@ -298,7 +298,7 @@ impl Vcpu {
         if let Err(fail) = unsafe { machine.vmx.clear(self.vmcs.address()) } {
             log::error!("VMCLEAR of a VMCS that ends: {fail}");
         }
-        give_back(machine.frames, self.vmcs);
+        machine.frames.release(self.vmcs);
         self.area
     }
 
@@ -326,6 +326,6 @@ impl Vcpu {
     /// Gives its frames back.
     pub fn end<M: PhysMem>(self, machine: &mut Machine<'_, M>) {
         let area = self.into_area(machine);
-        give_back(machine.frames, area);
+        machine.frames.release(area);
     }
 }

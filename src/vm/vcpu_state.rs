@@ -149,5 +149,6 @@ mod tests {
             at(5).differences(&at(5), &frames, rax, tell);
             assert_eq!(told, expected);
         }
+        frames.release(area);
     }
 }

@@ -3,12 +3,11 @@
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::ept::regions::region::RegionKind;
 use crate::ept::spaces::space::{Space, Spaces};
-use crate::ept::tables::entry::{Origin, decode};
-use crate::ept::tables::word::{ENTRIES, word};
+use crate::ept::tables::entry::Origin;
+use crate::ept::tables::table::Slot;
 use crate::frames::{Audit, FrameError, Miscount, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry, Rights, Write};
+use crate::paging::{Content, Decoded, Ept, EptAttr, Format, Rights, Write};
 use core::fmt;
-use core::sync::atomic::Ordering;
 
 /// What does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,68 +111,78 @@ impl Census {
 struct Walk<'w, 's, M: PhysMem> {
     space: &'w Space<'s, M>,
     census: Census,
+    /// Of the way to the last table of each level, less 1: whether all on it have a count of 1, and whether the audit is to be
+    /// told what refers to what.
+    private: [bool; Ept::LEVELS as usize],
+    told: [bool; Ept::LEVELS as usize],
 }
 
 impl<M: PhysMem> Walk<'_, '_, M> {
-    /// Walks a table of `level`. `audit` is told of each reference, unless the table was walked for another space before;
-    /// `private`: everything above has a count of 1.
-    fn table(
-        &mut self,
-        table: Hpa,
-        level: u8,
-        start: u64,
-        private: bool,
-        audit: &mut Option<&mut Audit<'_, M>>,
-    ) -> Result<(), Flaw> {
-        let frames = self.space.spaces.frames;
-        let private = private && frames.count(table) == 1;
+    /// Walks all tables. `audit` is told of each reference, but of those in tables that it was told of before.
+    fn all(space: &Space<'_, M>, mut audit: Option<&mut Audit<'_, M>>) -> Result<Census, Flaw> {
+        let mut walk = Walk {
+            space,
+            census: Census::default(),
+            private: [true; _],
+            told: [audit.is_some(); _],
+        };
+        let top = space.tree.view(space.spaces.frames);
+        walk.enter(top.address(), top.level(), true);
+        let last = Gpa::new((1 << 48) - 1);
+        top.walk(Gpa::new(0), last, &mut |slot| walk.slot(slot, &mut audit))?;
+        Ok(walk.census)
+    }
+
+    /// The walk goes into a table.
+    fn enter(&mut self, table: Hpa, level: u8, private: bool) {
+        let private = private && self.space.spaces.frames.count(table) == 1;
+        self.private[level as usize - 1] = private;
         self.census.tables += 1;
         self.census.private += u64::from(private);
-        for index in 0..ENTRIES {
-            // SAFETY: a table of the space, which is borrowed and so not changed.
-            let bits = unsafe { word(frames.mem(), table, index) }.load(Ordering::Acquire);
-            let start = start | (index as u64) << (12 + 9 * u32::from(level - 1));
-            let gpa = Gpa::new(start);
-            match decode(level, EptEntry::from_bits(bits)) {
-                Decoded::Table { table, rights } => {
-                    let first = note(audit, table, gpa)?;
-                    if rights.contains(Rights::WRITE) && frames.count(table) != 1 {
-                        return Err(Flaw::SharedWritable { gpa, frame: table });
-                    }
-                    // What is in a table that was seen before has been reported already.
-                    let mut none = None;
-                    self.table(
-                        table,
-                        level - 1,
-                        start,
-                        private,
-                        if first { audit } else { &mut none },
-                    )?;
+    }
+
+    fn slot(
+        &mut self,
+        slot: Slot<'_, M>,
+        audit: &mut Option<&mut Audit<'_, M>>,
+    ) -> Result<bool, Flaw> {
+        let frames = self.space.spaces.frames;
+        let (gpa, level) = (slot.gpa, slot.table.level());
+        let here = level as usize - 1;
+        let mut first = |frame| match audit {
+            Some(audit) if self.told[here] => audit
+                .reference(frame)
+                .map_err(|error| Flaw::Dangling { gpa, error }),
+            _ => Ok(false),
+        };
+        match slot.says {
+            Decoded::Table { table, rights } => {
+                self.told[here - 1] = first(table)?;
+                if rights.contains(Rights::WRITE) && frames.count(table) != 1 {
+                    return Err(Flaw::SharedWritable { gpa, frame: table });
                 }
-                Decoded::Content(Content::Page { phys, attr }) => {
-                    let pages = 1 << (9 * u32::from(level - 1));
-                    let origin = Origin::of(attr);
-                    if origin.is_counted() {
-                        note(audit, phys, gpa)?;
-                        if private && frames.count(phys) == 1 {
-                            self.census.private += pages;
-                        } else if origin != Origin::Zero {
-                            self.census.shared += pages;
-                        }
-                    }
-                    self.leaf(gpa, phys, attr, pages)?;
-                }
-                Decoded::Content(_) => {
-                    if bits != 0 {
-                        return Err(Flaw::Region {
-                            gpa,
-                            frame: Hpa::new(0),
-                        });
-                    }
-                }
+                self.enter(table, level - 1, self.private[here]);
+                Ok(true)
             }
+            Decoded::Content(Content::Page { phys, attr }) => {
+                let pages = slot.table.size().bytes() / PAGE_SIZE;
+                let origin = Origin::of(attr);
+                if origin.is_counted() {
+                    first(phys)?;
+                    if self.private[here] && frames.count(phys) == 1 {
+                        self.census.private += pages;
+                    } else if origin != Origin::Zero {
+                        self.census.shared += pages;
+                    }
+                }
+                self.leaf(gpa, phys, attr, pages)?;
+                Ok(false)
+            }
+            Decoded::Content(_) => Err(Flaw::Region {
+                gpa,
+                frame: Hpa::new(0),
+            }),
         }
-        Ok(())
     }
 
     fn leaf(&mut self, gpa: Gpa, phys: Hpa, attr: EptAttr, pages: u64) -> Result<(), Flaw> {
@@ -196,9 +205,10 @@ impl<M: PhysMem> Walk<'_, '_, M> {
             ref kind => kind.host_bytes(),
         };
         let at = host.and_then(|host| host.start().checked_add(region.offset(gpa)));
+        let zero = space.spaces.zero.address();
         let right = match origin {
-            Origin::Zero => phys == space.spaces.zero && !writable,
-            Origin::Filled | Origin::Copied => region.kind.is_memory() && phys != space.spaces.zero,
+            Origin::Zero => phys == zero && !writable,
+            Origin::Filled | Origin::Copied => region.kind.is_memory() && phys != zero,
             Origin::Host => at == Some(phys) && !(writable && region.kind.is_memory()),
         };
         if !allowed || !right {
@@ -228,28 +238,13 @@ impl<M: PhysMem> Walk<'_, '_, M> {
     }
 }
 
-fn note<M: PhysMem>(
-    audit: &mut Option<&mut Audit<'_, M>>,
-    frame: Hpa,
-    gpa: Gpa,
-) -> Result<bool, Flaw> {
-    match audit {
-        Some(audit) => audit
-            .reference(frame)
-            .map_err(|error| Flaw::Dangling { gpa, error }),
-        None => Ok(false),
-    }
-}
-
 impl<M: PhysMem> Space<'_, M> {
     /// Counts what the space holds, and checks what can be checked of it alone.
+    ///
+    /// # Errors
+    /// What does not hold.
     pub fn census(&self) -> Result<Census, Flaw> {
-        let mut walk = Walk {
-            space: self,
-            census: Census::default(),
-        };
-        walk.table(self.tree.root(), 4, 0, true, &mut None)?;
-        Ok(walk.census)
+        Walk::all(self, None)
     }
 
     /// How many pages of 4 KiB are mapped.
@@ -288,11 +283,7 @@ impl<M: PhysMem> Spaces<'_, M> {
             for frame in space.tree.marks.frames(self.frames().mem()) {
                 audit.reference(frame).map_err(at_root)?;
             }
-            let mut walk = Walk {
-                space,
-                census: Census::default(),
-            };
-            walk.table(space.tree.root(), 4, 0, true, &mut Some(&mut audit))?;
+            Walk::all(space, Some(&mut audit))?;
         }
         audit.finish().map_err(Flaw::Miscount)
     }

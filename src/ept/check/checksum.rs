@@ -1,15 +1,14 @@
 //! A number that stands for all memory of a space: to see that a template never changes, and that a reset fork is as it.
 
-use crate::addr::{Hpa, PAGE_SIZE};
+use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::error::Reason;
 use crate::ept::regions::region::{Region, RegionKind};
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::{Origin, decode};
-use crate::ept::tables::word::{ENTRIES, word};
+use crate::ept::tables::entry::Origin;
+use crate::ept::tables::table::Slot;
 use crate::ept::templates::template::FrozenSpace;
-use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptEntry};
-use core::sync::atomic::Ordering;
+use crate::frames::{FrameAllocator, FrameRef, PhysMem};
+use crate::paging::{Content, Decoded};
 
 /// Bytes that are read at once.
 const PIECE: usize = 512;
@@ -27,23 +26,16 @@ impl<M: PhysMem> Sum<'_, M> {
         self.state = (self.state.rotate_left(5) ^ word).wrapping_mul(FACTOR);
     }
 
-    fn table(&mut self, table: Hpa, level: u8, start: u64) -> Result<(), Reason> {
-        for index in 0..ENTRIES {
-            // SAFETY: a table of the template, which is borrowed and never changes.
-            let bits = unsafe { word(self.frames.mem(), table, index) }.load(Ordering::Acquire);
-            let start = start | (index as u64) << (12 + 9 * u32::from(level - 1));
-            match decode(level, EptEntry::from_bits(bits)) {
-                Decoded::Table { table, .. } => self.table(table, level - 1, start)?,
-                Decoded::Content(Content::Page { phys, attr }) if phys != self.zero => {
-                    for page in 0..1u64 << (9 * u32::from(level - 1)) {
-                        let frame = Hpa::new(phys.as_u64() + page * PAGE_SIZE);
-                        self.page(start + page * PAGE_SIZE, frame, Origin::of(attr))?;
-                    }
-                }
-                Decoded::Content(_) => {}
+    fn leaf(&mut self, slot: Slot<'_, M>) -> Result<bool, Reason> {
+        if let Decoded::Content(Content::Page { phys, attr }) = slot.says
+            && phys != self.zero
+        {
+            for offset in (0..slot.table.size().bytes()).step_by(PAGE_SIZE as usize) {
+                let frame = Hpa::new(phys.as_u64() + offset);
+                self.page(slot.gpa.as_u64() + offset, frame, Origin::of(attr))?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A page that holds zeroes counts as one that is not mapped.
@@ -55,7 +47,9 @@ impl<M: PhysMem> Sum<'_, M> {
         for offset in (0..PAGE_SIZE).step_by(PIECE) {
             let at = Hpa::new(frame.as_u64() + offset);
             if origin.is_counted() {
-                self.frames.read(at, &mut bytes)?;
+                // SAFETY: the leaf stays where it is.
+                let frame = unsafe { FrameRef::from_raw(frame) };
+                self.frames.read(&frame, offset, &mut bytes)?;
             } else {
                 // SAFETY: a template has no device passed through, so these are bytes of a `HostBytes`.
                 unsafe { self.frames.read_host(at, &mut bytes)? };
@@ -83,10 +77,12 @@ impl<M: PhysMem> Space<'_, M> {
         }
         let mut sum = Sum {
             frames: self.spaces.frames,
-            zero: self.spaces.zero,
+            zero: self.spaces.zero.address(),
             state: 0,
         };
-        sum.table(self.tree.root(), 4, 0)?;
+        let (first, last) = (Gpa::new(0), Gpa::new((1 << 48) - 1));
+        let top = self.tree.view(self.spaces.frames);
+        top.walk(first, last, &mut |slot| sum.leaf(slot))?;
         Ok(sum.state)
     }
 }

@@ -159,6 +159,14 @@ impl Debt {
         }
     }
 
+    /// Frees what was retired, if no CPU can have anything of it.
+    #[inline(always)]
+    pub fn free_unreachable<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) {
+        if !self.retired.is_empty() && !self.is_owed() {
+            frames.free_retired(&mut self.retired);
+        }
+    }
+
     /// Notes that `cpu` is about to run the space.
     #[inline]
     pub fn run_on(&mut self, cpu: CpuId) {

@@ -11,7 +11,7 @@ use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Origin;
 use crate::ept::tables::policy::PagePolicy;
-use crate::frames::PhysMem;
+use crate::frames::{FrameRef, PhysMem};
 use crate::paging::{Content, MAX_LEVELS, Step, path, query};
 use core::fmt;
 
@@ -156,7 +156,9 @@ impl<M: PhysMem> Space<'_, M> {
             && let (Content::Page { attr, .. }, Some(phys)) = (mapping.content, mapping.phys_of(at))
         {
             return if Origin::of(attr).is_counted() {
-                Ok(frames.read(phys, into)?)
+                // SAFETY: the leaf stays where it is.
+                let frame = unsafe { FrameRef::from_raw(phys.align_down(PAGE_SIZE)) };
+                Ok(frames.read(&frame, phys.page_offset(), into)?)
             } else {
                 // SAFETY: regions that are not memory were refused, so these are bytes of a `HostBytes`.
                 Ok(unsafe { frames.read_host(phys, into) }?)
@@ -183,8 +185,11 @@ impl<M: PhysMem> Space<'_, M> {
     fn write_page(&mut self, at: Gpa, from: &[u8]) -> Result<(), Reason> {
         let found = query(&self.tree.view(self.spaces.frames), at)?;
         match found.and_then(|mapping| mapping.phys_of(at)) {
-            // SAFETY: the page of a memory region was provided for writing: it is a frame of guest bytes.
-            Some(phys) => Ok(unsafe { self.spaces.frames.write(phys, from) }?),
+            // SAFETY: the page of a memory region was provided for writing: its leaf holds a frame of guest bytes.
+            Some(phys) => Ok(unsafe {
+                let frame = FrameRef::from_raw(phys.align_down(PAGE_SIZE));
+                self.spaces.frames.write(&frame, phys.page_offset(), from)
+            }?),
             None => Err(Reason::NoRegion),
         }
     }

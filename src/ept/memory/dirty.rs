@@ -25,15 +25,14 @@
 //! A CPU that sets marks takes its walks of the guest's own page tables for writes (SDM "Accessed and Dirty Flags for EPT",
 //! 30.3.5), so it marks pages that hold them whenever it uses them.
 
-use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE, PageSize};
 use crate::ept::spaces::edit::EditError;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::dirty_log::DirtyLog;
-use crate::ept::tables::entry::decode;
-use crate::ept::tables::marks::Marks;
-use crate::ept::tables::word::{DIRTY, ENTRIES, TOLD, word};
-use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptEntry, Rights};
+use crate::ept::tables::table::{DIRTY, Slot, TOLD, Table};
+use crate::frames::PhysMem;
+use crate::paging::{Content, Decoded, DecodedOf, Ept, Rights};
+use core::convert::Infallible;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// So many pages a harvest looks at, beside its own, to complete the log.
@@ -42,22 +41,31 @@ const COMPLETED_AT_ONCE: u64 = 512;
 const LOG_SHORT: u64 = 256;
 const LOG_PART: u64 = 16;
 
-/// A leaf that may be written.
+/// A leaf that may be written: all tables above grant that.
 struct Leaf<'a> {
     word: &'a AtomicU64,
     start: Gpa,
     size: PageSize,
 }
 
-impl Leaf<'_> {
-    fn overlaps(&self, first: u64, last: u64) -> bool {
+impl<'a> Leaf<'a> {
+    /// The leaf that a slot holds, below tables that grant write.
+    fn of<M: PhysMem>(slot: Slot<'a, M>) -> Option<Self> {
+        let page = matches!(slot.says, Decoded::Content(Content::Page { .. }));
+        page.then_some(Self {
+            word: slot.word,
+            start: slot.gpa,
+            size: slot.table.size(),
+        })
+    }
+    fn overlaps(&self, first: Gpa, last: Gpa) -> bool {
         let start = self.start.as_u64();
-        start <= last && first <= start + (self.size.bytes() - 1)
+        start <= last.as_u64() && first.as_u64() <= start + (self.size.bytes() - 1)
     }
     fn is_marked(&self) -> bool {
         self.word.load(Ordering::Acquire) & DIRTY != 0
     }
-    /// Takes the mark away, with `clear`, and leaves [`TOLD`]; yields whether there was one.
+    /// Takes the mark away, with `clear`, and leaves [`TOLD`]; returns whether there was one.
     fn take_mark(&self, clear: u64) -> bool {
         let cleared = |bits: u64| (bits & DIRTY != 0).then_some(bits & !clear | TOLD);
         self.word
@@ -66,103 +74,18 @@ impl Leaf<'_> {
     }
 }
 
-const fn size_at(level: u8) -> PageSize {
-    match level {
-        1 => PageSize::Size4K,
-        2 => PageSize::Size2M,
-        _ => PageSize::Size1G,
-    }
+/// Whether an entry refers to a table and grants write.
+fn is_open(says: DecodedOf<Ept>) -> bool {
+    matches!(says, Decoded::Table { rights, .. } if rights.contains(Rights::WRITE))
 }
 
-/// The leaf that translates `gpa`, where all tables above grant write. `near` is the number of the last 2 MiB asked for and
-/// their table.
-fn writable_leaf<'a, M: PhysMem>(
-    mem: &'a M,
-    root: Hpa,
-    gpa: Gpa,
-    near: &mut Option<(u64, Hpa)>,
-) -> Option<Leaf<'a>> {
-    let (mut table, mut level) = match *near {
-        Some((number, table)) if number == gpa.as_u64() >> 21 => (table, 1),
-        _ => (root, 4),
-    };
-    loop {
-        let index = gpa.as_u64() >> (12 + 9 * u32::from(level - 1)) & (ENTRIES as u64 - 1);
-        // SAFETY: a table of a space that the caller has borrowed; only the CPU changes entries meanwhile.
-        let word = unsafe { word(mem, table, index as usize) };
-        match decode(level, EptEntry::from_bits(word.load(Ordering::Acquire))) {
-            Decoded::Table {
-                table: next,
-                rights,
-            } if rights.contains(Rights::WRITE) => {
-                (table, level) = (next, level - 1);
-                if level == 1 {
-                    *near = Some((gpa.as_u64() >> 21, table));
-                }
-            }
-            Decoded::Content(Content::Page { .. }) => {
-                let size = size_at(level);
-                let start = gpa.align_down(size.bytes());
-                return Some(Leaf { word, start, size });
-            }
-            _ => return None,
-        }
-    }
-}
-
-/// Tells what is marked, and takes the marks.
-struct Take<P> {
-    first: u64,
-    last: u64,
-    clear: u64,
-    found: u64,
-    page: P,
-}
-
-impl<P: FnMut(Gpa, PageSize)> Take<P> {
-    fn look(&mut self, leaf: Leaf<'_>) {
-        if leaf.overlaps(self.first, self.last) && leaf.take_mark(self.clear) {
-            self.found += 1;
-            (self.page)(leaf.start, leaf.size);
-        }
-    }
-}
-
-/// Shows the leaves of the range below `root` to which all tables above grant write, in order.
-fn scan<M: PhysMem>(
-    frames: &FrameAllocator<M>,
-    root: Hpa,
-    range: (u64, u64),
-    mut look: impl FnMut(Leaf<'_>),
-) {
-    scan_table(frames.mem(), (root, 4, 0), range, &mut look);
-}
-
-/// The same for a table, of a level, whose first entry translates that address.
-fn scan_table<M: PhysMem>(
-    mem: &M,
-    (table, level, start): (Hpa, u8, u64),
-    range: (u64, u64),
-    look: &mut impl FnMut(Leaf<'_>),
-) {
-    let shift = 12 + 9 * u32::from(level - 1);
-    let first = range.0.saturating_sub(start) >> shift;
-    let last = range.1.saturating_sub(start) >> shift;
-    for index in first..=last.min(ENTRIES as u64 - 1) {
-        let at = start + (index << shift);
-        // SAFETY: a table of a space that the caller has borrowed for writing; only the CPU changes entries meanwhile.
-        let word = unsafe { word(mem, table, index as usize) };
-        match decode(level, EptEntry::from_bits(word.load(Ordering::Acquire))) {
-            Decoded::Table { table, rights } if rights.contains(Rights::WRITE) => {
-                scan_table(mem, (table, level - 1, at), range, look);
-            }
-            Decoded::Content(Content::Page { .. }) => {
-                let (start, size) = (Gpa::new(at), size_at(level));
-                look(Leaf { word, start, size });
-            }
-            _ => {}
-        }
-    }
+/// Shows the leaves of the range that may be written, in order.
+fn scan<M: PhysMem>(top: Table<'_, M>, first: Gpa, last: Gpa, mut look: impl FnMut(Leaf<'_>)) {
+    let walked: Result<(), Infallible> = top.walk(first, last, &mut |slot| {
+        Leaf::of(slot).into_iter().for_each(&mut look);
+        Ok(is_open(slot.says))
+    });
+    let Ok(()) = walked;
 }
 
 impl<M: PhysMem> Space<'_, M> {
@@ -181,7 +104,7 @@ impl<M: PhysMem> Space<'_, M> {
         let Some(last) = range.last() else {
             return Ok(0);
         };
-        let (first, last) = (range.start().as_u64(), last.as_u64());
+        let first = range.start();
         let incomplete = self.tree.marks.incomplete_from();
         let short = LOG_SHORT + range.len() / PAGE_SIZE / LOG_PART;
         let found = match &self.tree.marks.log {
@@ -201,20 +124,25 @@ impl<M: PhysMem> Space<'_, M> {
     /// Looks at the leaves that the log has.
     fn harvest_logged(
         &mut self,
-        first: u64,
-        last: u64,
+        first: Gpa,
+        last: Gpa,
         mut page: impl FnMut(Gpa, PageSize),
     ) -> u64 {
-        let mem = self.spaces.frames.mem();
-        let root = self.tree.root();
-        let clear = self.tree.marks.clear;
-        let Some(log) = &mut self.tree.marks.log else {
+        let frames = self.spaces.frames;
+        // The log goes out of the tree meanwhile: its leaves are looked at.
+        let Some(mut log) = self.tree.marks.log.take() else {
             return 0;
         };
+        let (clear, top) = (self.tree.marks.clear, self.tree.view(frames));
+        // The table of the last page, and the number of its 2 MiB.
         let (mut found, mut near) = (0, None);
-        log.retain_in_order(mem, |gpa| {
+        log.retain_in_order(frames.mem(), |gpa| {
+            let number = gpa.as_u64() / PageSize::Size2M.bytes();
+            let table = near.and_then(|(last, table)| (last == number).then_some(table));
+            let slot = table.unwrap_or(top).find(gpa, is_open);
+            near = (slot.table.level() == 1).then_some((number, slot.table));
             // What is not mapped any more, or shared, is not marked.
-            let Some(leaf) = writable_leaf(mem, root, gpa, &mut near) else {
+            let Some(leaf) = Leaf::of(slot) else {
                 return false;
             };
             let outside = !leaf.overlaps(first, last);
@@ -224,33 +152,34 @@ impl<M: PhysMem> Space<'_, M> {
             }
             outside
         });
+        self.tree.marks.log = Some(log);
         found
     }
 
     /// Looks at all leaves in the range.
-    fn harvest_all(&mut self, first: u64, last: u64, page: impl FnMut(Gpa, PageSize)) -> u64 {
-        let root = self.tree.root();
-        let clear = self.tree.marks.clear;
-        let mut take = Take {
-            first,
-            last,
-            clear,
-            found: 0,
-            page,
-        };
-        scan(self.spaces.frames, root, (first, last), |leaf| {
-            take.look(leaf)
+    fn harvest_all(&mut self, first: Gpa, last: Gpa, mut page: impl FnMut(Gpa, PageSize)) -> u64 {
+        let (clear, top) = (self.tree.marks.clear, self.tree.view(self.spaces.frames));
+        let mut found = 0;
+        scan(top, first, last, |leaf| {
+            if leaf.take_mark(clear) {
+                found += 1;
+                page(leaf.start, leaf.size);
+            }
         });
-        take.found
+        found
     }
 
     /// Notes what is marked of some pages from `from` on.
-    fn complete_log(&mut self, mut from: u64) {
-        let (frames, root) = (self.spaces.frames, self.tree.root());
-        let Marks { log, known, .. } = &mut self.tree.marks;
-        let Some(log) = log else {
-            return;
-        };
+    fn complete_log(&mut self, from: u64) {
+        if let Some(mut log) = self.tree.marks.log.take() {
+            self.tree.marks.known = self.complete(&mut log, from);
+            self.tree.marks.log = Some(log);
+        }
+    }
+
+    /// The same; returns up to where the log has the marked ones then, as [`Marks::known`] does.
+    fn complete(&self, log: &mut DirtyLog, mut from: u64) -> Option<u64> {
+        let frames = self.spaces.frames;
         let mut left = COMPLETED_AT_ONCE * PAGE_SIZE;
         for region in self.regions.iter().filter(|region| region.kind.is_memory()) {
             let Some(last) = region.range.last() else {
@@ -261,24 +190,23 @@ impl<M: PhysMem> Space<'_, M> {
                 continue;
             }
             if left == 0 {
-                *known = Some(first);
-                return;
+                return Some(first);
             }
-            let part = (last.as_u64() - first).min(left - 1);
-            scan(frames, root, (first, first + part), |leaf| {
+            let end = first + (last.as_u64() - first).min(left - 1);
+            let top = self.tree.view(frames);
+            scan(top, Gpa::new(first), Gpa::new(end), |leaf| {
                 // A large one may have begun in the part before.
                 if leaf.is_marked() {
                     log.push(frames, leaf.start);
                 }
             });
-            left -= part + 1;
-            from = first + part;
+            left -= end - first + 1;
+            from = end;
             if from < last.as_u64() {
-                *known = Some(from + 1);
-                return;
+                return Some(from + 1);
             }
         }
-        *known = None;
+        None
     }
 
     /// Has the forks of this space, or the fork that it is, tell no page as dirty that they have not written. It makes a
@@ -323,8 +251,8 @@ impl<M: PhysMem> Space<'_, M> {
         if !self.logs_dirty() {
             return;
         }
-        let frames = self.spaces.frames;
-        let leaf = writable_leaf(frames.mem(), self.tree.root(), gpa, &mut None);
+        let top = self.tree.view(self.spaces.frames);
+        let leaf = Leaf::of(top.find(gpa, is_open));
         if leaf.is_some_and(|leaf| leaf.word.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0) {
             self.note_logged(gpa);
         }
@@ -405,7 +333,7 @@ mod tests {
         }
         let mut ending = template.end();
         while !ending.step(&mut cpu, 100) {}
-        spaces.end().unwrap();
+        drop(spaces);
         assert_eq!(frames.figures().used, 0);
     }
 

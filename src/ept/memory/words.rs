@@ -6,9 +6,9 @@ use crate::ept::error::Reason;
 use crate::ept::memory::bytes::{AccessError, By};
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::{Way, step};
-use crate::ept::tables::word::{EIGHTS, ENTRIES, Eight};
-use crate::frames::PhysMem;
-use crate::paging::{Entry, Ept, EptEntry, Format, TableReadOps, query};
+use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight};
+use crate::frames::{FrameRef, PhysMem};
+use crate::paging::{Entry, EptEntry, query};
 use core::sync::atomic::Ordering;
 
 /// The words that `read` finds from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
@@ -79,9 +79,8 @@ impl<M: PhysMem> Space<'_, M> {
         if let Some(table) = near.table
             && near.prefix == at >> TABLE_SHIFT
         {
-            let word = table
-                .as_flattened()
-                .get((at >> PAGE_SHIFT) as usize % ENTRIES)?;
+            let index = (at >> PAGE_SHIFT) as usize % ENTRIES;
+            let word = &table.as_flattened()[index];
             return match step(1, EptEntry::from_bits(word.load(Ordering::Acquire))) {
                 Way::Counted(frame) => Some(page(PAGE_SHIFT, frame)),
                 _ => None,
@@ -90,26 +89,22 @@ impl<M: PhysMem> Space<'_, M> {
         if at >> 48 != 0 {
             return None;
         }
-        let tables = self.tree.view(self.spaces.frames);
-        let mut table = tables.root();
-        for level in (1..=Ept::LEVELS).rev() {
-            let shift = PAGE_SHIFT + 9 * u32::from(level - 1);
-            let entry = tables.read_entry(table, (at >> shift) as usize % ENTRIES)?;
-            match step(level, entry) {
-                Way::Table(next) => table = next,
+        let mut table = self.tree.view(self.spaces.frames);
+        loop {
+            match table.step(gpa) {
+                Way::Table(below) => table = below,
                 Way::Counted(frame) => {
-                    if level == 1 {
+                    if table.level() == 1 {
                         *near = Near {
                             prefix: at >> TABLE_SHIFT,
-                            table: Some(tables.words(table)),
+                            table: Some(table.words()),
                         };
                     }
-                    return Some(page(shift, frame));
+                    return Some(page(table.size().bytes().trailing_zeros(), frame));
                 }
-                Way::Other => break,
+                Way::Other => return None,
             }
         }
-        None
     }
 
     #[cold]
@@ -127,9 +122,13 @@ impl<M: PhysMem> Space<'_, M> {
         let error = |reason| AccessError { gpa: at, reason };
         let mapping = query(&tables, at).map_err(|bad| error(bad.into()))?;
         match mapping.and_then(|mapping| mapping.phys_of(at)) {
-            // SAFETY: the page of a memory region was provided for writing: it is a frame of guest bytes.
-            Some(phys) => unsafe { self.spaces.frames.exchange(phys, old, new) }
-                .map_err(|bad| error(bad.into())),
+            // SAFETY: the page of a memory region was provided for writing: its leaf holds a frame of guest bytes.
+            Some(phys) => unsafe {
+                let frame = FrameRef::from_raw(phys.align_down(PAGE_SIZE));
+                let frames = self.spaces.frames;
+                frames.exchange(&frame, phys.page_offset(), old, new)
+            }
+            .map_err(|bad| error(bad.into())),
             None => Err(error(Reason::NoRegion)),
         }
     }
@@ -268,7 +267,7 @@ mod tests {
         finish(fork, &mut cpu);
         let mut ending = template.end();
         while !ending.step(&mut cpu, 100) {}
-        spaces.end().unwrap();
+        drop(spaces);
         assert_eq!(frames.figures().used, 0);
     }
 }

@@ -11,8 +11,8 @@ use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Origin;
 use crate::ept::tables::policy::{Around, MAX_AROUND};
+use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight};
 use crate::ept::tables::tree::Slot;
-use crate::ept::tables::word::{EIGHTS, ENTRIES, Eight};
 use crate::frames::{Frame, PhysMem};
 use crate::paging::{Ept, EptAttr, Format};
 use core::ops::Range;
@@ -76,7 +76,7 @@ impl<M: PhysMem> Space<'_, M> {
             map_run(table, first + 1..end, attr, spare)
         } else {
             let attr = ram.zero_page;
-            let zero = core::iter::from_fn(|| frames.share_entry(self.spaces.zero).ok());
+            let zero = core::iter::from_fn(|| frames.share(self.spaces.zero).ok());
             map_run(table, first + 1..end, attr, zero)
         };
         self.faults.around += u64::from(filled.count_ones());
@@ -174,7 +174,7 @@ mod tests {
         test(&spaces, &mut space);
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut Cpu::new(0));
-        spaces.end().unwrap();
+        drop(spaces);
         assert_eq!(frames.figures().used, 0);
     }
 

@@ -4,7 +4,7 @@ use crate::addr::{PAGE_SIZE, PageSize};
 use crate::ept::tables::entry::{Origin, decode};
 use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::PagePolicy;
-use crate::ept::tables::word::ENTRIES;
+use crate::ept::tables::table::ENTRIES;
 use crate::frames::PhysMem;
 use crate::paging::{Content, Cursor, Decoded, TableReadOps};
 

@@ -19,7 +19,6 @@ pub(in crate::ept) fn split_for_fetch<M: PhysMem>(
     tables: &mut Tables<'_, M>,
     page: Gpa,
 ) -> Result<Fill, Reason> {
-    tables.split = true;
     split(&mut *tables, page, PageSize::Size4K)?;
     let size = PageSize::Size2M.bytes();
     protect(tables, page.align_down(size), size, |attr| {
@@ -66,7 +65,7 @@ mod tests {
         test(&spaces, &mut space, &mut cpu);
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut cpu);
-        spaces.end().unwrap();
+        drop(spaces);
         assert_eq!(frames.figures().used, 0);
     }
 

@@ -9,10 +9,9 @@ use crate::ept::regions::backing::Source;
 use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::{Origin, decode};
-use crate::ept::tables::sharing::retire;
+use crate::ept::tables::table::{DIRTY, EXECUTE, TOLD};
 use crate::ept::tables::tree::Slot;
-use crate::ept::tables::word::{DIRTY, EXECUTE, TOLD};
-use crate::frames::{OneOfMany, PhysMem};
+use crate::frames::{Frame, FrameRef, PhysMem};
 use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry};
 use core::sync::atomic::Ordering;
 
@@ -34,7 +33,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// The zero page, where nothing is.
     #[inline(always)]
     pub(in crate::ept) fn map_zero_page(&mut self, slot: Slot<'_>) -> Option<Fill> {
-        let zero = self.spaces.frames.share_entry(self.spaces.zero).ok()?;
+        let zero = self.spaces.frames.share(self.spaces.zero).ok()?;
         let attr = self.regions.backing().zero_page;
         self.tree.put(slot, zero.into_raw(), attr);
         self.faults.zero_shared += 1;
@@ -50,9 +49,9 @@ impl<M: PhysMem> Space<'_, M> {
     ) -> Option<Fill> {
         let (frames, zero) = (self.spaces.frames, slot.entry().frame());
         let fill = self.fill(slot)?;
-        if !frames.one_of_many(zero).is_some_and(OneOfMany::leave) {
-            retire(frames, zero, &mut self.tree.debt.retired);
-        }
+        // SAFETY: the frame has taken its place.
+        let zero = unsafe { Frame::from_raw(zero) };
+        frames.retire(zero, &mut self.tree.debt.retired);
         self.tree.close_at(violation, frames, true);
         Some(fill)
     }
@@ -65,31 +64,17 @@ impl<M: PhysMem> Space<'_, M> {
         slot: Slot<'_>,
     ) -> Option<Fill> {
         let (frames, shared) = (self.spaces.frames, slot.entry().frame());
-        let Some(old) = frames.one_of_many(shared) else {
-            return match frames.count(shared) {
-                1 => Some(self.take_over(slot)),
-                _ => self.copy_part_of_block(violation, slot),
-            };
-        };
-        let frame = frames.copy_of(&old).ok()?.into_raw();
-        let attr = self.regions.backing().copied;
-        self.tree.put_own(frames, slot, frame, attr);
-        if !old.leave() {
-            retire(frames, shared, &mut self.tree.debt.retired);
+        if frames.count(shared) == 1 {
+            return Some(self.take_over(slot));
         }
-        self.faults.copied += 1;
-        self.tree.close_at(violation, frames, true);
-        Some(Fill::Copied)
-    }
-
-    /// The frame is a part of a block that others refer to.
-    #[cold]
-    fn copy_part_of_block(&mut self, violation: Violation, slot: Slot<'_>) -> Option<Fill> {
-        let (frames, shared) = (self.spaces.frames, slot.entry().frame());
-        let frame = frames.alloc_copy(shared).ok()?.into_raw();
+        // SAFETY: the entry stays where it is until the copy takes its place.
+        let old = unsafe { FrameRef::from_raw(shared) };
+        let frame = frames.alloc_copy(&old).ok()?.into_raw();
         let attr = self.regions.backing().copied;
         self.tree.put_own(frames, slot, frame, attr);
-        retire(frames, shared, &mut self.tree.debt.retired);
+        // SAFETY: the copy has taken its place.
+        let old = unsafe { Frame::from_raw(shared) };
+        frames.retire(old, &mut self.tree.debt.retired);
         self.faults.copied += 1;
         self.tree.close_at(violation, frames, true);
         Some(Fill::Copied)
@@ -165,7 +150,7 @@ impl<M: PhysMem> Space<'_, M> {
         let attr = if write { backing.written } else { backing.read };
         let frame = frames.alloc().ok()?;
         // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
-        let copied = unsafe { frames.copy_host_into(&frame, from, len) };
+        let copied = unsafe { frames.overwrite(&frame, from, len) };
         debug_assert_eq!(copied, Ok(()), "the frame is managed");
         let attr = Origin::Copied.mark(attr);
         self.tree.put_own(frames, slot, frame.into_raw(), attr);
@@ -306,7 +291,7 @@ mod tests {
         assert_eq!(space.invalidations(), 0);
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut Cpu::new(0));
-        spaces.end().unwrap();
+        drop(spaces);
         assert_eq!(frames.figures().used, 0);
     }
 
@@ -398,7 +383,7 @@ mod tests {
         assert_eq!(spaces.audit([&fork]), Ok(0));
         let mut ending = fork.end();
         while !ending.step(&mut cpu, 100) {}
-        spaces.end().unwrap();
+        drop(spaces);
         assert_eq!(frames.figures().used, 0);
     }
 
@@ -435,7 +420,7 @@ mod tests {
         assert_eq!(told, done);
         let mut ending = space.end();
         while !cpus.iter_mut().any(|cpu| ending.step(cpu, 100)) {}
-        spaces.end().unwrap();
+        drop(spaces);
         done
     }
 

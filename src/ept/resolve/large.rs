@@ -46,7 +46,7 @@ pub(in crate::ept) fn fill_large<M: PhysMem>(
             Ok(None) => return Ok(Some(Fill::Zeroing)),
             Ok(Some(block)) => {
                 if let Err(error) = cursor.set_page(block.address(), Origin::Filled.mark(written)) {
-                    frames.release(block)?;
+                    frames.release(block);
                     return Err(error.into());
                 }
                 block.into_raw();
@@ -99,7 +99,6 @@ pub(in crate::ept) fn write_to_large<M: PhysMem>(
         }
     }
     reserve(frames, spare)?;
-    tables.split = true;
     split(tables, page, PageSize::Size4K)?;
     Ok(None)
 }
@@ -144,7 +143,7 @@ mod tests {
         test(&spaces, &mut space);
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut Cpu::new(0));
-        spaces.end().unwrap();
+        drop(spaces);
         assert_eq!(frames.figures().used, 0);
     }
 

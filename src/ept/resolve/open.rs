@@ -51,26 +51,24 @@ impl<M: PhysMem> Space<'_, M> {
         let mut spare = None;
         let mut tables = self.tree.page_tables(frames);
         let done = access.make_ready(&mut tables, &mut spare);
-        let (moved, split, failed) = (tables.moved, tables.split, tables.failed);
+        drop(tables);
         if let Some(spare) = spare {
-            frames.release_unused(spare)?;
+            frames.release_unused(spare);
         }
         // Of a large page that became this space's own nothing is logged, nor where something went wrong half-way.
         let untold = match done {
             Ok(Err(Fill::Zeroed | Fill::TakenOver)) => violation.is_write(),
-            _ => failed.is_some(),
+            _ => false,
         };
         if untold {
             self.tree.log.lose();
         }
-        self.tree.close(frames, moved || split);
-        match (done?, failed) {
-            (_, Some(error)) => Err(error.into()),
-            (Err(fill), None) => {
+        match done? {
+            Err(fill) => {
                 self.faults.count(fill);
                 Ok(Some(fill))
             }
-            (Ok(table), None) => {
+            Ok(table) => {
                 self.tree.begin_in(gpa, table);
                 Ok(None)
             }

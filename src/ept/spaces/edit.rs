@@ -5,7 +5,7 @@ use crate::ept::error::Reason;
 use crate::ept::regions::region::RegionError;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Origin;
-use crate::frames::{FrameError, PhysMem, Retired};
+use crate::frames::{Frame, FrameError, PhysMem, Retired};
 use crate::paging::{Content, Emptied, Write, protect, unmap};
 use core::fmt;
 
@@ -84,14 +84,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 attr.with_write(Write::Denied)
             }
         });
-        let failed = tables.failed;
-        self.tree.close(frames, true);
+        drop(tables);
         done.map_err(|error| EditError::Tables(error.into()))?;
         *self.regions.change().map_err(out)? = regions;
-        match failed {
-            Some(error) => Err(EditError::Tables(Reason::Frames(error))),
-            None => self.merge_again(range),
-        }
+        self.merge_again(range)
     }
 
     /// Whether the range is all memory.
@@ -116,22 +112,14 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 if let Content::Page { phys, attr } = leaf.content
                     && Origin::of(attr).is_counted()
                 {
-                    let gone = frames
-                        .from_entry(phys)
-                        .and_then(|frame| frames.retire(frame, &mut leaves));
-                    debug_assert!(gone.is_ok(), "{gone:?}");
+                    // SAFETY: the leaf is gone.
+                    frames.retire(unsafe { Frame::from_raw(phys) }, &mut leaves);
                 }
             },
         );
-        let failed = tables.failed;
         // Sub-trees that are shared go without a word about their leaves.
-        frames.join_retired(&mut self.tree.debt.retired, leaves);
-        self.tree.close(frames, true);
-        match (done, failed) {
-            (Ok(()), None) => Ok(()),
-            (Ok(()), Some(error)) => Err(EditError::Tables(Reason::Frames(error))),
-            (Err(error), _) => Err(EditError::Tables(error.into())),
-        }
+        frames.join_retired(&mut tables.debt.retired, leaves);
+        done.map_err(|error| EditError::Tables(error.into()))
     }
 }
 

@@ -4,13 +4,12 @@ use crate::addr::Hpa;
 use crate::ept::hw::capability::Eptp;
 use crate::ept::hw::debt::{Debt, Invalidate};
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::{counted, decode};
+use crate::ept::tables::entry::{decode, owned};
 use crate::ept::tables::reach::Reach;
-use crate::ept::tables::sharing::{drop_leaves, retire};
-use crate::ept::tables::word::{is_empty, words};
-use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{Decoded, Entry, EptEntry};
-use core::sync::atomic::Ordering;
+use crate::ept::tables::sharing::drop_leaves;
+use crate::ept::tables::table::{Table, is_empty};
+use crate::frames::{Frame, FrameAllocator, PhysMem};
+use crate::paging::{Decoded, EptEntry};
 
 /// The place of lowest tables in [`Ending::path`].
 const LOWEST: usize = 3;
@@ -22,9 +21,22 @@ pub struct Ending<'s, M: PhysMem> {
     eptp: Eptp,
     reach: Reach,
     debt: Debt,
-    /// The tables on the way to the one being emptied, with the entry to look at next. The last is the deepest.
-    path: [(Hpa, usize); 4],
+    path: Path,
+}
+
+/// The tables on the way to the one being emptied, with the entry to look at next. The last is the deepest.
+struct Path {
+    tables: [(Hpa, usize); 4],
     depth: usize,
+}
+
+#[cfg(test)]
+impl Drop for Path {
+    fn drop(&mut self) {
+        if self.depth != 0 {
+            crate::bomb::dropped("the end of a space");
+        }
+    }
 }
 
 impl<'s, M: PhysMem> Space<'s, M> {
@@ -35,14 +47,24 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.marks.release(self.spaces.frames);
         self.tree.log.clear(self.spaces.frames);
         self.tree.stop_zeroing(self.spaces.frames);
+        let (eptp, reach) = (self.eptp(), self.tree.reach);
+        let (root, debt) = self.tree.into_root();
         Ending {
             frames: self.spaces.frames,
-            eptp: self.eptp(),
-            reach: self.tree.reach,
-            path: [(self.tree.root(), 0); 4],
-            debt: self.tree.debt,
-            depth: 1,
+            eptp,
+            reach,
+            path: Path {
+                tables: [(root.into_raw(), 0); 4],
+                depth: 1,
+            },
+            debt,
         }
+    }
+
+    /// Ends a space that no CPU has run.
+    pub(crate) fn end_unseen(self) {
+        let mut ending = self.end();
+        while !ending.take_apart(u64::MAX) {}
     }
 }
 
@@ -54,60 +76,69 @@ impl<M: PhysMem> Ending<'_, M> {
         if self.debt.is_owed() {
             return false;
         }
+        self.take_apart(entries)
+    }
+
+    /// Looks at up to `entries` entries, of a space that no CPU has anything of. Returns whether all is given back.
+    fn take_apart(&mut self, entries: u64) -> bool {
         let mut left = entries;
         while left > 0 {
-            let Some(place) = self.depth.checked_sub(1) else {
+            let Some(place) = self.path.depth.checked_sub(1) else {
                 break;
             };
-            let (table, index) = self.path[place];
+            let (table, index) = self.path.tables[place];
             let rest = self.reach.entries(level_of(place)).saturating_sub(index);
             if rest == 0 {
-                retire(self.frames, table, &mut self.debt.retired);
-                self.depth = place;
+                // SAFETY: it leaves the path, to which its last reference was given.
+                let table = unsafe { Frame::from_raw(table) };
+                self.frames.retire(table, &mut self.debt.retired);
+                self.path.depth = place;
                 left -= 1;
                 continue;
             }
             // SAFETY: the path holds tables of this space, whose last reference was found to be ours and which are given
             // back only after their last entry.
-            let words = unsafe { words(self.frames.mem(), table) };
+            let table = unsafe { Table::new(self.frames.mem(), table, level_of(place)) };
+            let words = table.words();
             let end = index + rest.min(left as usize);
             let eights = match index % 8 {
                 0 => words.get(index / 8..end / 8).unwrap_or(&[]),
                 _ => &[],
             };
             let many = if place == LOWEST {
-                drop_leaves(self.frames, eights, &mut self.debt.retired);
+                // SAFETY: the last reference to the table was this space's, and it goes with its entries.
+                unsafe { drop_leaves(self.frames, eights, &mut self.debt.retired) };
                 8 * eights.len()
             } else {
                 8 * eights.iter().take_while(|eight| is_empty(eight)).count()
             };
             let looked_at = many.max(1);
-            self.path[place].1 += looked_at;
+            self.path.tables[place].1 += looked_at;
             left -= looked_at as u64;
             if many == 0 {
-                let word = &words[index / 8][index % 8];
-                let entry = EptEntry::from_bits(word.load(Ordering::Acquire));
-                self.drop_entry(level_of(place), entry);
+                self.drop_entry(table.level(), table.entry(index));
             }
         }
         self.frames.free_retired(&mut self.debt.retired);
-        self.depth == 0
+        self.path.depth == 0
     }
 
     /// Drops the reference of an entry of the deepest table on the path. A table to which it was the last becomes the
     /// deepest.
     fn drop_entry(&mut self, level: u8, entry: EptEntry) {
-        let Some(target) = counted(entry) else {
+        // SAFETY: the last reference to the table was this space's, and it goes with its entries.
+        let Some(target) = (unsafe { owned(entry) }) else {
             return;
         };
         let table = matches!(decode(level, entry), Decoded::Table { .. });
         if !table {
-            retire(self.frames, target, &mut self.debt.retired);
-        } else if let Ok(false) = self.frames.release_unless_last(target)
-            && let Some(next) = self.path.get_mut(self.depth)
-        {
-            *next = (target, 0);
-            self.depth += 1;
+            self.frames.retire(target, &mut self.debt.retired);
+        } else if let Some(last) = self.frames.release_unless_last(target) {
+            // A table of level 1 has no tables below.
+            if let Some(next) = self.path.tables.get_mut(self.path.depth) {
+                *next = (last.into_raw(), 0);
+                self.path.depth += 1;
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A space, and what all spaces of a machine share.
 
-use crate::addr::{AddrRange, Gpa, Hpa};
+use crate::addr::{AddrRange, Gpa};
 use crate::ept::hw::capability::{EptCapability, Eptp};
 use crate::ept::hw::debt::Invalidate;
 use crate::ept::hw::mtrr::Mtrrs;
@@ -8,15 +8,14 @@ use crate::ept::regions::map::Regions;
 use crate::ept::regions::region::{DeviceRange, Region, RegionError, RegionKind};
 use crate::ept::tables::policy::PagePolicy;
 use crate::ept::tables::tree::Tree;
-use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::frames::{Frame, FrameAllocator, FrameError, FrameGuard, PhysMem};
 use crate::paging::MemoryType;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What all spaces share: the frames, the frame of zeroes, and what the CPU can do.
-pub struct Spaces<'f, M> {
-    frames: &'f FrameAllocator<M>,
-    zero: Frame,
+pub struct Spaces<'f, M: PhysMem> {
+    zero: FrameGuard<'f, M>,
     capability: EptCapability,
     mtrrs: Option<Mtrrs>,
     /// The number of the last template.
@@ -30,8 +29,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
         capability: EptCapability,
     ) -> Result<Self, FrameError> {
         Ok(Self {
-            frames,
-            zero: frames.alloc_zeroed()?,
+            zero: FrameGuard::new(frames, frames.alloc_zeroed()?),
             capability,
             mtrrs: None,
             templates: AtomicU64::new(0),
@@ -52,10 +50,10 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
         Ok(Space {
             spaces: self.shared(),
             regions: Regions::new(
-                self.frames,
+                self.frames(),
                 width.min(48).min(self.capability.physical_bits.into()),
             )?,
-            tree: Tree::new(self.frames, &self.capability)?,
+            tree: Tree::new(self.frames(), &self.capability)?,
             faults: Faults::default(),
             lineage: Lineage::default(),
         })
@@ -63,17 +61,12 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
 
     /// The allocator.
     pub fn frames(&self) -> &'f FrameAllocator<M> {
-        self.frames
+        self.zero.frames()
     }
 
     /// What the CPU can do.
     pub fn capability(&self) -> &EptCapability {
         &self.capability
-    }
-
-    /// Gives the frame of zeroes back. No space may be left: the borrow checker sees to that.
-    pub fn end(self) -> Result<(), FrameError> {
-        self.frames.release(self.zero)
     }
 
     /// The frame of zeroes.
@@ -82,10 +75,9 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
     }
 
     fn shared(&self) -> Shared<'_, M> {
-        let zero = self.zero.address();
         Shared {
-            frames: self.frames,
-            zero,
+            frames: self.frames(),
+            zero: &self.zero,
             capability: &self.capability,
             mtrrs: self.mtrrs.as_ref(),
             templates: &self.templates,
@@ -96,7 +88,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
 /// What a space needs of [`Spaces`].
 pub(in crate::ept) struct Shared<'s, M> {
     pub frames: &'s FrameAllocator<M>,
-    pub zero: Hpa,
+    pub zero: &'s Frame,
     pub capability: &'s EptCapability,
     pub mtrrs: Option<&'s Mtrrs>,
     templates: &'s AtomicU64,

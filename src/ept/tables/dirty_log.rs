@@ -5,8 +5,8 @@
 //! and whoever relies on it has to look at the tables instead. Nothing is allocated before the first page.
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
-use crate::ept::tables::word::word;
-use crate::frames::{FrameAllocator, PhysMem};
+use crate::ept::tables::table::word;
+use crate::frames::{Frame, FrameAllocator, PhysMem};
 use core::sync::atomic::Ordering;
 
 /// Pages noted in one frame, and frames that the directory has room for.
@@ -17,9 +17,9 @@ const PER_FRAME: usize = (PAGE_SIZE / 8) as usize;
 #[derive(Debug)]
 pub(in crate::ept) struct DirtyLog {
     /// The first frame of pages.
-    first: Option<Hpa>,
-    /// The frame that lists all frames of pages, once there is more than one.
-    directory: Option<Hpa>,
+    first: Option<Frame>,
+    /// The frame that lists the others, by number, once there are any.
+    directory: Option<Frame>,
     /// Frames of pages there are.
     held: usize,
     /// Frames of pages begun.
@@ -50,7 +50,7 @@ impl DirtyLog {
             return;
         }
         // SAFETY: the place is in a frame of this list, which is alive.
-        unsafe { word(frames.mem(), self.next, 0) }.store(page.as_u64(), Ordering::Relaxed);
+        unsafe { word(frames.mem(), self.next) }.store(page.as_u64(), Ordering::Relaxed);
         self.next = Hpa::new(self.next.as_u64() + 8);
     }
 
@@ -78,41 +78,34 @@ impl DirtyLog {
         if self.held == PER_FRAME {
             return false;
         }
-        let Some(first) = self.first else {
-            self.first = frames.alloc().ok().map(|frame| frame.into_raw());
+        if self.first.is_none() {
+            self.first = frames.alloc().ok();
             self.held = usize::from(self.first.is_some());
             return self.first.is_some();
-        };
-        if self.directory.is_none() {
-            let Ok(frame) = frames.alloc() else {
-                return false;
-            };
-            let directory = frame.into_raw();
-            // SAFETY: the directory is a fresh frame of this list.
-            unsafe { word(frames.mem(), directory, 0) }.store(first.as_u64(), Ordering::Relaxed);
-            self.directory = Some(directory);
         }
-        let (Some(directory), Ok(frame)) = (self.directory, frames.alloc()) else {
+        if self.directory.is_none() {
+            self.directory = frames.alloc().ok();
+        }
+        let (Some(directory), Ok(frame)) = (&self.directory, frames.alloc()) else {
             return false;
         };
-        let frame = frame.into_raw();
         // SAFETY: the directory is a frame of this list; there is room, as was checked above.
-        unsafe { word(frames.mem(), directory, self.held) }
-            .store(frame.as_u64(), Ordering::Relaxed);
+        unsafe { word(frames.mem(), place(directory.address(), self.held)) }
+            .store(frame.into_raw().as_u64(), Ordering::Relaxed);
         self.held += 1;
         true
     }
 
     /// The frame of pages with this number.
     fn frame<M: PhysMem>(&self, mem: &M, number: usize) -> Option<Hpa> {
-        match self.directory {
+        match &self.directory {
             _ if number >= self.held => None,
-            None => self.first,
-            Some(directory) => {
+            Some(directory) if number > 0 => {
                 // SAFETY: the directory is a frame of this list.
-                let address = unsafe { word(mem, directory, number) }.load(Ordering::Relaxed);
-                Some(Hpa::new(address))
+                let frame = unsafe { word(mem, place(directory.address(), number)) };
+                Some(Hpa::new(frame.load(Ordering::Relaxed)))
             }
+            _ => self.first.as_ref().map(Frame::address),
         }
     }
 
@@ -139,7 +132,7 @@ impl DirtyLog {
     fn get<M: PhysMem>(&self, mem: &M, number: usize) -> Gpa {
         let page = self.frame(mem, number / PER_FRAME).map_or(0, |frame| {
             // SAFETY: a frame of this list.
-            unsafe { word(mem, frame, number % PER_FRAME) }.load(Ordering::Relaxed)
+            unsafe { word(mem, place(frame, number)) }.load(Ordering::Relaxed)
         });
         Gpa::new(page)
     }
@@ -149,7 +142,7 @@ impl DirtyLog {
     fn set<M: PhysMem>(&mut self, mem: &M, number: usize, page: Gpa) {
         if let Some(frame) = self.frame(mem, number / PER_FRAME) {
             // SAFETY: a frame of this list.
-            unsafe { word(mem, frame, number % PER_FRAME) }.store(page.as_u64(), Ordering::Relaxed);
+            unsafe { word(mem, place(frame, number)) }.store(page.as_u64(), Ordering::Relaxed);
         }
     }
 
@@ -231,18 +224,26 @@ impl DirtyLog {
     /// The frames that the list holds: of each the one reference.
     pub fn frames<'a, M: PhysMem>(&'a self, mem: &'a M) -> impl Iterator<Item = Hpa> + 'a {
         let pages = (0..self.held).filter_map(move |number| self.frame(mem, number));
-        pages.chain(self.directory)
+        pages.chain(self.directory.as_ref().map(Frame::address))
     }
 
     /// Gives the frames back.
     pub fn release<M: PhysMem>(self, frames: &FrameAllocator<M>) {
-        for address in self.frames(frames.mem()) {
-            let gone = frames
-                .from_entry(address)
-                .and_then(|frame| frames.release(frame));
-            debug_assert!(gone.is_ok(), "{gone:?}");
+        for address in (1..self.held).filter_map(|number| self.frame(frames.mem(), number)) {
+            // SAFETY: the directory lists it, and is itself given back.
+            frames.release(unsafe { Frame::from_raw(address) });
         }
+        let Self {
+            first, directory, ..
+        } = self;
+        let own = first.into_iter().chain(directory);
+        own.for_each(|frame| frames.release(frame));
     }
+}
+
+/// Where the word of a frame is that has this number, or as many frames' more.
+const fn place(frame: Hpa, number: usize) -> Hpa {
+    Hpa::new(frame.as_u64() + 8 * (number % PER_FRAME) as u64)
 }
 
 /// Sorted runs of pages that are gone through together: a heap of their numbers, the one with the least page in front.

@@ -1,6 +1,7 @@
 //! What the leaves of a space say beside what the CPU reads: whose their frame is.
 
 use crate::addr::Hpa;
+use crate::frames::{Frame, FrameRef};
 use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
 
 /// Where the frame behind a leaf came from. It stands in software bits of the leaf.
@@ -103,9 +104,9 @@ const HOST: u64 = 1 << 11 | 1 << 53;
 
 /// Where an entry leads that is read through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ept) enum Way {
+pub(in crate::ept) enum Way<T> {
     /// To a table.
-    Table(Hpa),
+    Table(T),
     /// To a page that is a counted frame or more.
     Counted(Hpa),
     /// Elsewhere: nothing is there, or the host's.
@@ -114,7 +115,7 @@ pub(in crate::ept) enum Way {
 
 /// Looks where an entry of a table of `level` leads, which is as ours are: no table withholds reading.
 #[inline(always)]
-pub(in crate::ept) fn step(level: u8, entry: EptEntry) -> Way {
+pub(in crate::ept) fn step(level: u8, entry: EptEntry) -> Way<Hpa> {
     const READ: u64 = 1 << 0;
     const LARGE: u64 = 1 << 7;
     let bits = entry.to_bits();
@@ -135,6 +136,26 @@ pub(in crate::ept) fn counted(entry: EptEntry) -> Option<Hpa> {
     const GRANTS: u64 = 7;
     let bits = entry.to_bits();
     (bits & GRANTS != 0 && bits & HOST != HOST).then(|| entry.frame())
+}
+
+/// The reference of an entry, looked at.
+///
+/// # Safety
+/// The entry must stand in a table of a space, and stay there as long as the result lives.
+#[inline(always)]
+pub(in crate::ept) unsafe fn lent<'a>(entry: EptEntry) -> Option<FrameRef<'a>> {
+    // SAFETY: the caller's: tables hold what `Frame::into_raw` gave.
+    counted(entry).map(|address| unsafe { FrameRef::from_raw(address) })
+}
+
+/// The reference that an entry held: the one way by which bits become an owner.
+///
+/// # Safety
+/// The entry must have stood in a table of a space, and have been taken out for good, or be lost with its table.
+#[inline(always)]
+pub(in crate::ept) unsafe fn owned(entry: EptEntry) -> Option<Frame> {
+    // SAFETY: as above.
+    counted(entry).map(|address| unsafe { Frame::from_raw(address) })
 }
 
 /// What an entry of a table of `level` says. An entry that cannot be decoded is a bug of ours; it says nothing.

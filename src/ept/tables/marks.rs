@@ -3,7 +3,7 @@
 use crate::addr::Hpa;
 use crate::ept::hw::capability::EptCapability;
 use crate::ept::tables::dirty_log::DirtyLog;
-use crate::ept::tables::word::{DIRTY, WRITE};
+use crate::ept::tables::table::{DIRTY, WRITE};
 use crate::frames::{FrameAllocator, PhysMem};
 
 /// How writes are noted in the leaves of one tree.

@@ -8,6 +8,6 @@ pub mod ops;
 pub mod policy;
 pub mod reach;
 pub mod sharing;
+pub mod table;
 pub mod tree;
-pub mod word;
 pub mod zeroing;

@@ -4,16 +4,15 @@
 //! every entry that refers to it, and from every entry in it when it is copied: no path that grants write on every level
 //! ends at anything shared, and the CPU reports the first write below a shared table.
 
-use crate::addr::{Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{Hpa, PAGE_SIZE};
 use crate::counting::{Counted, add};
-use crate::ept::tables::entry::{Origin, decode, was_fetched};
+use crate::ept::hw::debt::Debt;
+use crate::ept::tables::entry::{Origin, decode, owned, was_fetched};
 use crate::ept::tables::marks::Marks;
 use crate::ept::tables::reach::Reach;
-use crate::ept::tables::word::{
-    DIRTY, EIGHTS, ENTRIES, EXECUTE, Eight, WRITE, each_used, word, words,
-};
+use crate::ept::tables::table::{DIRTY, EIGHTS, ENTRIES, EXECUTE, Eight, Table, WRITE, each_used};
 use crate::ept::tables::zeroing::Zeroing;
-use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::{
     Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, MayMoveTable, TableOps, TableReadOps,
     Write,
@@ -22,25 +21,23 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 /// In a leaf, and only there: it is one of a large page.
 const LARGE: u64 = 1 << 7;
-/// Access to the tables of one tree.
-pub(in crate::ept) struct Tables<'a, M> {
+
+/// The tables of one space while they are changed. What is written says by itself whether it replaced something; when the
+/// change is over, however it ends, what CPUs owe for that is noted, and what nobody can reach any more is freed.
+pub(in crate::ept) struct Tables<'a, M: PhysMem> {
     pub frames: &'a FrameAllocator<M>,
     root: Hpa,
     reach: Reach,
-    /// Where tables go that no entry refers to any more.
-    pub retired: &'a mut Retired,
+    /// Where tables go that no entry refers to any more, and what is owed for the change.
+    pub debt: &'a mut Debt,
     /// How writes are noted.
     pub marks: &'a mut Marks,
     /// Whether a large leaf may be executed.
     execute_large: bool,
     /// The large page that is being zeroed.
     pub zeroing: &'a mut Option<Zeroing>,
-    /// A table was moved: what CPUs have cached of the old one is stale.
-    pub moved: bool,
-    /// A large page was split: what CPUs have cached of it is not for the parts.
-    pub split: bool,
-    /// A reference could not be counted while a table was copied: the copy lacks the entry.
-    pub failed: Option<FrameError>,
+    /// A translation was removed or replaced: what CPUs have cached of it is stale.
+    replaced: bool,
 }
 
 impl<'a, M: PhysMem> Tables<'a, M> {
@@ -54,7 +51,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
         frames: &'a FrameAllocator<M>,
         root: Hpa,
         reach: Reach,
-        retired: &'a mut Retired,
+        debt: &'a mut Debt,
         marks: &'a mut Marks,
         execute_large: bool,
         zeroing: &'a mut Option<Zeroing>,
@@ -63,24 +60,23 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             frames,
             root,
             reach,
-            retired,
+            debt,
             marks,
             execute_large,
             zeroing,
-            moved: false,
-            split: false,
-            failed: None,
+            replaced: false,
         }
     }
 
-    /// The words of a table.
+    /// A table of `level`.
     #[inline(always)]
-    pub fn words(&self, table: Hpa) -> &'a [Eight; EIGHTS] {
-        // SAFETY: as in `word`.
-        unsafe { words(self.frames.mem(), table) }
+    pub fn table(&self, table: Hpa, level: u8) -> Table<'a, M> {
+        // SAFETY: whoever calls asks for the root, a table that was allocated here, or one that an entry of those refers
+        // to: by the promise given to `new` all are tables in managed frames that somebody holds.
+        unsafe { Table::new(self.frames.mem(), table, level) }
     }
 
-    /// Those of a table of `level` that can be in use, and what fills the last eight.
+    /// The words of a table of `level` that can be in use, and what fills the last eight.
     #[inline(always)]
     pub fn usable(&self, table: Hpa, level: u8) -> &'a [Eight] {
         let (usable, _) = self.split(table, level);
@@ -91,21 +87,34 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     #[inline(always)]
     pub fn split(&self, table: Hpa, level: u8) -> (&'a [Eight], &'a [Eight]) {
         let eights = self.reach.entries(level).div_ceil(8);
-        self.words(table).split_at(eights.min(EIGHTS))
+        self.table(table, level)
+            .words()
+            .split_at(eights.min(EIGHTS))
     }
 
+    /// The word of an entry, of a table of any level.
     #[inline(always)]
     pub fn word(&self, table: Hpa, index: usize) -> &AtomicU64 {
-        // SAFETY: whoever calls asks for the root, a table that was allocated here, or one that an entry of those refers
-        // to: by the promise given to `new` all are tables in managed frames that somebody holds. The offset is inside
-        // the frame and aligned; entries are only ever accessed as atomic words, by the CPU too.
-        unsafe { word(self.frames.mem(), table, index) }
+        self.table(table, 1).word(index)
     }
 
     /// An entry of a table.
     #[inline(always)]
     pub fn entry(&self, table: Hpa, index: usize) -> EptEntry {
-        EptEntry::from_bits(self.word(table, index).load(Ordering::Acquire))
+        self.table(table, 1).entry(index)
+    }
+
+    /// Ends a reference that an entry held.
+    #[inline]
+    pub fn retire(&mut self, frame: Frame) {
+        self.frames.retire(frame, &mut self.debt.retired);
+    }
+
+    /// Puts an entry, which brings its reference along, where nothing stood.
+    #[inline(always)]
+    pub fn put(&mut self, table: Hpa, index: usize, entry: EptEntry) {
+        self.word(table, index)
+            .store(entry.to_bits(), Ordering::Release);
     }
 
     /// The leaf as it may stand in a table of `level`.
@@ -128,73 +137,15 @@ impl<'a, M: PhysMem> Tables<'a, M> {
             bits
         }
     }
+}
 
-    /// Makes a block of `size` of what a leaf refers to, which nobody else refers to, and breaks that up.
-    fn break_up(&mut self, phys: Hpa, size: PageSize) -> Result<(), FrameError> {
-        // It can be what is left of a larger block that was shared.
-        self.frames.trim(phys, size, self.retired)?;
-        let block = self.frames.from_entry(phys)?;
-        let first = self.frames.break_up(block).map_err(|(error, _)| error)?;
-        // The smaller leaves own the references to the parts.
-        first.into_raw();
-        Ok(())
-    }
-
-    /// Makes one block of what smaller leaves refer to, if they alone do.
-    fn put_together(&mut self, phys: Hpa, size: PageSize) -> bool {
-        let Ok(first) = self.frames.from_entry(phys) else {
-            return false;
-        };
-        // Either way the reference stays with the leaf.
-        match self.frames.put_together(first, size) {
-            Ok(block) => {
-                block.into_raw();
-                true
-            }
-            Err((_, first)) => {
-                first.into_raw();
-                false
-            }
+impl<M: PhysMem> Drop for Tables<'_, M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.replaced {
+            self.debt.incur();
         }
-    }
-}
-
-/// Access to the tables of one tree, for reading.
-pub(in crate::ept) struct View<'a, M> {
-    mem: &'a M,
-    root: Hpa,
-}
-
-impl<'a, M: PhysMem> View<'a, M> {
-    /// The tree at `root`.
-    ///
-    /// # Safety
-    /// As for [`Tables::new`], as long as the view lives.
-    pub unsafe fn new(mem: &'a M, root: Hpa) -> Self {
-        Self { mem, root }
-    }
-
-    /// The words of a table.
-    #[inline(always)]
-    pub fn words(&self, table: Hpa) -> &'a [Eight; EIGHTS] {
-        // SAFETY: as in `Tables::word`.
-        unsafe { words(self.mem, table) }
-    }
-}
-
-impl<M: PhysMem> TableReadOps for View<'_, M> {
-    type Format = Ept;
-
-    #[inline(always)]
-    fn root(&self) -> Hpa {
-        self.root
-    }
-    #[inline(always)]
-    fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
-        // SAFETY: as in `Tables::word`.
-        Some(EptEntry::from_bits(
-            unsafe { word(self.mem, table, index) }.load(Ordering::Acquire),
-        ))
+        self.debt.free_unreachable(self.frames);
     }
 }
 
@@ -207,9 +158,7 @@ impl<M: PhysMem> TableReadOps for Tables<'_, M> {
     }
     #[inline(always)]
     fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
-        Some(EptEntry::from_bits(
-            self.word(table, index).load(Ordering::Acquire),
-        ))
+        Some(self.entry(table, index))
     }
 }
 
@@ -223,13 +172,12 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         self.frames.alloc().ok().map(|frame| frame.into_raw())
     }
     fn free_table(&mut self, table: Hpa) {
-        let gone = self
-            .frames
-            .from_entry(table)
-            .and_then(|frame| self.frames.release(frame));
-        debug_assert!(gone.is_ok(), "{gone:?}");
+        // SAFETY: the walker gives back what `alloc_table` gave.
+        self.frames.release(unsafe { Frame::from_raw(table) });
     }
     fn retire_table(&mut self, table: Hpa, _level: u8) {
+        // SAFETY: the walker has unlinked it.
+        let table = unsafe { Frame::from_raw(table) };
         self.retire(table);
     }
     #[inline(always)]
@@ -237,6 +185,10 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         self.word(table, index)
             .store(self.checked(entry), Ordering::Release);
         Some(())
+    }
+    #[inline(always)]
+    fn note_replaced(&mut self) {
+        self.replaced = true;
     }
     fn compare_exchange(
         &mut self,
@@ -259,13 +211,16 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     fn must_move(&self, table: Hpa, _level: u8) -> Option<Hpa> {
         (self.frames.count(table) > 1).then_some(table)
     }
-    fn move_table(&mut self, from: Hpa, level: u8, to: Hpa) {
-        self.copy_shared(from, level, to);
-        self.moved = true;
-        self.drop_table(from, level);
+    fn move_table(&mut self, from: Hpa, level: u8, to: Hpa) -> Result<(), Hpa> {
+        self.copy_shared(from, level, to)
+            .map_err(FrameError::frame)?;
+        self.note_replaced();
+        self.drop_shared(from, level);
+        Ok(())
     }
     fn drop_shared(&mut self, table: Hpa, level: u8) {
-        self.drop_table(table, level);
+        // SAFETY: the walker has unlinked it, or links a copy in its place.
+        self.drop_table(unsafe { Frame::from_raw(table) }, level);
     }
     fn reopen_table(&mut self, table: Hpa, level: u8) {
         // What was written before is of a time when others had the table too. The tables below stay closed until they are
@@ -282,25 +237,30 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
             }
         });
     }
-    fn split_leaf(&mut self, entry: EptEntry, level: u8) {
+    fn split_leaf(&mut self, entry: EptEntry, level: u8) -> Result<(), Hpa> {
         let Decoded::Content(Content::Page { phys, attr }) = decode(level, entry) else {
-            return;
+            return Ok(());
         };
         if attr.dirty() {
             self.marks.unlogged();
         }
-        if !Origin::of(attr).is_counted() {
-            return;
-        }
-        // A block that is ours alone becomes blocks of their own, so that each can be given back and taken over. Of one
-        // that others refer to, each of the smaller leaves holds a reference to the whole.
-        let done = match (self.frames.count(phys), Ept::leaf_size(level)) {
-            (1, Some(size)) => self.break_up(phys, size),
-            _ => self.frames.share_many(phys, ENTRIES as u32 - 1),
+        // SAFETY: the entry is about to go.
+        let Some(mut block) = (unsafe { owned(entry) }) else {
+            return Ok(());
         };
-        if let Err(error) = done {
-            self.failed = Some(error);
-        }
+        // A block that is ours alone becomes blocks of their own, so that each can be given back and taken over. It can be
+        // what is left of a larger one. Of one that others refer to, each of the smaller leaves holds a reference to the
+        // whole.
+        let done = match (self.frames.count(phys), Ept::leaf_size(level)) {
+            (1, Some(size)) => {
+                let trimmed = self.frames.trim(&mut block, size, &mut self.debt.retired);
+                trimmed.and_then(|()| self.frames.split(&mut block))
+            }
+            _ => self.frames.share_many(&block, ENTRIES as u32 - 1),
+        };
+        // The smaller leaves own all that, or the larger one still does.
+        block.into_raw();
+        done.map_err(FrameError::frame)
     }
     fn merge_attr(&self, attr: EptAttr, other: EptAttr) -> Option<EptAttr> {
         if !self.execute_large && (was_fetched(attr) || was_fetched(other)) {
@@ -322,26 +282,33 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         (Ept::merge_status(other, attr) == both).then_some(both)
     }
     fn merge_leaves(&mut self, table: Hpa, level: u8) -> bool {
-        let first = EptEntry::from_bits(self.word(table, 0).load(Ordering::Acquire));
-        let Decoded::Content(Content::Page { phys, attr }) = decode(level, first) else {
+        let first = self.entry(table, 0);
+        let Decoded::Content(Content::Page { phys, .. }) = decode(level, first) else {
             return false;
         };
         let Some(size) = Ept::leaf_size(level + 1) else {
             return false;
         };
-        if !Origin::of(attr).is_counted() {
+        let block = self.frames.block(phys).map(|(_, size)| size);
+        // SAFETY: the entry is about to go.
+        let Some(mut first) = (unsafe { owned(first) }) else {
             return true;
-        }
-        match self.frames.block(phys) {
+        };
+        let done = if block.is_some_and(|block| block >= size) {
             // All refer to one block; one reference is left.
-            Some((_, block)) if block >= size => (1..ENTRIES).all(|_| {
-                let gone = self.frames.release_unless_last(phys);
-                debug_assert_eq!(gone, Ok(true));
-                gone.is_ok()
-            }),
-            Some(_) => self.put_together(phys, size),
-            None => false,
-        }
+            for index in 1..ENTRIES {
+                // SAFETY: likewise.
+                let part = unsafe { owned(self.entry(table, index)) };
+                part.into_iter().for_each(|part| self.frames.release(part));
+            }
+            true
+        } else {
+            // SAFETY: likewise, of all entries.
+            unsafe { self.frames.merge(&mut first, size) }.is_ok()
+        };
+        // The larger leaf owns that.
+        first.into_raw();
+        done
     }
     fn set_root(&mut self, _from: Hpa, to: Hpa) {
         self.root = to;

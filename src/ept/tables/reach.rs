@@ -1,7 +1,7 @@
 //! How much of its tables a space can use: nothing beyond its last region, so nobody has to look there.
 
 use crate::addr::{AddrRange, Gpa, PAGE_SIZE};
-use crate::ept::tables::word::ENTRIES;
+use crate::ept::tables::table::ENTRIES;
 
 /// The first address for which no table of a space has had an entry yet: it had no region there, nor had the spaces that it
 /// was forked from.

@@ -4,80 +4,113 @@
 //! So entries that are not in use are passed over eight at a time, and the references of the others are counted in place.
 
 use crate::addr::Hpa;
-use crate::ept::tables::entry::{Origin, counted, decode};
+use crate::ept::tables::entry::{counted, decode, lent, owned};
 use crate::ept::tables::ops::Tables;
-use crate::ept::tables::word::{DIRTY, ENTRIES, Eight, WRITE, each_used, is_empty};
-use crate::frames::{FrameAllocator, FrameError, PhysMem, QuickCounts, Retired};
-use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, TableReadOps};
+use crate::ept::tables::table::{DIRTY, ENTRIES, Eight, WRITE, each_used, is_empty};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, Retired};
+use crate::paging::{Decoded, Entry, Ept, EptEntry, Format, TableOps, TableReadOps};
 use core::sync::atomic::Ordering;
 
 impl<M: PhysMem> Tables<'_, M> {
     /// Counts one more reference to whatever an entry refers to, and returns the entry as it may stand in two tables:
     /// without write, and clean.
-    pub fn reference(&self, entry: EptEntry) -> Result<EptEntry, FrameError> {
-        let Some(target) = counted(entry) else {
+    #[inline(always)]
+    fn reference(&self, entry: EptEntry) -> Result<EptEntry, FrameError> {
+        // SAFETY: the entry stands in a table of this tree, or of the template that is borrowed.
+        let Some(target) = (unsafe { lent(entry) }) else {
             return Ok(entry);
         };
-        self.frames.share_entry(target)?.into_raw();
+        if !self.frames.share_quickly(&target) {
+            self.frames.share_many(&target, 1)?;
+        }
         Ok(closed(entry))
     }
 
-    /// The same; where the reference cannot be counted, [`Tables::failed`] says so and the entry is empty.
-    #[cold]
-    fn share(&mut self, entry: EptEntry) -> EptEntry {
-        self.reference(entry).unwrap_or_else(|error| {
-            self.failed = Some(error);
-            EptEntry::EMPTY
-        })
+    /// Counts one more reference to what each of the entries refers to, of a tree that is borrowed, from which write is
+    /// withdrawn.
+    ///
+    /// # Errors
+    /// Something has as many references as can be counted, and none was taken.
+    #[inline(always)]
+    pub fn reference_all<I: Iterator<Item = EptEntry>>(
+        &self,
+        entries: impl Fn() -> I,
+    ) -> Result<(), FrameError> {
+        for (number, entry) in entries().enumerate() {
+            if let Err(error) = self.reference(entry) {
+                // SAFETY: these references were taken just now, and are in no table.
+                let taken = entries()
+                    .take(number)
+                    .filter_map(|entry| unsafe { owned(entry) });
+                taken.for_each(|target| self.frames.release(target));
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Fills `to`, whatever it holds, with what `from`, a table of `level`, refers to; write is withdrawn in both, and
     /// nothing counts as dirty.
-    pub fn copy_shared(&mut self, from: Hpa, level: u8, to: Hpa) {
-        let counts = self.frames.quick_counts();
+    ///
+    /// # Errors
+    /// Something has as many references as can be counted: `from` is as it was, and no reference was taken.
+    pub fn copy_shared(&self, from: Hpa, level: u8, to: Hpa) -> Result<(), FrameError> {
         let from = self.usable(from, level);
         let (to, rest) = self.split(to, level);
         rest.iter().for_each(clear);
-        for (from, to) in from.iter().zip(to) {
-            if is_empty(from) {
-                clear(to);
-            } else {
-                self.copy_eight(&counts, from, to);
+        let mut open = false;
+        for (number, (eight, copy)) in from.iter().zip(to).enumerate() {
+            if is_empty(eight) {
+                clear(copy);
+            } else if let Err(error) = self.copy_eight(eight, copy, &mut open) {
+                // SAFETY: the copy is lost with what was taken for it.
+                unsafe { give_back(self.frames, &to[..=number]) };
+                return Err(error);
             }
         }
+        if open {
+            each_used(from, |_, word, bits| {
+                if counted(EptEntry::from_bits(bits)).is_some() {
+                    // The CPU may be setting accessed and dirty in the old one.
+                    word.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
+                }
+            });
+        }
+        Ok(())
     }
 
-    /// Of its own, so that looking at empty ones is a short loop.
+    /// Of its own, so that looking at empty ones is a short loop. `open` says then whether any entry has what its copy lacks.
+    /// After an error the others are empty.
     #[inline(never)]
-    fn copy_eight(&mut self, counts: &QuickCounts<'_, M>, from: &Eight, to: &Eight) {
-        let counts = *counts;
-        for (from, to) in from.iter().zip(to) {
+    fn copy_eight(&self, from: &Eight, to: &Eight, open: &mut bool) -> Result<(), FrameError> {
+        let mut differs = false;
+        for (number, (from, copy)) in from.iter().zip(to).enumerate() {
             let entry = EptEntry::from_bits(from.load(Ordering::Acquire));
-            let shared = match counted(entry) {
-                Some(target) if counts.take(target) => closed(entry),
-                Some(_) => self.share(entry),
+            // SAFETY: the entry stands in a table of this tree.
+            let shared = match unsafe { lent(entry) } {
                 None => entry,
+                Some(target) if self.frames.share_quickly(&target) => closed(entry),
+                Some(_) => match self.reference(entry) {
+                    Ok(shared) => shared,
+                    Err(error) => {
+                        let rest = to[number..].iter();
+                        rest.for_each(|word| word.store(0, Ordering::Release));
+                        return Err(error);
+                    }
+                },
             };
-            to.store(shared.to_bits(), Ordering::Release);
-            if shared != entry && shared != EptEntry::EMPTY {
-                // The CPU may be setting accessed and dirty in the old one.
-                from.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
-            }
+            copy.store(shared.to_bits(), Ordering::Release);
+            differs |= shared != entry;
         }
-    }
-
-    /// Makes an entry of `to`, whatever it is, refer to what the same one of `from` refers to, without write and clean.
-    #[inline(always)]
-    pub fn share_entry(&mut self, from: Hpa, to: Hpa, index: usize) {
-        let shared = self.share(self.entry(from, index));
-        self.word(to, index)
-            .store(shared.to_bits(), Ordering::Release);
+        *open |= differs;
+        Ok(())
     }
 
     /// Withdraws write from all entries of the top table, so that everything below it is read-only. Yields which entries
     /// there are, a bit for each.
     pub fn withdraw_write(&mut self) -> [u64; ENTRIES / 64] {
         let mut used = [0; ENTRIES / 64];
+        self.note_replaced();
         each_used(self.usable(self.root(), Ept::LEVELS), |index, word, _| {
             word.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
             used[index / 64] |= 1 << (index % 64);
@@ -90,49 +123,56 @@ impl<M: PhysMem> Tables<'_, M> {
         let old = self
             .word(table, index)
             .swap(entry.to_bits(), Ordering::AcqRel);
-        self.drop_entry(EptEntry::from_bits(old), level);
+        // SAFETY: it is not in the table any more.
+        unsafe { self.drop_entry(EptEntry::from_bits(old), level) };
     }
 
     /// Drops the reference that an entry of a table of `level` held.
-    pub fn drop_entry(&mut self, entry: EptEntry, level: u8) {
+    ///
+    /// # Safety
+    /// As for [`owned`].
+    pub unsafe fn drop_entry(&mut self, entry: EptEntry, level: u8) {
+        // SAFETY: the caller's.
+        let Some(target) = (unsafe { owned(entry) }) else {
+            return;
+        };
         match decode(level, entry) {
-            Decoded::Table { table, .. } => self.drop_table(table, level - 1),
-            Decoded::Content(Content::Page { phys, attr }) => {
-                self.drop_leaf(phys, Origin::of(attr))
-            }
-            Decoded::Content(_) => {}
+            Decoded::Table { .. } => self.drop_table(target, level - 1),
+            Decoded::Content(_) => self.retire(target),
         }
     }
 
-    /// Drops the reference to a table of `level` that an entry held. If it was the last, everything below goes too.
-    pub fn drop_table(&mut self, table: Hpa, level: u8) {
-        // A frame that an entry of ours refers to is managed and allocated: the errors do not happen.
-        if !matches!(self.frames.release_unless_last(table), Ok(false)) {
+    /// Drops the reference to a table of `level`. If it was the last, everything below goes too.
+    pub fn drop_table(&mut self, table: Frame, level: u8) {
+        let Some(table) = self.frames.release_unless_last(table) else {
             return;
-        }
-        let words = self.usable(table, level);
+        };
+        let words = self.usable(table.address(), level);
         if level == 1 {
-            drop_leaves(self.frames, words, self.retired);
+            // SAFETY: the last reference to the table goes, and its entries with it.
+            unsafe { drop_leaves(self.frames, words, &mut self.debt.retired) };
         } else {
             each_used(words, |_, _, bits| {
-                self.drop_entry(EptEntry::from_bits(bits), level);
+                // SAFETY: likewise.
+                unsafe { self.drop_entry(EptEntry::from_bits(bits), level) };
             });
         }
         self.retire(table);
     }
+}
 
-    /// Drops the reference that a leaf held.
-    pub fn drop_leaf(&mut self, phys: Hpa, origin: Origin) {
-        if origin.is_counted() {
-            self.retire(phys);
+/// Gives back the references of entries that were copied, of which others hold some too.
+///
+/// # Safety
+/// As for [`owned`] of each.
+#[cold]
+unsafe fn give_back<M: PhysMem>(frames: &FrameAllocator<M>, entries: &[Eight]) {
+    each_used(entries, |_, _, bits| {
+        // SAFETY: the caller's.
+        if let Some(target) = unsafe { owned(EptEntry::from_bits(bits)) } {
+            frames.release(target);
         }
-    }
-
-    /// Drops a reference that an entry held.
-    #[inline(never)]
-    pub fn retire(&mut self, address: Hpa) {
-        retire(self.frames, address, self.retired);
-    }
+    });
 }
 
 /// Empties eight entries.
@@ -150,29 +190,19 @@ fn closed(entry: EptEntry) -> EptEntry {
 }
 
 /// Drops the references that these entries of a lowest table held. Frames that nobody refers to any more are retired.
+///
+/// # Safety
+/// As for [`owned`] of each.
 #[inline(never)]
-pub(in crate::ept) fn drop_leaves<M: PhysMem>(
+pub(in crate::ept) unsafe fn drop_leaves<M: PhysMem>(
     frames: &FrameAllocator<M>,
     leaves: &[Eight],
     retired: &mut Retired,
 ) {
-    let counts = frames.quick_counts();
     each_used(leaves, |_, _, bits| {
-        if let Some(page) = counted(EptEntry::from_bits(bits))
-            && !counts.give(page)
-        {
-            retire(frames, page, retired);
+        // SAFETY: the caller's.
+        if let Some(page) = unsafe { owned(EptEntry::from_bits(bits)) } {
+            frames.retire(page, retired);
         }
     });
-}
-
-/// Drops a reference that an entry held.
-#[inline]
-pub(in crate::ept) fn retire<M: PhysMem>(
-    frames: &FrameAllocator<M>,
-    address: Hpa,
-    retired: &mut Retired,
-) {
-    let gone = frames.retire_entry(address, retired);
-    debug_assert!(gone.is_ok(), "{gone:?}");
 }

@@ -6,19 +6,19 @@ use crate::ept::hw::debt::Debt;
 use crate::ept::hw::violation::Violation;
 use crate::ept::tables::log::Log;
 use crate::ept::tables::marks::Marks;
-use crate::ept::tables::ops::{Tables, View};
+use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::{AROUND, Around, PagePolicy};
 use crate::ept::tables::reach::Reach;
-use crate::ept::tables::word::{EIGHTS, ENTRIES, Eight, word, words};
+use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight, Table};
 use crate::ept::tables::zeroing::Zeroing;
-use crate::frames::{FrameAllocator, FrameError, PhysMem};
-use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format, open_table};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The tables of one space, and what is owed for changes to them.
 #[derive(Debug)]
 pub(in crate::ept) struct Tree {
-    root: Hpa,
+    root: Frame,
     /// The pointer to it: the top table stays where it is.
     pub eptp: Eptp,
     /// How much of the tables can be in use.
@@ -79,10 +79,10 @@ impl Tree {
         frames: &FrameAllocator<M>,
         capability: &EptCapability,
     ) -> Result<Self, FrameError> {
-        let root = frames.alloc_zeroed()?.into_raw();
+        let root = frames.alloc_zeroed()?;
         Ok(Self {
+            eptp: Eptp::new(root.address(), capability, true),
             root,
-            eptp: Eptp::new(root, capability, true),
             reach: Reach::default(),
             debt: Debt::default(),
             marks: Marks::new(capability),
@@ -99,13 +99,19 @@ impl Tree {
 
     /// The top table.
     pub const fn root(&self) -> Hpa {
-        self.root
+        self.root.address()
+    }
+
+    /// The top table's frame and what is owed: all that is left of a tree that ends.
+    pub fn into_root(self) -> (Frame, Debt) {
+        (self.root, self.debt)
     }
 
     /// The tables, for reading.
-    pub fn view<'a, M: PhysMem>(&'a self, frames: &'a FrameAllocator<M>) -> View<'a, M> {
+    #[inline(always)]
+    pub fn view<'a, M: PhysMem>(&'a self, frames: &'a FrameAllocator<M>) -> Table<'a, M> {
         // SAFETY: as in `tables`.
-        unsafe { View::new(frames.mem(), self.root) }
+        unsafe { Table::new(frames.mem(), self.root(), Ept::LEVELS) }
     }
 
     /// The tables, for an edit of any kind. `frames` is where they came from. What the edit means for CPUs is told by
@@ -123,16 +129,16 @@ impl Tree {
         frames: &'a FrameAllocator<M>,
     ) -> Tables<'a, M> {
         self.recent.0 = NOWHERE;
-        let (retired, marks) = (&mut self.debt.retired, &mut self.marks);
+        let (debt, marks) = (&mut self.debt, &mut self.marks);
         let (execute_large, zeroing) = (self.execute_large, &mut self.zeroing);
         // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
         // holding the reference to its table.
         unsafe {
             Tables::new(
                 frames,
-                self.root,
+                self.root.address(),
                 self.reach,
-                retired,
+                debt,
                 marks,
                 execute_large,
                 zeroing,
@@ -148,8 +154,8 @@ impl Tree {
     pub fn find_slot<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, gpa: Gpa) -> Option<()> {
         let number = gpa.as_u64() / PAGE_SIZE;
         if (number ^ self.recent.0) / ENTRIES as u64 != 0 {
-            let table = open_table(&self.page_tables(frames), gpa)?;
-            self.recent = (number, table);
+            let table = self.view(frames).lowest_open(gpa)?;
+            self.recent = (number, table.address());
         }
         Some(())
     }
@@ -158,8 +164,7 @@ impl Tree {
     #[inline(always)]
     pub fn slot<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>, gpa: Gpa) -> Slot<'m> {
         let number = gpa.as_u64() / PAGE_SIZE;
-        // SAFETY: the table is this tree's own: every entry above grants write, and there was no edit since but to slots in it.
-        let word = unsafe { word(frames.mem(), self.recent.1, number as usize % ENTRIES) };
+        let word = self.lowest(frames).word(number as usize % ENTRIES);
         Slot { word, number }
     }
 
@@ -217,8 +222,13 @@ impl Tree {
         &self,
         frames: &'m FrameAllocator<M>,
     ) -> &'m [Eight; EIGHTS] {
-        // SAFETY: the table is this tree's own, as in `slot`.
-        unsafe { words(frames.mem(), self.recent.1) }
+        self.lowest(frames).words()
+    }
+
+    #[inline(always)]
+    fn lowest<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>) -> Table<'m, M> {
+        // SAFETY: the table is this tree's own: every entry above grants write, and there was no edit since but to slots in it.
+        unsafe { Table::new(frames.mem(), self.recent.1, 1) }
     }
 
     /// Has the page with this number count as the one that was put last, in the same table as that.
@@ -229,10 +239,7 @@ impl Tree {
     /// Gives back a large page that was not zeroed to its end.
     pub fn stop_zeroing<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) {
         if let Some(begun) = self.zeroing.take() {
-            let given_back = begun
-                .into_frame(frames)
-                .and_then(|block| frames.release(block));
-            debug_assert!(given_back.is_ok(), "{given_back:?}");
+            frames.release(begun.into_frame());
         }
     }
 
@@ -242,7 +249,7 @@ impl Tree {
         if replaced {
             self.debt.incur();
         }
-        self.free_retired(frames);
+        self.debt.free_unreachable(frames);
     }
 
     /// Ends an edit of the one page of a violation: `replaced` says whether it was mapped before.
@@ -256,13 +263,6 @@ impl Tree {
         if replaced {
             self.debt.incur_at(violation);
         }
-        self.free_retired(frames);
-    }
-
-    #[inline(always)]
-    fn free_retired<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) {
-        if !self.debt.retired.is_empty() && !self.debt.is_owed() {
-            frames.free_retired(&mut self.debt.retired);
-        }
+        self.debt.free_unreachable(frames);
     }
 }

@@ -9,7 +9,7 @@ pub(in crate::ept) const ZEROED_AT_ONCE: u64 = if cfg!(test) { 1 << 20 } else { 
 /// A block that is being zeroed, and the reference to it.
 #[derive(Debug)]
 pub(in crate::ept) struct Zeroing {
-    block: Hpa,
+    block: Frame,
     pub size: PageSize,
     /// How many bytes are done.
     done: u64,
@@ -17,12 +17,12 @@ pub(in crate::ept) struct Zeroing {
 
 impl Zeroing {
     /// The block.
-    pub fn into_frame<M: PhysMem>(self, frames: &FrameAllocator<M>) -> Result<Frame, FrameError> {
-        frames.from_entry(self.block)
+    pub fn into_frame(self) -> Frame {
+        self.block
     }
     /// Where it is.
     pub const fn block(&self) -> Hpa {
-        self.block
+        self.block.address()
     }
 }
 
@@ -32,26 +32,29 @@ pub(in crate::ept) fn zeroed<M: PhysMem>(
     zeroing: &mut Option<Zeroing>,
     size: PageSize,
 ) -> Result<Option<Frame>, FrameError> {
-    let (block, done) = match zeroing.take() {
-        Some(begun) if begun.size == size => {
-            let done = begun.done;
-            (begun.into_frame(frames)?, done)
-        }
+    let mut begun = match zeroing.take() {
+        Some(begun) if begun.size == size => begun,
         other => {
             if let Some(other) = other {
-                frames.release(other.into_frame(frames)?)?;
+                frames.release(other.block);
             }
-            (frames.alloc_large(size)?, 0)
+            Zeroing {
+                block: frames.alloc_large(size)?,
+                size,
+                done: 0,
+            }
         }
     };
-    let done = frames.zero_some(&block, size, done, ZEROED_AT_ONCE);
-    if done == size.bytes() {
-        return Ok(Some(block));
+    match frames.zero_some(&mut begun.block, begun.done, ZEROED_AT_ONCE) {
+        Ok(done) if done == size.bytes() => Ok(Some(begun.block)),
+        Ok(done) => {
+            begun.done = done;
+            *zeroing = Some(begun);
+            Ok(None)
+        }
+        Err(error) => {
+            frames.release(begun.block);
+            Err(error)
+        }
     }
-    *zeroing = Some(Zeroing {
-        block: block.into_raw(),
-        size,
-        done,
-    });
-    Ok(None)
 }

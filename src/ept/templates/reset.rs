@@ -8,11 +8,11 @@
 
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::word::ENTRIES;
+use crate::ept::tables::table::ENTRIES;
 use crate::ept::templates::error::ResetError;
 use crate::ept::templates::template::FrozenSpace;
 use crate::frames::PhysMem;
-use crate::paging::{Entry, EptEntry};
+use crate::paging::{Entry, EptEntry, TableOps};
 
 /// How a fork is brought back to its template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,17 +83,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let root = self.tree.root();
         let mut tables = self.tree.tables(frames);
         // All references are taken before one is given up.
-        for index in template.used_entries() {
-            let entry = tables.entry(template.root(), index);
-            if let Err(error) = tables.reference(entry) {
-                for taken in template.used_entries().take_while(|taken| *taken != index) {
-                    let entry = tables.entry(template.root(), taken);
-                    tables.drop_entry(entry, 4);
-                }
-                self.tree.close(frames, false);
-                return Err(ResetError::Frames(error));
-            }
-        }
+        let shared = template.top();
+        let used = || template.used_entries().map(|index| shared.entry(index));
+        tables.reference_all(used).map_err(ResetError::Frames)?;
+        tables.note_replaced();
         // What was touched first in the fork may have filled entries that the template does not use.
         for region in self.regions.iter() {
             let last = region.range.last().unwrap_or(region.range.start());
@@ -102,15 +95,14 @@ impl<'s, M: PhysMem> Space<'s, M> {
             }
         }
         for index in template.used_entries() {
-            let entry = tables.entry(template.root(), index);
-            tables.replace_entry(root, 4, index, entry);
+            tables.replace_entry(root, 4, index, shared.entry(index));
         }
+        let freed = tables.debt.retired.frames() - before;
+        drop(tables);
         self.tree.log.clear(frames);
         self.tree.stop_zeroing(frames);
         self.regions = regions;
         self.regions.set_marked(!self.logs_dirty());
-        let freed = self.tree.debt.retired.frames() - before;
-        self.tree.close(frames, true);
         Ok(Restored {
             cold: true,
             dropped,

@@ -3,7 +3,7 @@
 //! A fork is a root of its own whose entries refer to the same tables as the template's. Write is withdrawn from those
 //! entries, so all below them is read-only to the fork at once; what it writes is copied, table by table on the way.
 
-use crate::addr::{AddrRange, Gpa, Hpa};
+use crate::addr::{AddrRange, Gpa};
 use crate::ept::hw::debt::Invalidate;
 use crate::ept::memory::bytes::AccessError;
 use crate::ept::regions::region::{Region, RegionKind};
@@ -11,6 +11,7 @@ use crate::ept::spaces::edit::{EditError, out};
 use crate::ept::spaces::end::Ending;
 use crate::ept::spaces::space::{Faults, Lineage, Space};
 use crate::ept::tables::log::Log;
+use crate::ept::tables::table::Table;
 use crate::ept::tables::tree::Tree;
 use crate::ept::templates::error::{FreezeError, ResetError};
 use crate::frames::PhysMem;
@@ -59,7 +60,6 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.marks.release(frames);
         self.tree.stop_zeroing(frames);
         let used = self.tree.tables(frames).withdraw_write();
-        self.tree.close(frames, true);
         let number = self.spaces.next_template();
         self.lineage.generation = generation;
         Ok(FrozenSpace {
@@ -82,11 +82,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
             ..self.lineage
         };
         let fork = empty_fork(self, lineage)?;
-        let (root, frames) = (self.tree.root(), self.spaces.frames);
+        let frames = self.spaces.frames;
         let used = self.tree.tables(frames).withdraw_write();
-        self.tree.close(frames, true);
         self.tree.marks.forget();
-        share(root, &used, fork)
+        share(self.tree.view(frames), &used, fork)
     }
 
     fn passed_through(&self) -> Option<AddrRange<Gpa>> {
@@ -120,23 +119,24 @@ fn empty_fork<'s, M: PhysMem>(
 /// Has the empty `fork` share what the used entries of a top table refer to, from which write has been withdrawn.
 #[inline]
 fn share<'s, M: PhysMem>(
-    root: Hpa,
+    top: Table<'_, M>,
     used: &Used,
     mut fork: Space<'s, M>,
 ) -> Result<Space<'s, M>, EditError> {
-    let frames = fork.spaces.frames;
     let to = fork.tree.root();
-    let mut tables = fork.tree.page_tables(frames);
-    for index in each(used) {
-        tables.share_entry(root, to, index);
+    let mut tables = fork.tree.page_tables(fork.spaces.frames);
+    let entries = || each(used).map(|index| (index, top.entry(index)));
+    let shared = tables.reference_all(|| entries().map(|(_, entry)| entry));
+    if let Err(error) = shared {
+        drop(tables);
+        fork.end_unseen();
+        return Err(out(error));
     }
-    let Some(error) = tables.failed else {
-        return Ok(fork);
-    };
-    // No CPU has seen it.
-    tables.drop_table(to, 4);
-    fork.tree.close(frames, false);
-    Err(out(error))
+    for (index, entry) in entries() {
+        tables.put(to, index, entry);
+    }
+    drop(tables);
+    Ok(fork)
 }
 
 impl<'s, M: PhysMem> FrozenSpace<'s, M> {
@@ -148,7 +148,7 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
         };
         let mut fork = empty_fork(&self.space, lineage)?;
         fork.tree.log = Log::on();
-        share(self.root(), &self.used, fork)
+        share(self.top(), &self.used, fork)
     }
 
     /// Takes the place of `other`: its forks count as being as many generations from the first template as that one's.
@@ -197,7 +197,7 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     }
 
     /// The top table.
-    pub(in crate::ept) fn root(&self) -> Hpa {
-        self.space.tree.root()
+    pub(in crate::ept) fn top(&self) -> Table<'_, M> {
+        self.space.tree.view(self.space.spaces.frames)
     }
 }

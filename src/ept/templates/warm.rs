@@ -3,12 +3,12 @@
 use crate::addr::{Gpa, Hpa};
 use crate::ept::regions::backing::{Backing, Source};
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::{Origin, decode};
+use crate::ept::tables::entry::{Origin, decode, owned};
 use crate::ept::tables::log::Record;
-use crate::ept::tables::word::{DIRTY, TOLD, WRITE, word};
+use crate::ept::tables::table::{DIRTY, TOLD, WRITE, word};
 use crate::ept::templates::reset::Restored;
 use crate::ept::templates::template::FrozenSpace;
-use crate::frames::{FrameAllocator, FrameError, PhysMem, Retired};
+use crate::frames::{Frame, FrameAllocator, FrameError, FrameRef, PhysMem, Retired};
 use crate::paging::{Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, Write, query};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -77,7 +77,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.log.retain(frames, |record| {
             // SAFETY: the leaf of a page that became this space's own, in a table that is its own since: no edit has
             // moved it, or the log would be lost.
-            let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
+            let leaf = unsafe { word(frames.mem(), record.leaf) };
             let bits = leaf.load(Ordering::Relaxed);
             if bits & DIRTY == 0
                 && let Some(stays) = warm.not_dirty(record, leaf)
@@ -85,13 +85,15 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 return stays;
             }
             warm.copied += 1;
-            let frame = EptEntry::from_bits(bits).frame();
             match record.source {
                 UNKNOWN => warm.first_time(record, bits),
                 // SAFETY: when the source was found, the leaf led to a frame that nobody else refers to, and so it does as
                 // long as the log is not lost. The source is a page of the template's, of host bytes or of zeroes, and
                 // never changes.
-                from => unsafe { frames.overwrite_page(frame, Hpa::new(from)) },
+                from => unsafe {
+                    let frame = FrameRef::from_raw(EptEntry::from_bits(bits).frame());
+                    frames.overwrite_page(&frame, Hpa::new(from));
+                },
             }
             if MARKS {
                 leaf.fetch_and(!(DIRTY | TOLD), Ordering::AcqRel);
@@ -125,7 +127,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let (frames, regions) = (self.spaces.frames, &self.regions);
         self.tree.log.retain(frames, |record| {
             // SAFETY: as in `reset_warm`.
-            let leaf = unsafe { word(frames.mem(), record.leaf, 0) };
+            let leaf = unsafe { word(frames.mem(), record.leaf) };
             leaf.fetch_and(!(WRITE | DIRTY | TOLD), Ordering::AcqRel);
             let region = regions.find(record.page());
             region.is_some_and(|region| !region.is_writable())
@@ -150,17 +152,19 @@ impl<M: PhysMem> Warm<'_, '_, M> {
         if age < self.idle {
             return true;
         }
-        let Some(frame) = own_frame(leaf.load(Ordering::Relaxed)) else {
+        if own_frame(leaf.load(Ordering::Relaxed)).is_none() {
             self.sound = false;
             return true;
-        };
+        }
         // Where the template's frame cannot be shared, the page stays.
         let Ok(entry) = self.template.shared_leaf(record.page()) else {
             return true;
         };
-        leaf.store(entry.to_bits(), Ordering::Release);
-        let gone = self.frames.retire_entry(frame, self.retired);
-        debug_assert!(gone.is_ok(), "{gone:?}");
+        let old = leaf.swap(entry.to_bits(), Ordering::AcqRel);
+        // SAFETY: it is not in the table any more.
+        if let Some(old) = unsafe { owned(EptEntry::from_bits(old)) } {
+            self.frames.retire(old, self.retired);
+        }
         self.dropped += 1;
         false
     }
@@ -169,16 +173,17 @@ impl<M: PhysMem> Warm<'_, '_, M> {
     #[cold]
     fn first_time(&mut self, record: &mut Record, bits: u64) {
         let found = own_frame(bits).filter(|frame| self.frames.count(*frame) == 1);
-        let Some(frame) = found else {
+        // SAFETY: the leaf stays where it is.
+        let Some(frame) = found.map(|frame| unsafe { FrameRef::from_raw(frame) }) else {
             self.sound = false;
             return;
         };
         record.source = self.template.source_of(record.page());
         if record.source == UNKNOWN {
-            self.sound &= self.template.copy_part(record.page(), frame).is_ok();
+            self.sound &= self.template.copy_part(record.page(), &frame).is_ok();
         } else {
             // SAFETY: the frame is a guest's page and, as was found just now, nobody else's; the template's never change.
-            unsafe { self.frames.overwrite_page(frame, Hpa::new(record.source)) };
+            unsafe { self.frames.overwrite_page(&frame, Hpa::new(record.source)) };
         }
     }
 }
@@ -218,19 +223,19 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
         let source = mapped.or_else(|| match self.untouched(page) {
             Some(Source::HostPage(from)) => Some(from),
             Some(Source::HostPart(..)) => None,
-            _ => Some(self.space.spaces.zero),
+            _ => Some(self.space.spaces.zero.address()),
         });
         source.map_or(UNKNOWN, Hpa::as_u64)
     }
 
     /// Fills a fork's frame with host bytes that do not fill the page.
-    fn copy_part(&self, page: Gpa, frame: Hpa) -> Result<(), FrameError> {
+    fn copy_part(&self, page: Gpa, frame: &Frame) -> Result<(), FrameError> {
         match self.untouched(page) {
             // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
             Some(Source::HostPart(from, len)) => unsafe {
                 self.space.spaces.frames.overwrite(frame, from, len)
             },
-            _ => Err(FrameError::NotManaged(frame)),
+            _ => Err(FrameError::NotManaged(frame.address())),
         }
     }
 
@@ -240,7 +245,9 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
             return Ok(EptEntry::EMPTY);
         };
         if Origin::of(attr).is_counted() {
-            self.space.spaces.frames.share_entry(phys)?.into_raw();
+            // SAFETY: the template's leaf stays where it is.
+            let frame = unsafe { FrameRef::from_raw(phys) };
+            self.space.spaces.frames.share_many(&frame, 1)?;
         }
         let attr = attr.with_write(Write::Denied).with_dirty(false);
         let bits = Ept::leaf_bits(1, attr) | phys.as_u64();

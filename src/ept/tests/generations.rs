@@ -2,6 +2,7 @@
 //! prefetching, ends in any order and templates of templates, on CPUs that cache what they may, while frames run out.
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
+use crate::bomb;
 use crate::ept::tests::tlb::Cpu;
 use crate::ept::tests::{
     HIGH, HOST_LEN, MODULE, RAM, add_regions, all_capabilities, gpas, host_byte, memory, read,
@@ -277,6 +278,10 @@ impl Machine {
 
 /// Lives through the steps. All forks are compared with the model after each reset, and all that there is in the end.
 fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, String> {
+    bomb::abandon(|| try_to_live(steps, machine, skip))
+}
+
+fn try_to_live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, String> {
     let Machine {
         capability, large, ..
     } = machine;
@@ -621,7 +626,7 @@ fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, St
     for template in templates {
         end(template.frozen.end(), &mut cpus);
     }
-    spaces.end().unwrap();
+    drop(spaces);
     match frames.figures().used {
         0 => Ok(tally),
         used => Err(format!("{used} frames are lost")),

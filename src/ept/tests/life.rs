@@ -1,6 +1,7 @@
 //! Random lives of spaces, against a model of what memory holds, on CPUs that cache what they may.
 
 use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::bomb;
 use crate::ept::tests::tlb::Cpu;
 use crate::ept::tests::{
     HIGH, HOST_LEN, MODULE, RAM, ROM, SHARED, add_regions, all_capabilities, gpas, host_byte, read,
@@ -274,6 +275,10 @@ impl Cpu {
 
 /// Lives through the steps, on two CPUs of which one may leave out one INVEPT.
 fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
+    bomb::abandon(|| try_to_live(steps, kind, skip))
+}
+
+fn try_to_live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
     let capability = kind.capability;
     let policy = kind.policy.on(&capability);
     let mut harvests = vec![];
@@ -584,7 +589,7 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
         let [a, b] = &mut cpus;
         while !ending.step(a, 100) && !ending.step(b, 100) {}
     }
-    spaces.end().unwrap();
+    drop(spaces);
     match frames.figures().used {
         0 => Outcome::Fine(life),
         used => wrong(format!("{used} frames are lost")),

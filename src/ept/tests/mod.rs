@@ -11,7 +11,7 @@ use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::ept::tests::tlb::Cpu;
 use crate::ept::*;
 use crate::frames::arena::Arena;
-use crate::frames::{FrameAllocator, PhysMem};
+use crate::frames::{Frame, FrameAllocator, FrameRef, PhysMem};
 use crate::paging::MemoryType;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -109,7 +109,7 @@ fn with_space(frames: u64, test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, 
     test(&spaces, &mut space, &mut cpu);
     assert_eq!(spaces.audit([&space]), Ok(0));
     finish(space, &mut cpu);
-    spaces.end().unwrap();
+    drop(spaces);
     assert_eq!(frames.figures().used, 0);
 }
 
@@ -171,8 +171,8 @@ fn filled_frames_are_zero_whoever_had_them() {
         let dirty: Vec<_> = std::iter::from_fn(|| frames.alloc().ok()).collect();
         for frame in dirty {
             // SAFETY: the test's own frame.
-            unsafe { frames.write(frame.address(), &[0xee; 4096]) }.unwrap();
-            frames.release(frame).unwrap();
+            unsafe { frames.write(&frame, 0, &[0xee; 4096]) }.unwrap();
+            frames.release(frame);
         }
         for page in 0..4 {
             retry(space, page * PAGE_SIZE, Access::WRITE);
@@ -423,7 +423,7 @@ fn memory_types_that_cannot_be_are_refused() {
         let range = gpas(0, PAGE_SIZE);
         let done = space.map_with_type(Region::new(range, kind), memory_type);
         finish(space, &mut Cpu::new(0));
-        spaces.end().unwrap();
+        drop(spaces);
         assert!(done.is_ok() || done == Err(RegionError::MemoryType { range, memory_type }));
         done.is_ok()
     };
@@ -795,18 +795,15 @@ fn the_end_takes_bounded_steps_and_gives_back_what_was_held_alone() {
     // One table of each level: the last region ends in the fourth GiB.
     let looked_at: u64 = [1, 4, 512, 512].map(|entries| entries + 1).iter().sum();
     assert_eq!(steps(&mut fork.end(), 10), looked_at.div_ceil(10));
-    spaces.end().unwrap();
+    drop(spaces);
     assert_eq!(frames.figures().used, 0);
 }
 
 /// Has the leaf of `gpa` lead to another frame. Yields the one that it led to.
 fn map_instead(space: &Space<'_, Arena>, gpa: u64, frame: Hpa) -> Hpa {
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    let mem = space.spaces.frames.mem();
-    let step = space.path(Gpa::new(gpa)).last().unwrap();
-    let index = (gpa / PAGE_SIZE % 512) as usize;
-    // SAFETY: the lowest table of a space that nobody runs.
-    let leaf = unsafe { crate::ept::tables::word::word(mem, step.table, index) };
+    let top = space.tree.view(space.spaces.frames);
+    let leaf = top.find(Gpa::new(gpa), |_| true).word;
     let bits = leaf.load(SeqCst);
     leaf.store(bits & !ADDRESS | frame.as_u64(), SeqCst);
     Hpa::new(bits & ADDRESS)
@@ -817,32 +814,35 @@ fn the_audit_finds_what_is_wrong() {
     with_space(64, |spaces, space, _| {
         retry(space, 0, Access::WRITE);
         let (page, _, _) = space.query(Gpa::new(0)).unwrap().unwrap();
-        let extra = spaces.frames().share_entry(page).unwrap();
+        // SAFETY: the page stays mapped.
+        let extra = unsafe { FrameRef::from_raw(page) };
+        let extra = spaces.frames().share(&extra).unwrap();
         let shared = Flaw::SharedWritable {
             gpa: Gpa::new(0),
             frame: page,
         };
         assert_eq!(spaces.audit([&*space]), Err(shared));
-        spaces.frames().release(extra).unwrap();
+        spaces.frames().release(extra);
         let held = spaces.frames().alloc().unwrap();
         assert_eq!(spaces.audit([&*space]), Ok(1));
         // A frame of the host's in a leaf has the right count; the host's are one fewer then.
         let own = map_instead(space, RAM, held.address());
-        let own = spaces.frames().from_entry(own).unwrap();
-        spaces.frames().release(own).unwrap();
+        // SAFETY: it is not mapped any more.
+        let own = unsafe { Frame::from_raw(own) };
+        spaces.frames().release(own);
         assert_eq!(spaces.audit([&*space]), Ok(0));
         let own = spaces.frames().alloc().unwrap().into_raw();
         assert_eq!(own, page);
         map_instead(space, RAM, own);
         assert_eq!(spaces.audit([&*space]), Ok(1));
-        spaces.frames().release(held).unwrap();
+        spaces.frames().release(held);
         retry(space, 0x1000, Access::READ);
         let zero = spaces.zero().address();
-        let extra = spaces.frames().share_entry(zero).unwrap();
+        let extra = spaces.frames().share(spaces.zero()).unwrap();
         assert!(
             matches!(spaces.audit([&*space]), Err(Flaw::Miscount(miscount)) if miscount.frame == zero)
         );
-        spaces.frames().release(extra).unwrap();
+        spaces.frames().release(extra);
         let fork = space.fork().unwrap();
         // A space that is left out shows as references that nobody accounts for.
         assert!(matches!(spaces.audit([&*space]), Err(Flaw::Miscount(_))));

@@ -6,8 +6,8 @@ use crate::ept::tests::{
     HIGH, MODULE, RAM, add_regions, all_capabilities, finish, gpas, host_byte, memory, read,
 };
 use crate::ept::*;
-use crate::frames::PhysMem;
 use crate::frames::arena::Arena;
+use crate::frames::{FrameError, FrameRef, PhysMem};
 use std::sync::atomic::Ordering::SeqCst;
 
 const ROM: u64 = 0xc000_0000;
@@ -45,7 +45,7 @@ macro_rules! finish {
         let mut ending = $template.end();
         while !ending.step(&mut $cpu, 100) {}
         let frames = $spaces.frames();
-        $spaces.end().unwrap();
+        drop($spaces);
         assert_eq!(frames.figures().used, 0);
     };
 }
@@ -464,7 +464,8 @@ fn bad_input_is_refused_and_nothing_is_lost() {
         assert_eq!(frames.figures().used, used);
     }
     let table = fork_table(&template);
-    let handle = frames.from_entry(table).unwrap();
+    // SAFETY: the template holds it.
+    let handle = unsafe { FrameRef::from_raw(table) };
     let count = frames.count(table);
     frames.force_count(&handle, (1 << 31) - 1);
     assert!(matches!(
@@ -474,7 +475,6 @@ fn bad_input_is_refused_and_nothing_is_lost() {
     let refused = fork.reset(&template, Reset::Cold);
     assert!(matches!(refused, Err(ResetError::Frames(_))), "{refused:?}");
     frames.force_count(&handle, count);
-    let _ = handle.into_raw();
     assert_eq!((byte(&fork, RAM), frames.figures().used), (3, used));
     // The log was lost with the attempt, so the next reset is a cold one.
     assert!(fork.reset(&template, Reset::Warm).unwrap().cold);
@@ -487,14 +487,86 @@ fn bad_input_is_refused_and_nothing_is_lost() {
         let mut ending = template.end();
         while !ending.step(&mut cpu, 100) {}
     }
-    spaces.end().unwrap();
+    drop(spaces);
     assert_eq!(frames.figures().used, 0);
+}
+
+/// What has as many references as can be counted makes a change that needs another fail, wherever it stands, and then all is
+/// as it was.
+#[test]
+fn a_count_that_would_overflow_leaves_all_as_it_was() {
+    const MOST: u32 = (1 << 31) - 1;
+    let (frames, _) = memory(4096);
+    let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+    let mut cpu = Cpu::new(0);
+    let mut space = spaces.create(36).unwrap();
+    let large = 2 << 20;
+    for start in [0, 2 * large] {
+        space
+            .map(Region::new(gpas(start, large), RegionKind::Ram))
+            .unwrap();
+    }
+    for page in [0, 3, 200, 511] {
+        let at = page * PAGE_SIZE;
+        space.write(Gpa::new(at), &[page as u8 % 7 + 1]).unwrap();
+    }
+    space.set_page_policy(PagePolicy::Large2M);
+    space.write(Gpa::new(2 * large + 5), &[9]).unwrap();
+    assert_eq!(space.census().unwrap().large, 512);
+    let template = space.freeze().map_err(|(error, _)| error).unwrap();
+    let sum = template.checksum().unwrap();
+
+    let top = template.as_space().tree.view(&frames);
+    let leaf = |gpa| top.find(Gpa::new(gpa), |_| true);
+    // The last small page, the table of all of them, the large page.
+    let places = [
+        leaf(511 * PAGE_SIZE).entry().frame(),
+        leaf(0).table.address(),
+        leaf(2 * large).entry().frame(),
+    ];
+    for full in places {
+        for at in [3 * PAGE_SIZE, 200 * PAGE_SIZE, 2 * large + 7 * PAGE_SIZE] {
+            let mut fork = template.fork().unwrap();
+            // SAFETY: the template holds it.
+            let handle = unsafe { FrameRef::from_raw(full) };
+            let count = frames.count(full);
+            frames.force_count(&handle, MOST);
+            let page = gpas(at, PAGE_SIZE);
+            let all = [
+                fork.write(Gpa::new(at), &[1]).map_err(|error| error.reason),
+                fork.protect(page, false, false).map_err(told),
+                fork.discard(page).map_err(told),
+            ];
+            frames.force_count(&handle, count);
+            // The table of small pages is copied for those alone, the one above it for all.
+            if at < large || full != places[0] {
+                let overflow = Err(Reason::Frames(FrameError::CountOverflow(full)));
+                assert_eq!(all, [overflow; 3], "{full:?} {at:#x}");
+                assert_eq!(fork.checksum(), Ok(sum));
+                assert_eq!(spaces.audit([template.as_space(), &fork]), Ok(0));
+                fork.write(Gpa::new(at), &[1]).unwrap();
+            } else {
+                assert_eq!(all, [Ok(()); 3]);
+            }
+            assert_eq!(spaces.audit([template.as_space(), &fork]), Ok(0));
+            finish(fork, &mut cpu);
+            assert_eq!(template.checksum(), Ok(sum));
+        }
+    }
+    let mut ending = template.end();
+    while !ending.step(&mut cpu, 100) {}
+    drop(spaces);
+    assert_eq!(frames.figures().used, 0);
+}
+
+fn told(error: EditError) -> Reason {
+    match error {
+        EditError::Tables(reason) => reason,
+        other => panic!("{other}"),
+    }
 }
 
 /// The table that the template's first top entry refers to.
 fn fork_table(template: &FrozenSpace<'_, Arena>) -> Hpa {
-    let mem = template.as_space().spaces.frames.mem();
-    // SAFETY: the template's root.
-    let entry = unsafe { mem.ptr(template.root()).cast::<u64>().read() };
-    Hpa::new(entry & 0x000f_ffff_ffff_f000)
+    template.top().entry(0).frame()
 }

@@ -5,29 +5,27 @@ use core::ops::{Deref, DerefMut};
 use arrayvec::ArrayVec;
 
 use crate::addr::PAGE_SIZE;
-use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::frames::{FrameAllocator, FrameError, FrameGuard, PhysMem};
 
 /// Bytes of a page.
 pub(super) const PAGE: usize = PAGE_SIZE as usize;
 
 /// A frame of the hypervisor's own bytes. No guest ever sees it, so it may be behind references.
 pub(super) struct Page<'f, M: PhysMem> {
-    frames: &'f FrameAllocator<M>,
-    /// `None` only while it is dropped.
-    frame: Option<Frame>,
+    frame: FrameGuard<'f, M>,
 }
 
 impl<'f, M: PhysMem> Page<'f, M> {
     /// A page of zeroes.
     pub fn new(frames: &'f FrameAllocator<M>) -> Result<Self, FrameError> {
-        let frame = Some(frames.alloc_zeroed()?);
-        Ok(Self { frames, frame })
+        let frame = FrameGuard::new(frames, frames.alloc_zeroed()?);
+        Ok(Self { frame })
     }
 
     /// Where its bytes are.
     fn bytes(&self) -> *mut [u8; PAGE] {
-        let bytes = |frame: &Frame| self.frames.mem().ptr(frame.address()).cast();
-        self.frame.as_ref().map_or(core::ptr::null_mut(), bytes)
+        let mem = self.frame.frames().mem();
+        mem.ptr(self.frame.address()).cast()
     }
 }
 
@@ -45,16 +43,6 @@ impl<M: PhysMem> DerefMut for Page<'_, M> {
     fn deref_mut(&mut self) -> &mut Self::Target {
         // SAFETY: as above, and `self` is borrowed alone.
         unsafe { &mut *self.bytes() }
-    }
-}
-
-impl<M: PhysMem> Drop for Page<'_, M> {
-    fn drop(&mut self) {
-        if let Some(frame) = self.frame.take()
-            && let Err(error) = self.frames.release(frame)
-        {
-            log::error!("a frame of the fuzzer could not be given back: {error}");
-        }
     }
 }
 

@@ -104,6 +104,7 @@ mod tests {
         }
         test(&mut space);
         assert_eq!(spaces.audit([&space]), Ok(0));
+        space.end_unseen();
     }
 
     #[test]

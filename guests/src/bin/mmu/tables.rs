@@ -171,7 +171,7 @@ impl<F: Format<Phys = Gpa>> TableOps for Tables<'_, F> {
     fn must_move(&self, _: Gpa, _: u8) -> Option<Never> {
         None
     }
-    fn move_table(&mut self, from: Never, _: u8, _: Gpa) {
+    fn move_table(&mut self, from: Never, _: u8, _: Gpa) -> Result<(), Gpa> {
         match from {}
     }
     fn drop_shared(&mut self, table: Never, _: u8) {
