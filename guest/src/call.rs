@@ -50,11 +50,17 @@ pub fn nop() {
 
 /// Files a figure for the report of the run, in ticks of the TSC. The name is of `[a-z0-9._]`, at most
 /// [`FIGURE_NAME_MAX`](offshoot_abi::FIGURE_NAME_MAX) bytes.
+///
+/// # Errors
+/// The name is none, or there is no room for another figure.
 pub fn figure(name: &str, ticks: u64) -> Result<(), Error> {
     file(Call::Figure, name, ticks)
 }
 
 /// The same for a number of things.
+///
+/// # Errors
+/// As of [`figure`].
 pub fn count(name: &str, number: u64) -> Result<(), Error> {
     file(Call::Count, name, number)
 }
@@ -66,6 +72,9 @@ fn file(call: Call, name: &str, value: u64) -> Result<(), Error> {
 
 /// Sets in `bitmap` the bits of those of the `pages` pages from guest-physical address `first` on that were written since
 /// they were last told, and clears the others; returns how many. See [`Call::HarvestDirty`].
+///
+/// # Errors
+/// The range is not all memory, or longer than the bitmap has bits for.
 pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, Error> {
     if pages.div_ceil(8) > bitmap.len() as u64 {
         return Err(Error::Invalid);
@@ -77,6 +86,9 @@ pub fn harvest_dirty(first: u64, pages: u64, bitmap: &mut [u8]) -> Result<u64, E
 
 /// Gives back what was written to `pages` pages from guest-physical address `first` on. See [`Call::Discard`].
 ///
+/// # Errors
+/// The range is not all memory, or the host has no frame for a table. Nothing has changed.
+///
 /// # Safety
 /// Nothing may rely on what the pages hold.
 pub unsafe fn discard(first: u64, pages: u64) -> Result<(), Error> {
@@ -85,6 +97,9 @@ pub unsafe fn discard(first: u64, pages: u64) -> Result<(), Error> {
 }
 
 /// Sets what may be done to `pages` pages from guest-physical address `first` on. See [`Call::Protect`].
+///
+/// # Errors
+/// The range is not all memory, or the host has no frame for a table. Nothing has changed.
 pub fn protect(first: u64, pages: u64, may: u64) -> Result<(), Error> {
     result(raw(Call::Protect as u64, [first, pages, may])).map(drop)
 }
@@ -97,7 +112,8 @@ fn result(rax: i64) -> Result<u64, Error> {
 /// Asks the host to freeze this guest and goes on in every fork of it, with the message to that fork: as much of it as
 /// `buffer` has room for, which must lie in one page.
 ///
-/// An error comes where the host does not freeze this guest.
+/// # Errors
+/// The host does not freeze this guest.
 pub fn freeze(buffer: &mut [u8]) -> Result<&[u8], Error> {
     let arguments = [buffer.as_mut_ptr() as u64, buffer.len() as u64, 0];
     // SAFETY: the buffer is borrowed for writing.

@@ -24,6 +24,9 @@ pub struct Run {
 struct Message([u8; 16]);
 
 /// Asks to be frozen, and goes on in every fork with its numbers.
+///
+/// # Errors
+/// The host does not freeze this guest.
 pub fn freeze() -> Result<Run, Error> {
     let mut message = Message([0; 16]);
     let bytes = call::freeze(&mut message.0)?;

@@ -100,6 +100,9 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     /// A frame full of zeroes, from the pool of zeroed ones while there are any.
+    ///
+    /// # Errors
+    /// There is none left.
     #[inline(always)]
     pub fn alloc_zeroed(&self) -> Result<Frame, FrameError> {
         self.allow()?;

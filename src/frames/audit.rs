@@ -86,6 +86,9 @@ impl<'a, M: PhysMem> Audit<'a, M> {
 
     /// Reports a reference to the frame at `address`. Yields whether it is the first to it, so that the references
     /// inside a shared table are reported once.
+    ///
+    /// # Errors
+    /// The address is not that of a frame that is in use.
     pub fn reference(&mut self, address: Hpa) -> Result<bool, FrameError> {
         let before = self.counts.see(self.mem, self.counts.number(address)?);
         before
@@ -95,6 +98,9 @@ impl<'a, M: PhysMem> Audit<'a, M> {
 
     /// Compares. Frames that are in use and to which no reference was reported are counted, not compared: the caller
     /// knows how many frames it holds by other means. Yields their number.
+    ///
+    /// # Errors
+    /// The first frame whose count is not the number of references.
     pub fn finish(self) -> Result<u64, Miscount> {
         let mut others = 0;
         for number in 0..self.counts.total() {

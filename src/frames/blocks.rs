@@ -7,6 +7,9 @@ use crate::addr::{Address, Hpa, PAGE_SIZE, PageSize};
 impl<M: PhysMem> FrameAllocator<M> {
     /// A block of 2 MiB or 1 GiB, aligned to its size, whose content is unknown. It is one frame: it has one count, and
     /// the address of any 4 KiB in it stands for all of it.
+    ///
+    /// # Errors
+    /// There is no such block left, or no block has this size.
     pub fn alloc_large(&self, size: PageSize) -> Result<Frame, FrameError> {
         self.allow()?;
         let order = order(size)?;

@@ -123,6 +123,9 @@ pub struct FrameRc<'f, T: Copy, M: PhysMem>(FrameBox<'f, T, M>);
 
 impl<'f, T: Copy, M: PhysMem> FrameRc<'f, T, M> {
     /// Moves the value into a frame.
+    ///
+    /// # Errors
+    /// There is no frame for it.
     pub fn new(frames: &'f FrameAllocator<M>, value: T) -> Result<Self, FrameError> {
         FrameBox::new(frames, value)
             .map(Self)
@@ -130,6 +133,9 @@ impl<'f, T: Copy, M: PhysMem> FrameRc<'f, T, M> {
     }
 
     /// One more holder of the same value.
+    ///
+    /// # Errors
+    /// The count is the largest that there is.
     #[inline]
     pub fn share(&self) -> Result<Self, FrameError> {
         let frame = &self.0.frame;
@@ -137,6 +143,9 @@ impl<'f, T: Copy, M: PhysMem> FrameRc<'f, T, M> {
     }
 
     /// The value, to be changed: a copy of it where others hold it too.
+    ///
+    /// # Errors
+    /// There is no frame for a copy.
     pub fn make_mut(&mut self) -> Result<&mut T, FrameError> {
         let frames = self.0.frame.frames;
         if frames.count(self.frame()) != 1 {

@@ -36,6 +36,9 @@ pub struct Cursor<'o, O: TableOps> {
 
 impl<'o, O: TableOps> Cursor<'o, O> {
     /// The slot for a page of `size` that contains `address`.
+    ///
+    /// # Errors
+    /// The address cannot be translated, there is no such leaf, or an entry on the way is bad.
     #[inline]
     pub fn new(
         ops: &'o mut O,
@@ -48,6 +51,9 @@ impl<'o, O: TableOps> Cursor<'o, O> {
 
     /// The slot for a page of the smallest size in `table`, which must be the lowest table for `address`. It and all tables
     /// above it must be such that nothing is left for [`Cursor::prepare`] to do.
+    ///
+    /// # Errors
+    /// The address cannot be translated, or there is no leaf of the smallest size.
     #[inline]
     pub fn in_table(
         ops: &'o mut O,
@@ -203,6 +209,9 @@ impl<'o, O: TableOps> Cursor<'o, O> {
 
     /// Makes the slot ready to be written: every table down to the size asked for there, private and granting
     /// everything. Where a larger leaf is in the way the slot stays at that leaf's level.
+    ///
+    /// # Errors
+    /// There is no table left. What is mapped is as it was.
     #[inline]
     pub fn prepare(&mut self) -> Result<(), Error<O::Format>> {
         if self.is_ready() {
@@ -213,6 +222,10 @@ impl<'o, O: TableOps> Cursor<'o, O> {
 
     /// Replaces the entry by one store, after [`Cursor::prepare`] if need be. What stood there before is the caller's
     /// to invalidate where it was present. A larger leaf in the way is an error: split it first.
+    ///
+    /// # Errors
+    /// A larger leaf is in the way, the content does not fit the slot, or a table is missing. What is mapped is as it
+    /// was.
     #[inline]
     pub fn set(&mut self, content: ContentOf<O::Format>) -> Result<(), Error<O::Format>> {
         if self.lacks_tables() && matches!(content, Content::Unmapped) {
@@ -228,6 +241,9 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     }
 
     /// As [`Cursor::set`] with a page, made for the case that the slot is ready.
+    ///
+    /// # Errors
+    /// As of [`Cursor::set`].
     #[inline(always)]
     pub fn set_page(
         &mut self,
@@ -258,6 +274,9 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     }
 
     /// What another slot of the same table holds: a neighbour that may be filled in the same go.
+    ///
+    /// # Errors
+    /// The entry is bad.
     pub fn neighbour(&self, index: usize) -> Result<DecodedOf<O::Format>, Error<O::Format>> {
         let fault = match self.ops.read_entry(self.table(), index) {
             Some(entry) => match O::Format::decode(self.level, entry) {

@@ -222,6 +222,9 @@ pub trait Format: Copy + Debug + 'static {
     /// format cannot deny it, or where writing is.
     fn restricted_table(table: Self::Phys, rights: Rights) -> Self::Entry;
     /// What an entry of a table of `level` says.
+    ///
+    /// # Errors
+    /// What the CPU would refuse of it.
     fn decode(level: u8, entry: Self::Entry) -> Result<DecodedOf<Self>, Fault>;
     /// The table that an entry of a `level` above 1 refers to, where the entry lets everything through: the frequent
     /// case of [`Format::decode`], decided by one comparison.

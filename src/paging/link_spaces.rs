@@ -21,6 +21,9 @@ pub trait TableRoots: TableOps {
 ///
 /// The items must come in the order in which they were found. Where the tables are shared and cannot move
 /// ([`MayNotMoveTable`](super::MayNotMoveTable)), whatever is changed below a shared one later is changed for all.
+///
+/// # Errors
+/// The item is not of a walk, comes out of order, or there is no table left.
 pub fn space_aware_map<O: TableRoots>(
     ops: &mut O,
     roots: &mut [Option<TableOf<O>>],

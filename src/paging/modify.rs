@@ -29,6 +29,9 @@ impl<F: Format> Leaf<F> {
         self.content
     }
     /// Maps another page or with other attributes. An error, and no change, where the leaf cannot refer to it.
+    ///
+    /// # Errors
+    /// The leaf cannot refer to the page. Nothing has changed.
     pub fn set_page(&mut self, phys: F::Phys, attr: F::Attr) -> Result<(), Error<F>> {
         let content = Content::Page { phys, attr };
         F::check(self.level, content)?;

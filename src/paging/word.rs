@@ -9,6 +9,9 @@ pub trait AtomicWord {
     /// Replaces the word; what was written before is seen by who sees it.
     fn store(&self, bits: u64);
     /// Replaces the word if it is `old`, else returns it.
+    ///
+    /// # Errors
+    /// The word that stands there instead.
     fn compare_exchange(&self, old: u64, new: u64) -> Result<(), u64>;
 }
 

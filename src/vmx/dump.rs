@@ -12,6 +12,9 @@ use super::interruption::Interruption;
 use super::vmcs::{Vmcs, VmcsError};
 
 /// Writes every field that this CPU has, by area, with the exit, the controls and the events in words.
+///
+/// # Errors
+/// What `out` refuses.
 pub fn dump_vmcs(vmcs: &impl Vmcs, out: &mut impl fmt::Write) -> fmt::Result {
     out.write_str("VMCS\n")?;
     match Exit::read(vmcs) {
@@ -80,6 +83,9 @@ fn dump_controls(vmcs: &impl Vmcs, out: &mut impl fmt::Write) -> fmt::Result {
 }
 
 /// What can be said about an entry that failed: the checks of `group` that the VMCS does not pass, and all of it.
+///
+/// # Errors
+/// What `out` refuses.
 pub fn report_failed_entry(
     group: Option<CheckGroup>,
     vmcs: &impl Vmcs,
@@ -96,6 +102,9 @@ pub fn report_failed_entry(
 }
 
 /// The few fields that tell most, on one line: where the guest was and why it left.
+///
+/// # Errors
+/// What `out` refuses.
 pub fn summarize_vmcs(vmcs: &impl Vmcs, out: &mut impl fmt::Write) -> fmt::Result {
     use super::fields::FieldNatural::{ExitQualification, GuestCr3, GuestRip, GuestRsp};
     match Exit::read(vmcs) {

@@ -131,6 +131,9 @@ pub trait Vmcs {
 
     /// As [`Vmcs::write_four`], of fields that were written to this VMCS before: so they are there, and what fails for one
     /// fails for all. It need not look: the next access that is looked at tells.
+    ///
+    /// # Errors
+    /// As of [`Vmcs::write_four`].
     #[inline]
     fn rewrite_four<const AT: usize, const N: usize>(
         &mut self,
@@ -194,6 +197,9 @@ mod fake {
             Self::default()
         }
         /// Gives a field a value as the CPU itself would, read-only ones too.
+        ///
+        /// # Panics
+        /// The value is too wide for the field.
         #[track_caller]
         pub fn set(&mut self, field: impl Into<Field>, value: u64) -> &mut Self {
             let field = field.into();

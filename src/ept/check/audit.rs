@@ -248,6 +248,9 @@ impl<M: PhysMem> Space<'_, M> {
     }
 
     /// How many pages of 4 KiB are mapped.
+    ///
+    /// # Errors
+    /// The first flaw of the tables.
     pub fn mapped_page_count(&self) -> Result<u64, Flaw> {
         self.census().map(|census| census.mapped())
     }
@@ -258,6 +261,9 @@ impl<M: PhysMem> Spaces<'_, M> {
     /// it, no path grants write to what is shared, and every leaf is what its region says. Nothing may run meanwhile.
     ///
     /// Yields how many frames are in use that are not the spaces': the caller knows how many it holds.
+    ///
+    /// # Errors
+    /// The first flaw: of the tables, of a frame's count, or of what is owed.
     pub fn audit<'a, 's: 'a>(
         &'a self,
         spaces: impl IntoIterator<Item = &'a Space<'s, M>>,

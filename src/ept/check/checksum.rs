@@ -70,6 +70,9 @@ impl<M: PhysMem> Sum<'_, M> {
 impl<M: PhysMem> Space<'_, M> {
     /// A number made from every byte that is mapped and not in a page of zeroes, and from where. The time it takes is in
     /// proportion to that. The space must have no device passed through.
+    ///
+    /// # Errors
+    /// There is a device passed through, or a frame that cannot be read.
     pub fn checksum(&self) -> Result<u64, Reason> {
         let device = |region: &&Region| matches!(region.kind, RegionKind::PassThrough(_));
         if let Some(Region { tag, .. }) = self.regions().find(device) {
@@ -89,6 +92,9 @@ impl<M: PhysMem> Space<'_, M> {
 
 impl<M: PhysMem> FrozenSpace<'_, M> {
     /// As [`Space::checksum`].
+    ///
+    /// # Errors
+    /// There is a device passed through, or a frame that cannot be read.
     pub fn checksum(&self) -> Result<u64, Reason> {
         self.as_space().checksum()
     }

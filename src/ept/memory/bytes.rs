@@ -43,6 +43,9 @@ pub(in crate::ept) enum By {
 
 impl<M: PhysMem> Space<'_, M> {
     /// Copies guest bytes from `gpa` on out. What is untouched reads as what it would hold, and stays untouched.
+    ///
+    /// # Errors
+    /// The first address that is not memory; what stands before it has been copied.
     pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), AccessError> {
         self.check(gpa, into.len(), |_| true)?;
         let mut at = gpa;
@@ -61,6 +64,10 @@ impl<M: PhysMem> Space<'_, M> {
     }
 
     /// Copies bytes to `gpa` on, as if the guest had written them: its regions' permissions hold.
+    ///
+    /// # Errors
+    /// The first address that may not be written, or for which there is no frame; what stands before it has been
+    /// copied.
     pub fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), AccessError> {
         self.copy_in(gpa, from, By::Guest)
     }
@@ -72,6 +79,9 @@ impl<M: PhysMem> Space<'_, M> {
     }
 
     /// Copies bytes to `gpa` on, also where only the host may write.
+    ///
+    /// # Errors
+    /// As of [`Space::write`], but for what the guest may not write.
     pub fn load(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), AccessError> {
         self.copy_in(gpa, from, By::Loader)
     }
@@ -206,6 +216,9 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Where the page at `page` is now, for figures and dumps: its frame, its size and where that came from. `None`
     /// where nothing is mapped.
+    ///
+    /// # Errors
+    /// The tables cannot be read: a bug.
     pub fn query(&self, gpa: Gpa) -> Result<Option<(Hpa, PageSize, Origin)>, Reason> {
         Ok(
             query(&self.tree.view(self.spaces.frames), gpa)?.and_then(|mapping| {

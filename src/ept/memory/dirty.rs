@@ -94,6 +94,9 @@ impl<M: PhysMem> Space<'_, M> {
     /// pages that were written where there is a log ([`Space::log_dirty`]), else to those that this space alone holds.
     ///
     /// Exactly these are told, but for large pages, of which a part was written, and what [`Space::track_dirty`] says.
+    ///
+    /// # Errors
+    /// The range is not all memory, or there is no frame for tables of its own. Nothing was told.
     pub fn harvest_dirty(
         &mut self,
         range: AddrRange<Gpa>,

@@ -12,6 +12,9 @@ use crate::paging::{Entry, EptEntry, query};
 use core::sync::atomic::Ordering;
 
 /// The words that `read` finds from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
+///
+/// # Errors
+/// The first of `read`.
 pub fn words_by<const N: usize, E>(
     gpa: Gpa,
     read: impl Fn(Gpa, &mut [u8]) -> Result<(), E>,
@@ -50,6 +53,9 @@ const TABLE_SHIFT: u32 = 21;
 
 impl<M: PhysMem> Space<'_, M> {
     /// The words from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
+    ///
+    /// # Errors
+    /// As of [`Space::read`].
     #[inline(always)]
     pub fn words<const N: usize>(&self, gpa: Gpa) -> Result<[u64; N], AccessError> {
         let mut near = Near::NONE;
@@ -57,6 +63,9 @@ impl<M: PhysMem> Space<'_, M> {
     }
 
     /// The same, where the words before, of this space too, have left `near`.
+    ///
+    /// # Errors
+    /// As of [`Space::read`].
     #[inline(always)]
     pub fn words_near<'s, const N: usize>(
         &'s self,
@@ -115,6 +124,9 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Puts `new` at `gpa`, taken as a multiple of 8, if `old` stands there, in one step and as if the guest had written
     /// it. Yields whether it did.
+    ///
+    /// # Errors
+    /// As of [`Space::write`].
     pub fn exchange_word(&mut self, gpa: Gpa, old: u64, new: u64) -> Result<bool, AccessError> {
         let at = gpa.align_down(8);
         self.make_writable(at, 8, By::Guest)?;

@@ -40,6 +40,10 @@ impl core::error::Error for EditError {}
 impl<'s, M: PhysMem> Space<'s, M> {
     /// Takes a range of whole pages, all of which must be in regions, from the space, and all that is mapped there. Regions
     /// that are partly in it are cut, except those of device models.
+    ///
+    /// # Errors
+    /// The range is not made of whole pages or not all in regions, or there is no frame for a table. Nothing has
+    /// changed.
     pub fn unmap(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
         whole_pages(range)?;
         let regions = self.regions.without(range).map_err(EditError::Region)?;
@@ -51,6 +55,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// Forgets what the guest wrote in a range of whole pages in memory regions: it holds again what it held before the
     /// first touch.
+    ///
+    /// # Errors
+    /// The range is not made of whole pages of memory, or there is no frame for a table. Nothing has changed.
     pub fn discard(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
         self.check_memory(range)?;
         whole_pages(range)?;
@@ -60,6 +67,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// Allows or forbids the guest to write, where the memory there can be written at all, and to execute in a range of whole
     /// pages in memory regions. Regions that are partly in the range are cut, large pages are split, and both are whole
     /// again when nothing tells their parts apart.
+    ///
+    /// # Errors
+    /// The range is not made of whole pages of memory, there are too many regions, or no frame for a table. Nothing has
+    /// changed.
     pub fn protect(
         &mut self,
         range: AddrRange<Gpa>,

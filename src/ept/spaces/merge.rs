@@ -14,6 +14,9 @@ impl<M: PhysMem> Space<'_, M> {
     /// stays marked: a large page is dirty where a part of it was.
     ///
     /// Yields how many tables are gone. It takes time in proportion to what is mapped in the range.
+    ///
+    /// # Errors
+    /// The range is not made of whole pages of memory, or there is no frame for a table.
     pub fn merge(&mut self, range: AddrRange<Gpa>) -> Result<u64, EditError> {
         whole_pages(range)?;
         let largest = PagePolicy::Large1G.on(self.spaces.capability).largest();

@@ -24,6 +24,9 @@ pub struct Spaces<'f, M: PhysMem> {
 
 impl<'f, M: PhysMem> Spaces<'f, M> {
     /// Takes the frame that stands for all untouched memory.
+    ///
+    /// # Errors
+    /// There is no frame for it.
     pub fn new(
         frames: &'f FrameAllocator<M>,
         capability: EptCapability,
@@ -46,6 +49,9 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
     }
 
     /// A space without regions, in which a guest-physical address has `width` bits (at most 48, and what the CPU has).
+    ///
+    /// # Errors
+    /// There is no frame for its root.
     pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
         Ok(Space {
             spaces: self.shared(),
@@ -182,6 +188,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// Gives a range of addresses to a region. It must not overlap another, and host memory behind it must not be memory whose
     /// frames are handed out: a guest could else come by the frames of the host or of another guest. Nothing is put into
     /// the tables before the first touch. Neighbours that differ in nothing are one region from then on.
+    ///
+    /// # Errors
+    /// What is wrong with the region. Nothing has changed.
     pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
         let host = match region.kind {
             RegionKind::PassThrough(device) => Some(device.range()),
@@ -207,6 +216,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
     }
 
     /// As [`Space::map`], with another memory type than goes with the kind of the region.
+    ///
+    /// # Errors
+    /// As of [`Space::map`].
     pub fn map_with_type(
         &mut self,
         region: Region,
@@ -220,6 +232,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// Gives the guest a device at the addresses that it has in the host: write-combining where the machine has all of it
     /// so, as the memory of a screen, else uncacheable.
+    ///
+    /// # Errors
+    /// As of [`Space::map`].
     pub fn identity_map_range(&mut self, device: DeviceRange) -> Result<(), RegionError> {
         let host = device.range();
         let range = AddrRange::new(Gpa::new(host.start().as_u64()), host.len());

@@ -53,6 +53,9 @@ impl Restored {
 
 impl<'s, M: PhysMem> Space<'s, M> {
     /// Brings the space back to what `template`, of which it is a fork, holds. A warm reset that cannot be is a cold one.
+    ///
+    /// # Errors
+    /// It is no fork of this template, or there is no frame. The space is as it was.
     pub fn reset(
         &mut self,
         template: &FrozenSpace<'s, M>,

@@ -47,6 +47,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
     ///
     /// CPUs that ran the space may still have its translations; they are dropped when the template ends, and nobody uses
     /// them before.
+    ///
+    /// # Errors
+    /// Why it cannot be a template, and the space, which is as it was.
     #[allow(clippy::result_large_err)]
     pub fn freeze(mut self) -> Result<FrozenSpace<'s, M>, (FreezeError, Self)> {
         if let Some(range) = self.passed_through() {
@@ -73,6 +76,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// one frame, and the same time however large the memory is.
     ///
     /// This space owes an invalidation then, as writing is withdrawn from all that is shared.
+    ///
+    /// # Errors
+    /// There is no frame for it, or a device passed through, which cannot be in two spaces. Nothing has changed.
     pub fn fork(&mut self) -> Result<Space<'s, M>, EditError> {
         if let Some(range) = self.passed_through() {
             return Err(EditError::PassThrough(range));
@@ -141,6 +147,9 @@ fn share<'s, M: PhysMem>(
 
 impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     /// A space with the same regions and memory. It takes one frame and the same time, however large the memory is.
+    ///
+    /// # Errors
+    /// There is no frame for it, or a device passed through, which cannot be in two spaces. Nothing has changed.
     pub fn fork(&self) -> Result<Space<'s, M>, EditError> {
         let lineage = Lineage {
             template: self.number,
@@ -168,6 +177,9 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     }
 
     /// Copies bytes from `gpa` on out.
+    ///
+    /// # Errors
+    /// As of [`Space::read`].
     pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), AccessError> {
         self.space.read(gpa, into)
     }

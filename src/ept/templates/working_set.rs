@@ -12,6 +12,9 @@ use core::sync::atomic::Ordering;
 impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     /// Remembers which pages `fork`, one of this template's, has made its own; what was remembered before is forgotten.
     /// Yields how many. On an error nothing has changed.
+    ///
+    /// # Errors
+    /// It is no fork of this template or has lost count of its pages, or there is no frame.
     pub fn remember_working_set(&mut self, fork: &Space<'s, M>) -> Result<u64, ResetError> {
         self.check(fork)?;
         if !fork.tree.log.is_on() {
@@ -37,6 +40,9 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
 
     /// A fork that is given the pages of the working set as its own at once, so that it writes them without a violation.
     /// Yields how many it was given: fewer where frames have run out.
+    ///
+    /// # Errors
+    /// As of [`FrozenSpace::fork`].
     pub fn fork_prefetched(&self) -> Result<(Space<'s, M>, u64), EditError> {
         let mut fork = self.fork()?;
         let frames = self.space.spaces.frames;
