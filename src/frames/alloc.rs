@@ -146,12 +146,6 @@ impl<M: PhysMem> FrameAllocator<M> {
         self.counts.take(&self.mem, frame.address(), more)
     }
 
-    /// As [`FrameAllocator::share_many`] with one, where that is done in a few instructions. Returns whether it was.
-    #[inline(always)]
-    pub fn share_quickly(&self, frame: &Frame) -> bool {
-        self.counts.take_quickly(&self.mem, frame.address(), 1)
-    }
-
     /// Ends a reference; the last one frees the frame.
     #[inline]
     pub fn release(&self, frame: Frame) {
@@ -204,7 +198,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     }
 
     #[inline(never)]
-    fn retire_last(&self, address: Hpa, retired: &mut Retired) {
+    pub(super) fn retire_last(&self, address: Hpa, retired: &mut Retired) {
         if let Some((head, order)) = self.counts.give(&self.mem, address) {
             retired.push(&self.mem, &self.counts, head, order);
         }

@@ -9,7 +9,7 @@ impl<M: PhysMem> FrameAllocator<M> {
     ///
     /// # Errors
     /// [`FrameError::OutOfFrames`] where none is free.
-    #[inline]
+    #[inline(always)]
     pub fn alloc_copy(&self, from: &Frame) -> Result<Frame, FrameError> {
         let frame = self.alloc()?;
         // SAFETY: both frames are allocated, the new one to us alone, so they differ. A guest that still writes the old one

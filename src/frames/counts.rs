@@ -49,9 +49,30 @@ impl Record {
         self.count.store(1, Relaxed);
     }
 
+    /// Adds `more` references, if this is the record that keeps the count and nobody else is changing it: nearly always.
+    /// Returns whether it did.
+    #[inline(always)]
+    pub fn take(&self, more: u32) -> bool {
+        let count = self.count.load(Relaxed);
+        count.wrapping_sub(1) < MAX_COUNT.saturating_sub(more) && self.replace(count, count + more)
+    }
+
+    /// Whether this keeps the count, and there is more than one reference.
+    #[inline(always)]
+    pub fn is_one_of_many(&self) -> bool {
+        self.count.load(Relaxed).wrapping_sub(2) < MAX_COUNT - 1
+    }
+
+    /// Takes away a reference, and returns whether it did: not where it is the last, or where that takes a longer look.
+    #[inline(always)]
+    pub fn give_one_of_many(&self) -> bool {
+        let count = self.count.load(Relaxed);
+        count.wrapping_sub(2) < MAX_COUNT - 1 && self.replace(count, count - 1)
+    }
+
     /// Replaces a count, if it is what it was. Returns whether it did.
     #[inline(always)]
-    pub fn replace(&self, count: u32, new: u32) -> bool {
+    fn replace(&self, count: u32, new: u32) -> bool {
         self.count
             .compare_exchange(count, new, AcqRel, Relaxed)
             .is_ok()
@@ -64,6 +85,37 @@ struct Managed {
     start: u64,
     frames: u32,
     base: u32,
+}
+
+/// The records of the largest span: a copy, so that it stays in registers where many references are counted.
+pub(super) struct Largest<'a, M> {
+    mem: &'a M,
+    start: u64,
+    frames: u64,
+    records: Hpa,
+}
+
+impl<M> Clone for Largest<'_, M> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M> Copy for Largest<'_, M> {}
+
+impl<'a, M: PhysMem> Largest<'a, M> {
+    /// The number and the record of the frame at `address`.
+    #[inline(always)]
+    pub fn find(&self, address: Hpa) -> Option<(u32, &'a Record)> {
+        let number = (address.as_u64() / PAGE_SIZE).wrapping_sub(self.start);
+        if number >= self.frames {
+            return None;
+        }
+        // SAFETY: the number is that of a frame.
+        Some((number as u32, unsafe {
+            Record::at(self.mem, self.records, number)
+        }))
+    }
 }
 
 /// The managed frames, numbered without holes.
@@ -193,18 +245,22 @@ impl Counts {
         self.spans.get(..self.used).unwrap_or(&[])
     }
 
-    /// The number and the record of a frame of the largest span, of which nearly all frames are, and whose numbers start at 0.
+    /// The largest span, of which nearly all frames are, and whose numbers start at 0.
+    #[inline(always)]
+    pub fn largest<'a, M: PhysMem>(&self, mem: &'a M) -> Largest<'a, M> {
+        let [largest, ..] = &self.spans;
+        Largest {
+            mem,
+            start: largest.start,
+            frames: u64::from(largest.frames),
+            records: self.records,
+        }
+    }
+
+    /// The number and the record of a frame of the largest span.
     #[inline(always)]
     pub fn near<'a>(&self, mem: &'a impl PhysMem, address: Hpa) -> Option<(u32, &'a Record)> {
-        let [largest, ..] = &self.spans;
-        let number = (address.as_u64() / PAGE_SIZE).wrapping_sub(largest.start);
-        if number >= u64::from(largest.frames) {
-            return None;
-        }
-        // SAFETY: the number is that of a frame.
-        Some((number as u32, unsafe {
-            Record::at(mem, self.records, number)
-        }))
+        self.largest(mem).find(address)
     }
 
     /// The number of the frame that starts at `address`.

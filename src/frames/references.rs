@@ -47,20 +47,12 @@ impl Counts {
     /// Adds `more` references to the frame at `address`, or to the block it is part of.
     #[inline(always)]
     pub fn take(&self, mem: &impl PhysMem, address: Hpa, more: u32) -> Result<(), FrameError> {
-        if self.take_quickly(mem, address, more) {
+        if let Some((_, record)) = self.near(mem, address)
+            && record.take(more)
+        {
             return Ok(());
         }
         self.take_slow(mem, address, more)
-    }
-
-    /// The same of a frame that keeps its own count, which nobody else is changing: nearly always. Returns whether it did.
-    #[inline(always)]
-    pub fn take_quickly(&self, mem: &impl PhysMem, address: Hpa, more: u32) -> bool {
-        self.near(mem, address).is_some_and(|(_, record)| {
-            let count = record.count.load(Relaxed);
-            count.wrapping_sub(1) < MAX_COUNT.saturating_sub(more)
-                && record.replace(count, count + more)
-        })
     }
 
     #[cold]
@@ -82,10 +74,8 @@ impl Counts {
     /// Takes away a reference, and returns whether it did: not where it is the last, or where that takes a longer look.
     #[inline(always)]
     pub fn give_one_of_many(&self, mem: &impl PhysMem, address: Hpa) -> bool {
-        self.near(mem, address).is_some_and(|(_, record)| {
-            let count = record.count.load(Relaxed);
-            count.wrapping_sub(2) < MAX_COUNT - 1 && record.replace(count, count - 1)
-        })
+        let near = self.near(mem, address);
+        near.is_some_and(|(_, record)| record.give_one_of_many())
     }
 
     /// Takes away a reference unless it is the last: then nothing changes, and the block is returned, its first frame and

@@ -64,9 +64,29 @@ impl<M: PhysMem> Space<'_, M> {
         slot: Slot<'_>,
     ) -> Option<Fill> {
         let (frames, shared) = (self.spaces.frames, slot.entry().frame());
-        if frames.count(shared) == 1 {
-            return Some(self.take_over(slot));
-        }
+        // SAFETY: the entry stays where it is until the copy takes its place.
+        let old = unsafe { FrameRef::from_raw(shared) };
+        let Some(many) = frames.one_of_many(&old) else {
+            return match frames.count(shared) {
+                1 => Some(self.take_over(slot)),
+                _ => self.copy_part_of_block(violation, slot),
+            };
+        };
+        let frame = frames.alloc_copy(&old).ok()?.into_raw();
+        let attr = self.regions.backing().copied;
+        self.tree.put_own(frames, slot, frame, attr);
+        // SAFETY: the copy has taken its place.
+        let old = unsafe { Frame::from_raw(shared) };
+        frames.retire_one_of_many(many, old, &mut self.tree.debt.retired);
+        self.faults.copied += 1;
+        self.tree.close_at(violation, frames, true);
+        Some(Fill::Copied)
+    }
+
+    /// The frame is a part of a block that others refer to.
+    #[cold]
+    fn copy_part_of_block(&mut self, violation: Violation, slot: Slot<'_>) -> Option<Fill> {
+        let (frames, shared) = (self.spaces.frames, slot.entry().frame());
         // SAFETY: the entry stays where it is until the copy takes its place.
         let old = unsafe { FrameRef::from_raw(shared) };
         let frame = frames.alloc_copy(&old).ok()?.into_raw();

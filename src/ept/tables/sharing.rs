@@ -7,7 +7,7 @@ use crate::addr::Hpa;
 use crate::ept::tables::entry::{counted, decode, lent, owned};
 use crate::ept::tables::ops::Tables;
 use crate::ept::tables::table::{DIRTY, ENTRIES, Eight, WRITE, each_used, is_empty};
-use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, Retired};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, QuickCounts, Retired};
 use crate::paging::{Decoded, Entry, Ept, EptEntry, Format, TableOps, TableReadOps};
 use core::sync::atomic::Ordering;
 
@@ -20,9 +20,7 @@ impl<M: PhysMem> Tables<'_, M> {
         let Some(target) = (unsafe { lent(entry) }) else {
             return Ok(entry);
         };
-        if !self.frames.share_quickly(&target) {
-            self.frames.share_many(&target, 1)?;
-        }
+        self.frames.share_many(&target, 1)?;
         Ok(closed(entry))
     }
 
@@ -55,20 +53,24 @@ impl<M: PhysMem> Tables<'_, M> {
     /// # Errors
     /// Something has as many references as can be counted: `from` is as it was, and no reference was taken.
     pub fn copy_shared(&self, from: Hpa, level: u8, to: Hpa) -> Result<(), FrameError> {
+        let counts = self.frames.quick_counts();
         let from = self.usable(from, level);
         let (to, rest) = self.split(to, level);
         rest.iter().for_each(clear);
-        let mut open = false;
-        for (number, (eight, copy)) in from.iter().zip(to).enumerate() {
+        let (mut open, mut failed) = (0, None);
+        for (eight, copy) in from.iter().zip(to) {
             if is_empty(eight) {
                 clear(copy);
-            } else if let Err(error) = self.copy_eight(eight, copy, &mut open) {
-                // SAFETY: the copy is lost with what was taken for it.
-                unsafe { give_back(self.frames, &to[..=number]) };
-                return Err(error);
+            } else {
+                open |= self.copy_eight(&counts, eight, copy, &mut failed);
             }
         }
-        if open {
+        if let Some(error) = failed {
+            // SAFETY: the copy is lost with what was taken for it.
+            unsafe { give_back(self.frames, to) };
+            return Err(error);
+        }
+        if open & (WRITE | DIRTY) != 0 {
             each_used(from, |_, word, bits| {
                 if counted(EptEntry::from_bits(bits)).is_some() {
                     // The CPU may be setting accessed and dirty in the old one.
@@ -79,31 +81,42 @@ impl<M: PhysMem> Tables<'_, M> {
         Ok(())
     }
 
-    /// Of its own, so that looking at empty ones is a short loop. `open` says then whether any entry has what its copy lacks.
-    /// After an error the others are empty.
+    /// Of its own, so that looking at empty ones is a short loop. Returns the bits of all entries that refer to something. What
+    /// cannot be counted is left out, and `failed` says why.
     #[inline(never)]
-    fn copy_eight(&self, from: &Eight, to: &Eight, open: &mut bool) -> Result<(), FrameError> {
-        let mut differs = false;
-        for (number, (from, copy)) in from.iter().zip(to).enumerate() {
+    fn copy_eight(
+        &self,
+        counts: &QuickCounts<'_, M>,
+        from: &Eight,
+        to: &Eight,
+        failed: &mut Option<FrameError>,
+    ) -> u64 {
+        let counts = *counts;
+        let mut open = 0;
+        for (from, copy) in from.iter().zip(to) {
             let entry = EptEntry::from_bits(from.load(Ordering::Acquire));
             // SAFETY: the entry stands in a table of this tree.
             let shared = match unsafe { lent(entry) } {
                 None => entry,
-                Some(target) if self.frames.share_quickly(&target) => closed(entry),
-                Some(_) => match self.reference(entry) {
-                    Ok(shared) => shared,
-                    Err(error) => {
-                        let rest = to[number..].iter();
-                        rest.for_each(|word| word.store(0, Ordering::Release));
-                        return Err(error);
+                Some(target) => {
+                    open |= entry.to_bits();
+                    match counts.share(&target) {
+                        true => closed(entry),
+                        false => self.reference_slowly(entry, failed),
                     }
-                },
+                }
             };
             copy.store(shared.to_bits(), Ordering::Release);
-            differs |= shared != entry;
         }
-        *open |= differs;
-        Ok(())
+        open
+    }
+
+    #[cold]
+    fn reference_slowly(&self, entry: EptEntry, failed: &mut Option<FrameError>) -> EptEntry {
+        self.reference(entry).unwrap_or_else(|error| {
+            *failed = Some(error);
+            EptEntry::EMPTY
+        })
     }
 
     /// Withdraws write from all entries of the top table, so that everything below it is read-only. Yields which entries
@@ -199,10 +212,11 @@ pub(in crate::ept) unsafe fn drop_leaves<M: PhysMem>(
     leaves: &[Eight],
     retired: &mut Retired,
 ) {
+    let counts = frames.quick_counts();
     each_used(leaves, |_, _, bits| {
         // SAFETY: the caller's.
         if let Some(page) = unsafe { owned(EptEntry::from_bits(bits)) } {
-            frames.retire(page, retired);
+            counts.retire(frames, page, retired);
         }
     });
 }

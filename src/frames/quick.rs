@@ -1,0 +1,77 @@
+//! Counting many references one after the other: where the counts are is looked up once.
+
+use super::counts::{Largest, Record};
+use super::{Frame, FrameAllocator, PhysMem, Retired};
+use crate::addr::Hpa;
+
+/// The way to the counts of nearly all frames: those of the largest span.
+pub struct QuickCounts<'a, M>(Largest<'a, M>);
+
+impl<M> Clone for QuickCounts<'_, M> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<M> Copy for QuickCounts<'_, M> {}
+
+impl<M: PhysMem> FrameAllocator<M> {
+    /// The quick way to count references to frames, as many as there are to be counted.
+    #[inline(always)]
+    pub fn quick_counts(&self) -> QuickCounts<'_, M> {
+        QuickCounts(self.counts.largest(&self.mem))
+    }
+}
+
+impl<M: PhysMem> QuickCounts<'_, M> {
+    /// Counts one more reference to a frame, for an entry about to refer to it: it comes back by [`Frame::from_raw`]. `false`,
+    /// and nothing is counted, where that is not quickly done.
+    #[inline(always)]
+    pub fn share(&self, frame: &Frame) -> bool {
+        self.record(frame).is_some_and(|record| record.take(1))
+    }
+
+    /// As [`FrameAllocator::retire`].
+    #[inline(always)]
+    pub fn retire(&self, frames: &FrameAllocator<M>, frame: Frame, retired: &mut Retired) {
+        let record = self.record(&frame);
+        let address = frame.into_raw();
+        if !record.is_some_and(Record::give_one_of_many) {
+            frames.retire_last(address, retired);
+        }
+    }
+
+    #[inline(always)]
+    fn record(&self, frame: &Frame) -> Option<&Record> {
+        self.0.find(frame.address()).map(|(_, record)| record)
+    }
+}
+
+/// A frame to which there was more than one reference when it was looked up: where its count is.
+pub struct OneOfMany<'a> {
+    address: Hpa,
+    record: &'a Record,
+}
+
+impl<M: PhysMem> FrameAllocator<M> {
+    /// The frame, if there are more references to it. `None` also where that is not quickly known: of a part of a larger block,
+    /// and of what is not in the largest span.
+    #[inline(always)]
+    pub fn one_of_many(&self, frame: &Frame) -> Option<OneOfMany<'_>> {
+        let address = frame.address();
+        let (_, record) = self.counts.near(&self.mem, address)?;
+        record
+            .is_one_of_many()
+            .then_some(OneOfMany { address, record })
+    }
+
+    /// As [`FrameAllocator::retire`], of a frame that was looked up.
+    #[inline(always)]
+    pub fn retire_one_of_many(&self, shared: OneOfMany<'_>, frame: Frame, retired: &mut Retired) {
+        let address = frame.into_raw();
+        debug_assert_eq!(address, shared.address);
+        if !shared.record.give_one_of_many() {
+            self.retire_last(address, retired);
+        }
+    }
+}
