@@ -54,7 +54,7 @@ impl Counts {
         }
     }
 
-    /// Counts a reference that was found to the block of `number`; yields how many were found before, or `None` where
+    /// Counts a reference that was found to the block of `number`; returns how many were found before, or `None` where
     /// it is free. The count stops at [`MAX_SEEN`].
     fn see(&self, mem: &impl PhysMem, number: u32) -> Option<u32> {
         let holder = self.holder(mem, number)?;
@@ -84,7 +84,7 @@ impl<'a, M: PhysMem> Audit<'a, M> {
         Self { mem, counts }
     }
 
-    /// Reports a reference to the frame at `address`. Yields whether it is the first to it, so that the references
+    /// Reports a reference to the frame at `address`. Returns whether it is the first to it, so that the references
     /// inside a shared table are reported once.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl<'a, M: PhysMem> Audit<'a, M> {
     }
 
     /// Compares. Frames that are in use and to which no reference was reported are counted, not compared: the caller
-    /// knows how many frames it holds by other means. Yields their number.
+    /// knows how many frames it holds by other means. Returns their number.
     ///
     /// # Errors
     /// The first frame whose count is not the number of references.

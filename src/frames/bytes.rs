@@ -100,7 +100,7 @@ pub(super) unsafe fn words<const N: usize>(mem: &impl PhysMem, at: Hpa) -> [u64;
     })
 }
 
-/// Puts `new` at `at`, a multiple of 8, if `old` stands there, in one step, also for CPUs. Yields whether it did.
+/// Puts `new` at `at`, a multiple of 8, if `old` stands there, in one step, also for CPUs. Returns whether it did.
 ///
 /// # Safety
 /// `at` must lie in a managed frame that holds nothing but guest bytes.

@@ -39,7 +39,7 @@ impl MemoryMap {
     pub fn keep_lowest(&mut self, bytes: u64) {
         self.0.keep_lowest(bytes / PAGE_SIZE);
     }
-    /// Keeps only what lies below `limit`. Yields how many bytes go.
+    /// Keeps only what lies below `limit`. Returns how many bytes go.
     pub fn keep_below(&mut self, limit: Hpa) -> u64 {
         let before = self.bytes();
         AddrRange::new(limit, u64::MAX - limit.as_u64())

@@ -16,7 +16,7 @@ impl<M> Clone for QuickCounts<'_, M> {
 impl<M> Copy for QuickCounts<'_, M> {}
 
 impl<M: PhysMem> FrameAllocator<M> {
-    /// The quick way to count references to frames, as many as there are to be counted.
+    /// The fast path to count references to frames, as many as there are to be counted.
     #[inline(always)]
     pub fn quick_counts(&self) -> QuickCounts<'_, M> {
         QuickCounts(self.counts.largest(&self.mem))

@@ -133,7 +133,7 @@ impl<const N: usize> SpanSet<N> {
     }
 
     /// Joins the two nearest of the spans, of which there are as many as there can be, and `new`, which touches none of
-    /// them. Yields what is to be added then.
+    /// them. Returns what is to be added then.
     fn make_room(&mut self, mut new: Span) -> Span {
         self.sort();
         // A span between two others is nearer to both than they are to each other.

@@ -78,7 +78,7 @@ impl core::error::Error for Flaw {}
 /// What a space holds at a moment, in pages of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
-    /// Mapped to the frame of zeroes.
+    /// Mapped to the zero page.
     pub zero: u64,
     /// Mapped to frames that were zeroed for it.
     pub filled: u64,
@@ -260,7 +260,7 @@ impl<M: PhysMem> Spaces<'_, M> {
     /// Checks what must always hold, over all spaces there are (it must be all): every frame's count equals the references to
     /// it, no path grants write to what is shared, and every leaf is what its region says. Nothing may run meanwhile.
     ///
-    /// Yields how many frames are in use that are not the spaces': the caller knows how many it holds.
+    /// Returns how many frames are in use that are not the spaces': the caller knows how many it holds.
     ///
     /// # Errors
     /// The first flaw: of the tables, of a frame's count, or of what is owed.

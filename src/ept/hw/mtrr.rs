@@ -140,7 +140,7 @@ impl Mtrrs {
         pieces.all(|(_, other)| other == first).then_some(first)
     }
 
-    /// Takes out of `memory` what is not write-back, page by page, and yields that.
+    /// Takes out of `memory` what is not write-back, page by page, and returns that.
     pub fn take_not_write_back(&self, memory: &mut MemoryMap) -> MemoryMap {
         let mut taken = MemoryMap::new();
         let all = memory.clone();

@@ -90,7 +90,7 @@ fn scan<M: PhysMem>(top: Table<'_, M>, first: Gpa, last: Gpa, mut look: impl FnM
 
 impl<M: PhysMem> Space<'_, M> {
     /// Tells `page` of each page in the range that was written since it was last told, since the space was forked, or ever;
-    /// in order, each once, and yields how many. The range must be in memory regions. The work is in proportion to the
+    /// in order, each once, and returns how many. The range must be in memory regions. The work is in proportion to the
     /// pages that were written where there is a log ([`Space::log_dirty`]), else to those that this space alone holds.
     ///
     /// Exactly these are told, but for large pages, of which a part was written, and what [`Space::track_dirty`] says.
@@ -221,7 +221,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Has dirty pages told by a log: from now on whoever runs the space calls [`Space::note_logged`] for each page that the
     /// CPU has noted, before the next harvest. It is for CPUs that mark pages and note which (SDM "Page-Modification
-    /// Logging", 30.3.6); yields whether this one marks them. Nothing changes where there is a log.
+    /// Logging", 30.3.6); returns whether this one marks them. Nothing changes where there is a log.
     pub fn log_dirty(&mut self) -> bool {
         if !self.eptp().accessed_dirty() {
             return false;

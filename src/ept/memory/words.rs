@@ -123,7 +123,7 @@ impl<M: PhysMem> Space<'_, M> {
     }
 
     /// Puts `new` at `gpa`, taken as a multiple of 8, if `old` stands there, in one step and as if the guest had written
-    /// it. Yields whether it did.
+    /// it. Returns whether it did.
     ///
     /// # Errors
     /// As of [`Space::write`].
@@ -191,7 +191,7 @@ mod tests {
         for page in places {
             agree(&space, page);
         }
-        // The frame of zeroes, host bytes, a copy of them, a frame of its own.
+        // The zero page, host bytes, a copy of them, a frame of its own.
         for (page, access) in [
             (RAM, Access::READ),
             (MODULE, Access::READ),

@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(frames.figures().used, 0);
     }
 
-    /// The guest touches pages as it would: only what is not mapped yet makes a violation. Yields how many it made.
+    /// The guest touches pages as it would: only what is not mapped yet makes a violation. Returns how many it made.
     fn go(space: &mut Space<'_, Arena>, access: Access, pages: impl Iterator<Item = u64>) -> u64 {
         let mut violations = 0;
         for page in pages {

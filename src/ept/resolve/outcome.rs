@@ -10,7 +10,7 @@ use core::fmt;
 pub enum Fill {
     /// It was possible already: another CPU was faster, or this one used what it had cached.
     Present,
-    /// The frame of zeroes was mapped.
+    /// The zero page was mapped.
     ZeroShared,
     /// A zeroed frame was mapped.
     Zeroed,

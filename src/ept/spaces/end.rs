@@ -69,7 +69,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
 }
 
 impl<M: PhysMem> Ending<'_, M> {
-    /// Pays what this CPU owes, then looks at up to `entries` entries. Yields whether all is given back; `false` also as
+    /// Pays what this CPU owes, then looks at up to `entries` entries. Returns whether all is given back; `false` also as
     /// long as another CPU has to pay first.
     pub fn step(&mut self, cpu: &mut impl Invalidate, entries: u64) -> bool {
         self.debt.pay(self.eptp, cpu, self.frames);

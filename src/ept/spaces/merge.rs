@@ -13,7 +13,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// may be written are joined with such as may not be at the moment; the next write gives it to all. What was written
     /// stays marked: a large page is dirty where a part of it was.
     ///
-    /// Yields how many tables are gone. It takes time in proportion to what is mapped in the range.
+    /// Returns how many tables are gone. It takes time in proportion to what is mapped in the range.
     ///
     /// # Errors
     /// The range is not made of whole pages of memory, or there is no frame for a table.

@@ -13,7 +13,7 @@ use crate::paging::MemoryType;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What all spaces share: the frames, the frame of zeroes, and what the CPU can do.
+/// What all spaces share: the frames, the zero page, and what the CPU can do.
 pub struct Spaces<'f, M: PhysMem> {
     zero: FrameGuard<'f, M>,
     capability: EptCapability,
@@ -75,7 +75,7 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
         &self.capability
     }
 
-    /// The frame of zeroes.
+    /// The zero page.
     pub(in crate::ept) fn zero(&self) -> &Frame {
         &self.zero
     }
@@ -117,7 +117,7 @@ impl<M> Copy for Shared<'_, M> {}
 /// What violations of one space came to, by count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// Reads of untouched memory that were given the frame of zeroes.
+    /// Reads of untouched memory that were given the zero page.
     pub zero_shared: u64,
     /// Writes to untouched memory that were given a zeroed frame.
     pub filled: u64,
@@ -291,7 +291,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.regions.width()
     }
 
-    /// Chooses of what size the pages are that a first write is given. Yields what comes of that on this CPU.
+    /// Chooses of what size the pages are that a first write is given. Returns what comes of that on this CPU.
     pub fn set_page_policy(&mut self, policy: PagePolicy) -> PagePolicy {
         self.tree.pages = policy.on(self.spaces.capability);
         self.tree.pages

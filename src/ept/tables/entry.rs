@@ -9,7 +9,7 @@ use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, 
 pub enum Origin {
     /// A frame that was given out zeroed; counted.
     Filled,
-    /// The one frame of zeroes that all spaces share; counted, never writable.
+    /// The one zero page that all spaces share; counted, never writable.
     Zero,
     /// A copy of another frame or of host bytes; counted.
     Copied,
@@ -129,7 +129,7 @@ pub(in crate::ept) fn step(level: u8, entry: EptEntry) -> Way<Hpa> {
     }
 }
 
-/// The table or the page to which an entry, as ours are, holds a counted reference: the quick way to what [`decode`] and
+/// The table or the page to which an entry, as ours are, holds a counted reference: the fast path to what [`decode`] and
 /// [`Origin::is_counted`] say.
 #[inline(always)]
 pub(in crate::ept) fn counted(entry: EptEntry) -> Option<Hpa> {

@@ -119,7 +119,7 @@ impl<M: PhysMem> Tables<'_, M> {
         })
     }
 
-    /// Withdraws write from all entries of the top table, so that everything below it is read-only. Yields which entries
+    /// Withdraws write from all entries of the top table, so that everything below it is read-only. Returns which entries
     /// there are, a bit for each.
     pub fn withdraw_write(&mut self) -> [u64; ENTRIES / 64] {
         let mut used = [0; ENTRIES / 64];

@@ -137,14 +137,14 @@ impl<'s, M: PhysMem> Space<'s, M> {
 }
 
 impl<M: PhysMem> Warm<'_, '_, M> {
-    /// A page without the mark. If it was not written either, it goes if that is so for long; yields whether it stays.
+    /// A page without the mark. If it was not written either, it goes if that is so for long; returns whether it stays.
     #[inline(never)]
     fn not_dirty(&mut self, record: &mut Record, leaf: &AtomicU64) -> Option<bool> {
         let told = leaf.load(Ordering::Relaxed) & TOLD != 0;
         (!told).then(|| self.is_idle(record, leaf))
     }
 
-    /// A page that was not written: yields whether it stays.
+    /// A page that was not written: returns whether it stays.
     fn is_idle(&mut self, record: &mut Record, leaf: &AtomicU64) -> bool {
         self.clean += 1;
         let age = record.idle() + 1;

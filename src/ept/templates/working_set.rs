@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 
 impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     /// Remembers which pages `fork`, one of this template's, has made its own; what was remembered before is forgotten.
-    /// Yields how many. On an error nothing has changed.
+    /// Returns how many. On an error nothing has changed.
     ///
     /// # Errors
     /// It is no fork of this template or has lost count of its pages, or there is no frame.
@@ -39,7 +39,7 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     }
 
     /// A fork that is given the pages of the working set as its own at once, so that it writes them without a violation.
-    /// Yields how many it was given: fewer where frames have run out.
+    /// Returns how many it was given: fewer where frames have run out.
     ///
     /// # Errors
     /// As of [`FrozenSpace::fork`].

@@ -633,7 +633,7 @@ fn try_to_live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Ta
     }
 }
 
-/// Resets a space, by its own template if that is there still, and compares it with that. Yields what is wrong.
+/// Resets a space, by its own template if that is there still, and compares it with that. Returns what is wrong.
 fn reset<'s>(
     space: &mut Space<'s, Arena>,
     model: &mut Model,

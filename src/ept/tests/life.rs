@@ -721,7 +721,7 @@ fn no_single_invept_can_be_left_out() {
         })
     };
     let mut steps = vec![];
-    // The frame of zeroes replaced.
+    // The zero page replaced.
     steps.extend(guest(0, 0, None));
     steps.extend(guest(0, 0, Some(1)));
     // Host bytes replaced by a copy.
@@ -738,7 +738,7 @@ fn no_single_invept_can_be_left_out() {
     steps.extend(guest(1, 0, None));
     steps.extend(guest(1, 1, None));
     steps.extend(guest(1, 0, Some(5)));
-    // What the host writes replaces the frame of zeroes too.
+    // What the host writes replaces the zero page too.
     steps.extend(guest(1, 2, None));
     steps.push(Step::Host {
         space: 1,

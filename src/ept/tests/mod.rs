@@ -756,7 +756,7 @@ fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
         // A first mapping and added permission owe nothing.
         cpu.run(space, 0x1000, 0x1000, Access::WRITE).unwrap();
         assert_eq!(cpu.flushes, 1);
-        // The frame of zeroes replaced does.
+        // The zero page replaced does.
         cpu.run(space, 0x2000, 0x2000, Access::READ).unwrap();
         cpu.run(space, 0x2000, 0x2000, Access::WRITE).unwrap();
         assert_eq!(cpu.flushes, 2);
@@ -799,7 +799,7 @@ fn the_end_takes_bounded_steps_and_gives_back_what_was_held_alone() {
     assert_eq!(frames.figures().used, 0);
 }
 
-/// Has the leaf of `gpa` lead to another frame. Yields the one that it led to.
+/// Has the leaf of `gpa` lead to another frame. Returns the one that it led to.
 fn map_instead(space: &Space<'_, Arena>, gpa: u64, frame: Hpa) -> Hpa {
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     let top = space.tree.view(space.spaces.frames);

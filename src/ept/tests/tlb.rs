@@ -278,7 +278,7 @@ impl Cpu {
         }
     }
 
-    /// Runs one access of the guest to its end: enters, exits with violations, resolves them. Yields the frame, or the
+    /// Runs one access of the guest to its end: enters, exits with violations, resolves them. Returns the frame, or the
     /// violation that could not be resolved.
     pub fn run(
         &mut self,
