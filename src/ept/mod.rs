@@ -51,7 +51,7 @@
 //! # let mut cpu = NoCpu(CpuId::new(0).ok_or("a CPU")?);
 //! # let mut ending = space.end();
 //! # while !ending.step(&mut cpu, 100) {}
-//! # spaces.end()?;
+//! # drop(spaces);
 //! # assert_eq!(frames.figures().used, 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

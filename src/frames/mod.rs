@@ -13,9 +13,9 @@
 //! let frame = frames.alloc_zeroed()?;
 //! let second = frames.share(&frame)?;
 //! assert_eq!(frames.count(frame.address()), 2);
-//! frames.release(frame)?;
+//! frames.release(frame);
 //! // The last reference frees it.
-//! frames.release(second)?;
+//! frames.release(second);
 //! assert_eq!(frames.figures().used, 0);
 //! # Ok::<(), offshoot::frames::FrameError>(())
 //! ```
