@@ -163,17 +163,22 @@ impl<M: PhysMem> Space<'_, M> {
     }
 
     /// So many host bytes and zeroes, where nothing is. What follows the bytes in their page is not the guest's to see, so it is
-    /// a copy also for one that only reads.
+    /// a copy also for one that only reads. That one is logged when its write takes the page over, unless only the host writes.
     #[cold]
     fn copy_host_part(&mut self, slot: Slot<'_>, from: Hpa, len: u64, write: bool) -> Option<Fill> {
         let (frames, backing) = (self.spaces.frames, self.regions.backing());
         let attr = if write { backing.written } else { backing.read };
+        let as_written = attr.write() == backing.written.write();
         let frame = frames.alloc().ok()?;
         // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
         let copied = unsafe { frames.overwrite(&frame, from, len) };
         debug_assert_eq!(copied, Ok(()), "the frame is managed");
         let attr = Origin::Copied.mark(attr);
-        self.tree.put_own(frames, slot, frame.into_raw(), attr);
+        let (number, frame) = (slot.number, frame.into_raw());
+        self.tree.put(slot, frame, attr);
+        if as_written && self.tree.log.is_on() {
+            self.tree.note(frames, number);
+        }
         self.faults.copied += 1;
         Some(Fill::Copied)
     }

@@ -3,7 +3,7 @@
 use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE};
 use crate::ept::tests::tlb::Cpu;
 use crate::ept::tests::{
-    HIGH, MODULE, RAM, add_regions, all_capabilities, finish, gpas, host_byte, memory, read,
+    HIGH, MODULE, RAM, SHARED, add_regions, all_capabilities, finish, gpas, host_byte, memory, read,
 };
 use crate::ept::*;
 use crate::frames::arena::Arena;
@@ -165,6 +165,29 @@ fn pages_that_are_not_written_for_long_go() {
         let restored = fork.reset(&template, Reset::Warm).unwrap();
         assert_eq!((restored.dropped, restored.kept), (0, 2));
     }
+    finish!(spaces, template, cpu, fork);
+}
+
+/// The last host bytes do not fill their page: who reads it has a copy, which is logged when it is written, and not before.
+#[test]
+fn a_page_that_is_read_before_it_is_written_is_logged_once() {
+    template!(spaces, template, cpu, all_capabilities());
+    let mut fork = template.fork().unwrap();
+    let (last, rom) = (MODULE + 2 * PAGE_SIZE, SHARED + 2 * PAGE_SIZE);
+    for gpa in [last, rom] {
+        cpu.run(&mut fork, gpa, gpa, Access::READ).unwrap();
+    }
+    guest_write(&mut fork, &mut cpu, last, 0xee);
+    fork.load(Gpa::new(rom), b"x").unwrap();
+    for round in 0..=IDLE {
+        let restored = fork.reset(&template, Reset::Auto).unwrap();
+        let (first, last_one) = (u64::from(round == 0), u64::from(round == IDLE));
+        let told = (restored.copied, restored.dropped);
+        assert_eq!(told, (2 * first, 2 * last_one), "round {round}");
+        assert!(!restored.cold);
+        assert_eq!(byte(&fork, last), host_byte(2 * PAGE_SIZE));
+    }
+    assert_eq!(fork.reset(&template, Reset::Auto).unwrap().kept, 0);
     finish!(spaces, template, cpu, fork);
 }
 
