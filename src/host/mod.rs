@@ -1,5 +1,6 @@
 //! What the product adds to the library: command lines, the report of a run, many forks at a time, and fuzzing.
 
+pub mod acpi;
 pub mod cmdline;
 pub mod console;
 pub mod figures;
