@@ -9,5 +9,6 @@ pub mod many;
 pub mod modules;
 pub mod quota;
 pub mod report;
+pub mod screen;
 #[cfg(any(test, feature = "kernel"))]
 pub mod serial;
