@@ -27,6 +27,7 @@ help: ## list the targets
 	@echo '  GUEST="my.elf,forks=1000,parallel=100,reset=warm,runs=10"  a guest that freezes itself, and its forks:'
 	@echo '                 also forks=N:M (they freeze again) reset=cold|auto prefetch slice=1ms freeze=2ms idle measure='
 	@echo '  CMDLINE="..."  command line of the hypervisor, as in "log=debug pool=64M"; mitigations=auto|off'
+	@echo '                 screen=on|off end=poweroff|reset|halt end-after=30s (of a machine that is no emulator)'
 	@echo 'Variables of run and bench:'
 	@echo '  MEM=512M       memory of the machine'
 	@echo '  CPU=tigerlake  CPU model of the emulator; a wrong one gets a list of the right ones'

@@ -97,7 +97,8 @@ pub struct Script(String);
 
 impl Default for Script {
     fn default() -> Self {
-        Self("set timeout=0\nset gfxpayload=text\n".into())
+        // UEFI has no text mode: a frame buffer takes a driver that sets one up.
+        Self("set timeout=0\nif [ \"$grub_platform\" = efi ]; then insmod all_video; fi\n".into())
     }
 }
 
@@ -122,9 +123,12 @@ impl Script {
         Ok(())
     }
 
-    /// Boots what was loaded.
+    /// Boots what was loaded. Under a BIOS the screen stays in text mode, whatever an image could make use of: that takes no
+    /// time.
     pub fn end(self) -> String {
-        self.0 + "if [ -z \"$failed\" ]; then boot; fi\n"
+        self.0
+            + "if [ \"$grub_platform\" = pc ]; then set gfxpayload=text; fi\n\
+               if [ -z \"$failed\" ]; then boot; fi\n"
     }
 }
 

@@ -73,7 +73,7 @@ impl Run {
                 &dir.join(ISO),
                 &tree,
                 &image.kernel,
-                &self.cmdline,
+                &unseen(&self.cmdline),
                 &self.guests,
             )?;
         }
@@ -137,6 +137,15 @@ impl Run {
     }
 }
 
+/// The command line for a machine whose screen nobody sees: unless it asks for it, nothing is drawn there.
+fn unseen(cmdline: &str) -> String {
+    let asks = |word: &str| word.starts_with("screen=");
+    match cmdline.split_whitespace().any(asks) {
+        true => cmdline.into(),
+        false => format!("{cmdline} screen=off").trim_start().into(),
+    }
+}
+
 /// The lines of an emulator's log that match, as far as the log can be read.
 fn matching(log: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     const MOST: usize = 20;
@@ -182,6 +191,17 @@ fn last_words(log: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_drawn_that_nobody_sees() {
+        for (given, used) in [
+            ("", "screen=off"),
+            ("audit", "audit screen=off"),
+            ("screen=on audit", "screen=on audit"),
+        ] {
+            assert_eq!(unseen(given), used);
+        }
+    }
 
     #[test]
     fn a_time_out_says_what_was_waited_for() {

@@ -24,7 +24,7 @@ pub use forks::{
     PARALLEL_MAX, ResetMode, SLICE_LEAST,
 };
 pub use fuzz::{DEFAULT_HANG, EXECUTIONS_MAX, FuzzOptions};
-pub use kernel::KernelOptions;
+pub use kernel::{DEFAULT_END_AFTER, End, KernelOptions};
 pub use passthrough::Devices;
 use seen::{Key, Seen};
 pub use value::Duration;
@@ -374,7 +374,20 @@ mod tests {
             )));
             assert!(told.contains("l1tf,mds,ibpb,rsb,ibrs,bhi,multihit"));
         }
+        let line = "screen=off end=reset end-after=250ms";
+        let options = KernelOptions::parse(line).unwrap();
+        assert!(!options.screen && KernelOptions::DEFAULT.screen);
+        assert_eq!(options.end, End::Reset);
+        assert_eq!(options.end_after, Duration::Nanoseconds(250_000_000));
+        for (value, end) in [("poweroff", End::PowerOff), ("halt", End::Halt)] {
+            let line = format!("end={value}");
+            assert_eq!(KernelOptions::parse(&line).unwrap().end, end);
+        }
         let problem = |line| KernelOptions::parse(line).unwrap_err().problem;
+        assert_eq!(problem("screen=yes"), Problem::NotOnOrOff);
+        assert_eq!(problem("end=now"), Problem::NotAnEnd);
+        assert_eq!(problem("end=halt end=halt"), Problem::Repeated);
+        assert_eq!(problem("end-after=soon"), Problem::NotADuration);
         assert_eq!(problem("log=loud"), Problem::NotALevel);
         assert_eq!(problem("audit=1"), Problem::TakesNoValue);
         assert_eq!(problem("pool=0"), Problem::Zero);

@@ -43,6 +43,18 @@ extern "C" fn start(magic: u32, info: u32, hand_over: u64) -> ! {
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
     log::set_max_level(options.log);
+    power::set_end(options.end, options.end_after);
+    if !options.screen {
+        console::leave_screen_alone();
+    }
+    if let Some((kind, first)) = boot.screen_at_boot() {
+        // SAFETY: the boot tables map it, and those to come will map it elsewhere first.
+        unsafe { console::show(kind, first) };
+    }
+    match boot.power {
+        Ok(power) => power::set_power(power),
+        Err(unknown) => log::debug!("{unknown}"),
+    }
     boot.log_lost();
     mtrr::init(&mut boot, options.selftest.and_then(mtrr::SelfTest::of));
     run(&boot, &options, hand_over)

@@ -25,6 +25,7 @@ mod passthrough;
 mod pattern;
 mod protect;
 mod samples;
+mod screen;
 mod side_channels;
 mod time;
 mod traps;

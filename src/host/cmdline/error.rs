@@ -84,6 +84,8 @@ pub enum Problem {
     NotAPageSize,
     /// Not what can be done against side channels.
     NotMitigations,
+    /// Not what a machine does after a run.
+    NotAnEnd,
     /// Not who is a tenant of his own.
     NotATenant,
     /// Zero.
@@ -117,6 +119,7 @@ impl fmt::Display for Problem {
             Self::NotOnOrOff => "not on or off",
             Self::NotExpectable => "not crash",
             Self::NotMitigations => "not auto, off, or some of l1tf,mds,ibpb,rsb,ibrs,bhi,multihit",
+            Self::NotAnEnd => "not one of poweroff, reset, halt",
             Self::NotATenant => "not one of line, fork",
             Self::TooMany(most) => return write!(f, "more than {most}"),
             Self::TooDeep(most) => return write!(f, "more than {most} generations of forks"),

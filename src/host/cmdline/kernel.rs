@@ -8,6 +8,21 @@ use super::words::{Word, Words, split_path};
 use super::{CmdlineError, Duration, Problem, Whose};
 use crate::vm::mitigations::Choice;
 
+/// What the machine does once all is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum End {
+    /// It is switched off.
+    #[default]
+    PowerOff,
+    /// It starts anew.
+    Reset,
+    /// It stands still, and shows what was said.
+    Halt,
+}
+
+/// How long the screen shows the end of a run where the command line does not say.
+pub const DEFAULT_END_AFTER: Duration = Duration::Nanoseconds(30_000_000_000);
+
 /// The hypervisor's own options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelOptions<'a> {
@@ -23,6 +38,12 @@ pub struct KernelOptions<'a> {
     pub audit: bool,
     /// `mitigations=`: what is done against the side channels of the CPU.
     pub mitigations: Choice,
+    /// `screen=on|off`: whether the screen shows what goes to the console.
+    pub screen: bool,
+    /// `end=poweroff|reset|halt`: what the machine does after the run.
+    pub end: End,
+    /// `end-after=`: how long it waits before that, so that somebody can read the screen.
+    pub end_after: Duration,
 }
 
 impl<'a> KernelOptions<'a> {
@@ -34,6 +55,9 @@ impl<'a> KernelOptions<'a> {
         pool: None,
         audit: false,
         mitigations: Choice::Auto,
+        screen: true,
+        end: End::PowerOff,
+        end_after: DEFAULT_END_AFTER,
     };
 
     /// Reads the command line of the image.
@@ -81,6 +105,27 @@ impl<'a> KernelOptions<'a> {
                 seen.first_time(Key::Mitigations)?;
                 self.mitigations =
                     Choice::parse(word.needs_value()?).ok_or(Problem::NotMitigations)?;
+            }
+            "screen" => {
+                seen.first_time(Key::Screen)?;
+                self.screen = match word.needs_value()? {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(Problem::NotOnOrOff),
+                };
+            }
+            "end" => {
+                seen.first_time(Key::End)?;
+                self.end = match word.needs_value()? {
+                    "poweroff" => End::PowerOff,
+                    "reset" => End::Reset,
+                    "halt" => End::Halt,
+                    _ => return Err(Problem::NotAnEnd),
+                };
+            }
+            "end-after" => {
+                seen.first_time(Key::EndAfter)?;
+                self.end_after = duration(word.needs_value()?)?;
             }
             _ => return Err(Problem::UnknownKey),
         }

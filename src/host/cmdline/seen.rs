@@ -21,12 +21,15 @@ pub(super) enum Key {
     Testdev,
     Mitigations,
     Tenant,
+    Screen,
+    End,
+    EndAfter,
     Forks(ForkKey),
     Fuzz(FuzzKey),
 }
 
 impl Key {
-    const fn bit(self) -> u32 {
+    const fn bit(self) -> u64 {
         match self {
             Self::Name => 1 << 0,
             Self::Mem => 1 << 1,
@@ -42,15 +45,18 @@ impl Key {
             Self::Around => 1 << 11,
             Self::Mitigations => 1 << 12,
             Self::Tenant => 1 << 13,
-            Self::Forks(key) => 1 << (16 + key as u32),
-            Self::Fuzz(key) => 1 << (25 + key as u32),
+            Self::Screen => 1 << 14,
+            Self::End => 1 << 15,
+            Self::EndAfter => 1 << 16,
+            Self::Forks(key) => 1 << (20 + key as u32),
+            Self::Fuzz(key) => 1 << (32 + key as u32),
         }
     }
 }
 
 /// The keys that a line has had so far.
 #[derive(Default)]
-pub(super) struct Seen(u32);
+pub(super) struct Seen(u64);
 
 impl Seen {
     /// Notes that the key is there.

@@ -1,10 +1,12 @@
-//! The console on COM1 and the logger that writes to it.
+//! The console on COM1 and on the screen, and the logger that writes to it.
 
 use super::clock;
+use super::info::ScreenKind;
 use arrayvec::ArrayString;
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};
 use offshoot::host::console::Queue;
+use offshoot::host::screen::{Display, Pixels, Surface, Terminal, TextMode};
 use offshoot::host::serial::Serial;
 use offshoot::vm::console::Printer;
 use offshoot::vm::name::Name;
@@ -43,6 +45,7 @@ const ESCAPED: u64 = 6;
 /// is put out at once.
 struct State {
     uart: Option<Serial<Com1>>,
+    screen: Screen,
     queue: Queue,
     /// A piece of the host's text that is no whole line yet.
     piece: ArrayString<PIECE_MAX>,
@@ -54,11 +57,47 @@ struct State {
 
 static STATE: Mutex<State> = Mutex::new(State {
     uart: None,
+    screen: Screen {
+        terminal: Terminal::new(),
+        display: None,
+        is_on: true,
+    },
     queue: Queue::new(),
     piece: ArrayString::new_const(),
     pace: None,
     price: PRICE,
 });
+
+/// What is shown, once a display is known.
+struct Screen {
+    terminal: Terminal,
+    display: Option<Display>,
+    /// Whether it is to be shown at all.
+    is_on: bool,
+}
+
+impl Screen {
+    fn write(&mut self, text: &[u8]) {
+        if self.is_on {
+            self.terminal.write(text);
+        }
+    }
+    /// Whether the display does not show all yet.
+    fn is_stale(&self) -> bool {
+        self.display.is_some() && !self.terminal.is_shown()
+    }
+    fn draw(&mut self) {
+        if let Some(display) = &mut self.display {
+            self.terminal.draw(display);
+        }
+    }
+    /// Draws a row of what is not shown yet.
+    fn draw_row(&mut self) {
+        if let Some(display) = &mut self.display {
+            self.terminal.draw_row(display);
+        }
+    }
+}
 
 impl State {
     /// Has the line of the host's that was begun wait with the others. Where there is no room, what waits is put out first.
@@ -77,6 +116,7 @@ impl State {
     fn flush(&mut self) {
         self.end_piece();
         self.put_out();
+        self.screen.draw();
     }
 
     fn put_out(&mut self) {
@@ -88,13 +128,15 @@ impl State {
             if let Some(uart) = &mut self.uart {
                 uart.send(pending);
             }
+            self.screen.write(pending);
             let sent = pending.len();
             self.queue.sent(sent);
         }
     }
 
-    /// Puts out as much as the port takes at once.
+    /// Puts out as much as the port takes at once, and draws a row.
     fn offer(&mut self) {
+        self.screen.draw_row();
         if self.queue.is_empty() {
             return;
         }
@@ -103,11 +145,12 @@ impl State {
             Some(uart) => uart.offer(pending),
             None => pending.len(),
         };
+        self.screen.write(&pending[..sent]);
         self.queue.sent(sent);
     }
 }
 
-/// Finds the UART and starts logging. A machine without one runs silently.
+/// Finds the UART and starts logging. A machine without one has only the screen, if that.
 pub fn init() {
     // SAFETY: the ports are COM1's or nobody's, and the kernel's alone.
     let uart = unsafe { Serial::new(Com1) };
@@ -121,6 +164,49 @@ pub fn init() {
     if log::set_logger(&Console).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
+}
+
+/// Shows what was written, and what will be, on the screen whose memory begins at `first`.
+///
+/// # Safety
+/// So much memory as the screen has is mapped there, writable, until this is called again, and nobody else's.
+pub unsafe fn show(kind: ScreenKind, first: *mut u8) {
+    let mut state = STATE.lock();
+    let screen = &mut state.screen;
+    if !screen.is_on {
+        return;
+    }
+    let display = match kind {
+        // SAFETY: as the caller promises.
+        ScreenKind::Pixels(format) => unsafe { Pixels::new(first, format) }.map(Display::Pixels),
+        // SAFETY: likewise.
+        ScreenKind::Text(columns, rows) => Some(Display::Text(unsafe {
+            TextMode::new(first.cast(), columns, rows)
+        })),
+    };
+    let size = |display: &Option<Display>| display.as_ref().map(Surface::size);
+    if let Some(new) = size(&display)
+        && size(&screen.display) != Some(new)
+    {
+        screen.terminal.resize(new);
+    }
+    screen.display = display;
+    screen.draw();
+}
+
+/// Has nothing shown on the screen.
+pub fn leave_screen_alone() {
+    STATE.lock().screen.is_on = false;
+}
+
+/// Writes to the screen alone, over the line that is there.
+pub fn show_line(line: fmt::Arguments<'_>) {
+    let mut text = ArrayString::<PIECE_MAX>::new();
+    // What does not fit is left out.
+    let _ = write!(text, "\r{line}");
+    let mut state = STATE.lock();
+    state.screen.write(text.as_bytes());
+    state.screen.draw();
 }
 
 /// Has what is written wait in the queue from now on. Every `pace` ticks is a good time for [`offer`].
@@ -148,7 +234,9 @@ pub fn offer() {
 /// After how many ticks the next [`offer`] is due, if something waits.
 pub fn wants_turn() -> Option<u64> {
     let state = STATE.lock();
-    state.pace.filter(|_| !state.queue.is_empty())
+    state
+        .pace
+        .filter(|_| !state.queue.is_empty() || state.screen.is_stale())
 }
 
 /// So many bytes of the host's have room in the queue.
@@ -184,7 +272,9 @@ pub fn write_fmt(args: fmt::Arguments<'_>) {
     let _ = if state.pace.is_some() {
         Text(&mut state).write_fmt(args)
     } else {
-        Terminal(&mut state).write_fmt(args)
+        let done = Terminals(&mut state).write_fmt(args);
+        state.screen.draw();
+        done
     };
 }
 
@@ -209,12 +299,14 @@ impl Write for Text<'_> {
     }
 }
 
-/// The serial port, behind which a terminal stands.
-struct Terminal<'s>(&'s mut State);
+/// The serial port, behind which a terminal stands, and the screen.
+struct Terminals<'s>(&'s mut State);
 
-impl Write for Terminal<'_> {
+impl Write for Terminals<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let Some(uart) = &mut self.0.uart else {
+        let Self(state) = self;
+        state.screen.write(text.as_bytes());
+        let Some(uart) = &mut state.uart else {
             return Ok(());
         };
         for line in text.split_inclusive('\n') {

@@ -17,6 +17,11 @@ multiboot2_header:
     .long -(MULTIBOOT2_HEADER_MAGIC + (multiboot2_header_end - multiboot2_header))
     .short 6, 0                         # modules on page boundaries
     .long 8
+    .balign 8
+    .short 5, 1                         # a frame buffer, if there is to be one: UEFI has no text mode
+    .long 20
+    .long 0, 0, 0                       # of any size
+    .balign 8
     .short 0, 0                         # end of tags
     .long 8
 multiboot2_header_end:

@@ -1,10 +1,14 @@
 //! What the boot loader says, copied out of its own structures: memory, command line, modules.
 
 use core::ffi::CStr;
-use multiboot2::{BootInformation, BootInformationHeader};
+use multiboot2::{
+    BootInformation, BootInformationHeader, FramebufferField, FramebufferTag, FramebufferType,
+};
 use offshoot::addr::{AddrRange, Hpa};
 use offshoot::ept::Mtrrs;
 use offshoot::frames::MemoryMap;
+use offshoot::host::acpi::{self, Power, Root};
+use offshoot::host::screen::{Channel, PixelFormat};
 use offshoot::vmx::capabilities::address_bits;
 use offshoot::vmx::cpu::ThisCpu;
 
@@ -16,6 +20,8 @@ pub const MAX_MODULES: usize = 128;
 const KEEP_MAX: usize = MAX_MODULES + 2;
 
 const MULTIBOOT2_MAGIC: u32 = multiboot2::MAGIC;
+/// Bytes of a root pointer of ACPI 2 and later; what is behind an older one does not count.
+const RSDP_BYTES: u64 = 36;
 const PVH_MAGIC: u32 = 0x336e_c578;
 /// Stands for a module's command line that is not text: no guest takes this option, so just this one is refused.
 const NOT_TEXT: &str = "cmdline=not-utf-8";
@@ -27,6 +33,20 @@ const TEXT_MAX: u64 = 4096;
 pub struct Module {
     pub range: AddrRange<Hpa>,
     pub cmdline: &'static str,
+}
+
+/// The screen that the boot loader has set up: where its memory is, and what that holds.
+#[derive(Clone, Copy)]
+pub struct Screen {
+    pub memory: AddrRange<Hpa>,
+    pub kind: ScreenKind,
+}
+
+#[derive(Clone, Copy)]
+pub enum ScreenKind {
+    Pixels(PixelFormat),
+    /// So many columns and rows.
+    Text(usize, usize),
 }
 
 /// What the boot loader said. The texts stay where it put them: those ranges are listed in `keep`.
@@ -46,6 +66,9 @@ pub struct BootInfo {
     modules: [Option<Module>; MAX_MODULES],
     /// The boot loader's own structures, with the texts.
     pub keep: [Option<AddrRange<Hpa>>; KEEP_MAX],
+    pub screen: Option<Screen>,
+    /// How the machine is switched off.
+    pub power: Result<Power, acpi::Unknown>,
 }
 
 /// Why the boot information cannot be used.
@@ -106,11 +129,20 @@ impl BootInfo {
         beyond: 0,
         modules: [None; MAX_MODULES],
         keep: [None; KEEP_MAX],
+        screen: None,
+        power: Err(acpi::Unknown::Missing("RSDP")),
     };
 
     /// The boot modules, in order.
     pub fn modules(&self) -> impl Iterator<Item = Module> + Clone + '_ {
         self.modules.iter().flatten().copied()
+    }
+
+    /// The screen, and where the boot tables map its memory, if they do.
+    pub fn screen_at_boot(&self) -> Option<(ScreenKind, *mut u8)> {
+        let Screen { memory, kind } = self.screen?;
+        let last = memory.last()?;
+        (last.as_u64() < BOOT_MAPPED).then(|| (kind, layout::direct(memory.start())))
     }
 
     /// Takes one range of the firmware's memory map over: a number for each kind, the same in all protocols. What lies past
@@ -254,7 +286,64 @@ unsafe fn multiboot2(info: u32) -> Result<BootInfo, BootError> {
             .ok_or(BootError::Unreadable("module range"))?;
         out.add_module(start, len, module.cmdline().unwrap_or(NOT_TEXT))?;
     }
+    let framebuffer = boot.framebuffer_tag().and_then(Result::ok);
+    out.screen = framebuffer.and_then(screen).filter(|screen| {
+        !out.memory
+            .ranges()
+            .any(|usable| usable.overlaps(screen.memory))
+    });
+    let xsdt = boot
+        .rsdp_v2_tag()
+        .map(|rsdp| Root::Xsdt(Hpa::new(rsdp.xsdt_address() as u64)));
+    let rsdt = || {
+        boot.rsdp_v1_tag()
+            .map(|rsdp| Root::Rsdt(Hpa::new(rsdp.rsdt_address() as u64)))
+    };
+    out.power = power(xsdt.or_else(rsdt));
     Ok(out)
+}
+
+/// What the boot loader says of the screen. `None`: nothing that can be used.
+fn screen(tag: &FramebufferTag) -> Option<Screen> {
+    let (width, height) = (tag.width(), tag.height());
+    let (kind, bytes) = match tag.buffer_type().ok()? {
+        FramebufferType::Text => {
+            let cells = u64::from(width).checked_mul(height.into())?;
+            let kind = ScreenKind::Text(width as usize, height as usize);
+            (kind, cells.checked_mul(size_of::<u16>() as u64)?)
+        }
+        FramebufferType::RGB { red, green, blue } => {
+            let format = PixelFormat {
+                width,
+                height,
+                pitch: tag.pitch(),
+                bits: tag.bpp(),
+                channels: [red, green, blue].map(|field: FramebufferField| Channel {
+                    position: field.position,
+                    bits: field.size,
+                }),
+            };
+            (ScreenKind::Pixels(format), format.bytes()?)
+        }
+        FramebufferType::Indexed { .. } => return None,
+    };
+    let memory = AddrRange::new(Hpa::new(tag.address()), bytes)?;
+    Some(Screen { memory, kind })
+}
+
+/// What the boot tables map of the firmware's memory.
+struct Firmware;
+
+impl acpi::Memory for Firmware {
+    fn bytes(&self, start: Hpa, len: u64) -> Option<&[u8]> {
+        let range = mapped("ACPI table", start.as_u64(), len).ok()?;
+        // SAFETY: mapped, and nobody writes to it while it is looked at.
+        Some(unsafe { core::slice::from_raw_parts(layout::direct(range.start()), len as usize) })
+    }
+}
+
+fn power(root: Option<Root>) -> Result<Power, acpi::Unknown> {
+    Power::find(&Firmware, root.ok_or(acpi::Unknown::Missing("RSDP"))?)
 }
 
 struct SharedInfo(BootInformation<'static>);
@@ -330,6 +419,8 @@ unsafe fn pvh(info: u32) -> Result<BootInfo, BootError> {
             out.add_module(entry.address, entry.size, cmdline)?;
         }
     }
+    let rsdp = acpi::Memory::bytes(&Firmware, Hpa::new(start.rsdp), RSDP_BYTES);
+    out.power = power(rsdp.filter(|_| start.rsdp != 0).and_then(Root::of));
     Ok(out)
 }
 

@@ -1,11 +1,12 @@
 //! The kernel's memory: its own page tables, and the frame allocator over what is left of the machine's.
 
 use super::apic;
+use super::console;
 use super::info::BootInfo;
 use super::layout::{self, BOOT_MAPPED, DIRECT_MAP, DirectMap};
 use super::segments;
 use core::fmt;
-use offshoot::addr::{AddrRange, Hpa, Hva, PAGE_SIZE, PageSize};
+use offshoot::addr::{AddrRange, Address, Hpa, Hva, PAGE_SIZE, PageSize};
 use offshoot::frames::{FrameAllocator, FrameError, MAX_RANGES, MemoryMap};
 use offshoot::paging::{
     self, Amd64Attr, Content, Error, HostAmd64, PhysTables, TableAlloc, TableReadOps, Write,
@@ -145,6 +146,17 @@ pub unsafe fn init_tables(
             Amd64Attr::READ_WRITE.with_pat_index(3),
         )?;
     }
+    if let Some(screen) = boot.screen {
+        let first = screen.memory.start().align_down(PAGE_SIZE);
+        let len = screen.memory.start().as_u64() - first.as_u64() + screen.memory.len();
+        // The second entry is for uncacheable, unless an MTRR says that writes may be combined.
+        map(
+            layout::SCREEN,
+            first,
+            len.next_multiple_of(PAGE_SIZE),
+            Amd64Attr::READ_WRITE.with_pat_index(2),
+        )?;
+    }
     for guard in segments::guard_pages() {
         paging::unmap(
             &mut tables,
@@ -159,6 +171,11 @@ pub unsafe fn init_tables(
     // SAFETY: the tables map the code that runs here, its stack and its data as the boot tables do.
     unsafe { Cr3::write(root, Cr3Flags::empty()) };
     apic::set_mapped();
+    if let Some(screen) = boot.screen {
+        let page = screen.memory.start().as_u64() % PAGE_SIZE;
+        // SAFETY: it is mapped there now, for good, and nobody else's.
+        unsafe { console::show(screen.kind, (layout::SCREEN + page) as *mut u8) };
+    }
     Ok(())
 }
 
