@@ -1,7 +1,7 @@
 //! The console on COM1 and on the screen, and the logger that writes to it.
 
 use super::clock;
-use super::info::ScreenKind;
+use super::firmware::ScreenKind;
 use arrayvec::ArrayString;
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};

@@ -1,17 +1,15 @@
 //! What the boot loader says, copied out of its own structures: memory, command line, modules.
 
 use core::ffi::CStr;
-use multiboot2::{
-    BootInformation, BootInformationHeader, FramebufferField, FramebufferTag, FramebufferType,
-};
+use multiboot2::{BootInformation, BootInformationHeader};
 use offshoot::addr::{AddrRange, Hpa};
 use offshoot::ept::Mtrrs;
 use offshoot::frames::MemoryMap;
 use offshoot::host::acpi::{self, Power, Root};
-use offshoot::host::screen::{Channel, PixelFormat};
 use offshoot::vmx::capabilities::address_bits;
 use offshoot::vmx::cpu::ThisCpu;
 
+use super::firmware::{Firmware, Screen, ScreenKind, power, screen};
 use super::layout::{self, BOOT_MAPPED, DIRECT_MAPPED};
 
 /// The most modules; one more ends the boot with an error.
@@ -33,20 +31,6 @@ const TEXT_MAX: u64 = 4096;
 pub struct Module {
     pub range: AddrRange<Hpa>,
     pub cmdline: &'static str,
-}
-
-/// The screen that the boot loader has set up: where its memory is, and what that holds.
-#[derive(Clone, Copy)]
-pub struct Screen {
-    pub memory: AddrRange<Hpa>,
-    pub kind: ScreenKind,
-}
-
-#[derive(Clone, Copy)]
-pub enum ScreenKind {
-    Pixels(PixelFormat),
-    /// So many columns and rows.
-    Text(usize, usize),
 }
 
 /// What the boot loader said. The texts stay where it put them: those ranges are listed in `keep`.
@@ -301,49 +285,6 @@ unsafe fn multiboot2(info: u32) -> Result<BootInfo, BootError> {
     };
     out.power = power(xsdt.or_else(rsdt));
     Ok(out)
-}
-
-/// What the boot loader says of the screen. `None`: nothing that can be used.
-fn screen(tag: &FramebufferTag) -> Option<Screen> {
-    let (width, height) = (tag.width(), tag.height());
-    let (kind, bytes) = match tag.buffer_type().ok()? {
-        FramebufferType::Text => {
-            let cells = u64::from(width).checked_mul(height.into())?;
-            let kind = ScreenKind::Text(width as usize, height as usize);
-            (kind, cells.checked_mul(size_of::<u16>() as u64)?)
-        }
-        FramebufferType::RGB { red, green, blue } => {
-            let format = PixelFormat {
-                width,
-                height,
-                pitch: tag.pitch(),
-                bits: tag.bpp(),
-                channels: [red, green, blue].map(|field: FramebufferField| Channel {
-                    position: field.position,
-                    bits: field.size,
-                }),
-            };
-            (ScreenKind::Pixels(format), format.bytes()?)
-        }
-        FramebufferType::Indexed { .. } => return None,
-    };
-    let memory = AddrRange::new(Hpa::new(tag.address()), bytes)?;
-    Some(Screen { memory, kind })
-}
-
-/// What the boot tables map of the firmware's memory.
-struct Firmware;
-
-impl acpi::Memory for Firmware {
-    fn bytes(&self, start: Hpa, len: u64) -> Option<&[u8]> {
-        let range = mapped("ACPI table", start.as_u64(), len).ok()?;
-        // SAFETY: mapped, and nobody writes to it while it is looked at.
-        Some(unsafe { core::slice::from_raw_parts(layout::direct(range.start()), len as usize) })
-    }
-}
-
-fn power(root: Option<Root>) -> Result<Power, acpi::Unknown> {
-    Power::find(&Firmware, root.ok_or(acpi::Unknown::Missing("RSDP"))?)
 }
 
 struct SharedInfo(BootInformation<'static>);

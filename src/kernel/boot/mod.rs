@@ -3,6 +3,7 @@
 pub mod apic;
 pub mod clock;
 pub mod console;
+pub mod firmware;
 pub mod info;
 pub mod layout;
 pub mod memory;
