@@ -223,15 +223,36 @@ fn port(what: &'static str, register: Result<GenericAddress, AcpiError>) -> Resu
     }
 }
 
+const S5: &[u8; 4] = b"_S5_";
+
+/// Where its name stands. Of four bytes the last says how far the next look can be away, as some machines have a hundred
+/// thousand of them (Horspool's search).
+fn occurrences(code: &[u8]) -> impl Iterator<Item = usize> + '_ {
+    let mut next = 0;
+    core::iter::from_fn(move || {
+        while let Some(bytes) = code.get(next..next + S5.len()) {
+            let at = next;
+            next += match bytes[3] {
+                b'_' => 3,
+                b'S' => 2,
+                b'5' => 1,
+                _ => 4,
+            };
+            if bytes == S5 {
+                return Some(at);
+            }
+        }
+        None
+    })
+}
+
 /// The types of sleep for the two PM1 registers, out of `\_S5`: a name with a package of integers (ACPI 6.5 "AML Grammar
 /// Definition", 20.2).
 fn s5(code: &[u8]) -> Option<[u8; 2]> {
     const NAME: u8 = 0x08;
     const ROOT: u8 = b'\\';
     const PACKAGE: u8 = 0x12;
-    let name = b"_S5_";
-    let mut found = (0..code.len()).filter(|at| code[*at..].starts_with(name));
-    found.find_map(|at| {
+    occurrences(code).find_map(|at| {
         let named = matches!(
             (
                 at.checked_sub(1).map(|i| code[i]),
@@ -239,7 +260,7 @@ fn s5(code: &[u8]) -> Option<[u8; 2]> {
             ),
             (Some(NAME), _) | (Some(ROOT), Some(NAME))
         );
-        let rest = named.then(|| code[at + name.len()..].strip_prefix(&[PACKAGE]))??;
+        let rest = named.then(|| code[at + S5.len()..].strip_prefix(&[PACKAGE]))??;
         // The two high bits of its length say how many bytes follow.
         let more = usize::from(rest.first()? >> 6);
         let (count, elements) = rest.get(1 + more..)?.split_first()?;
@@ -428,6 +449,12 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(300)))]
+
+        #[test]
+        fn no_occurrence_is_passed_over(code in prop::collection::vec(prop::sample::select(b"_S5x".to_vec()), 0..60)) {
+            let all = (0..code.len()).filter(|at| code[*at..].starts_with(S5));
+            prop_assert_eq!(occurrences(&code).collect::<Vec<_>>(), all.collect::<Vec<_>>());
+        }
 
         #[test]
         fn no_tables_panic(

@@ -14,8 +14,9 @@ pub const DIRECT_MAPPED: u64 = 1 << 46;
 /// Where the registers of the local APIC are mapped, where they lie in memory: behind the direct map.
 pub const APIC: u64 = DIRECT_MAP + DIRECT_MAPPED;
 
-/// Where the screen's memory is mapped: behind that, at an address with the same place in its page.
-pub const SCREEN: u64 = APIC + (1 << 30);
+/// Where the screen's memory is mapped, whose first byte has its place in its page: right behind, so that the fewest tables
+/// are needed.
+pub const SCREEN: u64 = APIC + PAGE_SIZE;
 
 /// Where the direct map has a physical address.
 pub fn direct(address: Hpa) -> *mut u8 {
