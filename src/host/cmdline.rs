@@ -25,11 +25,11 @@ pub use forks::{
 };
 pub use fuzz::{DEFAULT_HANG, EXECUTIONS_MAX, FuzzOptions};
 pub use kernel::{DEFAULT_END_AFTER, End, KernelOptions};
-pub use passthrough::Devices;
-use seen::{Key, Seen};
+pub use passthrough::PassthroughDevices;
+use seen::{Key, SeenKeys};
 pub use value::Duration;
 use value::{count, duration, memory, page_policy};
-use words::{Word, Words};
+use words::{Word, WordIter};
 
 /// Guest memory where the command line does not say.
 pub const DEFAULT_MEM: u64 = 64 << 20;
@@ -50,7 +50,7 @@ pub struct GuestOptions {
     /// `testdev`: a device with registers in memory, behind the guest's memory.
     pub testdev: bool,
     /// `passthrough=`, which may be given several times: devices of the machine that the guest has at the same addresses.
-    pub passthrough: Devices,
+    pub passthrough: PassthroughDevices,
     /// `around=`: how many pages one violation maps at most.
     pub around: u64,
     /// `tenant=fork`: each of its forks is a tenant of its own, which none of the others may learn anything from.
@@ -79,7 +79,7 @@ impl GuestOptions {
             budget: DEFAULT_BUDGET,
             pages: PagePolicy::default(),
             testdev: false,
-            passthrough: Devices::new_const(),
+            passthrough: PassthroughDevices::new_const(),
             around: AROUND,
             forks_are_tenants: false,
             map: None,
@@ -87,8 +87,8 @@ impl GuestOptions {
             fuzz: FuzzOptions::NONE,
         };
         // The name comes first, so that what follows can be blamed on the right guest.
-        let mut seen = Seen::default();
-        for word in Words(words).filter(|word| word.key == "name") {
+        let mut seen = SeenKeys::default();
+        for word in WordIter(words).filter(|word| word.key == "name") {
             let blame = |problem| word.blame(Whose::Guest(options.name), problem);
             seen.first_time(Key::Name).map_err(blame)?;
             options.name = Name::new(word.needs_value().map_err(blame)?)
@@ -96,7 +96,7 @@ impl GuestOptions {
                 .map_err(blame)?;
         }
         let name = options.name;
-        for word in Words(words).filter(|word| word.key != "name") {
+        for word in WordIter(words).filter(|word| word.key != "name") {
             let blame = |problem| word.blame(Whose::Guest(name), problem);
             options
                 .take(word, &mut seen, address_width)
@@ -125,7 +125,7 @@ impl GuestOptions {
         }
     }
 
-    fn take(&mut self, word: Word<'_>, seen: &mut Seen, width: u32) -> Result<(), Problem> {
+    fn take(&mut self, word: Word<'_>, seen: &mut SeenKeys, width: u32) -> Result<(), Problem> {
         match word.key {
             "mem" => {
                 seen.first_time(Key::Mem)?;

@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use crate::host::quota::Counts;
+use crate::host::quota::CountsByGuest;
 use crate::vm::figure::Figure;
 use crate::vm::name::Name;
 
@@ -19,7 +19,7 @@ pub struct Figures {
     all: ArrayVec<Figure, { GUESTS_MAX + HOST_MAX }>,
     /// How many guests there are.
     guests: usize,
-    refused: Counts,
+    refused: CountsByGuest,
 }
 
 impl Figures {
@@ -28,7 +28,7 @@ impl Figures {
         Self {
             all: ArrayVec::new_const(),
             guests: 1,
-            refused: Counts::new(),
+            refused: CountsByGuest::new(),
         }
     }
     /// Divides the places among so many guests.

@@ -69,9 +69,9 @@ impl Explanations {
 
 /// Counts by the names of guests.
 #[derive(Clone, Debug, Default)]
-pub struct Counts(ArrayVec<(Name, u64), GUESTS_MAX>);
+pub struct CountsByGuest(ArrayVec<(Name, u64), GUESTS_MAX>);
 
-impl Counts {
+impl CountsByGuest {
     /// Of nothing.
     pub const fn new() -> Self {
         Self(ArrayVec::new_const())
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn each_has_its_own_count() {
-        let mut counts = Counts::new();
+        let mut counts = CountsByGuest::new();
         let [a, b, c] = ["a", "b", "c"].map(|name| Name::new(name).unwrap());
         for name in [a, b, a] {
             counts.count(name);

@@ -25,7 +25,7 @@ pub use json::PREFIX;
 
 /// How it went with one boot module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending<'a> {
+pub enum GuestEnding<'a> {
     /// The guest ran.
     Ran(Outcome),
     /// Its command line could not be understood.
@@ -62,7 +62,7 @@ pub enum Ending<'a> {
     NotFuzzed(SnapshotError),
 }
 
-impl Ending<'_> {
+impl GuestEnding<'_> {
     /// Whether the guest ended well.
     pub const fn is_success(&self) -> bool {
         match self {
@@ -105,7 +105,7 @@ impl Ending<'_> {
     }
 }
 
-impl fmt::Display for Ending<'_> {
+impl fmt::Display for GuestEnding<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ran(outcome) => outcome.fmt(f),
@@ -152,7 +152,7 @@ pub struct GuestSummary<'a> {
     /// Its name.
     pub name: Name,
     /// How it ended.
-    pub ending: Ending<'a>,
+    pub ending: GuestEnding<'a>,
     /// Exits and ticks.
     pub stats: RunStats,
     /// What its EPT violations came to.
@@ -171,7 +171,7 @@ pub struct GuestSummary<'a> {
 
 impl<'a> GuestSummary<'a> {
     /// Of a module that came to no run.
-    pub fn not_run(name: Name, ending: Ending<'a>) -> Self {
+    pub fn not_run(name: Name, ending: GuestEnding<'a>) -> Self {
         Self {
             name,
             ending,

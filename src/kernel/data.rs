@@ -5,7 +5,7 @@ use offshoot::addr::{AddrRange, Hpa};
 use offshoot::ept::HostBytes;
 use offshoot::host::cmdline::MapOption;
 use offshoot::host::modules::{BootModule, find_data, find_input};
-use offshoot::host::report::{Ending, GuestSummary};
+use offshoot::host::report::{GuestEnding, GuestSummary};
 use offshoot::vm::GuestError;
 use offshoot::vm::data::{DataError, SharedData, check};
 use offshoot::vm::name::Name;
@@ -17,9 +17,9 @@ pub fn refused(
 ) -> Option<GuestSummary<'static>> {
     let name = module.name;
     let ending = if earlier.iter().any(|earlier| earlier.is_data(name)) {
-        Ending::DuplicateName
+        GuestEnding::DuplicateName
     } else if let Err(error) = check(name, module.range) {
-        Ending::NotMade(GuestError::Data(error))
+        GuestEnding::NotMade(GuestError::Data(error))
     } else {
         log::info!(
             "data {name}: {} bytes for guests to map",

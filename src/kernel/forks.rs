@@ -4,17 +4,17 @@ use crate::boot::console;
 use crate::boot::layout::DirectMap;
 use crate::boot::power;
 use crate::host::{Kernel, file_figure};
-use crate::run::Run;
+use crate::run::Session;
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
 use offshoot::addr::PAGE_SIZE;
 use offshoot::counting::Counts;
 use offshoot::host::cmdline::{GuestOptions, Measure};
 use offshoot::host::many::{
-    ForkEnd, ForkStatistics, ForksSummary, GuestForks, GuestRun, Measurement, Plan, RECORDS_MAX,
-    measure, schedule, tell_counted,
+    ForkEnd, ForkPlan, ForkStatistics, ForksSummary, GuestForks, GuestRun, Measurement,
+    RECORDS_MAX, measure, schedule, tell_counted,
 };
-use offshoot::host::report::Ending;
+use offshoot::host::report::GuestEnding;
 use offshoot::vm::figure::Unit;
 use offshoot::vm::{FreezeError, Guest, Template};
 use offshoot_abi::FIGURE_NAME_MAX;
@@ -32,14 +32,14 @@ static STATISTICS: Mutex<ForkStatistics<ForkEnd>> = Mutex::new(ForkStatistics::n
 /// The first runs of forks.
 pub static RUNS: Mutex<ArrayVec<GuestRun, RUNS_MAX>> = Mutex::new(ArrayVec::new_const());
 
-impl Run<'_> {
+impl Session<'_> {
     /// Makes a guest a template and runs its forks, as its options say. `index` is its place in the report.
     pub fn freeze_and_fork(
         &mut self,
         guest: Guest<'_, DirectMap>,
         index: usize,
         options: &GuestOptions,
-    ) -> (Ending<'static>, Option<ForksSummary>) {
+    ) -> (GuestEnding<'static>, Option<ForksSummary>) {
         if guest.message_buffer().is_none() && guest.stats.harvests.count != 0 {
             log::warn!(
                 "guest {}: it asks for its dirty pages; its forks are not told of those it wrote before",
@@ -76,11 +76,11 @@ impl Run<'_> {
             Ok(template) => {
                 let forks = self.forks(template, index, options, budget);
                 let (runs, bad) = (forks.runs(), forks.bad());
-                (Ending::Forked { runs, bad }, Some(forks))
+                (GuestEnding::Forked { runs, bad }, Some(forks))
             }
             Err((error, guest)) => {
                 guest.end(self.machine);
-                (Ending::NotFrozen(error), None)
+                (GuestEnding::NotFrozen(error), None)
             }
         }
     }
@@ -92,7 +92,7 @@ impl Run<'_> {
         options: &GuestOptions,
         budget: u64,
     ) -> ForksSummary {
-        let plan = Plan {
+        let plan = ForkPlan {
             options: &options.forks,
             budget,
             slice: options.forks.slice_ticks(self.tsc_hz),
@@ -151,7 +151,7 @@ impl Run<'_> {
         &mut self,
         template: Template<'_, DirectMap>,
         options: &GuestOptions,
-    ) -> Ending<'static> {
+    ) -> GuestEnding<'static> {
         let what = options.forks.measure.unwrap_or(Measure::Fork);
         // What is measured is not to be broken off for the console.
         console::flush();
@@ -172,8 +172,8 @@ impl Run<'_> {
         let measured = measure(self.machine, kernel, &template, what, file);
         template.end(self.machine);
         match measured {
-            Ok(()) => Ending::Measured(figures),
-            Err(end) => Ending::NotMeasured(end),
+            Ok(()) => GuestEnding::Measured(figures),
+            Err(end) => GuestEnding::NotMeasured(end),
         }
     }
 

@@ -5,10 +5,10 @@ use crate::boot::layout::DirectMap;
 use offshoot::ept::{Faults, Space};
 use offshoot::host::cmdline::GuestOptions;
 use offshoot::host::fuzz::{
-    Blocks, CODE_MAX, Campaign, Dictionary, Found, HexDump, Limits, Snapshot, SnapshotError, Stats,
-    Step, Target, codes, run_to_freeze,
+    Blocks, CODE_MAX, Campaign, CampaignLimits, CampaignStep, Dictionary, FoundCrash, HexDump,
+    Snapshot, SnapshotError, Stats, Target, codes, run_to_freeze,
 };
-use offshoot::host::report::Ending;
+use offshoot::host::report::GuestEnding;
 use offshoot::vm::figure::{Figure, FigureName, Unit};
 use offshoot::vm::loader::Image;
 use offshoot::vm::{Guest, Host, Machine, RunStats};
@@ -30,7 +30,7 @@ pub struct Job<'j> {
 
 /// What came of it.
 pub struct Fuzzed {
-    pub ending: Ending<'static>,
+    pub ending: GuestEnding<'static>,
     pub stats: RunStats,
     pub faults: Faults,
 }
@@ -58,7 +58,7 @@ impl Job<'_> {
             }
             let blocks = Blocks::find(codes, frames, &mut dictionary)?;
             let fuzz = &self.options.fuzz;
-            let limits = Limits {
+            let limits = CampaignLimits {
                 executions: fuzz.executions,
                 crashes: fuzz.crashes as u32,
                 input: room,
@@ -101,12 +101,12 @@ impl Job<'_> {
             ..
         } = *campaign.stats();
         let ending = match over {
-            Ok(()) => Ending::Fuzzed {
+            Ok(()) => GuestEnding::Fuzzed {
                 executions,
                 crashes,
                 expect_crash: self.options.fuzz.expect_crash,
             },
-            Err(error) => Ending::NotFuzzed(error),
+            Err(error) => GuestEnding::NotFuzzed(error),
         };
         Fuzzed {
             ending,
@@ -127,13 +127,13 @@ impl Job<'_> {
         loop {
             console::offer();
             match campaign.step(snapshot)? {
-                Step::Over => return Ok(()),
-                Step::NewCrash => {
+                CampaignStep::Over => return Ok(()),
+                CampaignStep::NewCrash => {
                     if let Some(found) = campaign.crashes().last() {
                         tell_crash(self, found, snapshot.text());
                     }
                 }
-                Step::Nothing | Step::NewBlocks(_) => {}
+                CampaignStep::Nothing | CampaignStep::NewBlocks(_) => {}
             }
             if snapshot.now() >= next {
                 next = snapshot.now().saturating_add(every);
@@ -182,7 +182,7 @@ impl Job<'_> {
     }
 }
 
-fn tell_crash(job: &Job<'_>, found: &Found<'_, DirectMap>, text: &str) {
+fn tell_crash(job: &Job<'_>, found: &FoundCrash<'_, DirectMap>, text: &str) {
     let name = job.options.name;
     let input = found.input();
     say!(
@@ -197,7 +197,7 @@ fn tell_crash(job: &Job<'_>, found: &Found<'_, DirectMap>, text: &str) {
 impl Fuzzed {
     fn failed(error: SnapshotError, (stats, faults): (RunStats, Faults)) -> Self {
         Self {
-            ending: Ending::NotFuzzed(error),
+            ending: GuestEnding::NotFuzzed(error),
             stats,
             faults,
         }

@@ -7,7 +7,7 @@ use crate::boot::power;
 use crate::data;
 use crate::forks::RUNS;
 use crate::host::{EXPLANATIONS, FIGURES, LINES_LOST};
-use crate::run::Run;
+use crate::run::Session;
 use crate::selftest::GuestTest;
 use arrayvec::ArrayVec;
 use offshoot::ept::Spaces;
@@ -15,7 +15,7 @@ use offshoot::frames::{FrameAllocator, FrameFigures};
 use offshoot::host::cmdline::KernelOptions;
 use offshoot::host::modules::{BootModule, ModuleKind};
 use offshoot::host::quota::Explanations;
-use offshoot::host::report::{Ending, GuestSummary, Report};
+use offshoot::host::report::{GuestEnding, GuestSummary, Report};
 use offshoot::vm::{Machine, StartError};
 use spin::Mutex;
 
@@ -75,13 +75,13 @@ pub fn run_all(
                 None => continue,
             },
             ModuleKind::BadGuest(error) | ModuleKind::BadData(error) => {
-                GuestSummary::not_run(module.name, Ending::BadOptions(*error))
+                GuestSummary::not_run(module.name, GuestEnding::BadOptions(*error))
             }
             ModuleKind::Guest(_) if summaries.iter().any(|other| other.name == module.name) => {
-                GuestSummary::not_run(module.name, Ending::DuplicateName)
+                GuestSummary::not_run(module.name, GuestEnding::DuplicateName)
             }
             ModuleKind::Guest(guest) => {
-                let mut run = Run {
+                let mut run = Session {
                     boot,
                     modules: &modules,
                     machine: &mut machine,
@@ -98,7 +98,7 @@ pub fn run_all(
         };
         let what = if module.is_guest() { "guest" } else { "data" };
         match summary.ending {
-            Ending::BadOptions(error) => log::error!("{error}"),
+            GuestEnding::BadOptions(error) => log::error!("{error}"),
             ref ending if ending.is_success() => log::info!("{what} {}: {ending}", summary.name),
             ref ending => log::error!("{what} {}: {ending}", summary.name),
         }

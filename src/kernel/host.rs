@@ -2,7 +2,7 @@
 
 use crate::boot::{clock, console, traps};
 use offshoot::host::figures::Figures;
-use offshoot::host::quota::{Counts, Explanations};
+use offshoot::host::quota::{CountsByGuest, Explanations};
 use offshoot::vm::console::Printer;
 use offshoot::vm::figure::{Figure, FigureName, Unit};
 use offshoot::vm::name::Name;
@@ -11,7 +11,7 @@ use spin::Mutex;
 
 // Too large for the stack.
 pub static FIGURES: Mutex<Figures> = Mutex::new(Figures::new());
-pub static LINES_LOST: Mutex<Counts> = Mutex::new(Counts::new());
+pub static LINES_LOST: Mutex<CountsByGuest> = Mutex::new(CountsByGuest::new());
 /// Of the guest that runs.
 pub static EXPLANATIONS: Mutex<Explanations> = Mutex::new(Explanations::NONE);
 

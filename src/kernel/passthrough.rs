@@ -6,7 +6,7 @@ use crate::boot::layout;
 use arrayvec::ArrayVec;
 use offshoot::addr::{AddrRange, Hpa, PAGE_SIZE};
 use offshoot::ept::DeviceRange;
-use offshoot::host::cmdline::Devices;
+use offshoot::host::cmdline::PassthroughDevices;
 use offshoot::vm::passthrough::{Owner, PassThroughError, check};
 use offshoot_abi::PASSTHROUGH_MAX;
 
@@ -16,7 +16,7 @@ const LOCAL_APIC: (Hpa, u64) = (Hpa::new(0xfee0_0000), 1 << 20);
 /// The devices at these addresses, if they are such.
 pub fn devices(
     boot: &BootInfo,
-    asked: &Devices,
+    asked: &PassthroughDevices,
 ) -> Result<ArrayVec<DeviceRange, PASSTHROUGH_MAX>, PassThroughError> {
     let device = |range: &AddrRange<Hpa>| {
         check(*range, owned(boot))?;

@@ -12,7 +12,7 @@ use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Spaces};
 use offshoot::host::cmdline::GuestOptions;
 use offshoot::host::modules::BootModule;
-use offshoot::host::report::{Ending, GuestSummary};
+use offshoot::host::report::{GuestEnding, GuestSummary};
 use offshoot::vm::figure::Unit;
 use offshoot::vm::loader::Image;
 use offshoot::vm::name::Name;
@@ -24,7 +24,7 @@ const OWN_NAME: &str = "hypervisor";
 const BOOT_FIGURE: &[u8] = b"boot.to_first_guest";
 
 /// What running one module takes.
-pub struct Run<'r> {
+pub struct Session<'r> {
     pub boot: &'r BootInfo,
     pub modules: &'r [BootModule<'static>],
     pub machine: &'r mut Machine<'static, DirectMap>,
@@ -35,7 +35,7 @@ pub struct Run<'r> {
     pub test: Option<GuestTest>,
 }
 
-impl Run<'_> {
+impl Session<'_> {
     /// Runs the guest of one module to its end. `first` is taken when the first guest of all is about to run.
     pub fn guest(
         &mut self,
@@ -60,7 +60,7 @@ impl Run<'_> {
         };
         let mut guest = match made {
             Ok(guest) => guest,
-            Err(error) => return GuestSummary::not_run(options.name, Ending::NotMade(error)),
+            Err(error) => return GuestSummary::not_run(options.name, GuestEnding::NotMade(error)),
         };
         if let Some(test) = self.test {
             test.apply(&mut guest, self.machine, options.name);
@@ -71,7 +71,7 @@ impl Run<'_> {
         if options.fuzz.executions != 0 {
             return self.fuzz(guest, module, options);
         }
-        let mut summary = GuestSummary::not_run(options.name, Ending::DuplicateName);
+        let mut summary = GuestSummary::not_run(options.name, GuestEnding::DuplicateName);
         let limit = options.forks.freeze.map(|after| after.ticks(self.tsc_hz));
         let turn = self.run_up_to(&mut guest, limit);
         summary.faults = guest.space().faults();
@@ -83,9 +83,9 @@ impl Run<'_> {
             Turn::Ended(outcome) => {
                 guest.end(self.machine);
                 let ending = if options.forks.given {
-                    Ending::NeverFroze(outcome)
+                    GuestEnding::NeverFroze(outcome)
                 } else {
-                    Ending::Ran(outcome)
+                    GuestEnding::Ran(outcome)
                 };
                 (ending, None)
             }
@@ -127,7 +127,7 @@ impl Run<'_> {
         {
             Some(Err(error)) => {
                 guest.end(self.machine);
-                return GuestSummary::not_run(name, Ending::NotMade(GuestError::Data(error)));
+                return GuestSummary::not_run(name, GuestEnding::NotMade(GuestError::Data(error)));
             }
             found => found.and_then(Result::ok),
         };

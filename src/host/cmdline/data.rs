@@ -1,6 +1,6 @@
 //! Data that guests share: the command line of its module, and how a guest asks for it.
 
-use super::words::{Word, Words, split_path};
+use super::words::{Word, WordIter, split_path};
 use super::{CmdlineError, Problem, Whose};
 use crate::vm::name::Name;
 
@@ -19,7 +19,7 @@ impl DataOptions {
     /// Reads the command line of a boot module, if that is data.
     pub fn parse(line: &str) -> Option<Result<Self, CmdlineError<'_>>> {
         let (path, words) = split(line);
-        let flag = Words(words).find(|word| word.key == DATA)?;
+        let flag = WordIter(words).find(|word| word.key == DATA)?;
         Some(Self::read(path, words, flag))
     }
 
@@ -30,7 +30,7 @@ impl DataOptions {
     ) -> Result<Self, CmdlineError<'a>> {
         let mut name = path.and_then(Name::from_path);
         let mut named = false;
-        for word in Words(words).filter(|word| word.key == "name") {
+        for word in WordIter(words).filter(|word| word.key == "name") {
             let blame = |problem| word.blame(Whose::Data(name), problem);
             if named {
                 return Err(blame(Problem::Repeated));
@@ -43,7 +43,7 @@ impl DataOptions {
             return Err(flag.blame(Whose::Data(name), Problem::TakesNoValue));
         }
         let mut flags = 0;
-        for word in Words(words) {
+        for word in WordIter(words) {
             let problem = match word.key {
                 "name" => continue,
                 DATA if flags == 0 => {

@@ -2,9 +2,9 @@
 
 use log::LevelFilter;
 
-use super::seen::{Key, Seen};
+use super::seen::{Key, SeenKeys};
 use super::value::{duration, pool};
-use super::words::{Word, Words, split_path};
+use super::words::{Word, WordIter, split_path};
 use super::{CmdlineError, Duration, Problem, Whose};
 use crate::vm::mitigations::Choice;
 
@@ -66,8 +66,8 @@ impl<'a> KernelOptions<'a> {
     /// The first word that is no option of the image, or whose value is none.
     pub fn parse(line: &'a str) -> Result<Self, CmdlineError<'a>> {
         let mut options = Self::DEFAULT;
-        let mut seen = Seen::default();
-        for word in Words(split_path(line, |_| false).1) {
+        let mut seen = SeenKeys::default();
+        for word in WordIter(split_path(line, |_| false).1) {
             options
                 .take(word, &mut seen)
                 .map_err(|problem| word.blame(Whose::Hypervisor, problem))?;
@@ -75,7 +75,7 @@ impl<'a> KernelOptions<'a> {
         Ok(options)
     }
 
-    fn take(&mut self, word: Word<'a>, seen: &mut Seen) -> Result<(), Problem> {
+    fn take(&mut self, word: Word<'a>, seen: &mut SeenKeys) -> Result<(), Problem> {
         match word.key {
             "log" => {
                 seen.first_time(Key::Log)?;

@@ -8,10 +8,10 @@ use super::value::device;
 use crate::addr::{AddrRange, Hpa};
 
 /// Where a guest's devices are, in the host and in the guest.
-pub type Devices = ArrayVec<AddrRange<Hpa>, PASSTHROUGH_MAX>;
+pub type PassthroughDevices = ArrayVec<AddrRange<Hpa>, PASSTHROUGH_MAX>;
 
 /// Adds the device that `text` describes to a guest's. Addresses have `width` bits.
-pub(super) fn add(devices: &mut Devices, text: &str, width: u32) -> Result<(), Problem> {
+pub(super) fn add(devices: &mut PassthroughDevices, text: &str, width: u32) -> Result<(), Problem> {
     let range = device(text, width)?;
     let most = PASSTHROUGH_MAX as u64;
     devices.try_push(range).map_err(|_| Problem::TooMany(most))

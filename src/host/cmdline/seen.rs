@@ -56,9 +56,9 @@ impl Key {
 
 /// The keys that a line has had so far.
 #[derive(Default)]
-pub(super) struct Seen(u64);
+pub(super) struct SeenKeys(u64);
 
-impl Seen {
+impl SeenKeys {
     /// Notes that the key is there.
     pub fn first_time(&mut self, key: Key) -> Result<(), Problem> {
         let bit = key.bit();

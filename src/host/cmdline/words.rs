@@ -45,9 +45,9 @@ impl<'a> Word<'a> {
 
 /// The words of a line.
 #[derive(Clone, Copy)]
-pub(super) struct Words<'a>(pub(super) &'a str);
+pub(super) struct WordIter<'a>(pub(super) &'a str);
 
-impl<'a> Iterator for Words<'a> {
+impl<'a> Iterator for WordIter<'a> {
     type Item = Word<'a>;
     fn next(&mut self) -> Option<Word<'a>> {
         let (word, rest) = split_word(self.0)?;

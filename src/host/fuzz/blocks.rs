@@ -8,7 +8,7 @@
 use yaxpeax_arch::LengthedInstruction;
 use yaxpeax_x86::amd64::{InstDecoder, Instruction, Opcode, Operand};
 
-use super::code::{Code, Codes};
+use super::code::{CodeRun, Codes};
 use super::dictionary::{Dictionary, Token};
 use super::page::Bits;
 use crate::addr::Gva;
@@ -174,7 +174,7 @@ struct Scan<'a, 'i, 'f, M: PhysMem> {
 
 impl<M: PhysMem> Scan<'_, '_, '_, M> {
     /// Decodes one run of code, whose first byte has the number `base`.
-    fn code(&mut self, code: &Code<'_>, base: usize) {
+    fn code(&mut self, code: &CodeRun<'_>, base: usize) {
         let decoder = InstDecoder::default();
         let mut offset = 0;
         let mut begins = true;
@@ -265,7 +265,7 @@ mod tests {
 
     fn codes<'i>(runs: &[(u64, &'i [u8])]) -> Codes<'i> {
         runs.iter()
-            .map(|&(start, bytes)| Code {
+            .map(|&(start, bytes)| CodeRun {
                 start: Gva::new(start),
                 bytes,
             })

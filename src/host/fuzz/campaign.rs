@@ -1,7 +1,7 @@
 //! The loop of fuzzing: make an input, run it, keep it if it reached something new, note how it ended.
 
 use super::corpus::{Corpus, INPUT_MAX};
-use super::crash::{Crash, Crashes, Found};
+use super::crash::{Crash, Crashes, FoundCrash};
 use super::dictionary::Dictionary;
 use super::mutate::{Draft, Mutator};
 use super::page::Page;
@@ -67,7 +67,7 @@ impl Execution {
 
 /// How long a campaign is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct CampaignLimits {
     /// At most so many inputs are run.
     pub executions: u64,
     /// It ends when so many different crashes are found.
@@ -78,7 +78,7 @@ pub struct Limits {
 
 /// What a step of a campaign came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum CampaignStep {
     /// Nothing that was not known.
     Nothing,
     /// So many basic blocks were reached for the first time.
@@ -91,7 +91,7 @@ pub enum Step {
 
 /// A campaign: all inputs, and what they came to.
 pub struct Campaign<'f, M: PhysMem> {
-    limits: Limits,
+    limits: CampaignLimits,
     mutator: Mutator,
     corpus: Corpus<'f, M>,
     crashes: Crashes<'f, M>,
@@ -111,7 +111,7 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
     /// No frame for what the campaign keeps.
     pub fn new<'b>(
         frames: &'f FrameAllocator<M>,
-        limits: Limits,
+        limits: CampaignLimits,
         seed: u64,
         dictionary: Dictionary,
         inputs: impl IntoIterator<Item = &'b [u8]>,
@@ -125,7 +125,7 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
             corpus.keep(&[])?;
         }
         Ok(Self {
-            limits: Limits {
+            limits: CampaignLimits {
                 input: longest,
                 ..limits
             },
@@ -145,7 +145,7 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
     }
 
     /// The different crashes.
-    pub fn crashes(&self) -> &[Found<'f, M>] {
+    pub fn crashes(&self) -> &[FoundCrash<'f, M>] {
         self.crashes.all()
     }
 
@@ -153,14 +153,14 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
     ///
     /// # Errors
     /// Of [`Target::execute`].
-    pub fn step<T: Target>(&mut self, target: &mut T) -> Result<Step, T::Error> {
-        let Limits {
+    pub fn step<T: Target>(&mut self, target: &mut T) -> Result<CampaignStep, T::Error> {
+        let CampaignLimits {
             executions,
             crashes,
             ..
         } = self.limits;
         if self.stats.executions >= executions || self.stats.crashes >= crashes {
-            return Ok(Step::Over);
+            return Ok(CampaignStep::Over);
         }
         let start = target.now();
         let len = self.make_input();
@@ -191,7 +191,7 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
         (stats.known, stats.reached) = target.coverage();
         stats.corpus = self.corpus.len() as u32;
         stats.mutate += made.wrapping_sub(start) + target.now().wrapping_sub(ran);
-        if step == Step::NewCrash && stats.crashes == 1 {
+        if step == CampaignStep::NewCrash && stats.crashes == 1 {
             stats.first_crash = stats.executions;
             stats.first_crash_ticks = stats.ticks();
         }
@@ -228,7 +228,7 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
     }
 
     /// Keeps the input that was run, of `len` bytes, for what it is worth.
-    fn judge(&mut self, execution: &Execution, len: usize) -> Result<Step, FrameError> {
+    fn judge(&mut self, execution: &Execution, len: usize) -> Result<CampaignStep, FrameError> {
         let input = self.input.get(..len).unwrap_or_default();
         if !execution.outcome.is_success() {
             self.stats.failures += 1;
@@ -238,18 +238,18 @@ impl<'f, M: PhysMem> Campaign<'f, M> {
             };
             if self.crashes.add(crash, input, self.stats.executions)? {
                 self.stats.crashes += 1;
-                return Ok(Step::NewCrash);
+                return Ok(CampaignStep::NewCrash);
             }
-            return Ok(Step::Nothing);
+            return Ok(CampaignStep::Nothing);
         }
         if execution.new_blocks == 0 {
-            return Ok(Step::Nothing);
+            return Ok(CampaignStep::Nothing);
         }
         // The first inputs are kept already.
         if self.stats.executions > self.first as u64 {
             self.corpus.keep(input)?;
         }
-        Ok(Step::NewBlocks(execution.new_blocks))
+        Ok(CampaignStep::NewBlocks(execution.new_blocks))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::vm::loader::{Image, SEGMENTS_MAX};
 
 /// A run of code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Code<'i> {
+pub struct CodeRun<'i> {
     /// The address of its first byte. An image is loaded so that its GVA is its GPA.
     pub start: Gva,
     /// Its bytes, as in the file.
@@ -18,7 +18,7 @@ pub struct Code<'i> {
 }
 
 /// The runs of code, by address.
-pub type Codes<'i> = ArrayVec<Code<'i>, { 2 * SEGMENTS_MAX }>;
+pub type Codes<'i> = ArrayVec<CodeRun<'i>, { 2 * SEGMENTS_MAX }>;
 
 /// The code of the image in `file`: its executable sections, as far as they lie in executable segments; or, of a file
 /// without them, all of those segments.
@@ -30,9 +30,9 @@ pub fn codes<'i>(file: &'i [u8], image: &Image<'i>) -> Codes<'i> {
     segments(image).collect()
 }
 
-fn segments<'i>(image: &Image<'i>) -> impl Iterator<Item = Code<'i>> {
+fn segments<'i>(image: &Image<'i>) -> impl Iterator<Item = CodeRun<'i>> {
     let executable = image.segments().iter().filter(|segment| segment.execute);
-    executable.copied().map(|segment| Code {
+    executable.copied().map(|segment| CodeRun {
         start: Gva::new(segment.range.start().as_u64()),
         bytes: segment.file,
     })
@@ -49,7 +49,7 @@ fn sections<'i>(file: &'i [u8], image: &Image<'i>) -> Codes<'i> {
             header.sh_type == SHT_PROGBITS && header.sh_flags & u64::from(SHF_EXECINSTR) != 0;
         let at = header.sh_addr;
         let len = usize::try_from(header.sh_size).unwrap_or(usize::MAX);
-        let inside = |segment: Code<'i>| {
+        let inside = |segment: CodeRun<'i>| {
             let offset = usize::try_from(at.checked_sub(segment.start.as_u64())?).ok()?;
             segment.bytes.get(offset..offset.checked_add(len)?)
         };
@@ -59,7 +59,7 @@ fn sections<'i>(file: &'i [u8], image: &Image<'i>) -> Codes<'i> {
         {
             // Of more sections than that the others count as not known.
             let start = Gva::new(at);
-            let _ = found.try_push(Code { start, bytes });
+            let _ = found.try_push(CodeRun { start, bytes });
         }
     }
     found.sort_unstable_by_key(|code| code.start);

@@ -38,7 +38,7 @@ impl fmt::Display for Crash {
 }
 
 /// A crash, the input that made it, and when it was found.
-pub struct Found<'f, M: PhysMem> {
+pub struct FoundCrash<'f, M: PhysMem> {
     /// The crash.
     pub crash: Crash,
     /// After how many executions.
@@ -47,7 +47,7 @@ pub struct Found<'f, M: PhysMem> {
     len: usize,
 }
 
-impl<M: PhysMem> Found<'_, M> {
+impl<M: PhysMem> FoundCrash<'_, M> {
     /// The input.
     pub fn input(&self) -> &[u8] {
         self.page.get(..self.len).unwrap_or_default()
@@ -57,7 +57,7 @@ impl<M: PhysMem> Found<'_, M> {
 /// The different crashes, in the order in which they were found.
 pub struct Crashes<'f, M: PhysMem> {
     frames: &'f FrameAllocator<M>,
-    found: ArrayVec<Found<'f, M>, CRASHES_MAX>,
+    found: ArrayVec<FoundCrash<'f, M>, CRASHES_MAX>,
 }
 
 impl<'f, M: PhysMem> Crashes<'f, M> {
@@ -70,7 +70,7 @@ impl<'f, M: PhysMem> Crashes<'f, M> {
     }
 
     /// All of them.
-    pub fn all(&self) -> &[Found<'f, M>] {
+    pub fn all(&self) -> &[FoundCrash<'f, M>] {
         &self.found
     }
 
@@ -88,7 +88,7 @@ impl<'f, M: PhysMem> Crashes<'f, M> {
         for (to, from) in page.iter_mut().zip(input) {
             *to = *from;
         }
-        let found = Found {
+        let found = FoundCrash {
             crash,
             executions,
             page,

@@ -18,10 +18,10 @@ mod stats;
 mod watch;
 
 pub use blocks::{Blocks, INT3};
-pub use campaign::{Campaign, Execution, Limits, Step, Target};
-pub use code::{Code, Codes, codes};
+pub use campaign::{Campaign, CampaignLimits, CampaignStep, Execution, Target};
+pub use code::{CodeRun, Codes, codes};
 pub use corpus::{CORPUS_MAX, Corpus, INPUT_MAX};
-pub use crash::{CRASHES_MAX, Crash, Crashes, Found, HexDump};
+pub use crash::{CRASHES_MAX, Crash, Crashes, FoundCrash, HexDump};
 pub use dictionary::{Dictionary, TOKENS_MAX, Token};
 pub use mutate::{Draft, Mutator};
 pub use page::BITS_MAX as CODE_MAX;

@@ -85,11 +85,11 @@ impl fmt::Display for ForkEnd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::report::Ending;
+    use crate::host::report::GuestEnding;
 
     #[test]
     fn a_fork_that_froze_while_measured_is_not_said_to_be_too_deep() {
-        let ending = Ending::NotMeasured(ForkEnd::FrozeAgain);
+        let ending = GuestEnding::NotMeasured(ForkEnd::FrozeAgain);
         let told = "a fork that was measured froze again instead of running to its end";
         assert_eq!(ending.to_string(), told);
         assert_eq!(ForkEnd::FrozeAgain.name(), "froze again");

@@ -45,7 +45,7 @@ impl Cost {
 
 /// What the schedule notes of a living fork.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slot {
+pub struct ForkSlot {
     /// The number of the fork among those of its template.
     pub fork: u64,
     /// The number of its run.
@@ -62,7 +62,7 @@ pub struct Slot {
     pub(super) over: u64,
 }
 
-impl Slot {
+impl ForkSlot {
     /// What the run may still take.
     pub(super) const fn left(&self) -> u64 {
         self.budget
@@ -96,7 +96,7 @@ pub enum After<E> {
 
 /// What a turn came to.
 #[derive(Clone, Debug)]
-pub struct Turn<E> {
+pub struct ForkTurn<E> {
     /// TSC ticks it took.
     pub ticks: u64,
     /// What comes after it.
@@ -116,11 +116,15 @@ pub trait Forks {
     ///
     /// # Errors
     /// Why there is none, as the end of its run.
-    fn fork(&mut self, template: &mut Self::Template, slot: Slot) -> Result<Self::Fork, Self::End>;
+    fn fork(
+        &mut self,
+        template: &mut Self::Template,
+        slot: ForkSlot,
+    ) -> Result<Self::Fork, Self::End>;
     /// The fork's notes.
-    fn slot<'f>(&self, fork: &'f mut Self::Fork) -> &'f mut Slot;
+    fn slot<'f>(&self, fork: &'f mut Self::Fork) -> &'f mut ForkSlot;
     /// Lets it run for about so many ticks.
-    fn turn(&mut self, fork: &mut Self::Fork, ticks: u64) -> Turn<Self::End>;
+    fn turn(&mut self, fork: &mut Self::Fork, ticks: u64) -> ForkTurn<Self::End>;
     /// What the run took so far, beside time.
     fn cost(&self, fork: &Self::Fork) -> Cost;
     /// Brings it back to its template, about to begin the run that its slot says; returns how many pages it took. The

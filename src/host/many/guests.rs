@@ -1,7 +1,7 @@
 //! Guests as the forks of a schedule.
 
 use super::end::ForkEnd;
-use super::forks::{After, Alive, Cost, Forks, Slot, Turn};
+use super::forks::{After, Alive, Cost, ForkSlot, ForkTurn, Forks};
 use super::queue::Linked;
 use crate::ept::{Flaw, Reason, Reset, Spaces};
 use crate::frames::{FrameBox, PhysMem};
@@ -15,14 +15,14 @@ const MEMORY_CHECKS: u64 = 16;
 /// A living fork, in a frame of its own.
 pub struct LivingFork<'f, 's, M: PhysMem> {
     guest: Guest<'s, M>,
-    slot: Slot,
+    slot: ForkSlot,
     /// What all its runs took before this one.
     before: Cost,
     below: Option<FrameBox<'f, Self, M>>,
 }
 
 impl<'s, M: PhysMem> LivingFork<'_, 's, M> {
-    pub(super) fn new(guest: Guest<'s, M>, slot: Slot) -> Self {
+    pub(super) fn new(guest: Guest<'s, M>, slot: ForkSlot) -> Self {
         Self {
             guest,
             slot,
@@ -45,7 +45,7 @@ impl<'f, 's, M: PhysMem> Linked for FrameBox<'f, LivingFork<'f, 's, M>, M> {
 }
 
 /// A template, and what is checked of it.
-pub struct Template<'s, M: PhysMem> {
+pub struct ForkTemplate<'s, M: PhysMem> {
     frozen: vm::Template<'s, M>,
     checksum: u64,
 }
@@ -142,7 +142,7 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
     pub fn template(
         &mut self,
         frozen: vm::Template<'s, M>,
-    ) -> Result<FrameBox<'f, Template<'s, M>, M>, ForkEnd> {
+    ) -> Result<FrameBox<'f, ForkTemplate<'s, M>, M>, ForkEnd> {
         let checksum = match self.checks.then(|| frozen.space().checksum()) {
             Some(Ok(checksum)) => checksum,
             Some(Err(reason)) => {
@@ -152,7 +152,7 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
             None => 0,
         };
         let frames = self.machine.frames();
-        FrameBox::new(frames, Template { frozen, checksum }).map_err(|(error, template)| {
+        FrameBox::new(frames, ForkTemplate { frozen, checksum }).map_err(|(error, template)| {
             template.frozen.end(self.machine);
             ForkEnd::NoFrame(error)
         })
@@ -164,11 +164,15 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
 }
 
 impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
-    type Template = FrameBox<'f, Template<'s, M>, M>;
+    type Template = FrameBox<'f, ForkTemplate<'s, M>, M>;
     type Fork = FrameBox<'f, LivingFork<'f, 's, M>, M>;
     type End = ForkEnd;
 
-    fn fork(&mut self, template: &mut Self::Template, slot: Slot) -> Result<Self::Fork, ForkEnd> {
+    fn fork(
+        &mut self,
+        template: &mut Self::Template,
+        slot: ForkSlot,
+    ) -> Result<Self::Fork, ForkEnd> {
         let frames = self.machine.frames();
         // The first one may find what later ones share.
         let before = (slot.fork < 2).then(|| frames.figures().used);
@@ -196,16 +200,16 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         Ok(fork)
     }
 
-    fn slot<'a>(&self, fork: &'a mut Self::Fork) -> &'a mut Slot {
+    fn slot<'a>(&self, fork: &'a mut Self::Fork) -> &'a mut ForkSlot {
         &mut fork.slot
     }
 
-    fn turn(&mut self, fork: &mut Self::Fork, ticks: u64) -> Turn<ForkEnd> {
+    fn turn(&mut self, fork: &mut Self::Fork, ticks: u64) -> ForkTurn<ForkEnd> {
         let guest = &mut fork.guest;
         let before = guest.stats.ticks();
         let turn = guest.run(self.machine, self.host, Some(ticks));
         self.host.between_turns();
-        Turn {
+        ForkTurn {
             ticks: guest.stats.ticks().wrapping_sub(before),
             after: match turn {
                 vm::Turn::Ended(outcome) => After::Ended(ForkEnd::Ran(outcome)),
@@ -309,7 +313,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
                 continue;
             };
             held += vm::Template::<M>::FRAMES_HELD + 1;
-            let Template { frozen, checksum } = &**template;
+            let ForkTemplate { frozen, checksum } = &**template;
             match frozen.space().checksum() {
                 Ok(now) if now == *checksum => {}
                 Ok(_) => self.wrong(Wrong::TemplateChanged),
@@ -336,7 +340,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
 
 impl<'f, 's, M: PhysMem, H: Host> GuestForks<'_, 'f, 's, M, H> {
     /// Has the template remember what its first fork wrote.
-    fn remember(&self, template: &mut Template<'s, M>, fork: &LivingFork<'f, 's, M>) {
+    fn remember(&self, template: &mut ForkTemplate<'s, M>, fork: &LivingFork<'f, 's, M>) {
         if self.prefetch && template.frozen.space().working_set() == 0 {
             // Without it later forks do as the first did.
             let _ = template.frozen.remember_working_set(&fork.guest);
@@ -353,7 +357,7 @@ fn cost<M: PhysMem>(guest: &Guest<'_, M>) -> Cost {
 }
 
 /// What a fork is told: its number and that of its run.
-fn message(slot: Slot) -> [u8; 16] {
+fn message(slot: ForkSlot) -> [u8; 16] {
     let mut message = [0; 16];
     let (fork, run) = message.split_at_mut(8);
     fork.copy_from_slice(&slot.fork.to_le_bytes());

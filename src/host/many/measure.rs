@@ -5,7 +5,7 @@
 //! kernel that [counts](crate::counting) tells for each figure what was counted instead.
 
 use super::end::ForkEnd;
-use super::forks::Slot;
+use super::forks::ForkSlot;
 use super::guests::LivingFork;
 use super::price::{LinearFits, Measurement, Moment, Price, REPEATS, Series};
 use crate::counting;
@@ -179,7 +179,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
     fn idle(&mut self, file: &mut impl FnMut(Measurement<'_>)) -> Result<(), ForkEnd> {
         let begin = Moment::now(self.frames());
         let (fork, made) = self.fork(0)?;
-        let fork = LivingFork::new(fork, Slot::default());
+        let fork = LivingFork::new(fork, ForkSlot::default());
         let kept = FrameBox::new(self.machine.frames(), fork);
         let all = begin.price(self.frames());
         let (kept, failed) = match kept {

@@ -16,14 +16,14 @@ mod statistics;
 mod summary;
 
 pub use end::ForkEnd;
-pub use forks::{After, Alive, Cost, Forks, Slot, Turn, Verdict};
-pub use guests::{Checked, GuestForks, LivingFork, Template, Wrong};
+pub use forks::{After, Alive, Cost, ForkSlot, ForkTurn, Forks, Verdict};
+pub use guests::{Checked, ForkTemplate, GuestForks, LivingFork, Wrong};
 pub use histogram::{Distribution, Histogram};
 pub use linear_fit::LinearFit;
 pub use measure::measure;
 pub use price::{Measurement, tell_counted};
 pub use queue::{Linked, Queue};
-pub use schedule::{Plan, schedule};
+pub use schedule::{ForkPlan, schedule};
 pub use statistics::{FIRST_FAILURES, Failure, ForkStatistics, Generation, RECORDS_MAX, RunRecord};
 pub use summary::{ForksSummary, GuestRun};
 

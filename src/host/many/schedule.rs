@@ -7,14 +7,14 @@
 //! that need much memory do not bring down those that need little. Only one that finds too little while all others wait,
 //! each with the few frames of an idle fork, fails for it.
 
-use super::forks::{After, Alive, Cost, Forks, Slot, Verdict};
+use super::forks::{After, Alive, Cost, ForkSlot, Forks, Verdict};
 use super::queue::Queue;
 use super::statistics::{ForkStatistics, RunRecord};
 use crate::host::cmdline::{ForkOptions, GENERATIONS_MAX};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan<'o> {
+pub struct ForkPlan<'o> {
     /// How many, how often.
     pub options: &'o ForkOptions,
     /// TSC ticks that each run may take; what a run that freezes has left of them is for all forks of it together.
@@ -29,7 +29,7 @@ pub struct Plan<'o> {
 pub fn schedule<F: Forks>(
     forks: &mut F,
     template: F::Template,
-    plan: Plan<'_>,
+    plan: ForkPlan<'_>,
     statistics: &mut ForkStatistics<F::End>,
 ) {
     let begin = forks.now();
@@ -56,7 +56,7 @@ struct Share {
 fn generation<F: Forks>(
     forks: &mut F,
     template: F::Template,
-    plan: Plan<'_>,
+    plan: ForkPlan<'_>,
     share: Share,
     above: Option<&Alive<'_, F>>,
     statistics: &mut ForkStatistics<F::End>,
@@ -143,7 +143,7 @@ struct Crowd<'r, F: Forks> {
     forks: &'r mut F,
     /// Until nobody needs it any more.
     template: Option<F::Template>,
-    plan: Plan<'r>,
+    plan: ForkPlan<'r>,
     depth: usize,
     above: Option<&'r Alive<'r, F>>,
     statistics: &'r mut ForkStatistics<F::End>,
@@ -203,10 +203,10 @@ impl<F: Forks> Crowd<'_, F> {
             && self.waiting.is_empty()
             && self.next < self.total
         {
-            let slot = Slot {
+            let slot = ForkSlot {
                 fork: self.next,
                 budget: self.purse.next(),
-                ..Slot::default()
+                ..ForkSlot::default()
             };
             match self.make(slot) {
                 Ok(()) => {
@@ -220,7 +220,7 @@ impl<F: Forks> Crowd<'_, F> {
     }
 
     /// Counts the runs of all forks that are still to be made: what fails now fails for each of them.
-    fn give_up(&mut self, slot: Slot, end: F::End) {
+    fn give_up(&mut self, slot: ForkSlot, end: F::End) {
         let others = self.total - self.next;
         self.next = self.total;
         let lost = others.saturating_mul(self.runs);
@@ -228,7 +228,7 @@ impl<F: Forks> Crowd<'_, F> {
         self.statistics.lost(self.depth, slot, lost, end);
     }
 
-    fn make(&mut self, slot: Slot) -> Result<(), F::End> {
+    fn make(&mut self, slot: ForkSlot) -> Result<(), F::End> {
         let begin = self.forks.now();
         let Some(template) = &mut self.template else {
             return Ok(());
@@ -276,7 +276,7 @@ impl<F: Forks> Crowd<'_, F> {
 
     /// Whether the fork whose turn it is is the last of its template, in its last run: it is not reset any more, since
     /// it waits for nobody either.
-    fn is_last(&self, slot: Slot) -> bool {
+    fn is_last(&self, slot: ForkSlot) -> bool {
         self.next == self.total
             && self.alive.is_empty()
             && self.waiting.is_empty()
@@ -285,7 +285,7 @@ impl<F: Forks> Crowd<'_, F> {
     }
 
     /// A run is over: the next one, or the end of the fork.
-    fn ended(&mut self, fork: F::Fork, slot: Slot, end: F::End) {
+    fn ended(&mut self, fork: F::Fork, slot: ForkSlot, end: F::End) {
         let scarce = end.is_out_of_frames();
         if scarce && !self.alive.is_empty() && slot.may_begin_again() {
             return self.wait(fork, slot);
@@ -299,13 +299,13 @@ impl<F: Forks> Crowd<'_, F> {
         };
         let budget = self.purse.next();
         self.purse.begin(budget);
-        if let Some(fork) = self.reset(fork, Slot { budget, ..next }, scarce) {
+        if let Some(fork) = self.reset(fork, ForkSlot { budget, ..next }, scarce) {
             self.alive.push(fork);
         }
     }
 
     /// Has a fork begin its run again once another has ended.
-    fn wait(&mut self, fork: F::Fork, slot: Slot) {
+    fn wait(&mut self, fork: F::Fork, slot: ForkSlot) {
         if let Some(sums) = self.statistics.generation(self.depth) {
             sums.waited += 1;
         }
@@ -316,7 +316,7 @@ impl<F: Forks> Crowd<'_, F> {
     }
 
     /// Brings a fork back to its template, for the run `next`. One that cannot be ends.
-    fn reset(&mut self, mut fork: F::Fork, next: Slot, scarce: bool) -> Option<F::Fork> {
+    fn reset(&mut self, mut fork: F::Fork, next: ForkSlot, scarce: bool) -> Option<F::Fork> {
         let template = self.template.as_mut()?;
         *self.forks.slot(&mut fork) = next;
         let begin = self.forks.now();
@@ -351,7 +351,7 @@ impl<F: Forks> Crowd<'_, F> {
 
     /// A fork becomes a template, whose forks run until none is left. They have the runs that it has left, this one among them,
     /// and the time.
-    fn frozen(&mut self, fork: F::Fork, slot: Slot) {
+    fn frozen(&mut self, fork: F::Fork, slot: ForkSlot) {
         let cost = self.forks.cost(&fork);
         let runs = self.runs - slot.run;
         let to_come = runs.saturating_sub(1);
@@ -385,18 +385,18 @@ impl<F: Forks> Crowd<'_, F> {
     }
 
     /// The run after this one, if there is one.
-    fn after(&self, slot: Slot) -> Option<Slot> {
+    fn after(&self, slot: ForkSlot) -> Option<ForkSlot> {
         let run = slot.run + 1;
         let fork = slot.fork;
-        (run < self.runs).then_some(Slot {
+        (run < self.runs).then_some(ForkSlot {
             fork,
             run,
             over: slot.over,
-            ..Slot::default()
+            ..ForkSlot::default()
         })
     }
 
-    fn record(&mut self, slot: Slot, cost: Cost, end: Option<F::End>) {
+    fn record(&mut self, slot: ForkSlot, cost: Cost, end: Option<F::End>) {
         self.statistics.ran(RunRecord {
             generation: self.depth,
             fork: slot.fork,

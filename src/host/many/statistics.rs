@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 
-use super::forks::{Cost, Slot, Verdict};
+use super::forks::{Cost, ForkSlot, Verdict};
 use super::histogram::{Distribution, Histogram};
 use crate::host::cmdline::GENERATIONS_MAX;
 
@@ -206,11 +206,11 @@ impl<E: Verdict> ForkStatistics<E> {
         if let Some(sums) = self.sums.first_mut() {
             sums.templates += 1;
         }
-        self.lost(0, Slot::default(), 1, end);
+        self.lost(0, ForkSlot::default(), 1, end);
     }
 
     /// Counts `runs` runs that could not be, the first of which is `first`.
-    pub(super) fn lost(&mut self, generation: usize, first: Slot, runs: u64, end: E) {
+    pub(super) fn lost(&mut self, generation: usize, first: ForkSlot, runs: u64, end: E) {
         if let Some(sums) = self.sums.get_mut(generation) {
             sums.lost = sums.lost.saturating_add(runs);
             if end.is_out_of_frames() {

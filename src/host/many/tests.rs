@@ -51,7 +51,7 @@ impl Verdict for End {
 }
 
 struct Living {
-    slot: Slot,
+    slot: ForkSlot,
     depth: usize,
     turns: u32,
     frames: u64,
@@ -68,7 +68,7 @@ impl Linked for Box<Living> {
 
 /// A template is its depth.
 struct World {
-    act: fn(Slot, usize) -> Act,
+    act: fn(ForkSlot, usize) -> Act,
     frames: u64,
     time: u64,
     alive: u64,
@@ -87,7 +87,7 @@ struct World {
     ended: Vec<(usize, usize)>,
 }
 
-fn world(act: fn(Slot, usize) -> Act) -> World {
+fn world(act: fn(ForkSlot, usize) -> Act) -> World {
     World {
         act,
         frames: 1000,
@@ -111,7 +111,7 @@ impl Forks for World {
     type Fork = Box<Living>;
     type End = End;
 
-    fn fork(&mut self, template: &mut usize, slot: Slot) -> Result<Box<Living>, End> {
+    fn fork(&mut self, template: &mut usize, slot: ForkSlot) -> Result<Box<Living>, End> {
         self.time += 3;
         if self.broken.is_some_and(|broken| slot.fork >= broken) {
             return Err(End::NoVmcs);
@@ -127,10 +127,10 @@ impl Forks for World {
             below: None,
         }))
     }
-    fn slot<'f>(&self, fork: &'f mut Box<Living>) -> &'f mut Slot {
+    fn slot<'f>(&self, fork: &'f mut Box<Living>) -> &'f mut ForkSlot {
         &mut fork.slot
     }
-    fn turn(&mut self, fork: &mut Box<Living>, ticks: u64) -> Turn<End> {
+    fn turn(&mut self, fork: &mut Box<Living>, ticks: u64) -> ForkTurn<End> {
         self.turns.push((fork.depth, fork.slot.fork, fork.slot.run));
         fork.turns += 1;
         let ticks = match (self.act)(fork.slot, fork.depth) {
@@ -152,7 +152,7 @@ impl Forks for World {
                 None => End::OutOfFrames,
             }),
         };
-        Turn { ticks, after }
+        ForkTurn { ticks, after }
     }
     fn cost(&self, fork: &Box<Living>) -> Cost {
         Cost {
@@ -236,7 +236,7 @@ fn options(line: &str) -> ForkOptions {
 /// Runs all, and looks whether everything was given back.
 fn play(world: &mut World, line: &str, budget: u64) -> Box<ForkStatistics<End>> {
     let options = options(line);
-    let plan = Plan {
+    let plan = ForkPlan {
         options: &options,
         budget,
         slice: TURN,
@@ -460,10 +460,10 @@ fn freezing_multiplies_neither_runs_nor_time() {
     assert_eq!((all.len(), all[7].failed, all[7].frozen), (8, 20, 0));
     // However deep it is, one that loops ends when the time of all its runs is over.
     for act in [
-        |_: Slot, depth| [Act::Freeze, Act::Loop][usize::from(depth == 7)],
-        |_: Slot, depth| [Act::Freeze, Act::Loop][usize::from(depth == 1)],
-        |_: Slot, _| Act::Loop,
-        |slot: Slot, depth| [Act::Freeze, Act::Loop][usize::from(slot.run < 3 || depth == 2)],
+        |_: ForkSlot, depth| [Act::Freeze, Act::Loop][usize::from(depth == 7)],
+        |_: ForkSlot, depth| [Act::Freeze, Act::Loop][usize::from(depth == 1)],
+        |_: ForkSlot, _| Act::Loop,
+        |slot: ForkSlot, depth| [Act::Freeze, Act::Loop][usize::from(slot.run < 3 || depth == 2)],
     ] {
         for line in [
             line,
@@ -482,7 +482,7 @@ fn freezing_multiplies_neither_runs_nor_time() {
 #[test]
 fn the_forks_of_a_run_have_the_same_share_of_what_it_left() {
     // The run took 10 of 1000. One of the four that it freezes to loops.
-    let act = |slot: Slot, depth| match (depth, slot.fork) {
+    let act = |slot: ForkSlot, depth| match (depth, slot.fork) {
         (0, _) => Act::Freeze,
         (_, 1) => Act::Loop,
         _ => Act::Exit(24, 0),
@@ -604,7 +604,7 @@ fn what_is_told_is_bounded() {
 }
 
 /// What a run does follows from its number.
-fn any_act(slot: Slot, depth: usize) -> Act {
+fn any_act(slot: ForkSlot, depth: usize) -> Act {
     match (slot.fork * 31 + slot.run * 7 + depth as u64 * 13) % 11 {
         0 if depth < 2 => Act::Freeze,
         1 => Act::Loop,

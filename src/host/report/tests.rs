@@ -7,7 +7,7 @@ use crate::vm::figure::{Figure, FigureName, Unit};
 use crate::vm::loader::LoadError;
 use crate::vmx::ExitReason;
 
-fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
+fn guest<'a>(name: &str, ending: GuestEnding<'a>) -> GuestSummary<'a> {
     GuestSummary {
         name: Name::new(name).unwrap(),
         ending,
@@ -22,7 +22,7 @@ fn guest<'a>(name: &str, ending: Ending<'a>) -> GuestSummary<'a> {
 }
 
 fn busy() -> GuestSummary<'static> {
-    let mut busy = guest("busy", Ending::Ran(Outcome::Exited(0)));
+    let mut busy = guest("busy", GuestEnding::Ran(Outcome::Exited(0)));
     for &reason in ExitReason::ALL {
         busy.stats.count(reason);
     }
@@ -102,7 +102,7 @@ fn the_json_has_the_agreed_form() {
     }));
     let guests = [
         busy(),
-        guest("bad", Ending::Ran(Outcome::Exited(-3i64 as u64))),
+        guest("bad", GuestEnding::Ran(Outcome::Exited(-3i64 as u64))),
     ];
     let json = json(&report(&guests, &figures));
     assert_eq!(json["ok"], false);
@@ -149,7 +149,7 @@ fn the_json_has_the_agreed_form() {
 fn whatever_a_user_wrote_is_escaped() {
     let line = "mem=\"\\\u{1}\u{7f}ä\u{2028}";
     let error = GuestOptions::parse(line, 0, 40).unwrap_err();
-    let guests = [guest("g", Ending::BadOptions(error))];
+    let guests = [guest("g", GuestEnding::BadOptions(error))];
     let json = json(&report(&guests, &Figures::new()));
     assert_eq!(json["guests"][0]["detail"], error.to_string());
     assert_eq!(json["guests"][0]["outcome"], "not run");
@@ -159,7 +159,7 @@ fn whatever_a_user_wrote_is_escaped() {
 #[test]
 fn a_run_is_good_only_if_all_is() {
     let figures = Figures::new();
-    let ended = |status| guest("g", Ending::Ran(Outcome::Exited(status)));
+    let ended = |status| guest("g", GuestEnding::Ran(Outcome::Exited(status)));
     assert!(report(&[ended(0), ended(0)], &figures).is_success());
     assert!(!report(&[ended(0), ended(1)], &figures).is_success());
     assert!(!report(&[], &figures).is_success(), "nothing ran");
@@ -171,9 +171,9 @@ fn a_run_is_good_only_if_all_is() {
         .is_success()
     );
     for ending in [
-        Ending::DuplicateName,
-        Ending::NotMade(GuestError::Image(LoadError::NotElf)),
-        Ending::Ran(Outcome::TripleFault),
+        GuestEnding::DuplicateName,
+        GuestEnding::NotMade(GuestError::Image(LoadError::NotElf)),
+        GuestEnding::Ran(Outcome::TripleFault),
     ] {
         assert!(!report(&[guest("g", ending)], &figures).is_success());
     }
@@ -192,7 +192,7 @@ fn the_table_fits_and_says_what_went_wrong() {
     }));
     let mut extreme = guest(
         &"long-name.".repeat(3),
-        Ending::Ran(Outcome::Exited(u64::MAX - 5)),
+        GuestEnding::Ran(Outcome::Exited(u64::MAX - 5)),
     );
     extreme.stats.host_ticks = u64::MAX;
     extreme.stats.guest_ticks = u64::MAX;
@@ -210,12 +210,12 @@ fn the_table_fits_and_says_what_went_wrong() {
     let guests = [
         busy(),
         extreme,
-        guest("short", Ending::Ran(Outcome::TripleFault)),
+        guest("short", GuestEnding::Ran(Outcome::TripleFault)),
         guest(
             "not-elf",
-            Ending::NotMade(GuestError::Image(LoadError::NotElf)),
+            GuestEnding::NotMade(GuestError::Image(LoadError::NotElf)),
         ),
-        guest("status", Ending::Ran(Outcome::Exited(i64::MIN as u64))),
+        guest("status", GuestEnding::Ran(Outcome::Exited(i64::MIN as u64))),
     ];
     let mut table = String::new();
     report(&guests, &figures).write_table(&mut table).unwrap();
@@ -286,7 +286,7 @@ fn forked() -> GuestSummary<'static> {
     };
     let mut guest = guest(
         "forked",
-        Ending::Forked {
+        GuestEnding::Forked {
             runs: 1000,
             bad: 31,
         },
@@ -408,12 +408,12 @@ fn runs_per_second_and_per_billion_ticks() {
 
 #[test]
 fn a_guest_that_never_froze_is_told_apart() {
-    let ending = Ending::NeverFroze(Outcome::Exited(0));
+    let ending = GuestEnding::NeverFroze(Outcome::Exited(0));
     assert!(!ending.is_success());
     assert_eq!(ending.status(), None);
     assert_eq!(
         ending.to_string(),
         "was to be forked but never froze: exited with status 0"
     );
-    assert!(Ending::Forked { runs: 3, bad: 0 }.is_success());
+    assert!(GuestEnding::Forked { runs: 3, bad: 0 }.is_success());
 }

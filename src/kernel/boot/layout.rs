@@ -83,14 +83,14 @@ symbols! {
 
 /// The part of the image in which a page lies decides what it may be used for.
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct ImagePart {
     pub start: u64,
     pub end: u64,
     pub write: bool,
     pub execute: bool,
 }
 
-impl Part {
+impl ImagePart {
     /// Where the part is in physical memory.
     pub fn physical(self) -> Hpa {
         Hpa::new(self.start - KERNEL_BASE)
@@ -102,21 +102,21 @@ impl Part {
 }
 
 /// The parts of the image that stay mapped. No part is both writable and executable.
-pub fn parts() -> [Part; 3] {
+pub fn parts() -> [ImagePart; 3] {
     [
-        Part {
+        ImagePart {
             start: text_start(),
             end: rodata_start(),
             write: false,
             execute: true,
         },
-        Part {
+        ImagePart {
             start: rodata_start(),
             end: data_start(),
             write: false,
             execute: false,
         },
-        Part {
+        ImagePart {
             start: data_start(),
             end: data_end(),
             write: true,

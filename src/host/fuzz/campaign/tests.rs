@@ -111,7 +111,7 @@ fn dictionary() -> Dictionary {
     dictionary
 }
 
-const LIMITS: Limits = Limits {
+const LIMITS: CampaignLimits = CampaignLimits {
     executions: 600_000,
     crashes: 1,
     input: 64,
@@ -130,14 +130,14 @@ fn what_is_hidden_behind_conditions_is_found() {
         let mut steps = Vec::new();
         loop {
             match campaign.step(&mut toy).unwrap() {
-                Step::Nothing => {}
-                Step::Over => break,
+                CampaignStep::Nothing => {}
+                CampaignStep::Over => break,
                 step => steps.push(step),
             }
         }
         assert_eq!(
             steps.last(),
-            Some(&Step::NewCrash),
+            Some(&CampaignStep::NewCrash),
             "seed {seed}: {steps:?}"
         );
         let [found] = campaign.crashes() else {
@@ -209,7 +209,7 @@ fn the_seed_does_not_matter_much() {
         };
         let inputs = [&example[..]];
         let mut campaign = Campaign::new(&frames, LIMITS, seed, dictionary(), inputs).unwrap();
-        while campaign.step(&mut gates).unwrap() != Step::Over {}
+        while campaign.step(&mut gates).unwrap() != CampaignStep::Over {}
         let after = campaign.stats().first_crash;
         assert!((1..10_000).contains(&after), "seed {seed}: {after}");
     }
@@ -220,13 +220,13 @@ fn the_seed_decides_and_a_sound_program_survives() {
     let frames = Arena::allocator(0x10_0000, 512);
     let run = |seed| {
         let mut toy = Toy::default();
-        let limits = Limits {
+        let limits = CampaignLimits {
             executions: 200_000,
             crashes: 2,
             ..LIMITS
         };
         let mut campaign = Campaign::new(&frames, limits, seed, dictionary(), []).unwrap();
-        while campaign.step(&mut toy).unwrap() != Step::Over {}
+        while campaign.step(&mut toy).unwrap() != CampaignStep::Over {}
         let stats = *campaign.stats();
         assert_eq!(stats.executions, limits.executions);
         let all = campaign.crashes();
@@ -246,7 +246,7 @@ fn the_seed_decides_and_a_sound_program_survives() {
 fn inputs_are_cut_to_the_buffer() {
     let frames = Arena::allocator(0x10_0000, 64);
     for input in [0, 1, 16] {
-        let limits = Limits {
+        let limits = CampaignLimits {
             executions: 500,
             input,
             ..LIMITS
@@ -254,7 +254,7 @@ fn inputs_are_cut_to_the_buffer() {
         let long = [b'x'; INPUT_MAX];
         let mut toy = Toy::default();
         let mut campaign = Campaign::new(&frames, limits, 1, dictionary(), [&long[..]]).unwrap();
-        while campaign.step(&mut toy).unwrap() != Step::Over {}
+        while campaign.step(&mut toy).unwrap() != CampaignStep::Over {}
         assert_eq!(toy.lengths.len(), 500);
         assert!(toy.lengths.iter().all(|len| *len <= input));
     }
@@ -280,7 +280,7 @@ fn a_target_that_cannot_go_on_ends_it() {
 #[test]
 fn running_out_of_frames_is_no_crash_of_the_guest() {
     let frames = Arena::allocator(0x10_0000, 64);
-    let limits = Limits {
+    let limits = CampaignLimits {
         executions: 100,
         ..LIMITS
     };
@@ -290,7 +290,7 @@ fn running_out_of_frames_is_no_crash_of_the_guest() {
         ..Toy::default()
     };
     let mut campaign = Campaign::new(&frames, limits, 1, dictionary(), []).unwrap();
-    while campaign.step(&mut toy).unwrap() != Step::Over {}
+    while campaign.step(&mut toy).unwrap() != CampaignStep::Over {}
     assert_eq!((toy.renewed, toy.lengths.len()), (11, 100));
     assert_eq!(
         (campaign.stats().crashes, campaign.stats().failures),
