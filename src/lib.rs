@@ -1,7 +1,7 @@
 //! Offshoot: a type-1 hypervisor whose guests fork.
 //!
-//! The library is the hypervisor without the machine under it: [`frames`], [`paging`], [`ept`], [`vmx`], [`vm`]
-//! and [`host`], each of which imports only what stands before it in this list. What touches hardware is a thin edge; the
+//! The library is the hypervisor without the machine under it: [`frames`], [`paging`], [`ept`], [`virt`],
+//! [`vmx`], [`vm`] and [`host`], each of which imports only what stands before it in this list. What touches hardware is a thin edge; the
 //! rest is tested on the host.
 #![cfg_attr(not(test), no_std)]
 
@@ -16,10 +16,12 @@ pub mod frames;
 pub mod host;
 #[cfg(feature = "paging")]
 pub mod paging;
-#[cfg(feature = "vmx")]
+#[cfg(feature = "virt")]
 pub mod register_bits;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "virt")]
+pub mod virt;
 #[cfg(feature = "vm")]
 pub mod vm;
 #[cfg(feature = "vmx")]

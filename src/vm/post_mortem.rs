@@ -9,9 +9,9 @@ use super::outcome::Outcome;
 use crate::ept::{Reason, Region, RegionKind, Space, Unresolved};
 use crate::frames::PhysMem;
 use crate::paging::Step;
+use crate::virt::{Gpr, GuestRegs};
 use crate::vmx::{
-    Capabilities, CheckGroup, FieldNatural, Gpr, GuestRegs, Vmcs, dump_vmcs, report_failed_entry,
-    summarize_vmcs,
+    Capabilities, CheckGroup, FieldNatural, Vmcs, dump_vmcs, report_failed_entry, summarize_vmcs,
 };
 
 /// Says which fork the explanation that follows is of, and how it ended. Of a guest that is no fork that is said later.

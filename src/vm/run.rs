@@ -15,11 +15,12 @@ use super::vcpu::Vcpu;
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::Space;
 use crate::frames::PhysMem;
+use crate::virt::{Gpr, GuestRegs};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea};
 use crate::vmx::exit::ExitReasonField;
 use crate::vmx::{
-    EntryFailure, Event, Exit, ExitReason, Field32, Field64, FieldNatural, Gpr, GuestRegs, Vmcs,
-    VmcsError, advance_rip,
+    EntryFailure, Event, Exit, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError,
+    advance_rip,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;

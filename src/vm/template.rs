@@ -19,8 +19,9 @@ use crate::addr::{AddrRange, Gpa};
 use crate::counting::Counts;
 use crate::ept::{self, AccessError, FrozenSpace, Reset, Restored, Space};
 use crate::frames::{Frame, PhysMem};
+use crate::virt::Gpr;
+use crate::vmx::Field32;
 use crate::vmx::interruption::Interruption;
-use crate::vmx::{Field32, Gpr};
 
 pub use error::{ForkError, FreezeError, PatchError, ResetError};
 

@@ -7,13 +7,12 @@ use super::vcpu_state::VcpuState;
 use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::register_bits::CR4_VMXE;
+use crate::virt::Gpr;
 use crate::vmx::controls::{EntryControl, Secondary};
 use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident};
 use crate::vmx::start_state::{NO_LINK_POINTER, Start64};
 use crate::vmx::vpid::Vpid;
-use crate::vmx::{
-    Field16, Field32, Field64, FieldNatural, Gpr, GuestState, VmFail, Vmcs, VmcsError,
-};
+use crate::vmx::{Field16, Field32, Field64, FieldNatural, GuestState, VmFail, Vmcs, VmcsError};
 
 /// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
 /// reaches; #MC is the host's.

@@ -4,8 +4,9 @@ use core::fmt;
 
 use crate::addr::Hpa;
 use crate::frames::{FrameAllocator, PhysMem};
+use crate::virt::Gpr;
+use crate::vmx::GuestState;
 use crate::vmx::cpu::{EntryArea, Resident};
-use crate::vmx::{Gpr, GuestState};
 
 /// All that a guest's processor holds. The general registers, x87 and vector state are in an entry area in a frame of its
 /// own, which whoever has the state holds.

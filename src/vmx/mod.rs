@@ -1,4 +1,4 @@
-//! The CPU: capabilities, VMCS, entry and exit, exit decoding.
+//! Intel's virtualization: capabilities, VMCS, entry and exit, exit decoding.
 //!
 //! All of this but [`cpu`] is without inline assembly and is tested on the host: the CPU is reached through
 //! [`CpuRead`], the VMCS through [`Vmcs`].
@@ -26,7 +26,6 @@ pub mod instruction_error;
 pub mod interruption;
 pub mod pml;
 pub mod qualification;
-mod regs;
 pub mod segment;
 pub mod start_state;
 pub mod vmcs;
@@ -45,7 +44,6 @@ pub use exit::{EntryFailure, Exit, ExitReason};
 pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
 pub use guest_state::GuestState;
 pub use instruction_error::{InstructionError, VmFail};
-pub use regs::{Gpr, GuestRegs};
 pub use start_state::{HostState, Start64};
 pub use vmcs::{Vmcs, VmcsError};
 

@@ -2,7 +2,7 @@
 
 use bit_field::BitField;
 
-use super::regs::Gpr;
+use crate::virt::Gpr;
 
 /// A control register whose accesses can exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,8 @@ use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
-use crate::vmx::{CodeMode, Gpr, VmcsError};
+use crate::virt::Gpr;
+use crate::vmx::{CodeMode, VmcsError};
 use offshoot_abi::{Call, Error, HARVEST_MAX, to_rax};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {

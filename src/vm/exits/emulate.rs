@@ -14,11 +14,10 @@ use super::view::{View, breakpoints};
 use crate::addr::Gva;
 use crate::frames::PhysMem;
 use crate::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
+use crate::virt::Gpr;
 use crate::vmx::breakpoints::Met;
 use crate::vmx::segment::{AccessRights, SegmentRegister};
-use crate::vmx::{
-    Event, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip_by, repeat,
-};
+use crate::vmx::{Event, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip_by, repeat};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Carries out `instruction`, which tried what `translated` says, or is a `PORT_STRING`, which exits before it accesses

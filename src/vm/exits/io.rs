@@ -14,11 +14,12 @@ use super::view::{View, breakpoints};
 use crate::addr::{Gpa, Gva};
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
+use crate::virt::Gpr;
 use crate::vmx::breakpoints::{Breakpoints, Met};
 use crate::vmx::qualification::IoAccess;
 use crate::vmx::segment::SegmentRegister;
 use crate::vmx::{
-    Event, ExitReason, Field32, Field64, FieldNatural, Gpr, Vmcs, VmcsError, advance_rip,
+    Event, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip,
     advance_rip_from,
 };
 

@@ -7,7 +7,7 @@ use super::execute::{Progress, Run, Stop, reaches};
 use super::instruction::{Binary, Part, Repeat, StringOp};
 use crate::addr::Gva;
 use crate::register_bits::RFLAGS_TF;
-use crate::vmx::Gpr;
+use crate::virt::Gpr;
 use crate::vmx::segment::SegmentRegister;
 
 /// RFLAGS.DF.

@@ -8,9 +8,10 @@ use super::devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM};
 use super::instruction::{Base, Op, Operand};
 use super::*;
 use crate::addr::Gpa;
+use crate::virt::{Gpr, GuestRegs};
 use crate::vmx::breakpoints::Met;
 use crate::vmx::segment::AccessRights;
-use crate::vmx::{Breakpoints, Gpr, GuestRegs, VmcsError};
+use crate::vmx::{Breakpoints, VmcsError};
 use offshoot_abi::test_device::{LAST_OFFSET, LAST_VALUE, READS, WIDTHS, WRITES};
 
 const PAGE: u64 = 4096;

@@ -2,9 +2,9 @@
 
 use core::mem::offset_of;
 
-use super::super::regs::GuestRegs;
 use super::resident::ExtendedState;
 use crate::counting::{Counted, add};
+use crate::virt::GuestRegs;
 
 /// What entry and exit move between the CPU and memory. The extended state comes first: FXSAVE writes to its start.
 #[derive(Debug)]
