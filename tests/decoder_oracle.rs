@@ -2,13 +2,13 @@
 //! carried out must be understood alike, and what the other one calls no instruction must not be carried out.
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction as Other, Mnemonic, OpKind, Register};
+use offshoot::virt::SegmentRegister;
 use offshoot::virt::{Gpr, GuestRegs};
 use offshoot::vm::mmio::{
     Binary, BitChange, CodeMode, Condition, Instruction, LONGEST, MemoryOperand, Op, Operand, Part,
     Repeat, StringOp, Unary, Width, decode,
 };
 use offshoot::vm::repetition::AddressSize;
-use offshoot::vmx::segment::SegmentRegister;
 use std::collections::BTreeMap;
 
 const MODES: [(CodeMode, u32); 3] = [

@@ -3,9 +3,9 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use offshoot::addr::Gva;
+use offshoot::virt::{AccessRights, Segment, SegmentRegister};
 use offshoot::virt::{Gpr, GuestRegs};
 use offshoot::vm::mmio::{Bus, CodeMode, Progress, State, Width, decode, execute};
-use offshoot::vmx::segment::{AccessRights, Segment, SegmentRegister};
 use proptest::prelude::*;
 
 /// Bytes of data, in which every access stays.

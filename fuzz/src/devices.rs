@@ -5,7 +5,7 @@
 use offshoot::addr::Gva;
 use offshoot::vm::mmio::{Bus, CodeMode, Op, Progress, State, Width, decode, execute};
 use offshoot::vm::repetition::AT_ONCE;
-use offshoot::vmx::segment::{AccessRights, Segment, SegmentRegister};
+use offshoot::virt::{AccessRights, Segment, SegmentRegister};
 use offshoot::virt::{Gpr, GuestRegs};
 
 use crate::Bytes;

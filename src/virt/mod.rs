@@ -2,6 +2,10 @@
 //!
 //! [`vmx`](crate::vmx) says how Intel's CPUs do it.
 
+mod code_mode;
 mod regs;
+mod segment;
 
+pub use code_mode::CodeMode;
 pub use regs::{Gpr, GuestRegs};
+pub use segment::{AccessRights, Segment, SegmentRegister};

@@ -16,9 +16,9 @@ use crate::register_bits::{
     CR4_PAE as PAE, CR4_PCIDE as PCIDE, CR4_PGE as PGE, CR4_PSE as PSE, CR4_SMEP as SMEP,
     CR4_VMXE as VMXE, EFER_LMA as LMA, EFER_LME as LME,
 };
-use crate::vmx::CodeMode;
+use crate::virt::AccessRights;
+use crate::virt::CodeMode;
 use crate::vmx::capability_msrs::FixedBits;
-use crate::vmx::segment::AccessRights;
 
 const CR0_DEFINED: u64 = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
 

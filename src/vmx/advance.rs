@@ -1,8 +1,8 @@
 //! Going on behind an instruction that the host has carried out for the guest.
 
-use super::code_mode::CodeMode;
 use super::fields::{Field32, Field64, FieldNatural};
 use super::guest_state::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, PENDING_BS};
+use super::segments::code_mode;
 use super::vmcs::{Vmcs, VmcsError};
 use crate::register_bits::{DEBUGCTL_BTF, RFLAGS_RF, RFLAGS_TF};
 
@@ -122,7 +122,7 @@ pub(super) fn set_resume_flag(vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
 /// Only 64-bit code may cross a multiple of 4 GiB.
 #[cold]
 fn past_4_gib(vmcs: &impl Vmcs, next: u64) -> Result<u64, VmcsError> {
-    Ok(next & CodeMode::read(vmcs)?.linear_mask())
+    Ok(next & code_mode(vmcs)?.linear_mask())
 }
 
 #[cold]

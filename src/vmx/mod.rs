@@ -4,7 +4,7 @@
 //! [`CpuRead`], the VMCS through [`Vmcs`].
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
-//! - What a guest is set up with: [`start_state`], [`segment`]; what is kept of one that is frozen: [`guest_state`].
+//! - What a guest is set up with: [`start_state`], [`segments`]; what is kept of one that is frozen: [`guest_state`].
 //! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`], [`breakpoints`].
 //! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
@@ -12,7 +12,6 @@ pub mod advance;
 pub mod breakpoints;
 pub mod capabilities;
 pub mod capability_msrs;
-mod code_mode;
 pub mod control_choice;
 pub mod controls;
 pub mod cpu;
@@ -26,7 +25,7 @@ pub mod instruction_error;
 pub mod interruption;
 pub mod pml;
 pub mod qualification;
-pub mod segment;
+pub mod segments;
 pub mod start_state;
 pub mod vmcs;
 pub mod vpid;
@@ -34,7 +33,6 @@ pub mod vpid;
 pub use advance::{advance_rip, advance_rip_by, advance_rip_from, repeat, restart, undo_step};
 pub use breakpoints::Breakpoints;
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
-pub use code_mode::CodeMode;
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
 pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};

@@ -5,12 +5,13 @@
 use super::capabilities::Capabilities;
 use super::fields::{Field, Field32, Field64, FieldNatural, FieldType};
 use super::guest_state::GUEST_STATE_FIELDS;
-use super::segment::{AccessRights, Segment, SegmentRegister};
+use super::segments::write_segment;
 use super::vmcs::{Vmcs, VmcsError};
 use crate::register_bits::{
     CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_PAE, DR7_RESET,
     EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, PAT_RESET, RFLAGS_RESET,
 };
+use crate::virt::{AccessRights, Segment, SegmentRegister};
 
 /// The VMCS link pointer of a CPU that shadows no VMCS.
 pub const NO_LINK_POINTER: u64 = u64::MAX;
@@ -49,7 +50,7 @@ impl Start64 {
                 SegmentRegister::Tr => EMPTY_TSS,
                 _ => Segment::flat(0x10, AccessRights::DATA),
             };
-            register.write(&segment, vmcs)?;
+            write_segment(vmcs, register, &segment)?;
         }
         let cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
         let cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;

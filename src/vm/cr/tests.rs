@@ -1,5 +1,5 @@
 use super::*;
-use crate::vmx::segment::AccessRights;
+use crate::virt::AccessRights;
 
 const FEATURES: Features = Features {
     cr4: 0x0037_0fbf,

@@ -11,8 +11,10 @@ use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
+use crate::virt::CodeMode;
 use crate::virt::Gpr;
-use crate::vmx::{CodeMode, VmcsError};
+use crate::vmx::VmcsError;
+use crate::vmx::segments::code_mode;
 use offshoot_abi::{Call, Error, HARVEST_MAX, to_rax};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
@@ -42,7 +44,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             rsi: regs.get(Gpr::Rsi),
             rdx: regs.get(Gpr::Rdx),
         };
-        let registers = match CodeMode::read(&self.vmcs)? {
+        let registers = match code_mode(&self.vmcs)? {
             CodeMode::Bits64 => registers,
             CodeMode::Bits32 | CodeMode::Bits16 => registers.lower_halves(),
         };

@@ -8,10 +8,10 @@ use crate::addr::Gpa;
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
 use crate::register_bits::EFER_LMA;
+use crate::virt::AccessRights;
 use crate::virt::Gpr;
 use crate::vmx::controls::{ControlWord, EntryControl};
 use crate::vmx::qualification::{ControlRegister, CrAccess};
-use crate::vmx::segment::AccessRights;
 use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, VmFail, Vmcs, VmcsError};
 
 /// The types of a 16-bit TSS, available and busy.

@@ -15,8 +15,9 @@ use crate::addr::Gva;
 use crate::frames::PhysMem;
 use crate::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
 use crate::virt::Gpr;
+use crate::virt::{AccessRights, SegmentRegister};
 use crate::vmx::breakpoints::Met;
-use crate::vmx::segment::{AccessRights, SegmentRegister};
+use crate::vmx::segments::read_segment;
 use crate::vmx::{Event, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip_by, repeat};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
@@ -42,7 +43,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             memory: self.space,
             devices: &mut self.devices.mmio,
             segments: |register: SegmentRegister| {
-                let segment = register.read(vmcs)?;
+                let segment = read_segment(vmcs, register)?;
                 let protected = vmcs.read_natural(FieldNatural::GuestCr0)? & CR0_PE != 0;
                 Ok(match protected {
                     true => segment,

@@ -17,7 +17,7 @@ use crate::frames::PhysMem;
 use crate::virt::Gpr;
 use crate::vmx::breakpoints::{Breakpoints, Met};
 use crate::vmx::qualification::IoAccess;
-use crate::vmx::segment::SegmentRegister;
+use crate::vmx::segments::outs_segment;
 use crate::vmx::{
     Event, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip,
     advance_rip_from,
@@ -148,7 +148,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 false => Repeat::No,
             },
             AddressSize::from_instruction_information(information),
-            SegmentRegister::from_instruction_information(information),
+            outs_segment(information),
             length as u8,
         )))
     }

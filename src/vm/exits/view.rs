@@ -3,8 +3,9 @@
 use super::super::cr::Registers;
 use super::super::virtual_memory::Privilege;
 use crate::addr::Gva;
+use crate::virt::CodeMode;
+use crate::vmx::Breakpoints;
 use crate::vmx::cpu::breakpoint_addresses;
-use crate::vmx::{Breakpoints, CodeMode};
 
 /// The guest as the instruction sees it, but how it translates addresses: that is large and stays where it is made.
 pub(super) struct View {

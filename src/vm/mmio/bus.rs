@@ -8,8 +8,8 @@ use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, Vi
 use super::devices::MmioDevices;
 use super::{Bus, MmioDevice, Width};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
+use crate::virt::{Segment, SegmentRegister};
 use crate::vmx::breakpoints::Met;
-use crate::vmx::segment::{Segment, SegmentRegister};
 use crate::vmx::{Breakpoints, VmcsError};
 
 /// Who answers at a guest-physical address.

@@ -9,9 +9,9 @@ use super::instruction::{
     Base, Binary, BitChange, Condition, Instruction, LONGEST, MemoryOperand, Op, Operand, Part,
     Repeat, StringOp, Unary,
 };
+use crate::virt::CodeMode;
 use crate::virt::Gpr;
-use crate::vmx::CodeMode;
-use crate::vmx::segment::SegmentRegister;
+use crate::virt::SegmentRegister;
 
 /// Why bytes could not be turned into an [`Instruction`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use super::instruction::{Binary, BitChange, Instruction, MemoryOperand, Op, Oper
 use super::segments::{SegmentFault, ignores, linear};
 use super::{Bus, Width};
 use crate::addr::{Address, Gva, PAGE_SIZE};
+use crate::virt::CodeMode;
 use crate::virt::{Gpr, GuestRegs};
-use crate::vmx::CodeMode;
-use crate::vmx::segment::{Segment, SegmentRegister};
+use crate::virt::{Segment, SegmentRegister};
 
 /// The registers that an instruction works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

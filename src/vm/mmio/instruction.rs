@@ -2,8 +2,8 @@
 
 use super::super::repetition::AddressSize;
 use super::Width;
+use crate::virt::SegmentRegister;
 use crate::virt::{Gpr, GuestRegs};
-use crate::vmx::segment::SegmentRegister;
 
 /// The longest that an instruction can be.
 pub const LONGEST: usize = 15;

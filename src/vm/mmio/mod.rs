@@ -15,7 +15,7 @@ mod segments;
 mod strings;
 mod test_device;
 
-pub use crate::vmx::CodeMode;
+pub use crate::virt::CodeMode;
 pub use bus::{BusFault, GuestBus, Place, Places, PortAccess, Translated};
 pub use code::{Code, Decoded, fetch};
 pub use decode::{DecodeError, decode};
@@ -30,8 +30,8 @@ pub use segments::SegmentFault;
 pub use test_device::TestDevice;
 
 use crate::addr::Gva;
+use crate::virt::{Segment, SegmentRegister};
 use crate::vmx::qualification::IoSize;
-use crate::vmx::segment::{Segment, SegmentRegister};
 
 /// How wide an access is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

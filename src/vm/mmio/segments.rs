@@ -2,8 +2,8 @@
 
 use super::Width;
 use crate::addr::Gva;
-use crate::vmx::CodeMode;
-use crate::vmx::segment::{Segment, SegmentRegister};
+use crate::virt::CodeMode;
+use crate::virt::{Segment, SegmentRegister};
 
 /// An access that its segment does not allow: #SS(0) or #GP(0) is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ fn allows(segment: &Segment, offset: u64, width: Width, write: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmx::segment::AccessRights;
+    use crate::virt::AccessRights;
 
     fn at(
         mode: CodeMode,

@@ -8,7 +8,7 @@ use super::instruction::{Binary, Part, Repeat, StringOp};
 use crate::addr::Gva;
 use crate::register_bits::RFLAGS_TF;
 use crate::virt::Gpr;
-use crate::vmx::segment::SegmentRegister;
+use crate::virt::SegmentRegister;
 
 /// RFLAGS.DF.
 const DOWN: u64 = 1 << 10;

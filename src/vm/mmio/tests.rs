@@ -8,9 +8,9 @@ use super::devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM};
 use super::instruction::{Base, Op, Operand};
 use super::*;
 use crate::addr::Gpa;
+use crate::virt::AccessRights;
 use crate::virt::{Gpr, GuestRegs};
 use crate::vmx::breakpoints::Met;
-use crate::vmx::segment::AccessRights;
 use crate::vmx::{Breakpoints, VmcsError};
 use offshoot_abi::test_device::{LAST_OFFSET, LAST_VALUE, READS, WIDTHS, WRITES};
 

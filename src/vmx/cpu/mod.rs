@@ -20,10 +20,12 @@ pub use resident::{
 pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
 
 use super::instruction_error::VmFail;
+use super::segments::code_mode;
 use super::vmcs::Vmcs;
-use super::{CodeMode, Field32, Field64, VmcsError};
+use super::{Field32, Field64, VmcsError};
 use crate::addr::Hpa;
 use crate::counting::{Counted, add};
+use crate::virt::CodeMode;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
 /// VMX operation on this CPU, from VMXON until this is dropped.
@@ -233,7 +235,7 @@ impl CurrentVmcs {
         debug_assert_eq!(self.read64(Field64::EptPointer), Ok(right.ept_pointer()));
         // SAFETY: the caller's.
         let entered = unsafe { entry::enter_with_selectors(area) };
-        area.keep_selectors(|| CodeMode::read(self) == Ok(CodeMode::Bits64));
+        area.keep_selectors(|| code_mode(self) == Ok(CodeMode::Bits64));
         entered
     }
 

@@ -8,7 +8,7 @@ use super::super::guest_state::{
     BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_SMI, BLOCKING_BY_STI, PENDING_BS,
 };
 use super::super::interruption::InterruptionType;
-use super::super::segment::SegmentRegister::{Cs, Ss};
+use super::super::segments::read_segment;
 use super::super::start_state::NO_LINK_POINTER;
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
@@ -16,6 +16,7 @@ use crate::register_bits::{
     CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, DEBUGCTL_BTF, EFER_LMA, EFER_LME, RFLAGS_IF, RFLAGS_TF,
     RFLAGS_VM,
 };
+use crate::virt::SegmentRegister::{Cs, Ss};
 
 const UPPER_HALF: u64 = 0xffff_ffff_0000_0000;
 /// SDM table 26-3: bits 31:5.
@@ -122,7 +123,7 @@ impl<V: Vmcs> Checker<'_, V> {
         const RIP: FieldNatural = FieldNatural::GuestRip;
         const RFLAGS: FieldNatural = FieldNatural::GuestRflags;
         let ia32e = self.has(EntryControl::Ia32eModeGuest);
-        if ia32e && Cs.read(self.vmcs)?.access.long() {
+        if ia32e && read_segment(self.vmcs, Cs)?.access.long() {
             // Bits 63:N must be identical; bit N-1 need not be: the first fetch faults instead.
             let bits = self.capabilities.linear_bits.saturating_add(1).min(64);
             if !super::is_canonical(self.get(RIP)?, bits) {
@@ -164,7 +165,7 @@ impl<V: Vmcs> Checker<'_, V> {
         if !supported {
             self.fail(ACTIVITY, "the CPU does not support this state")?;
         }
-        if activity == HLT && Ss.read(self.vmcs)?.access.dpl() != 0 {
+        if activity == HLT && read_segment(self.vmcs, Ss)?.access.dpl() != 0 {
             self.fail(ACTIVITY, "must not be HLT where the DPL of SS is not 0")?;
         }
         if activity != ACTIVE && self.is_blocked(BLOCKING_BY_STI | BLOCKING_BY_MOV_SS)? {

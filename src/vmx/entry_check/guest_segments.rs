@@ -2,10 +2,11 @@
 
 use super::super::controls::{EntryControl, Secondary};
 use super::super::fields::{Field, FieldNatural};
-use super::super::segment::{Segment, SegmentRegister};
+use super::super::segments::{read_segment, segment_fields};
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::Checker;
 use crate::register_bits::{CR0_PE, RFLAGS_VM};
+use crate::virt::{Segment, SegmentRegister};
 
 use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
 
@@ -34,7 +35,7 @@ impl<V: Vmcs> Checker<'_, V> {
     }
 
     fn segment(&self, register: SegmentRegister) -> Result<Segment, VmcsError> {
-        register.read(self.vmcs)
+        read_segment(self.vmcs, register)
     }
     fn is_usable(&self, register: SegmentRegister) -> Result<bool, VmcsError> {
         Ok(!self.segment(register)?.access.unusable())
@@ -42,7 +43,7 @@ impl<V: Vmcs> Checker<'_, V> {
 
     fn selectors(&mut self, virtual_8086: bool) -> Result<(), VmcsError> {
         for register in [Tr, Ldtr] {
-            let [field, ..] = register.fields();
+            let [field, ..] = segment_fields(register);
             let counts = register == Tr || self.is_usable(register)?;
             if counts && self.get(field)? & 4 != 0 {
                 self.fail(field, "TI must be 0")?;
@@ -50,7 +51,7 @@ impl<V: Vmcs> Checker<'_, V> {
         }
         let rpl_differs = (self.segment(Ss)?.selector ^ self.segment(Cs)?.selector) & 3 != 0;
         if rpl_differs && !virtual_8086 && !self.has(Secondary::UnrestrictedGuest) {
-            let [field, ..] = Ss.fields();
+            let [field, ..] = segment_fields(Ss);
             let rule = "RPL must equal the RPL of CS without \"unrestricted guest\"";
             self.fail(field, rule)?;
         }
@@ -59,7 +60,7 @@ impl<V: Vmcs> Checker<'_, V> {
 
     fn bases(&mut self) -> Result<(), VmcsError> {
         for register in [Tr, Fs, Gs, Ldtr, Cs, Ss, Ds, Es] {
-            let [_, field, ..] = register.fields();
+            let [_, field, ..] = segment_fields(register);
             let usable = self.is_usable(register)?;
             match register {
                 Tr | Fs | Gs => self.require_canonical(field)?,
@@ -74,7 +75,7 @@ impl<V: Vmcs> Checker<'_, V> {
 
     fn virtual_8086(&mut self, register: SegmentRegister) -> Result<(), VmcsError> {
         let segment = self.segment(register)?;
-        let [_, base, limit, access] = register.fields();
+        let [_, base, limit, access] = segment_fields(register);
         if segment.base != u64::from(segment.selector) << 4 {
             let rule = "must be 16 times the selector in virtual-8086 mode";
             self.fail(base, rule)?;
@@ -92,7 +93,7 @@ impl<V: Vmcs> Checker<'_, V> {
         let segment = self.segment(Cs)?;
         let access = segment.access;
         let stack = self.segment(Ss)?.access;
-        let [.., field] = Cs.fields();
+        let [.., field] = segment_fields(Cs);
         let right_type = match access.segment_type() {
             9 | 11 | 13 | 15 => true,
             3 => self.has(Secondary::UnrestrictedGuest),
@@ -121,7 +122,7 @@ impl<V: Vmcs> Checker<'_, V> {
 
     fn data(&mut self, register: SegmentRegister) -> Result<(), VmcsError> {
         let segment = self.segment(register)?;
-        let [.., field] = register.fields();
+        let [.., field] = segment_fields(register);
         let kind = segment.access.segment_type();
         let (dpl, rpl) = (segment.access.dpl(), (segment.selector & 3) as u8);
         let restricted = !self.has(Secondary::UnrestrictedGuest);
@@ -182,7 +183,7 @@ impl<V: Vmcs> Checker<'_, V> {
     /// TR, or an LDTR that can be used.
     fn system(&mut self, register: SegmentRegister) -> Result<(), VmcsError> {
         let segment = self.segment(register)?;
-        let [.., field] = register.fields();
+        let [.., field] = segment_fields(register);
         match (register, segment.access.segment_type()) {
             (Tr, 11) | (Ldtr, 2) => (),
             (Tr, 3) if !self.has(EntryControl::Ia32eModeGuest) => (),

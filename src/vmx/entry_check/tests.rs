@@ -4,10 +4,11 @@ use super::super::event::{Event, has_error_code};
 use super::super::exit::GuestStateFault;
 use super::super::fake::{FakeVmcs, Profile, haswell, lynnfield, tigerlake, westmere};
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
-use super::super::segment::{AccessRights, Segment, SegmentRegister};
+use super::super::segments::write_segment;
 use super::super::start_state::tests::{START, host};
 use super::*;
 use crate::register_bits::{EFER_LMA, EFER_LME, RFLAGS_VM};
+use crate::virt::{AccessRights, Segment, SegmentRegister};
 
 /// A VMCS that passes every check, as the hypervisor sets one up.
 fn valid(capabilities: &Capabilities) -> FakeVmcs {
@@ -49,7 +50,7 @@ fn real_mode(capabilities: &Capabilities) -> FakeVmcs {
             limit: 0xffff,
             ..Segment::flat(0, AccessRights(access))
         };
-        register.write(&segment, &mut vmcs).unwrap();
+        write_segment(&mut vmcs, register, &segment).unwrap();
     }
     vmcs.set(FieldNatural::GuestCr0, 0x30)
         .set(Field16::GuestCsSelector, 0xf000)
@@ -568,7 +569,7 @@ fn virtual_8086_mode() {
         access: AccessRights(0xf3),
     };
     for register in &SegmentRegister::ALL[..6] {
-        register.write(&segment, &mut base).unwrap();
+        write_segment(&mut base, *register, &segment).unwrap();
     }
     let m = Mutations::new(CheckGroup::GuestState, capabilities, base);
     m.passes(&[]);

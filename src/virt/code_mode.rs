@@ -1,8 +1,6 @@
 //! What code a guest executes: 16-, 32- or 64-bit.
 
-use super::fields::{Field32, Field64};
 use super::segment::AccessRights;
-use super::vmcs::{Vmcs, VmcsError};
 use crate::register_bits::EFER_LMA;
 
 /// What code the bytes at RIP are (SDM "Default Operation and Address Size", vol. 2, 2.1.1).
@@ -25,14 +23,6 @@ impl CodeMode {
             (false, false) => Self::Bits16,
         }
     }
-    /// Of the guest in the VMCS.
-    ///
-    /// # Errors
-    /// What VMREAD says.
-    pub fn read(vmcs: &impl Vmcs) -> Result<Self, VmcsError> {
-        let cs = AccessRights(vmcs.read32(Field32::GuestCsAccessRights)?);
-        Ok(Self::of(vmcs.read64(Field64::GuestEfer)?, cs))
-    }
     /// The bits of a linear address. What goes beyond 4 GiB outside 64-bit mode goes on at 0.
     pub const fn linear_mask(self) -> u64 {
         match self {
@@ -44,7 +34,6 @@ impl CodeMode {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vmcs::FakeVmcs;
     use super::*;
 
     #[test]
@@ -57,10 +46,8 @@ mod tests {
             (0x009b, CodeMode::Bits16, CodeMode::Bits16),
         ] {
             for (efer, expected) in [(0x500, long), (0x100, other), (0, other)] {
-                let mut vmcs = FakeVmcs::new();
-                vmcs.set(Field32::GuestCsAccessRights, access)
-                    .set(Field64::GuestEfer, efer);
-                assert_eq!(CodeMode::read(&vmcs), Ok(expected), "{access:#x} {efer:#x}");
+                let mode = CodeMode::of(efer, AccessRights(access));
+                assert_eq!(mode, expected, "{access:#x} {efer:#x}");
             }
         }
     }

@@ -1,11 +1,9 @@
-//! Segment registers with their hidden parts, as the VMCS holds them.
+//! Segment registers with their hidden parts.
 
 use bit_field::BitField;
 
-use super::fields::{Field, Field16, Field32, FieldNatural};
-use super::vmcs::{Vmcs, VmcsError};
-
-/// The access rights of a segment (SDM "Guest Register State", table 26-2).
+/// The access rights of a segment: bits 55:40 of its descriptor, and bit 16 of a register that cannot be used. That is how a
+/// VMCS has them (SDM "Guest Register State", table 26-2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccessRights(pub u32);
 
@@ -134,119 +132,11 @@ impl SegmentRegister {
         Self::Ldtr,
         Self::Tr,
     ];
-
-    /// From the VM-exit instruction-information field of OUTS; of INS it says nothing (SDM "Information for VM Exits Due to
-    /// Instruction Execution", 29.2.5).
-    pub const fn from_instruction_information(information: u32) -> Self {
-        match information >> 15 & 7 {
-            0 => Self::Es,
-            1 => Self::Cs,
-            2 => Self::Ss,
-            4 => Self::Fs,
-            5 => Self::Gs,
-            _ => Self::Ds,
-        }
-    }
-
-    /// The fields of its selector, base, limit and access rights.
-    pub(super) const fn fields(self) -> [Field; 4] {
-        FIELDS[self as usize]
-    }
-
-    /// Writes the register into the VMCS.
-    ///
-    /// # Errors
-    /// The first field that cannot be written.
-    pub fn write(self, segment: &Segment, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        let Segment {
-            selector,
-            base,
-            limit,
-            access,
-        } = *segment;
-        let values = [selector.into(), base, limit.into(), access.0.into()];
-        vmcs.write_four::<0, 4>(self.fields(), &values)
-    }
-    /// Reads the register from the VMCS.
-    ///
-    /// # Errors
-    /// The first field that cannot be read.
-    pub fn read(self, vmcs: &impl Vmcs) -> Result<Segment, VmcsError> {
-        let [selector, base, limit, access] = vmcs.read_four(self.fields())?;
-        Ok(Segment {
-            selector: selector as u16,
-            base,
-            limit: limit as u32,
-            access: AccessRights(access as u32),
-        })
-    }
 }
-
-/// The fields of every register. The manual numbers them in the order of [`SegmentRegister::ALL`].
-const FIELDS: [[Field; 4]; 8] = {
-    let of_es = [
-        Field::Bits16(Field16::GuestEsSelector),
-        Field::Natural(FieldNatural::GuestEsBase),
-        Field::Bits32(Field32::GuestEsLimit),
-        Field::Bits32(Field32::GuestEsAccessRights),
-    ];
-    let mut fields = [of_es; 8];
-    let mut at = 0;
-    while at < 4 * 8 {
-        let (register, part) = (at / 4, at % 4);
-        let encoding = of_es[part].encoding() + 2 * register as u32;
-        fields[register][part] = Field::from_encoding(encoding).unwrap();
-        at += 1;
-    }
-    fields
-};
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::FakeVmcs;
     use super::*;
-
-    #[test]
-    fn the_segment_of_outs_is_decoded() {
-        use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ss};
-        for (number, register) in [Es, Cs, Ss, Ds, Fs, Gs, Ds, Ds].into_iter().enumerate() {
-            let information = (number as u32) << 15 | 0x100;
-            let found = SegmentRegister::from_instruction_information(information);
-            assert_eq!(found, register);
-        }
-    }
-
-    #[test]
-    fn every_register_has_fields_of_its_own() {
-        let mut vmcs = FakeVmcs::new();
-        let segment = |n: u16| Segment {
-            selector: n,
-            base: u64::from(n) << 32 | 1,
-            limit: u32::from(n) << 12,
-            access: AccessRights(u32::from(n) << 1),
-        };
-        for (n, register) in (1..).zip(SegmentRegister::ALL) {
-            register.write(&segment(n), &mut vmcs).unwrap();
-        }
-        for (n, register) in (1..).zip(SegmentRegister::ALL) {
-            assert_eq!(register.read(&vmcs), Ok(segment(n)), "{register:?}");
-        }
-        assert_eq!(vmcs.written().count(), 32);
-        for register in SegmentRegister::ALL {
-            let name = format!("guest {register:?} ").to_uppercase();
-            for (field, part) in
-                register
-                    .fields()
-                    .iter()
-                    .zip(["selector", "base", "limit", "access rights"])
-            {
-                assert_eq!(
-                    field.name().to_uppercase(),
-                    format!("{name}{part}").to_uppercase()
-                );
-            }
-        }
-    }
 
     #[test]
     fn in_real_mode_code_is_writable_where_it_is_readable() {
