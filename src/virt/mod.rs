@@ -2,10 +2,12 @@
 //!
 //! [`vmx`](crate::vmx) says how Intel's CPUs do it.
 
+mod breakpoints;
 mod code_mode;
 mod regs;
 mod segment;
 
+pub use breakpoints::{BreakpointHits, Breakpoints};
 pub use code_mode::CodeMode;
 pub use regs::{Gpr, GuestRegs};
 pub use segment::{AccessRights, Segment, SegmentRegister};

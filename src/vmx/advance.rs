@@ -1,10 +1,13 @@
 //! Going on behind an instruction that the host has carried out for the guest.
 
 use super::fields::{Field32, Field64, FieldNatural};
-use super::guest_state::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, PENDING_BS};
+use super::guest_state::{
+    BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, PENDING_BS, PENDING_ENABLED_BREAKPOINT,
+};
 use super::segments::code_mode;
 use super::vmcs::{Vmcs, VmcsError};
 use crate::register_bits::{DEBUGCTL_BTF, RFLAGS_RF, RFLAGS_TF};
+use crate::virt::BreakpointHits;
 
 /// Moves the guest behind the instruction that exited, with all that its completion entails.
 ///
@@ -80,6 +83,17 @@ pub fn advance_rip_from(
     complete(vmcs, interruptibility, rflags, rflags & !RFLAGS_RF)
 }
 
+/// Has the next VM entry deliver #DB for breakpoints that were met, together with a single step that is due. To be called where
+/// the instruction, or the element, is completed.
+///
+/// # Errors
+/// What VMREAD or VMWRITE says.
+pub fn pend_breakpoints(vmcs: &mut impl Vmcs, met: BreakpointHits) -> Result<(), VmcsError> {
+    let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
+    let met = met.dr6() | PENDING_ENABLED_BREAKPOINT;
+    vmcs.write_natural(FieldNatural::GuestPendingDebugExceptions, pending | met)
+}
+
 /// Takes back what the CPU noted as pending at an exit for which the instruction was not completed, a single step or the
 /// breakpoints that its first accesses met: it is executed again, or an exception takes its place, and all that is due once it
 /// is done.
@@ -152,6 +166,7 @@ mod tests {
     use super::super::fake::FakeVmcs;
     use super::super::fields::Field;
     use super::*;
+    use crate::virt::Breakpoints;
 
     fn vmcs(rip: u64, length: u64) -> FakeVmcs {
         let mut vmcs = FakeVmcs::new();
@@ -291,6 +306,20 @@ mod tests {
         assert_eq!(vmcs.get(FieldNatural::GuestRip), 0x1000);
         assert_eq!(vmcs.get(FieldNatural::GuestRflags), 0x1_0102);
         assert_eq!(vmcs.get(FieldNatural::GuestPendingDebugExceptions), 0);
+    }
+
+    #[test]
+    fn breakpoints_that_were_met_are_pending_beside_a_step() {
+        let breakpoints = Breakpoints {
+            addresses: [0x80, 0, 0, 0x80],
+            dr7: 0x2002_0081,
+            on_ports: true,
+        };
+        let mut vmcs = FakeVmcs::new();
+        vmcs.set(FieldNatural::GuestPendingDebugExceptions, 0x4000);
+        pend_breakpoints(&mut vmcs, breakpoints.on_port(0x80, 1)).unwrap();
+        let pending = vmcs.get(FieldNatural::GuestPendingDebugExceptions);
+        assert_eq!(pending, 0x5009);
     }
 
     #[test]

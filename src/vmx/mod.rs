@@ -5,11 +5,10 @@
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
 //! - What a guest is set up with: [`start_state`], [`segments`]; what is kept of one that is frozen: [`guest_state`].
-//! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`], [`breakpoints`].
+//! - What an exit says: [`exit`], [`qualification`], [`interruption`]; going on: [`advance`], [`event`].
 //! - What went wrong: [`instruction_error`], [`entry_check`], [`dump`].
 
 pub mod advance;
-pub mod breakpoints;
 pub mod capabilities;
 pub mod capability_msrs;
 pub mod control_choice;
@@ -30,8 +29,9 @@ pub mod start_state;
 pub mod vmcs;
 pub mod vpid;
 
-pub use advance::{advance_rip, advance_rip_by, advance_rip_from, repeat, restart, undo_step};
-pub use breakpoints::Breakpoints;
+pub use advance::{
+    advance_rip, advance_rip_by, advance_rip_from, pend_breakpoints, repeat, restart, undo_step,
+};
 pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;

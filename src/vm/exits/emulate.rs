@@ -14,11 +14,14 @@ use super::view::{View, breakpoints};
 use crate::addr::Gva;
 use crate::frames::PhysMem;
 use crate::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
+use crate::virt::BreakpointHits;
 use crate::virt::Gpr;
 use crate::virt::{AccessRights, SegmentRegister};
-use crate::vmx::breakpoints::Met;
 use crate::vmx::segments::read_segment;
-use crate::vmx::{Event, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip_by, repeat};
+use crate::vmx::{
+    Event, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip_by, pend_breakpoints,
+    repeat,
+};
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Carries out `instruction`, which tried what `translated` says, or is a `PORT_STRING`, which exits before it accesses
@@ -60,7 +63,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             translated,
             aligned: view.aligned,
             breakpoints: breakpoints.as_ref(),
-            met: Met::NONE,
+            met: BreakpointHits::NONE,
             linear_mask: view.mode.linear_mask(),
         };
         let reported = translated.map(|translated| translated.gva);
@@ -73,7 +76,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Err(stop) => return self.not_completed(instruction, stop),
         }
         if met.any() {
-            met.pend(&mut self.vmcs)?;
+            pend_breakpoints(&mut self.vmcs, met)?;
         }
         Ok(Ok(Next::Resume))
     }

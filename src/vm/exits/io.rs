@@ -15,12 +15,12 @@ use crate::addr::{Gpa, Gva};
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
 use crate::virt::Gpr;
-use crate::vmx::breakpoints::{Breakpoints, Met};
+use crate::virt::{BreakpointHits, Breakpoints};
 use crate::vmx::qualification::IoAccess;
 use crate::vmx::segments::outs_segment;
 use crate::vmx::{
     Event, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip,
-    advance_rip_from,
+    advance_rip_from, pend_breakpoints,
 };
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
@@ -88,11 +88,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.access_port(access)?;
         advance_rip(&mut self.vmcs)?;
         let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
-        let met = breakpoints(dr7, cr4).map_or(Met::NONE, |all| {
+        let met = breakpoints(dr7, cr4).map_or(BreakpointHits::NONE, |all| {
             all.on_port(access.port, access.size as u64)
         });
         if met.any() {
-            met.pend(&mut self.vmcs)?;
+            pend_breakpoints(&mut self.vmcs, met)?;
         }
         Ok(Next::Resume)
     }

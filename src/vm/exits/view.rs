@@ -3,8 +3,8 @@
 use super::super::cr::Registers;
 use super::super::virtual_memory::Privilege;
 use crate::addr::Gva;
+use crate::virt::Breakpoints;
 use crate::virt::CodeMode;
-use crate::vmx::Breakpoints;
 use crate::vmx::cpu::breakpoint_addresses;
 
 /// The guest as the instruction sees it, but how it translates addresses: that is large and stays where it is made.

@@ -8,9 +8,10 @@ use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, Vi
 use super::devices::MmioDevices;
 use super::{Bus, MmioDevice, Width};
 use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
+use crate::virt::BreakpointHits;
+use crate::virt::Breakpoints;
 use crate::virt::{Segment, SegmentRegister};
-use crate::vmx::breakpoints::Met;
-use crate::vmx::{Breakpoints, VmcsError};
+use crate::vmx::VmcsError;
 
 /// Who answers at a guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +103,7 @@ pub struct GuestBus<'b, M: GuestMemory, S, P> {
     /// The breakpoints of the guest, if any is enabled.
     pub breakpoints: Option<&'b Breakpoints>,
     /// Those that were met.
-    pub met: Met,
+    pub met: BreakpointHits,
     /// The bits of a linear address: [`CodeMode::linear_mask`](super::CodeMode::linear_mask).
     pub linear_mask: u64,
 }

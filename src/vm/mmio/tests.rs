@@ -9,9 +9,10 @@ use super::instruction::{Base, Op, Operand};
 use super::*;
 use crate::addr::Gpa;
 use crate::virt::AccessRights;
+use crate::virt::BreakpointHits;
+use crate::virt::Breakpoints;
 use crate::virt::{Gpr, GuestRegs};
-use crate::vmx::breakpoints::Met;
-use crate::vmx::{Breakpoints, VmcsError};
+use crate::vmx::VmcsError;
 use offshoot_abi::test_device::{LAST_OFFSET, LAST_VALUE, READS, WIDTHS, WRITES};
 
 const PAGE: u64 = 4096;
@@ -99,7 +100,7 @@ impl World {
             ports: Ports(&mut self.sent, &mut self.received),
             aligned: false,
             breakpoints: None,
-            met: Met::NONE,
+            met: BreakpointHits::NONE,
             linear_mask: CodeMode::Bits64.linear_mask(),
         }
     }
@@ -1017,7 +1018,7 @@ fn accesses_meet_breakpoints_and_a_repetition_stops_there() {
     // The last one is done with it.
     state.regs.set(Gpr::Rcx, 1);
     state.regs.set(Gpr::Rdi, 0x104);
-    bus.met = Met::NONE;
+    bus.met = BreakpointHits::NONE;
     let done = port_string(&mut bus, StringOp::Ins, rep, size, &mut state);
     assert_eq!(done, Ok(Progress::Done));
     assert!(bus.met.any());

@@ -2,9 +2,6 @@
 
 use core::ops::BitOrAssign;
 
-use super::fields::FieldNatural;
-use super::guest_state::PENDING_ENABLED_BREAKPOINT;
-use super::vmcs::{Vmcs, VmcsError};
 use crate::addr::Gva;
 use crate::register_bits::CR4_DE;
 
@@ -35,9 +32,9 @@ enum Kind {
 /// Nothing, unless one of them is enabled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
-pub struct Met(u64);
+pub struct BreakpointHits(u64);
 
-impl Met {
+impl BreakpointHits {
     /// None.
     pub const NONE: Self = Self(0);
 
@@ -46,18 +43,13 @@ impl Met {
         self.0 != 0
     }
 
-    /// Has the next VM entry deliver #DB for them, together with a single step that is due. To be called where the
-    /// instruction, or the element, is completed.
-    ///
-    /// # Errors
-    /// What VMREAD or VMWRITE says.
-    pub fn pend(self, vmcs: &mut impl Vmcs) -> Result<(), VmcsError> {
-        let pending = vmcs.read_natural(FieldNatural::GuestPendingDebugExceptions)?;
-        vmcs.write_natural(FieldNatural::GuestPendingDebugExceptions, pending | self.0)
+    /// B0 to B3 of DR6.
+    pub const fn dr6(self) -> u64 {
+        self.0
     }
 }
 
-impl BitOrAssign for Met {
+impl BitOrAssign for BreakpointHits {
     fn bitor_assign(&mut self, other: Self) {
         self.0 |= other.0;
     }
@@ -80,7 +72,7 @@ impl Breakpoints {
     }
 
     /// Those that an access to data meets. What goes beyond `linear_mask` goes on at 0.
-    pub fn on_data(&self, at: Gva, bytes: u64, write: bool, linear_mask: u64) -> Met {
+    pub fn on_data(&self, at: Gva, bytes: u64, write: bool, linear_mask: u64) -> BreakpointHits {
         let byte = |n| at.as_u64().wrapping_add(n) & linear_mask;
         self.met((0..bytes).map(byte), |kind| {
             kind == Kind::Access || kind == Kind::Write && write
@@ -88,7 +80,7 @@ impl Breakpoints {
     }
 
     /// Those that an access to ports meets.
-    pub fn on_port(&self, port: u16, bytes: u64) -> Met {
+    pub fn on_port(&self, port: u16, bytes: u64) -> BreakpointHits {
         let first = u64::from(port);
         self.met(first..first + bytes, |kind| {
             kind == Kind::Port && self.on_ports
@@ -99,7 +91,7 @@ impl Breakpoints {
         &self,
         accessed: impl Iterator<Item = u64> + Clone,
         counts: impl Fn(Kind) -> bool,
-    ) -> Met {
+    ) -> BreakpointHits {
         let mut met = 0;
         let mut enabled = false;
         for (n, address) in self.addresses.into_iter().enumerate() {
@@ -110,11 +102,7 @@ impl Breakpoints {
             }
         }
         // Conditions that are met without being enabled may be told too, as the CPUs do.
-        Met(if enabled {
-            met | PENDING_ENABLED_BREAKPOINT
-        } else {
-            0
-        })
+        BreakpointHits(if enabled { met } else { 0 })
     }
 
     /// What breakpoint `n` is on, and the bits of its address that count: it lies at a multiple of its length.
@@ -138,7 +126,6 @@ impl Breakpoints {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vmcs::FakeVmcs;
     use super::*;
 
     /// Breakpoint `n` at `address`, of this kind and length, locally enabled.
@@ -162,11 +149,11 @@ mod tests {
             for address in [0x1000, 0x1000 + bytes - 1] {
                 for width in [1, 2, 4, 8] {
                     for at in 0xff0..0x1010 {
-                        for (n, expected) in [(0, 0x1001), (3, 0x1008)] {
+                        for (n, expected) in [(0, 1), (3, 8)] {
                             let met =
                                 one(n, address, 3, length).on_data(Gva::new(at), width, false, ALL);
                             let overlaps = at < 0x1000 + bytes && at + width > 0x1000;
-                            assert_eq!(met.0, if overlaps { expected } else { 0 });
+                            assert_eq!(met.dr6(), if overlaps { expected } else { 0 });
                         }
                     }
                 }
@@ -204,14 +191,14 @@ mod tests {
         breakpoints.addresses[1] = 0x1000;
         breakpoints.dr7 |= 3 << 20;
         let met = |breakpoints: &Breakpoints| breakpoints.on_data(Gva::new(0x1000), 1, false, ALL);
-        assert_eq!(met(&breakpoints).0, 0x1006);
+        assert_eq!(met(&breakpoints).dr6(), 0b110);
         breakpoints.dr7 &= !0xff;
         assert!(!Breakpoints::are_enabled(breakpoints.dr7));
-        assert_eq!(met(&breakpoints), Met::NONE);
+        assert_eq!(met(&breakpoints), BreakpointHits::NONE);
         // Globally.
         breakpoints.dr7 |= 2 << 2;
         assert!(Breakpoints::are_enabled(breakpoints.dr7));
-        assert_eq!(met(&breakpoints).0, 0x1006);
+        assert_eq!(met(&breakpoints).dr6(), 0b110);
     }
 
     #[test]
@@ -223,14 +210,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_met_is_pending_beside_a_step() {
-        let mut vmcs = FakeVmcs::new();
-        vmcs.set(FieldNatural::GuestPendingDebugExceptions, 0x4000);
-        let mut met = Met::NONE;
+    fn what_several_accesses_meet_is_met() {
+        let mut met = BreakpointHits::NONE;
         met |= one(3, 0x80, 2, 0).on_port(0x80, 1);
         met |= one(0, 0x80, 2, 0).on_port(0x80, 1);
-        met.pend(&mut vmcs).unwrap();
-        let pending = vmcs.get(FieldNatural::GuestPendingDebugExceptions);
-        assert_eq!(pending, 0x5009);
+        assert_eq!(met.dr6(), 0b1001);
     }
 }
