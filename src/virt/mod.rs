@@ -4,6 +4,8 @@
 
 mod breakpoints;
 mod code_mode;
+pub mod cpu;
+pub mod cpuid;
 mod regs;
 mod segment;
 

@@ -17,8 +17,9 @@ use crate::addr::{AddrRange, Gpa, Gva};
 use crate::counting::Counts;
 use crate::ept::{AccessError, Space};
 use crate::frames::{FrameAllocator, PhysMem};
+use crate::virt::cpu::{EntryArea, Resident, restore_vector, save_vector};
 use crate::vmx::controls::ExitControl;
-use crate::vmx::cpu::{CurrentVmcs, EntryArea, Resident, restore_vector, save_vector};
+use crate::vmx::cpu::CurrentVmcs;
 use crate::vmx::{FieldNatural, VmFail, Vmcs, VmcsError};
 
 /// Entries of a guest's tables that one step of its end looks at.

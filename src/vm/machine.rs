@@ -11,15 +11,14 @@ use super::pml::Pml;
 use crate::addr::PAGE_SIZE;
 use crate::ept::EptCapability;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::virt::cpu::{Resident, ResidentFeatures, ThisCpu, predict_nothing};
+use crate::virt::cpuid::CpuRead;
 use crate::vmx::controls::Secondary;
-use crate::vmx::cpu::{
-    self, Guard, Resident, ResidentFeatures, ThisCpu, UnmetFixedBits, Vmx, predict_nothing,
-    read_host_state,
-};
+use crate::vmx::cpu::{self, Guard, UnmetFixedBits, Vmx, read_host_state};
 use crate::vmx::start_state::HostState;
 use crate::vmx::vpid::Vpids;
 use crate::vmx::{
-    Capabilities, ControlSet, CpuRead, UnmetControls, VmFail, VmxUnavailable, choose_controls,
+    Capabilities, ControlSet, UnmetControls, VmFail, VmxUnavailable, choose_controls,
 };
 
 /// Why this machine cannot run guests. The text names what is missing.

@@ -28,7 +28,7 @@ use x86::msr::{
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 
 use super::cpuid::Features;
-use crate::vmx::cpu::SWITCHED_MSRS;
+use crate::virt::cpu::SWITCHED_MSRS;
 
 /// The registers that a guest writes without an exit.
 const WRITTEN_FREELY: [u32; 5] = [

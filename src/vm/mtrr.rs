@@ -5,8 +5,8 @@ use core::fmt;
 use bit_field::BitField;
 
 use crate::ept::{MtrrRegisters, Mtrrs, VARIABLE_MAX, VariableRegisters};
-use crate::vmx::CpuRead;
-use crate::vmx::capabilities::address_bits;
+use crate::virt::cpuid::CpuRead;
+use crate::virt::cpuid::address_bits;
 
 /// CPUID leaf 1, EDX: there are MTRRs.
 const HAS_MTRRS: usize = 12;

@@ -15,8 +15,9 @@ use super::vcpu::Vcpu;
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::Space;
 use crate::frames::PhysMem;
+use crate::virt::cpu::EntryArea;
 use crate::virt::{Gpr, GuestRegs};
-use crate::vmx::cpu::{CurrentVmcs, EntryArea};
+use crate::vmx::cpu::CurrentVmcs;
 use crate::vmx::exit::ExitReasonField;
 use crate::vmx::{
     EntryFailure, Event, Exit, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError,

@@ -5,8 +5,8 @@ use core::fmt;
 use crate::addr::Hpa;
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::Gpr;
+use crate::virt::cpu::{EntryArea, Resident};
 use crate::vmx::GuestState;
-use crate::vmx::cpu::{EntryArea, Resident};
 
 /// All that a guest's processor holds. The general registers, x87 and vector state are in an entry area in a frame of its
 /// own, which whoever has the state holds.

@@ -3,7 +3,6 @@
 //! CPUID comes before every MSR, and an MSR is only read where another has said that it exists: reading one that the
 //! CPU lacks raises #GP.
 
-use core::arch::x86_64::CpuidResult;
 use core::fmt;
 
 use bit_field::BitField;
@@ -13,19 +12,12 @@ use super::capability_msrs::{AllowedSettings, Basic, FixedBits, Misc};
 use super::controls::{Control, ControlWord, Secondary};
 use super::fields::Field;
 use crate::ept::EptCapability;
+use crate::virt::cpuid::{CpuRead, address_bits, highest_extended_leaf};
 
 /// IA32_VMX_PROCBASED_CTLS3 (SDM "Tertiary Processor-Based VM-Execution Controls", A.3.4).
 const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
 /// IA32_VMX_EXIT_CTLS2 (SDM "Secondary VM-Exit Controls", A.4.2).
 const IA32_VMX_EXIT_CTLS2: u32 = 0x493;
-
-/// Reading what a CPU says about itself.
-pub trait CpuRead {
-    /// CPUID.
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
-    /// RDMSR of an MSR that CPUID or another MSR has said to exist.
-    fn rdmsr(&self, index: u32) -> u64;
-}
 
 /// Why there is no VMX to be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,25 +158,6 @@ impl Capabilities {
     pub fn forces(&self, control: impl Into<Control>) -> bool {
         let control = control.into();
         self.allowed(control.word()).must_be_one & control.mask() != 0
-    }
-}
-
-/// Bits of a physical address, also known as MAXPHYADDR, and of a linear address.
-pub fn address_bits(cpu: &impl CpuRead) -> (u8, u8) {
-    if highest_extended_leaf(cpu) < 0x8000_0008 {
-        return (36, 48);
-    }
-    let widths = cpu.cpuid(0x8000_0008, 0).eax;
-    (widths.get_bits(0..8) as u8, widths.get_bits(8..16) as u8)
-}
-
-fn highest_extended_leaf(cpu: &impl CpuRead) -> u32 {
-    let highest = cpu.cpuid(0x8000_0000, 0).eax;
-    // A CPU without extended leaves answers with the data of another leaf.
-    if highest.get_bits(16..32) == 0x8000 {
-        highest
-    } else {
-        0
     }
 }
 

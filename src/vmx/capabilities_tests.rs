@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 
 use super::super::controls::{Primary, Tertiary};
 use super::*;
+use core::arch::x86_64::CpuidResult;
 
 /// A recorded CPU. As a real one, it faults at an MSR that it lacks: here, the test fails.
 #[derive(Clone)]

@@ -1,7 +1,7 @@
 //! Intel's virtualization: capabilities, VMCS, entry and exit, exit decoding.
 //!
 //! All of this but [`cpu`] is without inline assembly and is tested on the host: the CPU is reached through
-//! [`CpuRead`], the VMCS through [`Vmcs`].
+//! [`CpuRead`](crate::virt::cpuid::CpuRead), the VMCS through [`Vmcs`].
 //!
 //! - What the CPU can do: [`capabilities`], [`capability_msrs`]; what we want of it: [`control_choice`], [`controls`].
 //! - What a guest is set up with: [`start_state`], [`segments`]; what is kept of one that is frozen: [`guest_state`].
@@ -32,7 +32,7 @@ pub mod vpid;
 pub use advance::{
     advance_rip, advance_rip_by, advance_rip_from, pend_breakpoints, repeat, restart, undo_step,
 };
-pub use capabilities::{Capabilities, CpuRead, FeatureControl, VmxUnavailable};
+pub use capabilities::{Capabilities, FeatureControl, VmxUnavailable};
 pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
 pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};

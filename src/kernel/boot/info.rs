@@ -6,8 +6,8 @@ use offshoot::addr::{AddrRange, Hpa};
 use offshoot::ept::Mtrrs;
 use offshoot::frames::MemoryMap;
 use offshoot::host::acpi::{self, Power, Root};
-use offshoot::vmx::capabilities::address_bits;
-use offshoot::vmx::cpu::ThisCpu;
+use offshoot::virt::cpu::ThisCpu;
+use offshoot::virt::cpuid::address_bits;
 
 use super::firmware::{Firmware, Screen, ScreenKind, power, screen};
 use super::layout::{self, BOOT_MAPPED, DIRECT_MAPPED};

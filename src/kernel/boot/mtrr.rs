@@ -5,9 +5,9 @@
 
 use super::info::BootInfo;
 use super::power;
+use offshoot::virt::cpu::ThisCpu;
+use offshoot::virt::cpuid::address_bits;
 use offshoot::vm::mtrr::{NoMtrrs, read_mtrrs};
-use offshoot::vmx::capabilities::address_bits;
-use offshoot::vmx::cpu::ThisCpu;
 use x86::msr::{IA32_MTRR_DEF_TYPE, IA32_MTRR_PHYSBASE0, IA32_MTRRCAP, rdmsr, wrmsr};
 use x86_64::registers::control::{Cr0, Cr0Flags};
 

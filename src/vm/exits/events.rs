@@ -149,7 +149,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// Does to DR6 and DR7 what the exception would have done without an exit.
     fn set_dr6(&mut self, exception: DebugException) -> Result<(), VmcsError> {
-        crate::vmx::cpu::update_dr6(|dr6| exception.to_dr6(dr6));
+        crate::virt::cpu::update_dr6(|dr6| exception.to_dr6(dr6));
         if exception.debug_register_access() {
             let dr7 = self.vmcs.read_natural(FieldNatural::GuestDr7)?;
             self.vmcs

@@ -204,7 +204,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     ) -> Result<Next, VmcsError> {
         match fault {
             VirtualFault::Page { address, code } => {
-                crate::vmx::cpu::write_cr2(address.as_u64());
+                crate::virt::cpu::write_cr2(address.as_u64());
                 self.raise(Event::page_fault(code as u16))
             }
             VirtualFault::NonCanonical(_) => self.raise(Event::GENERAL_PROTECTION),

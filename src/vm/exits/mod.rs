@@ -156,7 +156,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             Ok(msr::Write::Switched(index, value)) => {
                 // SAFETY: the guest has the register, so the CPU has, and the value is legal in it by the check. The guest
                 // is loaded, so what is in the CPU is its own.
-                unsafe { crate::vmx::cpu::write_switched(index, value) };
+                unsafe { crate::virt::cpu::write_switched(index, value) };
             }
             Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
         }
@@ -170,7 +170,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         match xcr0::xsetbv(rcx, rax, rdx, cpl, &self.machine.limits.features) {
             Ok(value) => {
                 // SAFETY: legal by the check, of components that this CPU has; CR4.OSXSAVE is on in the host.
-                unsafe { crate::vmx::cpu::xsetbv(value) };
+                unsafe { crate::virt::cpu::xsetbv(value) };
                 self.vcpu.resident.xcr0 = value;
                 self.advance()
             }

@@ -5,7 +5,7 @@ use super::super::virtual_memory::Privilege;
 use crate::addr::Gva;
 use crate::virt::Breakpoints;
 use crate::virt::CodeMode;
-use crate::vmx::cpu::breakpoint_addresses;
+use crate::virt::cpu::breakpoint_addresses;
 
 /// The guest as the instruction sees it, but how it translates addresses: that is large and stays where it is made.
 pub(super) struct View {

@@ -2,7 +2,7 @@
 
 use bit_field::BitField;
 
-use crate::vmx::CpuRead;
+use crate::virt::cpuid::CpuRead;
 
 const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 

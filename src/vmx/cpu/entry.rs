@@ -4,9 +4,9 @@ use core::arch::naked_asm;
 
 use super::super::fields::Field32;
 use super::super::instruction_error::InstructionError;
-use super::area::{EntryArea, REGS, RSP, SELECTORS};
 use super::guard::before_entry;
 use crate::counting::{counted_line, if_counting};
+use crate::virt::cpu::{EntryArea, REGS, RSP, SELECTORS};
 
 /// What [`enter`] returns where the entry failed: larger than any exit-reason field.
 const FAILED: u64 = 1 << 32;

@@ -1,22 +1,21 @@
 //! What stands at entries and exits against the side channels of the CPU. Which of it is needed is not decided here.
 //!
 //! Where nothing is needed, entries and exits are as if this did not exist. Where something is, the host RSP that
-//! [`EntryArea`](super::EntryArea) remembers is never the one that the entry compares it with, which leads to [`before_entry`], and exits arrive at
+//! [`EntryArea`] remembers is never the one that the entry compares it with, which leads to [`before_entry`], and exits arrive at
 //! [`guarded_exit`].
 
 use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::fields::FieldNatural;
-use super::area::{DUE, EntryArea, GUARDS, RSP};
 use crate::counting::{counted_line, if_counting};
+use crate::virt::cpu::{DUE, EntryArea, GUARDS, RSP};
 
 const IA32_SPEC_CTRL: u32 = 0x48;
-const IA32_PRED_CMD: u32 = 0x49;
 const IA32_FLUSH_CMD: u32 = 0x10b;
 const SPEC_CTRL_IBRS: u32 = 1 << 0;
 
-/// Bits of `guards` in [`EntryArea`](super::EntryArea): what is done before every entry. Any of them leads to [`before_entry`].
+/// Bits of `guards` in [`EntryArea`]: what is done before every entry. Any of them leads to [`before_entry`].
 const FLUSH_BY_COMMAND: u32 = 1 << 0;
 const FLUSH_BY_READING: u32 = 1 << 1;
 const CLEAR_BUFFERS: u32 = 1 << 2;
@@ -112,15 +111,6 @@ fn bits(of: &[(bool, u32)]) -> u32 {
     of.iter()
         .filter(|(on, _)| *on)
         .fold(0, |all, (_, bit)| all | bit)
-}
-
-/// Has the CPU forget what it predicts of indirect branches (IBPB).
-///
-/// # Safety
-/// At CPL 0, on a CPU with IA32_PRED_CMD.
-pub unsafe fn predict_nothing() {
-    // SAFETY: the caller's word; bit 0 is all there is to it.
-    unsafe { x86::msr::wrmsr(IA32_PRED_CMD, 1) };
 }
 
 impl EntryArea {

@@ -1,23 +1,16 @@
 //! The hardware edge: VMX operation, the current VMCS, entry and exit. Everything here executes instructions that only
 //! exist, or only make sense, in the kernel on a CPU with VMX.
 
-mod area;
 mod entry;
 mod guard;
 mod host;
 mod instructions;
-mod resident;
-mod this_cpu;
+mod prepare;
 
-pub use area::EntryArea;
-pub use guard::{Guard, predict_nothing};
+pub use guard::Guard;
 pub use host::read_host_state;
 pub use instructions::{CurrentVmcs, Invalidation};
-pub use resident::{
-    ExtendedState, Resident, ResidentFeatures, SWITCHED_MSRS, breakpoint_addresses, restore_vector,
-    save_vector, update_dr6, write_cr2, write_switched, xsetbv,
-};
-pub use this_cpu::{ThisCpu, UnmetFixedBits, prepare};
+pub use prepare::{UnmetFixedBits, prepare};
 
 use super::instruction_error::VmFail;
 use super::segments::code_mode;
@@ -26,6 +19,7 @@ use super::{Field32, Field64, VmcsError};
 use crate::addr::Hpa;
 use crate::counting::{Counted, add};
 use crate::virt::CodeMode;
+use crate::virt::cpu::EntryArea;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
 /// VMX operation on this CPU, from VMXON until this is dropped.
@@ -161,7 +155,7 @@ impl CurrentVmcs {
     /// [`Space::enter`](crate::ept::Space::enter), which pays:
     ///
     /// ```
-    /// # use offshoot::{ept::{Invalidate, Space}, frames::PhysMem, vmx::cpu::{CurrentVmcs, EntryArea}};
+    /// # use offshoot::{ept::{Invalidate, Space}, frames::PhysMem, virt::cpu::EntryArea, vmx::cpu::CurrentVmcs};
     /// fn run<M: PhysMem>(
     ///     space: &mut Space<'_, M>,
     ///     cpu: &mut impl Invalidate,
@@ -176,7 +170,7 @@ impl CurrentVmcs {
     /// Without it there is no entry:
     ///
     /// ```compile_fail,E0061
-    /// # use offshoot::vmx::cpu::{CurrentVmcs, EntryArea};
+    /// # use offshoot::{virt::cpu::EntryArea, vmx::cpu::CurrentVmcs};
     /// fn run(vmcs: &mut CurrentVmcs, area: &mut EntryArea) -> u64 {
     ///     unsafe { vmcs.enter(area) }
     /// }
@@ -185,7 +179,7 @@ impl CurrentVmcs {
     /// Nor where the space was changed since, as it may owe something again:
     ///
     /// ```compile_fail,E0499
-    /// # use offshoot::{addr::{AddrRange, Gpa}, ept::{Invalidate, Space}, frames::PhysMem, vmx::cpu::{CurrentVmcs, EntryArea}};
+    /// # use offshoot::{addr::{AddrRange, Gpa}, ept::{Invalidate, Space}, frames::PhysMem, virt::cpu::EntryArea, vmx::cpu::CurrentVmcs};
     /// fn run<M: PhysMem>(
     ///     space: &mut Space<'_, M>,
     ///     range: AddrRange<Gpa>,
@@ -202,7 +196,7 @@ impl CurrentVmcs {
     /// And a right is used up by one entry:
     ///
     /// ```compile_fail,E0382
-    /// # use offshoot::{ept::Entered, vmx::cpu::{CurrentVmcs, EntryArea}};
+    /// # use offshoot::{ept::Entered, virt::cpu::EntryArea, vmx::cpu::CurrentVmcs};
     /// fn run(right: Entered<'_>, vmcs: &mut CurrentVmcs, area: &mut EntryArea) -> u64 {
     ///     unsafe {
     ///         vmcs.enter(right, area);
@@ -213,7 +207,7 @@ impl CurrentVmcs {
     ///
     /// # Safety
     /// The VMCS must be complete, its EPT pointer that of `right`, with what [`read_host_state`] reads on this CPU as its host state;
-    /// `area` must be its own, and [`restore_vector`] and [`Resident::write`] must have put the rest of the guest's
+    /// `area` must be its own, and [`restore_vector`](crate::virt::cpu::restore_vector) and [`Resident::write`](crate::virt::cpu::Resident::write) must have put the rest of the guest's
     /// state into the CPU.
     #[inline(always)]
     pub unsafe fn enter(&mut self, right: impl RightToEnter, area: &mut EntryArea) -> u64 {
@@ -222,7 +216,7 @@ impl CurrentVmcs {
         unsafe { entry::enter(area) }
     }
 
-    /// As [`CurrentVmcs::enter`], on a CPU with [`ResidentFeatures::x87_selectors`], which then outlive the exit.
+    /// As [`CurrentVmcs::enter`], on a CPU with [`x87_selectors`](crate::virt::cpu::ResidentFeatures::x87_selectors), which then outlive the exit.
     ///
     /// # Safety
     /// As for [`CurrentVmcs::enter`].

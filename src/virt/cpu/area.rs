@@ -2,9 +2,9 @@
 
 use core::mem::offset_of;
 
-use super::resident::ExtendedState;
+use super::super::regs::GuestRegs;
+use super::extended::ExtendedState;
 use crate::counting::{Counted, add};
-use crate::virt::GuestRegs;
 
 /// What entry and exit move between the CPU and memory. The extended state comes first: FXSAVE writes to its start.
 #[derive(Debug)]
@@ -14,13 +14,13 @@ pub struct EntryArea {
     pub extended: ExtendedState,
     /// The general registers but RSP.
     pub regs: GuestRegs,
-    /// Not 0: the x87 state is in the form with selectors, [`enter_with_selectors`](super::entry::enter_with_selectors) loads it.
+    /// Not 0: the x87 state is in the form with selectors, which FXRSTOR loads without REX.W.
     selectors: u64,
     /// What the VMCS holds as host RSP, so that it is written only when it changes; one more where there is something to do
     /// before every entry.
     host_rsp: u64,
-    /// What is done before every entry: bits of [`super::guard`].
-    pub(super) guards: u32,
+    /// What is done before every entry: bits of the entry routine's.
+    pub(crate) guards: u32,
     /// Not 0: before the next entry the L1 data cache is flushed, where that is to be done.
     due: u32,
 }
@@ -51,7 +51,7 @@ impl EntryArea {
 
     /// After an exit to the host, which uses no x87 instruction: has the area hold the selectors of the last x87 instruction
     /// and its operand instead of the upper halves of their offsets, where those are 0 or nothing to the guest's code.
-    pub(super) fn keep_selectors(&mut self, is_64_bit_code: impl FnOnce() -> bool) {
+    pub(crate) fn keep_selectors(&mut self, is_64_bit_code: impl FnOnce() -> bool) {
         let keep = self.extended.has_short_x87_pointers() || !is_64_bit_code();
         self.selectors = keep.into();
         if keep {
@@ -66,7 +66,7 @@ impl EntryArea {
     }
 
     #[cfg(test)]
-    pub(super) fn guards_and_due(&self) -> (u32, u32) {
+    pub(crate) fn guards_and_due(&self) -> (u32, u32) {
         (self.guards, self.due)
     }
 }
@@ -77,8 +77,8 @@ impl Default for EntryArea {
     }
 }
 
-pub(super) const RSP: usize = offset_of!(EntryArea, host_rsp);
-pub(super) const GUARDS: usize = offset_of!(EntryArea, guards);
-pub(super) const DUE: usize = offset_of!(EntryArea, due);
-pub(super) const REGS: usize = offset_of!(EntryArea, regs);
-pub(super) const SELECTORS: usize = offset_of!(EntryArea, selectors);
+pub(crate) const RSP: usize = offset_of!(EntryArea, host_rsp);
+pub(crate) const GUARDS: usize = offset_of!(EntryArea, guards);
+pub(crate) const DUE: usize = offset_of!(EntryArea, due);
+pub(crate) const REGS: usize = offset_of!(EntryArea, regs);
+pub(crate) const SELECTORS: usize = offset_of!(EntryArea, selectors);
