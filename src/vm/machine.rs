@@ -11,10 +11,11 @@ use super::pml::Pml;
 use crate::addr::PAGE_SIZE;
 use crate::ept::EptCapability;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::virt::cpu::Guard;
 use crate::virt::cpu::{Resident, ResidentFeatures, ThisCpu, predict_nothing};
 use crate::virt::cpuid::CpuRead;
 use crate::vmx::controls::Secondary;
-use crate::vmx::cpu::{self, Guard, UnmetFixedBits, Vmx, read_host_state};
+use crate::vmx::cpu::{self, UnmetFixedBits, Vmx, read_host_state};
 use crate::vmx::start_state::HostState;
 use crate::vmx::vpid::Vpids;
 use crate::vmx::{
@@ -155,7 +156,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
             }
         };
         // SAFETY: at CPL 0; `choose` asks for no MSR that this CPU lacks.
-        unsafe { guard.arm() };
+        unsafe { cpu::arm(&guard) };
         Ok(Self {
             frames,
             vmx,

@@ -19,8 +19,8 @@ pub struct EntryArea {
     /// What the VMCS holds as host RSP, so that it is written only when it changes; one more where there is something to do
     /// before every entry.
     host_rsp: u64,
-    /// What is done before every entry: bits of the entry routine's.
-    pub(crate) guards: u32,
+    /// What is done before every entry: bits of [`super::guard`].
+    pub(super) guards: u32,
     /// Not 0: before the next entry the L1 data cache is flushed, where that is to be done.
     due: u32,
 }
@@ -66,7 +66,7 @@ impl EntryArea {
     }
 
     #[cfg(test)]
-    pub(crate) fn guards_and_due(&self) -> (u32, u32) {
+    pub(super) fn guards_and_due(&self) -> (u32, u32) {
         (self.guards, self.due)
     }
 }

@@ -2,12 +2,14 @@
 
 mod area;
 mod extended;
+pub(crate) mod guard;
 mod resident;
 mod this_cpu;
 
 pub use area::EntryArea;
 pub(crate) use area::{DUE, GUARDS, REGS, RSP, SELECTORS};
 pub use extended::{ExtendedState, restore_vector, save_vector};
+pub use guard::Guard;
 pub use resident::{
     Resident, ResidentFeatures, SWITCHED_MSRS, breakpoint_addresses, predict_nothing, update_dr6,
     write_cr2, write_switched, xsetbv,

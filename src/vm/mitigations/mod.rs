@@ -14,7 +14,7 @@ pub use affected::Affected;
 pub use choice::{Choice, Lacking, Mitigation};
 pub use facts::{Facts, Vendor};
 
-use crate::vmx::cpu::Guard;
+use crate::virt::cpu::Guard;
 use core::fmt;
 
 /// IA32_SPEC_CTRL.IBRS.

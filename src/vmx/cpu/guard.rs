@@ -9,17 +9,14 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::fields::FieldNatural;
 use crate::counting::{counted_line, if_counting};
-use crate::virt::cpu::{DUE, EntryArea, GUARDS, RSP};
+use crate::virt::cpu::guard::{
+    CLEAR_BUFFERS, FLUSH_BY_COMMAND, FLUSH_BY_READING, Guard, IBRS_OFF, bits,
+};
+use crate::virt::cpu::{DUE, GUARDS, RSP};
 
 const IA32_SPEC_CTRL: u32 = 0x48;
 const IA32_FLUSH_CMD: u32 = 0x10b;
 const SPEC_CTRL_IBRS: u32 = 1 << 0;
-
-/// Bits of `guards` in [`EntryArea`]: what is done before every entry. Any of them leads to [`before_entry`].
-const FLUSH_BY_COMMAND: u32 = 1 << 0;
-const FLUSH_BY_READING: u32 = 1 << 1;
-const CLEAR_BUFFERS: u32 = 1 << 2;
-const IBRS_OFF: u32 = 1 << 3;
 
 /// Bits of [`AT_EXIT`].
 const FILL_RETURNS: u32 = 1 << 0;
@@ -45,80 +42,32 @@ struct FlushedLines([u8; FLUSH_BYTES]);
 const FLUSH_BYTES: usize = 64 << 10;
 static LINES: FlushedLines = FlushedLines([0; FLUSH_BYTES]);
 
-/// What is to be done at entries and exits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Guard {
-    /// The L1 data cache is flushed by IA32_FLUSH_CMD where an entry follows code that may have read what is not the guest's.
-    pub flush_by_command: bool,
-    /// The same by reading.
-    pub flush_by_reading: bool,
-    /// VERW before every entry.
-    pub verw: bool,
-    /// The return stack buffer is filled after every exit.
-    pub fill_returns: bool,
-    /// One call and a barrier after every exit.
-    pub one_call: bool,
-    /// IA32_SPEC_CTRL.IBRS is set after every exit and cleared before every entry.
-    pub ibrs_at_exits: bool,
-    /// The branch history is cleared after every exit: how often it is gone over, and with how many branches.
-    pub history_loops: Option<(u32, u32)>,
-    /// What IA32_SPEC_CTRL is to be, in the guests too.
-    pub spec_ctrl: u32,
-}
-
-impl Guard {
-    /// Has exits do their part from the next [`read_host_state`](super::read_host_state) on, and writes IA32_SPEC_CTRL where
-    /// that is used.
-    ///
-    /// # Safety
-    /// In the kernel, at CPL 0. The CPU must have the MSRs that are asked for, with the bits of `spec_ctrl`.
-    pub unsafe fn arm(&self) {
-        let at_exit = [
-            (self.fill_returns, FILL_RETURNS),
-            (self.one_call, ONE_CALL),
-            (self.ibrs_at_exits, IBRS_ON),
-            (self.history_loops.is_some(), CLEAR_HISTORY),
-        ];
-        let (times, branches) = self.history_loops.unwrap_or((1, 1));
-        let [outer, inner] = &HISTORY_LOOPS;
-        outer.store(times.max(1), Ordering::Relaxed);
-        inner.store(branches.max(1), Ordering::Relaxed);
-        SPEC_CTRL.store(self.spec_ctrl, Ordering::Relaxed);
-        let in_host = match self.ibrs_at_exits {
-            true => self.spec_ctrl | SPEC_CTRL_IBRS,
-            false => self.spec_ctrl,
-        };
-        SPEC_CTRL_IN_HOST.store(in_host, Ordering::Relaxed);
-        AT_EXIT.store(bits(&at_exit), Ordering::Relaxed);
-        if in_host != 0 {
-            // SAFETY: the caller's word.
-            unsafe { x86::msr::wrmsr(IA32_SPEC_CTRL, in_host.into()) };
-        }
-    }
-
-    /// What is done before every entry: for [`EntryArea::guard`](super::EntryArea::guard).
-    pub(super) fn at_entry(&self) -> u32 {
-        bits(&[
-            (self.flush_by_command, FLUSH_BY_COMMAND),
-            (self.flush_by_reading, FLUSH_BY_READING),
-            (self.verw, CLEAR_BUFFERS),
-            (self.ibrs_at_exits, IBRS_OFF),
-        ])
-    }
-}
-
-fn bits(of: &[(bool, u32)]) -> u32 {
-    of.iter()
-        .filter(|(on, _)| *on)
-        .fold(0, |all, (_, bit)| all | bit)
-}
-
-impl EntryArea {
-    /// Has entries do what is to be done before every one, as the guest comes onto the CPU.
-    #[inline]
-    pub fn guard(&mut self, guard: &Guard) {
-        self.guards = guard.at_entry();
-        self.flush_is_due();
+/// Has exits do their part from the next [`read_host_state`](super::read_host_state) on, and writes IA32_SPEC_CTRL where
+/// that is used.
+///
+/// # Safety
+/// In the kernel, at CPL 0. The CPU must have the MSRs that are asked for, with the bits of `spec_ctrl`.
+pub unsafe fn arm(guard: &Guard) {
+    let at_exit = [
+        (guard.fill_returns, FILL_RETURNS),
+        (guard.one_call, ONE_CALL),
+        (guard.ibrs_at_exits, IBRS_ON),
+        (guard.history_loops.is_some(), CLEAR_HISTORY),
+    ];
+    let (times, branches) = guard.history_loops.unwrap_or((1, 1));
+    let [outer, inner] = &HISTORY_LOOPS;
+    outer.store(times.max(1), Ordering::Relaxed);
+    inner.store(branches.max(1), Ordering::Relaxed);
+    SPEC_CTRL.store(guard.spec_ctrl, Ordering::Relaxed);
+    let in_host = match guard.ibrs_at_exits {
+        true => guard.spec_ctrl | SPEC_CTRL_IBRS,
+        false => guard.spec_ctrl,
+    };
+    SPEC_CTRL_IN_HOST.store(in_host, Ordering::Relaxed);
+    AT_EXIT.store(bits(&at_exit), Ordering::Relaxed);
+    if in_host != 0 {
+        // SAFETY: the caller's word.
+        unsafe { x86::msr::wrmsr(IA32_SPEC_CTRL, in_host.into()) };
     }
 }
 
@@ -282,37 +231,4 @@ unsafe extern "sysv64" fn guarded_exit() {
         clear_history = const CLEAR_HISTORY,
         spec_ctrl_msr = const IA32_SPEC_CTRL,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_a_guard_nothing_is_done() {
-        assert_eq!(Guard::default().at_entry(), 0);
-        let mut area = EntryArea::new();
-        area.guard(&Guard::default());
-        area.flush_is_due();
-        assert_eq!(area.guards_and_due(), (0, 1));
-    }
-
-    #[test]
-    fn each_guard_has_its_bit() {
-        let all = Guard {
-            flush_by_command: true,
-            flush_by_reading: true,
-            verw: true,
-            ibrs_at_exits: true,
-            ..Guard::default()
-        };
-        assert_eq!(all.at_entry(), 0b1111);
-        let verw = Guard {
-            verw: true,
-            ..Guard::default()
-        };
-        let mut area = EntryArea::new();
-        area.guard(&verw);
-        assert_eq!(area.guards_and_due(), (CLEAR_BUFFERS, 1));
-    }
 }

@@ -7,7 +7,7 @@ mod host;
 mod instructions;
 mod prepare;
 
-pub use guard::Guard;
+pub use guard::arm;
 pub use host::read_host_state;
 pub use instructions::{CurrentVmcs, Invalidation};
 pub use prepare::{UnmetFixedBits, prepare};
