@@ -6,10 +6,12 @@ mod breakpoints;
 mod code_mode;
 pub mod cpu;
 pub mod cpuid;
+pub mod event;
 mod regs;
 mod segment;
 
 pub use breakpoints::{BreakpointHits, Breakpoints};
 pub use code_mode::CodeMode;
+pub use event::Event;
 pub use regs::{Gpr, GuestRegs};
 pub use segment::{AccessRights, Segment, SegmentRegister};

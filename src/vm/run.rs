@@ -15,13 +15,14 @@ use super::vcpu::Vcpu;
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::Space;
 use crate::frames::PhysMem;
+use crate::virt::Event;
 use crate::virt::cpu::EntryArea;
 use crate::virt::{Gpr, GuestRegs};
 use crate::vmx::cpu::CurrentVmcs;
+use crate::vmx::event::raise;
 use crate::vmx::exit::ExitReasonField;
 use crate::vmx::{
-    EntryFailure, Event, Exit, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError,
-    advance_rip,
+    EntryFailure, Exit, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;
@@ -303,7 +304,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// Raises an exception at the instruction, which is not completed.
     pub fn raise(&mut self, event: Event) -> Result<Next, VmcsError> {
-        event.raise(&mut self.vmcs)?;
+        raise(&mut self.vmcs, event)?;
         Ok(Next::Resume)
     }
 

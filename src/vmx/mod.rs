@@ -37,7 +37,6 @@ pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
 pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};
 pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
-pub use event::Event;
 pub use exit::{EntryFailure, Exit, ExitReason};
 pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
 pub use guest_state::GuestState;

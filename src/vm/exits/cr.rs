@@ -9,10 +9,11 @@ use crate::ept::AccessError;
 use crate::frames::PhysMem;
 use crate::register_bits::EFER_LMA;
 use crate::virt::AccessRights;
+use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::vmx::controls::{ControlWord, EntryControl};
 use crate::vmx::qualification::{ControlRegister, CrAccess};
-use crate::vmx::{Event, ExitReason, Field32, Field64, FieldNatural, VmFail, Vmcs, VmcsError};
+use crate::vmx::{ExitReason, Field32, Field64, FieldNatural, VmFail, Vmcs, VmcsError};
 
 /// The types of a 16-bit TSS, available and busy.
 const TSS_16: [u32; 2] = [1, 3];

@@ -15,12 +15,12 @@ use crate::addr::Gva;
 use crate::frames::PhysMem;
 use crate::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
 use crate::virt::BreakpointHits;
+use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::virt::{AccessRights, SegmentRegister};
 use crate::vmx::segments::read_segment;
 use crate::vmx::{
-    Event, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip_by, pend_breakpoints,
-    repeat,
+    Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip_by, pend_breakpoints, repeat,
 };
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {

@@ -7,10 +7,14 @@ use super::super::run::{Next, Running};
 use super::super::unhandled::{PAGE_FAULT, Unhandled};
 use crate::addr::{Gpa, Gva};
 use crate::frames::PhysMem;
-use crate::vmx::event::{Combined, EventError, pend_single_step, restore_nmi_blocking};
+use crate::virt::Event;
+use crate::virt::event::Combined;
+use crate::vmx::event::{
+    EventError, interrupted_event, pend_single_step, reinject, restore_nmi_blocking,
+};
 use crate::vmx::interruption::{Interruption, InterruptionType};
 use crate::vmx::qualification::{DebugException, InstructionTimeout};
-use crate::vmx::{Event, ExitReason, Field32, FieldNatural, Vmcs, VmcsError, restart};
+use crate::vmx::{ExitReason, Field32, FieldNatural, Vmcs, VmcsError, restart};
 
 /// DR7.GD: access to debug registers raises #DB.
 const DR7_GD: u64 = 1 << 13;
@@ -18,8 +22,8 @@ const DR7_GD: u64 = 1 << 13;
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Delivers again the event whose delivery the exit interrupted, if there is one.
     pub(super) fn deliver_again(&mut self) -> Result<Next, VmcsError> {
-        match Event::interrupted(&self.vmcs) {
-            Ok(Some(event)) => event.reinject(&mut self.vmcs)?,
+        match interrupted_event(&self.vmcs) {
+            Ok(Some(event)) => reinject(&mut self.vmcs, event)?,
             Ok(None) => {}
             Err(EventError::Vmcs(error)) => return Err(error),
             Err(_) => return self.stop(Outcome::Reinject),
@@ -43,8 +47,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 pend_single_step(&mut self.vmcs)?;
                 let length = self.vmcs.read32(Field32::ExitInstructionLength)?;
                 match Event::int1(length) {
-                    Ok(event) => event,
-                    Err(_) => return self.stop(Outcome::Reinject),
+                    Some(event) => event,
+                    None => return self.stop(Outcome::Reinject),
                 }
             }
             1 => {
@@ -61,7 +65,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             }
             vector => return self.unhandled(vector, interruption.has_error_code),
         };
-        let interrupted = match Event::interrupted(&self.vmcs) {
+        let interrupted = match interrupted_event(&self.vmcs) {
             Ok(interrupted) => interrupted,
             Err(EventError::Vmcs(error)) => return Err(error),
             Err(_) => return self.stop(Outcome::Reinject),
@@ -99,8 +103,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let Some(byte) = self.host.breakpoint(Gva::new(rip)) else {
             let length = self.vmcs.read32(Field32::ExitInstructionLength)?;
             return match Event::breakpoint(length) {
-                Ok(event) => self.raise(event),
-                Err(_) => self.stop(Outcome::Reinject),
+                Some(event) => self.raise(event),
+                None => self.stop(Outcome::Reinject),
             };
         };
         if let Err(error) = self.space.load(Gpa::new(rip), &[byte]) {

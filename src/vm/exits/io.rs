@@ -14,13 +14,14 @@ use super::view::{View, breakpoints};
 use crate::addr::{Gpa, Gva};
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
+use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::virt::{BreakpointHits, Breakpoints};
 use crate::vmx::qualification::IoAccess;
 use crate::vmx::segments::outs_segment;
 use crate::vmx::{
-    Event, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip,
-    advance_rip_from, pend_breakpoints,
+    ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip, advance_rip_from,
+    pend_breakpoints,
 };
 
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {

@@ -18,9 +18,10 @@ use super::{Host, xcr0};
 use crate::addr::Gpa;
 use crate::frames::PhysMem;
 use crate::register_bits::RFLAGS_IF;
+use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::vmx::exit::ExitReason;
-use crate::vmx::{Event, Field32, Field64, FieldNatural, Vmcs, VmcsError};
+use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError};
 
 /// How many frames are to be zeroed ahead of need: 1 MiB.
 pub(super) const ZEROED_GOAL: u32 = 256;

@@ -5,12 +5,12 @@ use bit_field::BitField;
 use super::super::controls::{
     Control, ControlWord, EntryControl, ExitControl, Pin, Primary, Secondary,
 };
-use super::super::event::has_error_code;
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
 use super::super::interruption::{Interruption, InterruptionType};
 use super::super::vmcs::{Vmcs, VmcsError};
 use super::{Checker, Rule};
 use crate::register_bits::CR0_PE;
+use crate::virt::event::has_error_code;
 
 impl<V: Vmcs> Checker<'_, V> {
     pub(super) fn check_controls(&mut self) -> Result<(), VmcsError> {

@@ -1,6 +1,6 @@
 use super::super::control_choice::choose_controls;
 use super::super::controls::{EntryControl, ExitControl, Pin, Primary, Secondary};
-use super::super::event::{Event, has_error_code};
+use super::super::event::{inject, interrupted_event, reinject};
 use super::super::exit::GuestStateFault;
 use super::super::fake::{FakeVmcs, Profile, haswell, lynnfield, tigerlake, westmere};
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
@@ -8,6 +8,7 @@ use super::super::segments::write_segment;
 use super::super::start_state::tests::{START, host};
 use super::*;
 use crate::register_bits::{EFER_LMA, EFER_LME, RFLAGS_VM};
+use crate::virt::event::{Event, has_error_code};
 use crate::virt::{AccessRights, Segment, SegmentRegister};
 
 /// A VMCS that passes every check, as the hypervisor sets one up.
@@ -314,7 +315,7 @@ fn every_event_that_can_be_made_can_be_injected() {
         let mut vmcs = valid(&capabilities);
         vmcs.set(Field32::IdtVectoringInformation, information)
             .set(Field32::ExitInstructionLength, 2);
-        events.extend(Event::interrupted(&vmcs).unwrap());
+        events.extend(interrupted_event(&vmcs).unwrap());
     }
     assert_eq!(events.len(), 10 + 29 + 3);
     for base in [valid(&capabilities), real_mode(&capabilities)] {
@@ -325,7 +326,7 @@ fn every_event_that_can_be_made_can_be_injected() {
             if base.get(FieldNatural::GuestCr0) & 1 == 0 && event.error_code().is_some() {
                 vmcs.remove(Field32::EntryExceptionErrorCode);
             }
-            event.inject(&mut vmcs).unwrap();
+            inject(&mut vmcs, *event).unwrap();
             for group in GROUPS {
                 assert_eq!(rules(group, &vmcs, &capabilities), [], "{event:?}");
             }
@@ -795,7 +796,7 @@ fn no_vmcs_makes_checks_or_dump_panic() {
             }
             super::super::dump_vmcs(&vmcs, &mut text).unwrap();
             assert!(text.contains("VMCS"));
-            let _ = Event::interrupted(&vmcs).map(|event| event.map(|e| e.reinject(&mut vmcs)));
+            let _ = interrupted_event(&vmcs).map(|event| event.map(|e| reinject(&mut vmcs, e)));
             super::super::advance_rip(&mut vmcs).unwrap();
         }
     }
