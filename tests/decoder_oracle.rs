@@ -3,12 +3,12 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction as Other, Mnemonic, OpKind, Register};
 use offshoot::virt::SegmentRegister;
+use offshoot::virt::io::AddressSize;
 use offshoot::virt::{Gpr, GuestRegs};
 use offshoot::vm::mmio::{
     Binary, BitChange, CodeMode, Condition, Instruction, LONGEST, MemoryOperand, Op, Operand, Part,
     Repeat, StringOp, Unary, Width, decode,
 };
-use offshoot::vm::repetition::AddressSize;
 use std::collections::BTreeMap;
 
 const MODES: [(CodeMode, u32); 3] = [

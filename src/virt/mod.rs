@@ -4,9 +4,11 @@
 
 mod breakpoints;
 mod code_mode;
+pub mod control_registers;
 pub mod cpu;
 pub mod cpuid;
 pub mod event;
+pub mod io;
 mod regs;
 mod segment;
 

@@ -1,5 +1,5 @@
 //! Writes of a guest to its control registers, when they exit: a pure function from what is there to what comes
-//! after, or to the #GP that the manual demands (SDM "MOV—Move to/from Control Registers", "LMSW", "CLTS").
+//! after, or to the #GP that the manual demands (SDM "MOV—Move to/from Control ControlRegisters", "LMSW", "CLTS").
 //!
 //! A guest sees *visible* values. What the CPU runs with, the *real* values, differs in bits that VMX operation fixes
 //! (NE, VMXE), in MCE, and in CD and NW, which VM entries leave alone. [`Limits::real_cr0`] and [`Limits::real_cr4`] go from the
@@ -18,7 +18,7 @@ use crate::register_bits::{
 };
 use crate::virt::AccessRights;
 use crate::virt::CodeMode;
-use crate::vmx::capability_msrs::FixedBits;
+use crate::virt::control_registers::{ControlRegisters, FixedBits};
 
 const CR0_DEFINED: u64 = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
 
@@ -85,19 +85,6 @@ pub const fn visible(real: u64, shadow: u64, mask: u64) -> u64 {
     real & !mask | shadow & mask
 }
 
-/// The guest's view of the registers that depend on one another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Registers {
-    /// CR0.
-    pub cr0: u64,
-    /// CR3.
-    pub cr3: u64,
-    /// CR4.
-    pub cr4: u64,
-    /// EFER, with LMA.
-    pub efer: u64,
-}
-
 /// What else a write depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
@@ -109,7 +96,7 @@ pub struct Segments {
 
 impl Segments {
     /// Whether the guest executes 64-bit code.
-    const fn are_64_bit(self, now: Registers) -> bool {
+    const fn are_64_bit(self, now: ControlRegisters) -> bool {
         matches!(CodeMode::of(now.efer, self.cs), CodeMode::Bits64)
     }
 }
@@ -133,7 +120,7 @@ pub enum CrWrite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The registers.
-    pub registers: Registers,
+    pub registers: ControlRegisters,
     /// Translations of the guest's linear addresses that are cached must go.
     pub flush: bool,
     /// PAE paging is in use, and its four page-directory-pointer entries must be read anew. A reserved bit in a present
@@ -184,7 +171,7 @@ impl core::error::Error for Unsupported {}
 /// # Errors
 /// What the guest is given in place of the write.
 pub fn write(
-    now: Registers,
+    now: ControlRegisters,
     segments: Segments,
     write: CrWrite,
     limits: &Limits,
@@ -217,7 +204,7 @@ pub fn write_cr8(value: u64) -> Result<u8, CrFault> {
 }
 
 fn write_cr0(
-    now: Registers,
+    now: ControlRegisters,
     segments: Segments,
     value: u64,
     limits: &Limits,
@@ -239,7 +226,7 @@ fn write_cr0(
     } else {
         now.efer & !LMA
     };
-    let registers = Registers { cr0, efer, ..now };
+    let registers = ControlRegisters { cr0, efer, ..now };
     let changed = cr0 ^ now.cr0;
     Ok(Change {
         registers,
@@ -253,18 +240,18 @@ const fn paging(cr0: u64) -> bool {
 }
 
 /// PAE paging: with entries that are loaded into registers of their own.
-const fn pae_paging(registers: Registers) -> bool {
+const fn pae_paging(registers: ControlRegisters) -> bool {
     paging(registers.cr0) && registers.cr4 & PAE != 0 && registers.efer & LMA == 0
 }
 
 /// SDM "Initializing IA-32e Mode", 11.8.5: with LME, paging starts IA-32e mode, which needs PAE, and neither CS.L nor
 /// a 16-bit TSS.
-const fn may_enable_paging(now: Registers, segments: Segments) -> bool {
+const fn may_enable_paging(now: ControlRegisters, segments: Segments) -> bool {
     now.efer & LME == 0 || now.cr4 & PAE != 0 && !segments.cs.long() && !segments.tr_16_bit
 }
 
 /// Not from 64-bit mode, and not with PCIDs, which exist in IA-32e mode only.
-const fn may_disable_paging(now: Registers, segments: Segments) -> bool {
+const fn may_disable_paging(now: ControlRegisters, segments: Segments) -> bool {
     now.cr4 & PCIDE == 0 && !segments.are_64_bit(now)
 }
 
@@ -282,7 +269,7 @@ fn supported(cr0: u64, limits: &Limits) -> Result<(), Unsupported> {
     }
 }
 
-fn write_cr3(now: Registers, value: u64, limits: &Limits) -> Result<Change, CrFault> {
+fn write_cr3(now: ControlRegisters, value: u64, limits: &Limits) -> Result<Change, CrFault> {
     const KEEP_TRANSLATIONS: u64 = 1 << 63;
     let pcids = now.cr4 & PCIDE != 0;
     let cr3 = if pcids {
@@ -293,7 +280,7 @@ fn write_cr3(now: Registers, value: u64, limits: &Limits) -> Result<Change, CrFa
     if now.efer & LMA != 0 && cr3 >> limits.features.physical_bits.min(52) != 0 {
         return Err(CrFault::Gp);
     }
-    let registers = Registers { cr3, ..now };
+    let registers = ControlRegisters { cr3, ..now };
     let flush = cr3 == value;
     Ok(Change {
         registers,
@@ -302,7 +289,7 @@ fn write_cr3(now: Registers, value: u64, limits: &Limits) -> Result<Change, CrFa
     })
 }
 
-fn write_cr4(now: Registers, cr4: u64, limits: &Limits) -> Result<Change, CrFault> {
+fn write_cr4(now: ControlRegisters, cr4: u64, limits: &Limits) -> Result<Change, CrFault> {
     let set = cr4 & !now.cr4;
     let illegal = cr4 & !limits.cr4_allowed() != 0
         || now.efer & LMA != 0 && cr4 & PAE == 0
@@ -311,12 +298,12 @@ fn write_cr4(now: Registers, cr4: u64, limits: &Limits) -> Result<Change, CrFaul
         return Err(CrFault::Gp);
     }
     let changed = cr4 ^ now.cr4;
-    let registers = Registers { cr4, ..now };
+    let registers = ControlRegisters { cr4, ..now };
     Ok(Change {
         registers,
         // SDM "Operations that Invalidate TLBs and Paging-Structure Caches", 5.10.4.1.
         flush: changed & (PSE | PAE | PGE | PCIDE | SMEP) != 0,
-        // SDM "PDPTE Registers", 5.4.1.
+        // SDM "PDPTE ControlRegisters", 5.4.1.
         load_pdptes: pae_paging(registers) && changed & (PSE | PAE | PGE | SMEP) != 0,
     })
 }

@@ -8,7 +8,7 @@ pub use uart::Uart;
 
 use offshoot_abi::COM1;
 
-use crate::vmx::qualification::IoSize;
+use crate::virt::io::IoSize;
 
 /// The ports of one guest.
 #[derive(Clone, Debug, Default)]

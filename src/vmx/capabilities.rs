@@ -8,10 +8,11 @@ use core::fmt;
 use bit_field::BitField;
 use x86::msr;
 
-use super::capability_msrs::{AllowedSettings, Basic, FixedBits, Misc};
+use super::capability_msrs::{AllowedSettings, Basic, Misc};
 use super::controls::{Control, ControlWord, Secondary};
 use super::fields::Field;
 use crate::ept::EptCapability;
+use crate::virt::control_registers::FixedBits;
 use crate::virt::cpuid::{CpuRead, address_bits, highest_extended_leaf};
 
 /// IA32_VMX_PROCBASED_CTLS3 (SDM "Tertiary Processor-Based VM-Execution Controls", A.3.4).

@@ -319,8 +319,8 @@ fn what_a_haswell_says() {
     );
     assert!(capabilities.ept.accessed_dirty && capabilities.ept.pages_1g);
     assert!(!capabilities.basic.any_error_code());
-    assert_eq!(capabilities.cr4.check(0x2000), Ok(()));
-    assert_eq!(capabilities.cr4.check(0).unwrap_err().must_set, 0x2000);
+    assert_eq!(capabilities.cr4.wrong(0x2000), 0);
+    assert_eq!(capabilities.cr4.wrong(0), 0x2000);
     let westmere = Capabilities::discover(&westmere()).unwrap();
     assert!(!westmere.ept.accessed_dirty && westmere.ept.pages_2m);
     assert_eq!(westmere.misc.preemption_timer_value(7 << 7), 7);

@@ -5,7 +5,7 @@ use core::fmt;
 use bit_field::BitField;
 
 use super::controls::Control;
-use crate::register_bits::{CR0_PE, CR0_PG};
+use crate::virt::control_registers::FixedBits;
 
 /// IA32_VMX_BASIC (SDM "Basic VMX Information", A.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,15 +73,6 @@ impl Misc {
     }
 }
 
-/// Which bits of a control register are fixed in VMX operation (SDM "VMX-Fixed Bits in CR0" and "in CR4", A.7, A.8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FixedBits {
-    /// A bit that is 1 here must be 1.
-    pub fixed0: u64,
-    /// A bit that is 0 here must be 0.
-    pub fixed1: u64,
-}
-
 /// A control register that VMX operation does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FixedBitsError {
@@ -91,36 +82,18 @@ pub struct FixedBitsError {
     pub must_clear: u64,
 }
 
-impl FixedBits {
-    /// `value` with every fixed bit as it must be.
-    pub const fn apply(self, value: u64) -> u64 {
-        (value | self.fixed0) & self.fixed1
+/// Whether `value` has every bit as VMX operation fixes it.
+///
+/// # Errors
+/// Which bits are wrong.
+pub const fn check_fixed(fixed: FixedBits, value: u64) -> Result<(), FixedBitsError> {
+    if fixed.wrong(value) == 0 {
+        return Ok(());
     }
-    /// Whether `value` has every fixed bit as it must be.
-    ///
-    /// # Errors
-    /// Which bits are wrong.
-    pub const fn check(self, value: u64) -> Result<(), FixedBitsError> {
-        if self.wrong(value) == 0 {
-            return Ok(());
-        }
-        Err(FixedBitsError {
-            must_set: self.fixed0 & !value,
-            must_clear: value & !self.fixed1,
-        })
-    }
-    /// The bits of `value` that are not as they must be.
-    pub(super) const fn wrong(self, value: u64) -> u64 {
-        self.fixed0 & !value | value & !self.fixed1
-    }
-    /// The same of the CR0 of an unrestricted guest, which may be without protection and paging.
-    pub const fn for_unrestricted_guest(self) -> Self {
-        const PE_AND_PG: u64 = CR0_PE | CR0_PG;
-        Self {
-            fixed0: self.fixed0 & !PE_AND_PG,
-            fixed1: self.fixed1,
-        }
-    }
+    Err(FixedBitsError {
+        must_set: fixed.fixed0 & !value,
+        must_clear: value & !fixed.fixed1,
+    })
 }
 
 impl fmt::Display for FixedBitsError {
@@ -205,16 +178,16 @@ mod tests {
             fixed0: 0x8000_0021,
             fixed1: 0xffff_ffff,
         };
-        assert_eq!(cr0.check(0x8000_0021), Ok(()));
+        assert_eq!(check_fixed(cr0, 0x8000_0021), Ok(()));
         // `!fixed0 | value != 0`, as it is often written, is true of every value.
-        let error = cr0.check(0x8000_0001).unwrap_err();
+        let error = check_fixed(cr0, 0x8000_0001).unwrap_err();
         assert_eq!((error.must_set, error.must_clear), (0x20, 0));
         assert_eq!(error.to_string(), "bits 0x20 must be 1 in VMX operation");
-        let error = cr0.check(1 << 32).unwrap_err();
+        let error = check_fixed(cr0, 1 << 32).unwrap_err();
         assert_eq!((error.must_set, error.must_clear), (0x8000_0021, 1 << 32));
         assert_eq!(cr0.apply(1 << 32), 0x8000_0021);
-        assert_eq!(cr0.check(cr0.apply(u64::MAX)), Ok(()));
-        assert_eq!(cr0.for_unrestricted_guest().check(0x20), Ok(()));
-        assert!(cr0.for_unrestricted_guest().check(0).is_err());
+        assert_eq!(check_fixed(cr0, cr0.apply(u64::MAX)), Ok(()));
+        assert_eq!(check_fixed(cr0.for_unrestricted_guest(), 0x20), Ok(()));
+        assert!(check_fixed(cr0.for_unrestricted_guest(), 0).is_err());
     }
 }

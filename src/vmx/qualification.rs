@@ -3,132 +3,76 @@
 use bit_field::BitField;
 
 use crate::virt::Gpr;
+use crate::virt::control_registers::{ControlRegister, CrAccess};
+use crate::virt::io::{AddressSize, IoAccess, IoSize};
 
-/// A control register whose accesses can exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum ControlRegister {
-    Cr0,
-    Cr3,
-    Cr4,
-    Cr8,
+/// The control-register access that an exit qualification tells, where it has a meaning.
+#[inline]
+pub fn cr_access(qualification: u64) -> Option<CrAccess> {
+    let register = match qualification.get_bits(0..4) {
+        0 => Some(ControlRegister::Cr0),
+        3 => Some(ControlRegister::Cr3),
+        4 => Some(ControlRegister::Cr4),
+        8 => Some(ControlRegister::Cr8),
+        _ => None,
+    };
+    let gpr = Gpr::from_low_bits(qualification >> 8);
+    Some(match qualification.get_bits(4..6) {
+        0 => CrAccess::MovTo {
+            register: register?,
+            source: gpr,
+        },
+        1 => CrAccess::MovFrom {
+            register: register?,
+            target: gpr,
+        },
+        2 => CrAccess::Clts,
+        _ => CrAccess::Lmsw {
+            source: qualification.get_bits(16..32) as u16,
+            memory: qualification.get_bit(6),
+        },
+    })
 }
 
-/// A control-register access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CrAccess {
-    /// MOV to a control register.
-    MovTo {
-        /// Which.
-        register: ControlRegister,
-        /// Whose value.
-        source: Gpr,
-    },
-    /// MOV from a control register.
-    MovFrom {
-        /// Which.
-        register: ControlRegister,
-        /// Where to.
-        target: Gpr,
-    },
-    /// CLTS.
-    Clts,
-    /// LMSW. Only bits 3:0 of the operand count, and PE is never cleared.
-    Lmsw {
-        /// The operand.
-        source: u16,
-        /// Whether it was in memory; the guest-linear address field says where.
-        memory: bool,
-    },
+/// The I/O instruction that an exit qualification tells, if it is IN or OUT of a byte.
+#[inline(always)]
+pub fn byte_access(qualification: u64) -> Option<IoAccess> {
+    /// The size, 0 of a byte, and the bit of string instructions.
+    const OTHER: u64 = 0b1_0111;
+    (qualification & OTHER == 0).then(|| access_of(qualification, IoSize::Byte))
 }
 
-impl CrAccess {
-    /// From an exit qualification, where it has a meaning.
-    #[inline]
-    pub fn decode(qualification: u64) -> Option<Self> {
-        let register = match qualification.get_bits(0..4) {
-            0 => Some(ControlRegister::Cr0),
-            3 => Some(ControlRegister::Cr3),
-            4 => Some(ControlRegister::Cr4),
-            8 => Some(ControlRegister::Cr8),
-            _ => None,
-        };
-        let gpr = Gpr::from_low_bits(qualification >> 8);
-        Some(match qualification.get_bits(4..6) {
-            0 => Self::MovTo {
-                register: register?,
-                source: gpr,
-            },
-            1 => Self::MovFrom {
-                register: register?,
-                target: gpr,
-            },
-            2 => Self::Clts,
-            _ => Self::Lmsw {
-                source: qualification.get_bits(16..32) as u16,
-                memory: qualification.get_bit(6),
-            },
-        })
+/// The I/O instruction that an exit qualification tells, where it has a meaning.
+#[inline]
+pub fn io_access(qualification: u64) -> Option<IoAccess> {
+    let size = match qualification.get_bits(0..3) {
+        0 => IoSize::Byte,
+        1 => IoSize::Word,
+        3 => IoSize::Dword,
+        _ => return None,
+    };
+    Some(access_of(qualification, size))
+}
+
+#[inline(always)]
+fn access_of(qualification: u64, size: IoSize) -> IoAccess {
+    IoAccess {
+        port: qualification.get_bits(16..32) as u16,
+        size,
+        input: qualification.get_bit(3),
+        string: qualification.get_bit(4),
+        rep: qualification.get_bit(5),
+        immediate: qualification.get_bit(6),
     }
 }
 
-/// Bytes of one I/O access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum IoSize {
-    Byte = 1,
-    Word = 2,
-    Dword = 4,
-}
-
-/// An I/O instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoAccess {
-    /// The first port.
-    pub port: u16,
-    /// Bytes per access.
-    pub size: IoSize,
-    /// Whether it is IN or INS.
-    pub input: bool,
-    /// Whether it is INS or OUTS.
-    pub string: bool,
-    /// Whether it has a REP prefix.
-    pub rep: bool,
-    /// Whether the port is in the instruction (else in DX).
-    pub immediate: bool,
-}
-
-impl IoAccess {
-    /// From an exit qualification, if it is IN or OUT of a byte.
-    #[inline(always)]
-    pub fn decode_byte(qualification: u64) -> Option<Self> {
-        /// The size, 0 of a byte, and the bit of string instructions.
-        const OTHER: u64 = 0b1_0111;
-        (qualification & OTHER == 0).then(|| Self::of(qualification, IoSize::Byte))
-    }
-
-    /// From an exit qualification, where it has a meaning.
-    #[inline]
-    pub fn decode(qualification: u64) -> Option<Self> {
-        let size = match qualification.get_bits(0..3) {
-            0 => IoSize::Byte,
-            1 => IoSize::Word,
-            3 => IoSize::Dword,
-            _ => return None,
-        };
-        Some(Self::of(qualification, size))
-    }
-
-    #[inline(always)]
-    fn of(qualification: u64, size: IoSize) -> Self {
-        Self {
-            port: qualification.get_bits(16..32) as u16,
-            size,
-            input: qualification.get_bit(3),
-            string: qualification.get_bit(4),
-            rep: qualification.get_bit(5),
-            immediate: qualification.get_bit(6),
-        }
+/// The width of the addresses, from the VM-exit instruction-information field of INS and OUTS (SDM "Information for VM Exits
+/// Due to Instruction Execution", 29.2.5). There are no more than these three.
+pub const fn address_size(information: u32) -> AddressSize {
+    match information >> 7 & 7 {
+        0 => AddressSize::Bits16,
+        1 => AddressSize::Bits32,
+        _ => AddressSize::Bits64,
     }
 }
 
@@ -186,64 +130,70 @@ mod tests {
     #[test]
     fn control_register_accesses() {
         assert_eq!(
-            CrAccess::decode(0x0f04),
+            cr_access(0x0f04),
             Some(CrAccess::MovTo {
                 register: ControlRegister::Cr4,
                 source: Gpr::R15
             })
         );
         assert_eq!(
-            CrAccess::decode(0x0318),
+            cr_access(0x0318),
             Some(CrAccess::MovFrom {
                 register: ControlRegister::Cr8,
                 target: Gpr::Rbx
             })
         );
         assert_eq!(
-            CrAccess::decode(0x0403),
+            cr_access(0x0403),
             Some(CrAccess::MovTo {
                 register: ControlRegister::Cr3,
                 source: Gpr::Rsp
             })
         );
-        assert_eq!(CrAccess::decode(0x20), Some(CrAccess::Clts));
+        assert_eq!(cr_access(0x20), Some(CrAccess::Clts));
         assert_eq!(
-            CrAccess::decode(0xbeef_0030),
+            cr_access(0xbeef_0030),
             Some(CrAccess::Lmsw {
                 source: 0xbeef,
                 memory: false
             })
         );
         assert_eq!(
-            CrAccess::decode(0x0001_0070),
+            cr_access(0x0001_0070),
             Some(CrAccess::Lmsw {
                 source: 1,
                 memory: true
             })
         );
         for register in [1, 2, 5, 6, 7, 9, 15] {
-            assert_eq!(CrAccess::decode(register), None);
+            assert_eq!(cr_access(register), None);
         }
     }
 
     #[test]
     fn io_instructions() {
-        let out = IoAccess::decode(0x03f8_0000).unwrap();
+        let out = io_access(0x03f8_0000).unwrap();
         assert_eq!((out.port, out.size), (0x3f8, IoSize::Byte));
         assert!(!out.input && !out.string && !out.rep && !out.immediate);
-        let rep_insd = IoAccess::decode(0xffff_003b).unwrap();
+        let rep_insd = io_access(0xffff_003b).unwrap();
         assert_eq!((rep_insd.port, rep_insd.size), (0xffff, IoSize::Dword));
         assert!(rep_insd.input && rep_insd.string && rep_insd.rep);
-        assert!(IoAccess::decode(0x0080_0041).unwrap().immediate);
+        assert!(io_access(0x0080_0041).unwrap().immediate);
         for size in [2, 4, 5, 6, 7] {
-            assert!(IoAccess::decode(size).is_none());
+            assert!(io_access(size).is_none());
         }
         // What is known to be a byte is decoded the same.
         for qualification in (0..0x80).map(|low| 0x03f8_0000 | low) {
             let byte = |access: &IoAccess| access.size == IoSize::Byte && !access.string;
-            let expected = IoAccess::decode(qualification).filter(byte);
-            assert_eq!(IoAccess::decode_byte(qualification), expected);
+            let expected = io_access(qualification).filter(byte);
+            assert_eq!(byte_access(qualification), expected);
         }
+    }
+
+    #[test]
+    fn address_sizes_of_string_instructions() {
+        use AddressSize::{Bits16, Bits32, Bits64};
+        assert_eq!([0, 0x80, 0x100].map(address_size), [Bits16, Bits32, Bits64]);
     }
 
     #[test]

@@ -27,13 +27,13 @@ const RESTRICTED: Limits = Limits {
     unrestricted: false,
     ..UNRESTRICTED
 };
-const LONG: Registers = Registers {
+const LONG: ControlRegisters = ControlRegisters {
     cr0: PG | PE | ET | NE | WP,
     cr3: 0x1000,
     cr4: PAE | PGE,
     efer: LME | LMA,
 };
-const REAL: Registers = Registers {
+const REAL: ControlRegisters = ControlRegisters {
     cr0: ET,
     cr3: 0,
     cr4: 0,
@@ -48,25 +48,25 @@ const CODE32: Segments = Segments {
     tr_16_bit: false,
 };
 
-fn cr0(now: Registers, segments: Segments, value: u64) -> Result<Change, CrFault> {
+fn cr0(now: ControlRegisters, segments: Segments, value: u64) -> Result<Change, CrFault> {
     write(now, segments, CrWrite::Cr0(value), &UNRESTRICTED)
 }
-fn cr4(now: Registers, value: u64) -> Result<Change, CrFault> {
+fn cr4(now: ControlRegisters, value: u64) -> Result<Change, CrFault> {
     write(now, CODE64, CrWrite::Cr4(value), &UNRESTRICTED)
 }
 
 /// What VM entry checks of control registers (SDM "Checks on Guest Control Registers, Debug Registers, and MSRs",
 /// 28.3.1.1).
 fn enters(change: &Change, limits: &Limits) {
-    let Registers { cr0, cr4, efer, .. } = change.registers;
+    let ControlRegisters { cr0, cr4, efer, .. } = change.registers;
     let (real_cr0, real_cr4) = (limits.real_cr0(cr0), limits.real_cr4(cr4));
     let fixed = if limits.unrestricted {
         limits.cr0.for_unrestricted_guest()
     } else {
         limits.cr0
     };
-    fixed.check(real_cr0).unwrap();
-    limits.cr4.check(real_cr4).unwrap();
+    assert_eq!(fixed.wrong(real_cr0), 0);
+    assert_eq!(limits.cr4.wrong(real_cr4), 0);
     assert!(real_cr0 & PG == 0 || real_cr0 & PE != 0);
     assert!(efer & LMA == 0 || real_cr0 & PG != 0 && real_cr4 & PAE != 0);
     assert!(efer & LMA != 0 || real_cr4 & PCIDE == 0);
@@ -126,7 +126,7 @@ fn every_bit_of_cr4() {
 fn the_way_into_ia_32e_mode_and_out() {
     let protected = cr0(REAL, CODE32, PE).unwrap().registers;
     assert_eq!(cr0(REAL, CODE32, PG), Err(CrFault::Gp));
-    let enabled = Registers {
+    let enabled = ControlRegisters {
         efer: LME,
         ..protected
     };
@@ -160,7 +160,7 @@ fn the_way_into_ia_32e_mode_and_out() {
     assert_eq!(out.registers.efer, LME);
     assert!(out.flush);
     let pcids = cr4(
-        Registers {
+        ControlRegisters {
             cr3: 0,
             ..long.registers
         },
@@ -179,7 +179,7 @@ fn the_way_into_ia_32e_mode_and_out() {
 fn pcids_need_ia_32e_mode_and_a_clear_cr3() {
     assert_eq!(
         cr4(
-            Registers {
+            ControlRegisters {
                 cr3: 0x1008,
                 ..LONG
             },
@@ -189,7 +189,7 @@ fn pcids_need_ia_32e_mode_and_a_clear_cr3() {
     );
     assert!(cr4(LONG, PAE | PCIDE).is_ok());
     assert_eq!(cr4(REAL, PCIDE), Err(CrFault::Gp));
-    let on = Registers {
+    let on = ControlRegisters {
         cr3: 0x1008,
         cr4: PAE | PCIDE,
         ..LONG
@@ -212,7 +212,7 @@ fn cr3() {
             expected
         );
     }
-    let pcids = Registers {
+    let pcids = ControlRegisters {
         cr4: LONG.cr4 | PCIDE,
         ..LONG
     };
@@ -220,14 +220,14 @@ fn cr3() {
     assert_eq!((kept.registers.cr3, kept.flush), (0x5001, false));
     assert!(write(pcids, 0x5001).unwrap().flush);
     assert_eq!(write(pcids, 1 << 62), Err(CrFault::Gp));
-    let pae = Registers { efer: 0, ..LONG };
+    let pae = ControlRegisters { efer: 0, ..LONG };
     assert!(write(pae, 0x20).unwrap().load_pdptes);
     assert!(!write(LONG, 0x2000).unwrap().load_pdptes);
 }
 
 #[test]
 fn pae_paging_loads_its_pointers() {
-    let pae = Registers {
+    let pae = ControlRegisters {
         cr0: PE | ET,
         cr3: 0x1000,
         cr4: PAE,
@@ -245,7 +245,7 @@ fn pae_paging_loads_its_pointers() {
             .unwrap()
             .load_pdptes
     );
-    let two_level = Registers { cr4: 0, ..pae };
+    let two_level = ControlRegisters { cr4: 0, ..pae };
     assert!(!cr0(two_level, CODE32, PE | PG).unwrap().load_pdptes);
 }
 
@@ -274,7 +274,7 @@ fn without_unrestricted_guest_some_states_are_out_of_reach() {
 
 #[test]
 fn clts_and_lmsw() {
-    let ts = Registers {
+    let ts = ControlRegisters {
         cr0: LONG.cr0 | TS,
         ..LONG
     };

@@ -1,7 +1,7 @@
 //! Accesses to control registers.
 
 use super::super::Host;
-use super::super::cr::{self, Change, CrFault, CrWrite, Registers, Segments};
+use super::super::cr::{self, Change, CrFault, CrWrite, Segments};
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use crate::addr::Gpa;
@@ -11,8 +11,9 @@ use crate::register_bits::EFER_LMA;
 use crate::virt::AccessRights;
 use crate::virt::Event;
 use crate::virt::Gpr;
+use crate::virt::control_registers::{ControlRegister, ControlRegisters, CrAccess};
 use crate::vmx::controls::{ControlWord, EntryControl};
-use crate::vmx::qualification::{ControlRegister, CrAccess};
+use crate::vmx::qualification::cr_access;
 use crate::vmx::{ExitReason, Field32, Field64, FieldNatural, VmFail, Vmcs, VmcsError};
 
 /// The types of a 16-bit TSS, available and busy.
@@ -29,7 +30,7 @@ const PDPTE_RESERVED: u64 = 0b110 | 0b1_1110_0000;
 impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     pub(super) fn cr_access(&mut self) -> Result<Next, VmcsError> {
         let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
-        let Some(access) = CrAccess::decode(qualification) else {
+        let Some(access) = cr_access(qualification) else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::CrAccess));
         };
         let write = match access {
@@ -86,7 +87,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     /// The control registers as the guest sees them.
-    fn control_registers(&self) -> Result<Registers, VmcsError> {
+    fn control_registers(&self) -> Result<ControlRegisters, VmcsError> {
         let limits = &self.machine.limits;
         let visible = |real, shadow, mask| -> Result<u64, VmcsError> {
             let (real, shadow) = (
@@ -95,7 +96,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             );
             Ok(cr::visible(real, shadow, mask))
         };
-        Ok(Registers {
+        Ok(ControlRegisters {
             cr0: visible(
                 FieldNatural::GuestCr0,
                 FieldNatural::Cr0ReadShadow,
@@ -113,7 +114,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     fn change_control_registers(
         &mut self,
-        before: Registers,
+        before: ControlRegisters,
         change: Change,
     ) -> Result<Next, VmcsError> {
         let after = change.registers;

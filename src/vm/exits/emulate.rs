@@ -2,7 +2,6 @@
 //! raised for it.
 
 use super::super::Host;
-use super::super::cr::Registers;
 use super::super::mmio::{
     BusFault, Code, CodeMode, DecodeError, GuestBus, Instruction, Progress, SegmentFault, State,
     Stop, Translated, Why, execute, fetch,
@@ -17,6 +16,7 @@ use crate::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
 use crate::virt::BreakpointHits;
 use crate::virt::Event;
 use crate::virt::Gpr;
+use crate::virt::control_registers::ControlRegisters;
 use crate::virt::{AccessRights, SegmentRegister};
 use crate::vmx::segments::read_segment;
 use crate::vmx::{
@@ -144,7 +144,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             _ => cs_base,
         };
         let linear_rip = base.wrapping_add(rip.as_u64()) & mode.linear_mask();
-        let registers = Registers {
+        let registers = ControlRegisters {
             cr0,
             cr3,
             cr4,

@@ -2,11 +2,9 @@
 
 use super::super::Host;
 use super::super::console::Console;
-use super::super::cr::Registers;
 use super::super::io::{Ports, rax_after_in};
 use super::super::mmio::{Code, Instruction, PortAccess, Repeat, StringOp, Translated, Why, Width};
 use super::super::outcome::Outcome;
-use super::super::repetition::AddressSize;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
 use super::mmio::Reported;
@@ -16,8 +14,10 @@ use crate::ept::AccessError;
 use crate::frames::PhysMem;
 use crate::virt::Event;
 use crate::virt::Gpr;
+use crate::virt::control_registers::ControlRegisters;
+use crate::virt::io::IoAccess;
 use crate::virt::{BreakpointHits, Breakpoints};
-use crate::vmx::qualification::IoAccess;
+use crate::vmx::qualification::{address_size, byte_access, io_access};
 use crate::vmx::segments::outs_segment;
 use crate::vmx::{
     ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip, advance_rip_from,
@@ -43,7 +43,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             FieldNatural::GuestRflags.into(),
         ])?;
         // The frequent: IN or OUT of a byte, and no breakpoint to be met.
-        let Some(access) = IoAccess::decode_byte(qualification) else {
+        let Some(access) = byte_access(qualification) else {
             return self.other_port(qualification, dr7);
         };
         if Breakpoints::are_enabled(dr7) {
@@ -80,7 +80,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// Any port instruction.
     #[inline(never)]
     fn other_port(&mut self, qualification: u64, dr7: u64) -> Result<Next, VmcsError> {
-        let Some(access) = IoAccess::decode(qualification) else {
+        let Some(access) = io_access(qualification) else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::IoInstruction));
         };
         if access.string {
@@ -148,7 +148,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 true => Repeat::WhileEqual,
                 false => Repeat::No,
             },
-            AddressSize::from_instruction_information(information),
+            address_size(information),
             outs_segment(information),
             length as u8,
         )))
@@ -181,7 +181,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// How the guest sees memory at this moment.
     pub(super) fn view(&self) -> Result<(Translation, Privilege), VmcsError> {
-        let registers = Registers {
+        let registers = ControlRegisters {
             cr0: self.vmcs.read_natural(FieldNatural::GuestCr0)?,
             cr3: self.vmcs.read_natural(FieldNatural::GuestCr3)?,
             cr4: self.vmcs.read_natural(FieldNatural::GuestCr4)?,
@@ -194,7 +194,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// How the guest translates addresses with these registers.
     #[inline(always)]
-    pub(super) fn translation(&self, registers: &Registers) -> Result<Translation, VmcsError> {
+    pub(super) fn translation(
+        &self,
+        registers: &ControlRegisters,
+    ) -> Result<Translation, VmcsError> {
         Translation::new(registers, &self.machine.limits.features, || self.pdptes())
     }
 

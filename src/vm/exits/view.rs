@@ -1,16 +1,16 @@
 //! The guest as an instruction that is carried out for it sees it.
 
-use super::super::cr::Registers;
 use super::super::virtual_memory::Privilege;
 use crate::addr::Gva;
 use crate::virt::Breakpoints;
 use crate::virt::CodeMode;
+use crate::virt::control_registers::ControlRegisters;
 use crate::virt::cpu::breakpoint_addresses;
 
 /// The guest as the instruction sees it, but how it translates addresses: that is large and stays where it is made.
 pub(super) struct View {
     pub mode: CodeMode,
-    pub registers: Registers,
+    pub registers: ControlRegisters,
     pub privilege: Privilege,
     pub linear_rip: Gva,
     /// Accesses have to be aligned: at CPL 3 with CR0.AM and RFLAGS.AC (SDM "Interrupt 17—Alignment Check Exception (#AC)").

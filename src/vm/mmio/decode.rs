@@ -3,7 +3,6 @@
 
 use arrayvec::ArrayVec;
 
-use super::super::repetition::AddressSize;
 use super::Width;
 use super::instruction::{
     Base, Binary, BitChange, Condition, Instruction, LONGEST, MemoryOperand, Op, Operand, Part,
@@ -12,6 +11,7 @@ use super::instruction::{
 use crate::virt::CodeMode;
 use crate::virt::Gpr;
 use crate::virt::SegmentRegister;
+use crate::virt::io::AddressSize;
 
 /// Why bytes could not be turned into an [`Instruction`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! An instruction as the emulator sees it: what it does, with which operands.
 
-use super::super::repetition::AddressSize;
 use super::Width;
 use crate::virt::SegmentRegister;
+use crate::virt::io::AddressSize;
 use crate::virt::{Gpr, GuestRegs};
 
 /// The longest that an instruction can be.

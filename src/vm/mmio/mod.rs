@@ -30,8 +30,8 @@ pub use segments::SegmentFault;
 pub use test_device::TestDevice;
 
 use crate::addr::Gva;
+use crate::virt::io::IoSize;
 use crate::virt::{Segment, SegmentRegister};
-use crate::vmx::qualification::IoSize;
 
 /// How wide an access is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

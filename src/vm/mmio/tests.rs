@@ -2,7 +2,7 @@
 //! itself, in `tests/mmio_oracle.rs`.
 
 use super::super::loader::GuestMemory;
-use super::super::repetition::{AT_ONCE, AddressSize};
+use super::super::repetition::AT_ONCE;
 use super::super::virtual_memory::{Privilege, Translation, VirtualFault};
 use super::devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM};
 use super::instruction::{Base, Op, Operand};
@@ -11,6 +11,7 @@ use crate::addr::Gpa;
 use crate::virt::AccessRights;
 use crate::virt::BreakpointHits;
 use crate::virt::Breakpoints;
+use crate::virt::io::AddressSize;
 use crate::virt::{Gpr, GuestRegs};
 use crate::vmx::VmcsError;
 use offshoot_abi::test_device::{LAST_OFFSET, LAST_VALUE, READS, WIDTHS, WRITES};

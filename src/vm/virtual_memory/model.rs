@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::super::cpuid::{Features, beyond};
-use super::super::cr::Registers;
 use super::super::loader::MemoryFault;
 use super::*;
+use crate::virt::control_registers::ControlRegisters;
 
 const WIDTHS: [u8; 6] = [32, 36, 39, 40, 46, 52];
 const FRAMES: u64 = 16;
@@ -77,11 +77,11 @@ struct Case {
 }
 
 impl Case {
-    fn registers(&self) -> Registers {
+    fn registers(&self) -> ControlRegisters {
         let [nxe, smep, smap, wp, ..] = self.bits;
         let bit = |on: bool, bit: u32| u64::from(on) << bit;
         let long = self.mode == Mode::FourLevel;
-        Registers {
+        ControlRegisters {
             cr0: bit(true, 31) | bit(wp, 16) | 1,
             cr3: self.cr3,
             cr4: bit(self.mode == Mode::ThirtyTwoBit(true), 4)
@@ -93,7 +93,7 @@ impl Case {
     }
     fn privilege(&self) -> Privilege {
         let [_, _, _, _, ac, user] = self.bits;
-        let Registers { cr0, cr4, .. } = self.registers();
+        let ControlRegisters { cr0, cr4, .. } = self.registers();
         Privilege::new(if user { 3 } else { 0 }, cr0, cr4, u64::from(ac) << 18)
     }
     fn features(&self) -> Features {

@@ -1,8 +1,8 @@
 //! How a guest translates addresses at one moment: the tables of its mode, and what its processor demands of them.
 
 use super::super::cpuid::Features;
-use super::super::cr::Registers;
 use crate::addr::Gpa;
+use crate::virt::control_registers::ControlRegisters;
 
 /// How the guest translates addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,14 +64,14 @@ impl Translation {
     /// Of `top`.
     #[inline(always)]
     pub fn new<E>(
-        registers: &Registers,
+        registers: &ControlRegisters,
         features: &Features,
         top: impl FnOnce() -> Result<[u64; 4], E>,
     ) -> Result<Self, E> {
         const PAGING: u64 = 1 << 31;
         const NXE: u64 = 1 << 11;
         const LONG_MODE_ACTIVE: u64 = 1 << 10;
-        let Registers { cr0, cr3, efer, .. } = *registers;
+        let ControlRegisters { cr0, cr3, efer, .. } = *registers;
         if cr0 & PAGING == 0 {
             return Ok(Self::OFF);
         }
@@ -91,7 +91,7 @@ impl Translation {
     #[cold]
     fn legacy<E>(
         self,
-        registers: &Registers,
+        registers: &ControlRegisters,
         features: &Features,
         top: impl FnOnce() -> Result<[u64; 4], E>,
     ) -> Result<Self, E> {

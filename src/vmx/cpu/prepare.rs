@@ -3,7 +3,7 @@
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 
 use super::super::capabilities::{Capabilities, FeatureControl};
-use super::super::capability_msrs::FixedBitsError;
+use super::super::capability_msrs::{FixedBitsError, check_fixed};
 use crate::virt::cpu::ResidentFeatures;
 
 /// Why this CPU cannot enter VMX operation.
@@ -50,9 +50,9 @@ pub unsafe fn prepare(capabilities: &Capabilities) -> Result<ResidentFeatures, U
         cr4 |= Cr4Flags::OSXSAVE.bits();
     }
     let unmet = |register| move |bits| UnmetFixedBits { register, bits };
-    capabilities.cr0.check(cr0).map_err(unmet("CR0"))?;
+    check_fixed(capabilities.cr0, cr0).map_err(unmet("CR0"))?;
     let vmxe = Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits();
-    capabilities.cr4.check(cr4 | vmxe).map_err(unmet("CR4"))?;
+    check_fixed(capabilities.cr4, cr4 | vmxe).map_err(unmet("CR4"))?;
     // SAFETY: the values keep what was set and add what the CPU says it has or needs.
     unsafe {
         Cr0::write_raw(cr0);

@@ -13,12 +13,12 @@ mod host;
 use core::fmt;
 
 use super::capabilities::Capabilities;
-use super::capability_msrs::FixedBits;
 use super::controls::{Control, ControlSet};
 use super::exit::EntryFailure;
 use super::fields::{Field, Field64, FieldNatural};
 use super::instruction_error::{InstructionError, VmFail};
 use super::vmcs::{Vmcs, VmcsError};
+use crate::virt::control_registers::FixedBits;
 
 /// A check that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
