@@ -1,7 +1,7 @@
 //! Paying for invalidation on the processor that runs guests.
 
-use crate::ept::{CpuId, Entered, Eptp, Invalidate};
-use crate::vmx::cpu::{Invalidation, RightToEnter, Vmx};
+use crate::ept::{CpuId, Eptp, Invalidate};
+use crate::vmx::cpu::{Invalidation, Vmx};
 use crate::vmx::vpid::Vpid;
 
 /// The processor in VMX operation, the only one so far, for spaces whose guest is not about to run.
@@ -62,13 +62,5 @@ unsafe impl Invalidate for GuestCpu<'_> {
                 self.invept(eptp);
             }
         }
-    }
-}
-
-// SAFETY: [`crate::ept::Space::enter`] is the only way to come by one, and pays all that is owed; as long as it is there the
-// space cannot be changed.
-unsafe impl RightToEnter for Entered<'_> {
-    fn ept_pointer(&self) -> u64 {
-        self.eptp().as_u64()
     }
 }

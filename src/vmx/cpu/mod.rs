@@ -18,6 +18,7 @@ use super::vmcs::Vmcs;
 use super::{Field32, Field64, VmcsError};
 use crate::addr::Hpa;
 use crate::counting::{Counted, add};
+use crate::ept::Entered;
 use crate::virt::CodeMode;
 use crate::virt::cpu::EntryArea;
 use x86_64::registers::control::{Cr4, Cr4Flags};
@@ -138,15 +139,6 @@ fn clear_vmxe() {
     unsafe { Cr4::update(|cr4| cr4.remove(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS)) };
 }
 
-/// That a guest may be run on this CPU: nothing that the CPU has cached of its EPT tables is stale.
-///
-/// # Safety
-/// This must hold for the EPT pointer that it tells, for as long as the value lives.
-pub unsafe trait RightToEnter {
-    /// The EPT pointer with which the guest may be run.
-    fn ept_pointer(&self) -> u64;
-}
-
 impl CurrentVmcs {
     /// Enters the guest and returns at its next exit, with the exit-reason field; [`CurrentVmcs::entry_failure`] knows
     /// what any larger number means. An entry that failed on the guest's state is an exit with bit 31 of its reason set.
@@ -210,8 +202,8 @@ impl CurrentVmcs {
     /// `area` must be its own, and [`restore_vector`](crate::virt::cpu::restore_vector) and [`Resident::write`](crate::virt::cpu::Resident::write) must have put the rest of the guest's
     /// state into the CPU.
     #[inline(always)]
-    pub unsafe fn enter(&mut self, right: impl RightToEnter, area: &mut EntryArea) -> u64 {
-        debug_assert_eq!(self.read64(Field64::EptPointer), Ok(right.ept_pointer()));
+    pub unsafe fn enter(&mut self, right: Entered<'_>, area: &mut EntryArea) -> u64 {
+        debug_assert_eq!(self.read64(Field64::EptPointer), Ok(right.eptp().as_u64()));
         // SAFETY: the caller's.
         unsafe { entry::enter(area) }
     }
@@ -221,12 +213,8 @@ impl CurrentVmcs {
     /// # Safety
     /// As for [`CurrentVmcs::enter`].
     #[inline(always)]
-    pub unsafe fn enter_with_selectors(
-        &mut self,
-        right: impl RightToEnter,
-        area: &mut EntryArea,
-    ) -> u64 {
-        debug_assert_eq!(self.read64(Field64::EptPointer), Ok(right.ept_pointer()));
+    pub unsafe fn enter_with_selectors(&mut self, right: Entered<'_>, area: &mut EntryArea) -> u64 {
+        debug_assert_eq!(self.read64(Field64::EptPointer), Ok(right.eptp().as_u64()));
         // SAFETY: the caller's.
         let entered = unsafe { entry::enter_with_selectors(area) };
         area.keep_selectors(|| code_mode(self) == Ok(CodeMode::Bits64));
