@@ -7,7 +7,6 @@ use super::cr::Limits;
 use super::mitigations::{Choice, Facts, Lacking, Mitigations};
 use super::mmio::Decoded;
 use super::msr;
-use super::pml::Pml;
 use crate::addr::PAGE_SIZE;
 use crate::ept::EptCapability;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
@@ -16,6 +15,7 @@ use crate::virt::cpu::{Resident, ResidentFeatures, ThisCpu, predict_nothing};
 use crate::virt::cpuid::CpuRead;
 use crate::vmx::controls::Secondary;
 use crate::vmx::cpu::{self, UnmetFixedBits, Vmx, read_host_state};
+use crate::vmx::pml::Pml;
 use crate::vmx::start_state::HostState;
 use crate::vmx::vpid::Vpids;
 use crate::vmx::{

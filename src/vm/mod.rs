@@ -24,7 +24,6 @@ pub mod mtrr;
 pub mod name;
 pub(crate) mod outcome;
 pub mod passthrough;
-mod pml;
 mod post_mortem;
 pub mod repetition;
 mod run;
