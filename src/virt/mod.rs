@@ -8,6 +8,7 @@ pub mod control_registers;
 pub mod cpu;
 pub mod cpuid;
 pub mod event;
+pub mod exit;
 pub mod io;
 mod regs;
 mod segment;

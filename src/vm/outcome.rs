@@ -7,7 +7,8 @@ use super::mmio;
 use super::unhandled::Unhandled;
 use crate::addr::{Gpa, Gva};
 use crate::ept::{AccessError, Cause, Reason, Unresolved};
-use crate::vmx::exit::{EntryFailure, ExitReason};
+use crate::virt::exit::ExitReason;
+use crate::vmx::exit::EntryFailure;
 use crate::vmx::{VmFail, VmcsError};
 
 /// Why a guest has left the CPU.

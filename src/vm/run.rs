@@ -17,12 +17,13 @@ use crate::ept::Space;
 use crate::frames::PhysMem;
 use crate::virt::Event;
 use crate::virt::cpu::EntryArea;
+use crate::virt::exit::ExitReason;
 use crate::virt::{Gpr, GuestRegs};
 use crate::vmx::cpu::CurrentVmcs;
 use crate::vmx::event::raise;
 use crate::vmx::exit::ExitReasonField;
 use crate::vmx::{
-    EntryFailure, Exit, ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip,
+    EntryFailure, Exit, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip,
 };
 
 const CPUID: u64 = ExitReason::Cpuid as u64;

@@ -1,7 +1,7 @@
 //! What a guest's run cost.
 
 use crate::addr::{Gpa, PAGE_SIZE, PageSize};
-use crate::vmx::ExitReason;
+use crate::virt::exit::ExitReason;
 
 /// Exits by reason, and where the time went.
 #[derive(Clone, Debug)]

@@ -37,7 +37,7 @@ pub use control_choice::{UnmetControls, choose_controls};
 pub use controls::ControlSet;
 pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};
 pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
-pub use exit::{EntryFailure, Exit, ExitReason};
+pub use exit::{EntryFailure, Exit};
 pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
 pub use guest_state::GuestState;
 pub use instruction_error::{InstructionError, VmFail};

@@ -2,10 +2,10 @@ use super::*;
 use crate::ept::{Census, Faults};
 use crate::host::cmdline::GuestOptions;
 use crate::host::many::{Cost, Distribution, Failure, ForkEnd, Generation, RunRecord};
+use crate::virt::exit::ExitReason;
 use crate::vm::Harvests;
 use crate::vm::figure::{Figure, FigureName, Unit};
 use crate::vm::loader::LoadError;
-use crate::vmx::ExitReason;
 
 fn guest<'a>(name: &str, ending: GuestEnding<'a>) -> GuestSummary<'a> {
     GuestSummary {

@@ -12,9 +12,10 @@ use crate::virt::AccessRights;
 use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::virt::control_registers::{ControlRegister, ControlRegisters, CrAccess};
+use crate::virt::exit::ExitReason;
 use crate::vmx::controls::{ControlWord, EntryControl};
 use crate::vmx::qualification::cr_access;
-use crate::vmx::{ExitReason, Field32, Field64, FieldNatural, VmFail, Vmcs, VmcsError};
+use crate::vmx::{Field32, Field64, FieldNatural, VmFail, Vmcs, VmcsError};
 
 /// The types of a 16-bit TSS, available and busy.
 const TSS_16: [u32; 2] = [1, 3];

@@ -9,12 +9,13 @@ use crate::addr::{Gpa, Gva};
 use crate::frames::PhysMem;
 use crate::virt::Event;
 use crate::virt::event::Combined;
+use crate::virt::exit::ExitReason;
 use crate::vmx::event::{
     EventError, interrupted_event, pend_single_step, reinject, restore_nmi_blocking,
 };
 use crate::vmx::interruption::{Interruption, InterruptionType};
 use crate::vmx::qualification::{DebugException, InstructionTimeout};
-use crate::vmx::{ExitReason, Field32, FieldNatural, Vmcs, VmcsError, restart};
+use crate::vmx::{Field32, FieldNatural, Vmcs, VmcsError, restart};
 
 /// DR7.GD: access to debug registers raises #DB.
 const DR7_GD: u64 = 1 << 13;

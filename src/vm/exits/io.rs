@@ -15,12 +15,13 @@ use crate::frames::PhysMem;
 use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::virt::control_registers::ControlRegisters;
+use crate::virt::exit::ExitReason;
 use crate::virt::io::IoAccess;
 use crate::virt::{BreakpointHits, Breakpoints};
 use crate::vmx::qualification::{address_size, byte_access, io_access};
 use crate::vmx::segments::outs_segment;
 use crate::vmx::{
-    ExitReason, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip, advance_rip_from,
+    Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip, advance_rip_from,
     pend_breakpoints,
 };
 

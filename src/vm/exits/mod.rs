@@ -20,7 +20,7 @@ use crate::frames::PhysMem;
 use crate::register_bits::RFLAGS_IF;
 use crate::virt::Event;
 use crate::virt::Gpr;
-use crate::vmx::exit::ExitReason;
+use crate::virt::exit::ExitReason;
 use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError};
 
 /// How many frames are to be zeroed ahead of need: 1 MiB.
