@@ -54,7 +54,7 @@ pub fn run_all(
         None => spaces,
     };
     let mut modules = MODULES.lock();
-    let width = u32::from(machine.capabilities().physical_bits);
+    let width = u32::from(machine.physical_bits());
     modules.extend(
         boot.modules()
             .enumerate()

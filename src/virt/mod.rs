@@ -10,11 +10,13 @@ pub mod cpuid;
 pub mod event;
 pub mod exit;
 pub mod io;
+pub mod processor;
 mod regs;
 mod segment;
 
 pub use breakpoints::{BreakpointHits, Breakpoints};
 pub use code_mode::CodeMode;
 pub use event::Event;
+pub use processor::Processor;
 pub use regs::{Gpr, GuestRegs};
 pub use segment::{AccessRights, Segment, SegmentRegister};

@@ -19,6 +19,7 @@ use crate::register_bits::{
 use crate::virt::AccessRights;
 use crate::virt::CodeMode;
 use crate::virt::control_registers::{ControlRegisters, FixedBits};
+use crate::virt::processor::RegisterMasks;
 
 const CR0_DEFINED: u64 = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
 
@@ -75,14 +76,16 @@ impl Limits {
     pub const fn cr4_mask(&self) -> u64 {
         !(CR4_GUEST_OWNED & self.cr4_allowed() & !self.cr4.fixed0)
     }
+    /// Both masks.
+    pub const fn masks(&self) -> RegisterMasks {
+        RegisterMasks {
+            cr0: self.cr0_mask(),
+            cr4: self.cr4_mask(),
+        }
+    }
     const fn cr4_allowed(&self) -> u64 {
         self.features.cr4 & self.cr4.fixed1 & !VMXE
     }
-}
-
-/// What a guest sees of a control register: its own bits from the real one, the host's from the read shadow.
-pub const fn visible(real: u64, shadow: u64, mask: u64) -> u64 {
-    real & !mask | shadow & mask
 }
 
 /// What else a write depends on.

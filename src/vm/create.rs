@@ -128,7 +128,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             plan = plan.with_test_device();
         }
         let plan = plan.with_devices(setup.devices.iter().map(|device| device.range()));
-        let width = u32::from(machine.capabilities.physical_bits);
+        let width = u32::from(machine.physical_bits());
         let mut space = spaces.create(width).map_err(GuestError::Space)?;
         space.set_around(setup.around);
         let pages = space.set_page_policy(setup.pages);

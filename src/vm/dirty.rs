@@ -4,6 +4,7 @@
 //! guest's space when the log is full, when somebody asks for dirty pages, and when the guest leaves the CPU. Nothing is
 //! logged for a guest before somebody has asked for the first time.
 
+use super::backend::Cpu;
 use super::machine::Machine;
 use super::run::Running;
 use super::stats::RunStats;
@@ -11,7 +12,6 @@ use super::{Guest, Host};
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE, PageSize};
 use crate::ept::{EditError, Space};
 use crate::frames::PhysMem;
-use crate::vmx::VmcsError;
 
 /// Tells `page` of the dirty pages in the range, and counts them.
 fn harvest<M: PhysMem>(
@@ -56,20 +56,17 @@ impl<M: PhysMem> Guest<'_, M> {
         page: impl FnMut(Gpa, PageSize),
     ) -> Result<u64, EditError> {
         let (space, stats) = self.dirty_parts();
-        if machine.bitmaps.pml.is_some() {
+        if machine.cpu.found().logs {
             space.log_dirty();
         }
         harvest(space, stats, range, page)
     }
 }
 
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     /// Hands what the CPU has logged to the space.
-    pub(super) fn drain_pml(&mut self) -> Result<(), VmcsError> {
-        match &self.machine.bitmaps.pml {
-            Some(pml) => pml.drain(self.machine.frames, self.space, &mut self.vmcs),
-            None => Ok(()),
-        }
+    pub(super) fn drain_pml(&mut self) -> Result<(), P::Error> {
+        self.processor.drain_log(self.frames, self.space)
     }
 
     /// Sets the bits of the dirty pages from `first` on in `bitmap`. `None`: not all of these pages, so many, are memory.
@@ -78,18 +75,15 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         first: Gpa,
         pages: u64,
         bitmap: &mut [u8],
-    ) -> Result<Option<()>, VmcsError> {
+    ) -> Result<Option<()>, P::Error> {
         let range = pages.checked_mul(PAGE_SIZE);
         let range = range.and_then(|len| AddrRange::new(first, len));
         let Some(range) = range.filter(|_| first.is_aligned(PAGE_SIZE)) else {
             return Ok(None);
         };
         self.drain_pml()?;
-        if let Some(pml) = &self.machine.bitmaps.pml
-            && !self.space.logs_dirty()
-            && self.space.log_dirty()
-        {
-            pml.load(&mut self.vmcs)?;
+        if self.processor.can_log() && !self.space.logs_dirty() && self.space.log_dirty() {
+            self.processor.begin_log()?;
         }
         let set = |page, size| set_bits(bitmap, first, page, size);
         Ok(harvest(self.space, self.stats, range, set).ok().map(drop))

@@ -5,7 +5,6 @@ use super::console::Printer;
 use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
 use super::host::{Host, HostConsole, Words};
-use super::invalidate::OnlyCpu;
 use super::machine::{Machine, Tenant};
 use super::name::ForkId;
 use super::outcome::{Outcome, Turn};
@@ -18,9 +17,6 @@ use crate::counting::Counts;
 use crate::ept::{AccessError, Space};
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::cpu::{EntryArea, Resident, restore_vector, save_vector};
-use crate::vmx::controls::ExitControl;
-use crate::vmx::cpu::CurrentVmcs;
-use crate::vmx::{FieldNatural, VmFail, Vmcs, VmcsError};
 
 /// Entries of a guest's tables that one step of its end looks at.
 pub(super) const END_STEP: u64 = 4096;
@@ -138,11 +134,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 
     /// The host takes the guest for ended.
     pub(super) fn end_with(&mut self, error: VcpuError) {
-        self.ended = Some(match error {
-            VcpuError::Field(error) => Outcome::Vmcs(error),
-            VcpuError::Vmx(fail) => Outcome::EntryInstruction(fail),
-            VcpuError::Frames(_) => Outcome::Unsupported("no frame for its processor"),
-        });
+        self.ended = Some(error.into());
     }
 
     /// How many more ticks it may run.
@@ -181,23 +173,6 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.devices.console.from.fork = number;
     }
 
-    /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with
-    /// a report.
-    ///
-    /// # Errors
-    /// Of `change`, or the guest has no VMCS to load.
-    ///
-    /// # Safety
-    /// `change` must write nothing but guest state: host state and controls are what keeps the hypervisor safe.
-    pub unsafe fn with_vmcs(
-        &mut self,
-        machine: &mut Machine<'_, M>,
-        change: impl FnOnce(&mut CurrentVmcs) -> Result<(), VmcsError>,
-    ) -> Result<(), VcpuError> {
-        let mut vmcs = self.vcpu.make_current(machine)?;
-        Ok(change(&mut vmcs)?)
-    }
-
     fn run_on(
         &mut self,
         machine: &mut Machine<'_, M>,
@@ -206,7 +181,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     ) -> Turn {
         match self.loaded(machine, host, slice) {
             Ok(turn) => turn,
-            Err(fail) => Turn::Ended(Outcome::EntryInstruction(fail)),
+            Err(error) => Turn::Ended(error.into()),
         }
     }
 
@@ -215,17 +190,12 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         machine: &mut Machine<'_, M>,
         host: &mut impl Host,
         slice: Option<u64>,
-    ) -> Result<Turn, VmFail> {
+    ) -> Result<Turn, VcpuError> {
         self.asked = None;
         machine.let_in(self.tenant);
-        let vmcs = self.vcpu.make_current(machine)?;
-        let vmx = &mut machine.vmx;
-        // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-        let ready = |vpid| unsafe { vmx.invvpid(vpid) };
-        self.vcpu.vpid.make_ready(ready)?;
+        let processor = self.vcpu.control.load(&mut machine.cpu)?;
         let features = machine.resident;
         let host_resident = machine.host_resident;
-        let timer_is_saved = machine.controls.has(ExitControl::SavePreemptionTimer);
         // SAFETY: the frame is this processor's own and was filled when it was made; nobody else looks at it as long as
         // the reference lives.
         let area = unsafe { &mut *self.vcpu.area_ptr(machine.frames) };
@@ -237,11 +207,15 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             self.vcpu.resident.write(features);
         }
         let mut running = Running {
-            machine,
+            frames: machine.frames,
+            cpuid: &machine.cpuid,
+            limits: &machine.limits,
+            decoded: &mut machine.decoded,
             host,
             space: &mut self.space,
-            vcpu: &mut self.vcpu,
-            vmcs,
+            processor,
+            xcr0: &mut self.vcpu.resident.xcr0,
+            cr8: &mut self.vcpu.cr8,
             area,
             devices: &mut self.devices,
             stats: &mut self.stats,
@@ -252,14 +226,13 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             charged: 0,
             turn: Turn::SliceOver,
             message: None,
-            timer_is_saved,
+            x87_selectors: features.x87_selectors,
         };
         let turn = running.run();
         // Whoever has used frames that were zeroed ahead pays for the next ones.
-        running.machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
+        machine.frames.refill_to(ZEROED_GOAL, ZEROED_GOAL);
         self.asked = running.message;
-        let capabilities = running.machine.capabilities;
-        let vmcs = running.vmcs;
+        let processor = running.processor;
         // SAFETY: as above; the host's own state was read before the first guest ran.
         unsafe {
             self.vcpu.resident = Resident::read(features);
@@ -288,15 +261,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         let name = self.devices.console.from.name;
         let _ = tell_fork(&outcome, name, self.space.generation(), self.fork, out);
         let regs = (&area.regs, self.vcpu.resident.cr2);
-        let _ = explain(
-            &outcome,
-            words,
-            &self.space,
-            regs,
-            &vmcs,
-            &capabilities,
-            out,
-        );
+        let _ = explain(&outcome, words, &self.space, regs, &processor, out);
         Ok(turn)
     }
 
@@ -306,16 +271,15 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     /// # Errors
     /// The guest's VMCS cannot be loaded or written.
     pub fn exit_on_breakpoints(&mut self, machine: &mut Machine<'_, M>) -> Result<(), VcpuError> {
-        self.vcpu.exit_on_breakpoints(machine)
+        Ok(self.vcpu.control.exit_on_breakpoints(&mut machine.cpu)?)
     }
 
     /// Where it is.
     ///
     /// # Errors
     /// The guest's VMCS cannot be loaded or read.
-    pub fn rip(&self, machine: &mut Machine<'_, M>) -> Result<Gva, VcpuError> {
-        let vmcs = self.vcpu.make_current(machine)?;
-        Ok(Gva::new(vmcs.read_natural(FieldNatural::GuestRip)?))
+    pub fn rip(&mut self, machine: &mut Machine<'_, M>) -> Result<Gva, VcpuError> {
+        self.vcpu.rip(machine)
     }
 
     /// Its memory for a harvest of dirty pages, and where that is counted.
@@ -325,7 +289,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 
     /// Has frames that it gave up come back at once, which else wait until it runs again.
     pub fn settle(&mut self, machine: &mut Machine<'_, M>) {
-        self.space.settle(&mut OnlyCpu(&mut machine.vmx));
+        self.space.settle(&mut machine.cpu);
     }
 
     /// Its memory.
@@ -347,5 +311,5 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 
 pub(super) fn end_space<M: PhysMem>(space: Space<'_, M>, machine: &mut Machine<'_, M>) {
     let mut ending = space.end();
-    while !ending.step(&mut OnlyCpu(&mut machine.vmx), END_STEP) {}
+    while !ending.step(&mut machine.cpu, END_STEP) {}
 }

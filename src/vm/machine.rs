@@ -1,86 +1,51 @@
-//! What all guests of a CPU share: VMX operation, the chosen controls, the tables of policy.
+//! What all guests of a CPU share: its virtualization, the tables of policy.
 
 use core::fmt;
 
-use super::cpuid::{CpuidTable, Enabled, Features};
+use super::backend::{CpuStartError, Found, Operation};
+use super::cpuid::{CpuidTable, Features};
 use super::cr::Limits;
 use super::mitigations::{Choice, Facts, Lacking, Mitigations};
 use super::mmio::Decoded;
 use super::msr;
 use crate::addr::PAGE_SIZE;
 use crate::ept::EptCapability;
-use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::cpu::Guard;
 use crate::virt::cpu::{Resident, ResidentFeatures, ThisCpu, predict_nothing};
 use crate::virt::cpuid::CpuRead;
-use crate::vmx::controls::Secondary;
-use crate::vmx::cpu::{self, UnmetFixedBits, Vmx, read_host_state};
-use crate::vmx::pml::Pml;
-use crate::vmx::start_state::HostState;
-use crate::vmx::vpid::Vpids;
-use crate::vmx::{
-    Capabilities, ControlSet, UnmetControls, VmFail, VmxUnavailable, choose_controls,
-};
 
 /// Why this machine cannot run guests. The text names what is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartError {
-    /// There is no VMX.
-    Unavailable(VmxUnavailable),
-    /// There is VMX, but not all that we need of it.
-    Unmet(UnmetControls),
-    /// CR0 or CR4 cannot be as VMX operation needs them.
-    FixedBits(UnmetFixedBits),
+    /// The CPU does not run guests.
+    Cpu(CpuStartError),
     /// The CPU cannot do what `mitigations=` asks for.
     Mitigations(Lacking),
-    /// VMXON failed.
-    Vmxon(VmFail),
-    /// No frames for the structures that all guests share.
-    Frames(FrameError),
 }
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unavailable(error) => error.fmt(f),
-            Self::Unmet(error) => error.fmt(f),
-            Self::FixedBits(error) => error.fmt(f),
+            Self::Cpu(error) => error.fmt(f),
             Self::Mitigations(error) => error.fmt(f),
-            Self::Vmxon(error) => write!(f, "VMXON failed: {error}"),
-            Self::Frames(error) => write!(f, "starting VMX: {error}"),
         }
     }
 }
 
 impl core::error::Error for StartError {}
 
-/// The frames that every VMCS refers to.
-#[derive(Debug)]
-pub(super) struct Bitmaps {
-    pub msr: Frame,
-    pub io: [Frame; 2],
-    /// Where the CPU can log the pages that it marks dirty.
-    pub pml: Option<Pml>,
-}
-
-/// A CPU in VMX operation.
+/// A CPU that runs guests.
 pub struct Machine<'f, M: PhysMem> {
     pub(super) frames: &'f FrameAllocator<M>,
-    pub(super) vmx: Vmx,
-    /// The VMXON region.
-    vmxon: Frame,
-    pub(super) capabilities: Capabilities,
+    pub(super) cpu: Operation,
     pub(super) ept: EptCapability,
-    pub(super) controls: ControlSet,
     pub(super) cpuid: CpuidTable,
     pub(super) limits: Limits,
     pub(super) resident: ResidentFeatures,
-    pub(super) host: HostState,
     pub(super) host_resident: Resident,
-    pub(super) bitmaps: Bitmaps,
     /// Instructions that made accesses to devices.
     pub(super) decoded: Decoded,
-    pub(super) vpids: Vpids,
     mitigations: Mitigations,
     pub(super) guard: Guard,
     tenants: Tenants,
@@ -119,48 +84,23 @@ impl<'f, M: PhysMem> Machine<'f, M> {
     /// To be called in the kernel, at CPL 0, with interrupts off, on tables that stay as they are. The hypervisor must
     /// use nothing of what [`Resident`] lists, nor vector registers wider than XMM, as long as this lives.
     pub unsafe fn start(frames: &'f FrameAllocator<M>, choice: Choice) -> Result<Self, StartError> {
-        let capabilities = Capabilities::discover(&ThisCpu).map_err(StartError::Unavailable)?;
-        let mut controls = choose_controls(&capabilities).map_err(StartError::Unmet)?;
+        let found = Found::on_this_cpu().map_err(StartError::Cpu)?;
         let facts = Facts::read(&ThisCpu);
         let mitigations = Mitigations::choose(choice, &facts).map_err(StartError::Mitigations)?;
         let guard = mitigations.guard();
         mitigations.tell(choice, &facts);
-        // No guest starts with a log: it gets one when somebody asks for its dirty pages.
-        let logs = controls.has(Secondary::EnablePml);
-        controls.set(Secondary::EnablePml, false);
         // SAFETY: as the caller says.
-        let resident = unsafe { cpu::prepare(&capabilities) }.map_err(StartError::FixedBits)?;
-        let enabled = Enabled {
-            rdtscp: controls.has(Secondary::EnableRdtscp),
-            invpcid: controls.has(Secondary::EnableInvpcid),
-            unrestricted: controls.has(Secondary::UnrestrictedGuest),
-        };
+        let resident = unsafe { found.prepare() }.map_err(StartError::Cpu)?;
+        let enabled = found.enabled();
         let cpuid = CpuidTable::new(&|leaf, subleaf| ThisCpu.cpuid(leaf, subleaf), enabled);
-
-        let vmxon = region(frames, &capabilities).map_err(StartError::Frames)?;
         let features = cpuid.features();
-        let bitmaps = match bitmaps(frames, &features, logs) {
-            Ok(bitmaps) => bitmaps,
-            Err(error) => {
-                frames.release(vmxon);
-                return Err(StartError::Frames(error));
-            }
-        };
-        // SAFETY: `prepare` has made the registers fit, and the region is a frame of its own with the revision.
-        let vmx = match unsafe { Vmx::on(vmxon.address()) } {
-            Ok(vmx) => vmx,
-            Err(fail) => {
-                frames.release(vmxon);
-                bitmaps.give_back(frames);
-                return Err(StartError::Vmxon(fail));
-            }
-        };
-        // SAFETY: at CPL 0; `choose` asks for no MSR that this CPU lacks.
-        unsafe { cpu::arm(&guard) };
+        let msrs = |bytes: &mut [u8; PAGE_SIZE as usize]| msr::fill_bitmap(bytes, &features);
+        // SAFETY: as the caller says, after `prepare`; `choose` asks for no MSR that this CPU lacks.
+        let cpu = unsafe { Operation::start(frames, found, &guard, &msrs) };
+        let cpu = cpu.map_err(StartError::Cpu)?;
+        let capabilities = &cpu.found().capabilities;
         Ok(Self {
             frames,
-            vmx,
-            vmxon,
             ept: EptCapability {
                 execute_large: !mitigations.multihit,
                 ..capabilities.ept
@@ -168,20 +108,15 @@ impl<'f, M: PhysMem> Machine<'f, M> {
             limits: Limits {
                 cr0: capabilities.cr0,
                 cr4: capabilities.cr4,
-                unrestricted: controls.has(Secondary::UnrestrictedGuest),
+                unrestricted: enabled.unrestricted,
                 features,
             },
-            capabilities,
-            controls,
+            cpu,
             cpuid,
             resident,
             // SAFETY: at CPL 0, as the caller says; the features are what `prepare` found.
-            host: unsafe { read_host_state() },
-            // SAFETY: likewise.
             host_resident: unsafe { Resident::read(resident) },
-            bitmaps,
             decoded: Decoded::NONE,
-            vpids: Vpids::new(),
             mitigations,
             guard,
             tenants: Tenants::default(),
@@ -203,35 +138,22 @@ impl<'f, M: PhysMem> Machine<'f, M> {
         }
     }
 
-    /// Turns VMX off and gives every frame back.
+    /// Turns the CPU's virtualization off and gives every frame back.
     pub fn stop(self) {
-        let Self {
-            frames,
-            vmx,
-            vmxon,
-            bitmaps,
-            ..
-        } = self;
-        drop(vmx);
-        frames.release(vmxon);
-        bitmaps.give_back(frames);
+        self.cpu.stop(self.frames);
     }
 
     /// The allocator behind this machine.
     pub fn frames(&self) -> &'f FrameAllocator<M> {
         self.frames
     }
-    /// What the CPU says about its VMX.
-    pub fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
+    /// Bits of a physical address.
+    pub fn physical_bits(&self) -> u8 {
+        self.cpu.found().capabilities.physical_bits
     }
     /// What its EPT can do.
     pub fn ept(&self) -> EptCapability {
         self.ept
-    }
-    /// The controls that guests start with.
-    pub fn controls(&self) -> &ControlSet {
-        &self.controls
     }
     /// What guests are offered.
     pub fn features(&self) -> &Features {
@@ -240,119 +162,13 @@ impl<'f, M: PhysMem> Machine<'f, M> {
 
     /// How many frames it holds.
     pub fn frames_held(&self) -> u64 {
-        let vmxon = 1;
-        vmxon + self.bitmaps.held()
-    }
-
-    /// A frame that begins with the VMCS revision identifier.
-    pub(super) fn vmcs_region(&self) -> Result<Frame, FrameError> {
-        region(self.frames, &self.capabilities)
-    }
-}
-
-fn region<M: PhysMem>(
-    frames: &FrameAllocator<M>,
-    capabilities: &Capabilities,
-) -> Result<Frame, FrameError> {
-    let frame = frames.alloc_zeroed()?;
-    // SAFETY: the frame is fresh: nobody else refers to it.
-    unsafe { frames.write(&frame, 0, &capabilities.basic.revision().to_le_bytes())? };
-    Ok(frame)
-}
-
-fn bitmaps<M: PhysMem>(
-    frames: &FrameAllocator<M>,
-    features: &Features,
-    logs: bool,
-) -> Result<Bitmaps, FrameError> {
-    let filled = |fill: &dyn Fn(&mut [u8; PAGE_SIZE as usize])| {
-        let mut bytes = [0; PAGE_SIZE as usize];
-        fill(&mut bytes);
-        let frame = frames.alloc()?;
-        // SAFETY: the frame is fresh.
-        unsafe { frames.write(&frame, 0, &bytes)? };
-        Ok(frame)
-    };
-    let msr = filled(&|bytes| msr::fill_bitmap(bytes, features))?;
-    let io =
-        filled(&|bytes| bytes.fill(0xff)).and_then(|a| match filled(&|bytes| bytes.fill(0xff)) {
-            Ok(b) => Ok([a, b]),
-            Err(error) => {
-                frames.release(a);
-                Err(error)
-            }
-        });
-    let mut all = match io {
-        Ok(io) => Bitmaps { msr, io, pml: None },
-        Err(error) => {
-            frames.release(msr);
-            return Err(error);
-        }
-    };
-    if logs {
-        match frames.alloc_zeroed() {
-            Ok(frame) => all.pml = Some(Pml(frame)),
-            Err(error) => {
-                all.give_back(frames);
-                return Err(error);
-            }
-        }
-    }
-    Ok(all)
-}
-
-impl Bitmaps {
-    /// How many frames there are.
-    fn held(&self) -> u64 {
-        let Self { msr: _, io, pml } = self;
-        1 + io.len() as u64 + u64::from(pml.is_some())
-    }
-
-    fn give_back<M: PhysMem>(self, frames: &FrameAllocator<M>) {
-        frames.release(self.msr);
-        for frame in self.io {
-            frames.release(frame);
-        }
-        if let Some(Pml(frame)) = self.pml {
-            frames.release(frame);
-        }
+        self.cpu.frames_held()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::arena::Arena;
-    use std::sync::atomic::Ordering::SeqCst;
-
-    #[test]
-    fn all_bitmaps_are_held_and_given_back() {
-        let frames = Arena::allocator(0x10_0000, 16);
-        let features = Features {
-            cr4: 0,
-            xcr0: 0,
-            physical_bits: 36,
-            beyond_physical: 0,
-            no_execute: true,
-            gib_pages: false,
-            wide_4_mib_pages: false,
-            tsc_aux: true,
-        };
-        for (logs, held) in [(false, 3), (true, 4)] {
-            let all = bitmaps(&frames, &features, logs).unwrap();
-            assert_eq!((all.held(), frames.figures().used), (held, held));
-            all.give_back(&frames);
-            assert_eq!(frames.figures().used, 0);
-            // One frame too few, whichever it is.
-            for there in 0..held {
-                frames.allowance.store(there, SeqCst);
-                let made = bitmaps(&frames, &features, logs);
-                assert_eq!(made.err(), Some(FrameError::OutOfFrames));
-                assert_eq!(frames.figures().used, 0);
-            }
-            frames.allowance.store(u64::MAX, SeqCst);
-        }
-    }
 
     #[test]
     fn another_tenant_is_one_that_did_not_run_last() {

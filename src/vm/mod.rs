@@ -1,5 +1,6 @@
 //! A guest as a whole: policy on exits, CPUID and MSR tables, calls, loaders, devices.
 
+mod backend;
 pub mod call;
 pub(crate) mod clock;
 pub mod console;
@@ -13,7 +14,6 @@ mod exits;
 pub mod figure;
 pub(crate) mod guest;
 pub(crate) mod host;
-mod invalidate;
 pub mod io;
 pub mod loader;
 pub(crate) mod machine;
@@ -35,6 +35,7 @@ mod vcpu_state;
 pub mod virtual_memory;
 pub mod xcr0;
 
+pub use backend::{EntryError, StateError};
 pub use create::{GuestError, GuestSetup};
 pub use guest::Guest;
 pub use host::{Host, Words};

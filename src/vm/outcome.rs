@@ -2,14 +2,13 @@
 
 use core::fmt;
 
+use super::backend::{EntryError, StateError};
 use super::cr;
 use super::mmio;
 use super::unhandled::Unhandled;
 use crate::addr::{Gpa, Gva};
 use crate::ept::{AccessError, Cause, Reason, Unresolved};
 use crate::virt::exit::ExitReason;
-use crate::vmx::exit::EntryFailure;
-use crate::vmx::{VmFail, VmcsError};
 
 /// Why a guest has left the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +52,10 @@ pub enum Outcome {
     UnknownExit(u16),
     /// EPT entries that the CPU cannot make sense of: our bug.
     EptMisconfiguration(Gpa),
-    /// The CPU refused the guest's state: our bug.
-    EntryFailed(EntryFailure),
-    /// VMLAUNCH or VMRESUME failed: our bug.
-    EntryInstruction(VmFail),
-    /// A VMREAD or VMWRITE failed: our bug.
-    Vmcs(VmcsError),
+    /// It could not be entered: our bug.
+    Entry(EntryError),
+    /// Its state could not be accessed: our bug.
+    State(StateError),
     /// An event could not be delivered again: our bug.
     Reinject,
 }
@@ -129,8 +126,8 @@ impl Outcome {
             Self::Unsupported(_) | Self::ControlRegister(_) | Self::Mmio(_) => "unsupported",
             Self::UnexpectedExit(_) | Self::UnknownExit(_) => "unknown exit",
             Self::EptMisconfiguration(_) => "ept misconfiguration",
-            Self::EntryFailed(_) | Self::EntryInstruction(_) => "entry failed",
-            Self::Vmcs(_) | Self::Reinject => "hypervisor error",
+            Self::Entry(_) => "entry failed",
+            Self::State(_) | Self::Reinject => "hypervisor error",
         }
     }
 }
@@ -151,9 +148,8 @@ impl fmt::Display for Outcome {
             Self::UnexpectedExit(reason) => write!(f, "exit that nothing asks for: {reason}"),
             Self::UnknownExit(number) => write!(f, "unknown exit reason {number}"),
             Self::EptMisconfiguration(gpa) => write!(f, "EPT misconfiguration at GPA {gpa}"),
-            Self::EntryFailed(failure) => failure.fmt(f),
-            Self::EntryInstruction(fail) => write!(f, "VM entry: {fail}"),
-            Self::Vmcs(error) => error.fmt(f),
+            Self::Entry(error) => error.fmt(f),
+            Self::State(error) => error.fmt(f),
             Self::Reinject => f.write_str("an interrupted event cannot be delivered again"),
         }
     }

@@ -3,16 +3,14 @@
 use core::fmt::{self, Write};
 
 use super::Words;
+use super::backend::Cpu;
 use super::name::ForkId;
 use super::name::Name;
 use super::outcome::Outcome;
 use crate::ept::{Reason, Region, RegionKind, Space, Unresolved};
 use crate::frames::PhysMem;
 use crate::paging::Step;
-use crate::virt::{Gpr, GuestRegs};
-use crate::vmx::{
-    Capabilities, CheckGroup, FieldNatural, Vmcs, dump_vmcs, report_failed_entry, summarize_vmcs,
-};
+use crate::virt::{Gpr, GuestRegs, Processor};
 
 /// Says which fork the explanation that follows is of, and how it ended. Of a guest that is no fork that is said later.
 pub(super) fn tell_fork(
@@ -33,30 +31,22 @@ pub(super) fn tell_fork(
 }
 
 /// Explains `outcome` from what the processor holds.
-pub(super) fn explain<M: PhysMem>(
+pub(super) fn explain<M: PhysMem, P: Cpu>(
     outcome: &Outcome,
     words: Words,
     space: &Space<'_, M>,
     (regs, cr2): (&GuestRegs, u64),
-    vmcs: &impl Vmcs,
-    capabilities: &Capabilities,
+    processor: &P,
     out: &mut impl Write,
 ) -> fmt::Result {
     match outcome {
         _ if words == Words::None => return Ok(()),
         Outcome::Exited(_) => return Ok(()),
         _ if words == Words::Few => {
-            summarize_vmcs(vmcs, out)?;
+            processor.summarize(out)?;
             writeln!(out)?;
         }
-        Outcome::EntryFailed(failure) => {
-            let group = CheckGroup::of_entry(*failure);
-            report_failed_entry(group, vmcs, capabilities, out)?;
-        }
-        Outcome::EntryInstruction(fail) => {
-            let group = CheckGroup::of_instruction(*fail);
-            report_failed_entry(group, vmcs, capabilities, out)?;
-        }
+        Outcome::Entry(error) => processor.report_failed_entry(P::own(*error), out)?,
         Outcome::EptMisconfiguration(gpa) => {
             for step in space.path(*gpa) {
                 let Step {
@@ -70,14 +60,14 @@ pub(super) fn explain<M: PhysMem>(
                     "EPT level {level}, table {table}, entry {index}: {bits:#018x}"
                 )?;
             }
-            dump_vmcs(vmcs, out)?;
+            processor.dump(out)?;
         }
         Outcome::UnexpectedExit(_)
         | Outcome::UnknownExit(_)
-        | Outcome::Vmcs(_)
-        | Outcome::Reinject => dump_vmcs(vmcs, out)?,
+        | Outcome::State(_)
+        | Outcome::Reinject => processor.dump(out)?,
         _ => {
-            summarize_vmcs(vmcs, out)?;
+            processor.summarize(out)?;
             writeln!(out)?;
         }
     }
@@ -91,7 +81,7 @@ pub(super) fn explain<M: PhysMem>(
             out,
         )?;
     }
-    registers(regs, cr2, vmcs, out)
+    registers(regs, cr2, processor, out)
 }
 
 /// Says what is where the guest may not go, and where that is not plain to see, why it may not. With `accessed_dirty` the CPU
@@ -134,7 +124,12 @@ fn what(kind: &RegionKind) -> &'static str {
     }
 }
 
-fn registers(regs: &GuestRegs, cr2: u64, vmcs: &impl Vmcs, out: &mut impl Write) -> fmt::Result {
+fn registers(
+    regs: &GuestRegs,
+    cr2: u64,
+    processor: &impl Processor,
+    out: &mut impl Write,
+) -> fmt::Result {
     const ROWS: [[(&str, Gpr); 4]; 4] = [
         [
             ("rax", Gpr::Rax),
@@ -165,9 +160,7 @@ fn registers(regs: &GuestRegs, cr2: u64, vmcs: &impl Vmcs, out: &mut impl Write)
         let mut separator = "";
         for (name, register) in row {
             let value = match register {
-                Gpr::Rsp => vmcs
-                    .read_natural(FieldNatural::GuestRsp)
-                    .unwrap_or_default(),
+                Gpr::Rsp => processor.rsp().unwrap_or_default(),
                 other => regs.get(other),
             };
             write!(out, "{separator}{name} {value:016x}")?;

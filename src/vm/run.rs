@@ -3,28 +3,22 @@
 use core::arch::x86_64::CpuidResult;
 
 use super::Host;
+use super::backend::Cpu;
 use super::clock::now;
-use super::cpuid::Live;
+use super::cpuid::{CpuidTable, Live};
+use super::cr::Limits;
 use super::devices::Devices;
-use super::invalidate::GuestCpu;
-use super::machine::Machine;
+use super::mmio::Decoded;
 use super::name::ForkId;
 use super::outcome::{Outcome, Turn};
 use super::stats::RunStats;
-use super::vcpu::Vcpu;
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::Space;
-use crate::frames::PhysMem;
-use crate::virt::Event;
+use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::cpu::EntryArea;
 use crate::virt::exit::ExitReason;
-use crate::virt::{Gpr, GuestRegs};
-use crate::vmx::cpu::CurrentVmcs;
-use crate::vmx::event::raise;
-use crate::vmx::exit::ExitReasonField;
-use crate::vmx::{
-    EntryFailure, Exit, Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip,
-};
+use crate::virt::processor::SpecialExit;
+use crate::virt::{Event, Gpr, GuestRegs};
 
 const CPUID: u64 = ExitReason::Cpuid as u64;
 const HLT: u64 = ExitReason::Hlt as u64;
@@ -42,12 +36,20 @@ pub(super) enum Next {
 }
 
 /// A guest that is loaded into the CPU.
-pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
-    pub machine: &'r mut Machine<'f, M>,
+pub(super) struct Running<'r, 's, M: PhysMem, H, P> {
+    pub frames: &'r FrameAllocator<M>,
+    /// What guests are told of the CPU.
+    pub cpuid: &'r CpuidTable,
+    pub limits: &'r Limits,
+    /// Instructions that made accesses to devices.
+    pub decoded: &'r mut Decoded,
     pub host: &'r mut H,
     pub space: &'r mut Space<'s, M>,
-    pub vcpu: &'r mut Vcpu,
-    pub vmcs: CurrentVmcs,
+    pub processor: P,
+    /// XCR0, for CPUID.
+    pub xcr0: &'r mut u64,
+    /// CR8, which has no effect: no interrupt of ours has a priority.
+    pub cr8: &'r mut u8,
     pub area: &'r mut EntryArea,
     pub devices: &'r mut Devices,
     pub stats: &'r mut RunStats,
@@ -65,14 +67,14 @@ pub(super) struct Running<'r, 'f, 's, M: PhysMem, H> {
     pub turn: Turn,
     /// Where a guest that asks to be frozen wants a message.
     pub message: Option<AddrRange<Gpa>>,
-    /// Whether the preemption timer goes on over an exit.
-    pub timer_is_saved: bool,
+    /// The CPU has [`ResidentFeatures::x87_selectors`](crate::virt::cpu::ResidentFeatures::x87_selectors).
+    pub x87_selectors: bool,
 }
 
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     /// Runs the guest until it stops.
     pub fn run(&mut self) -> Turn {
-        match self.machine.resident.x87_selectors {
+        match self.x87_selectors {
             false => self.run_on::<false>(),
             true => self.run_on::<true>(),
         }
@@ -89,7 +91,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let ready = self.get_ready(left);
         let done = ready.and_then(|()| self.turns::<X87_SELECTORS>(&mut in_guest));
         if let Err(error) = done.and_then(|()| self.drain_pml()) {
-            self.turn = Turn::Ended(Outcome::Vmcs(error));
+            self.turn = Turn::Ended(Outcome::State(error.into()));
         }
         self.stats.guest_ticks += in_guest;
         let all = now().wrapping_sub(begin).saturating_add(self.charged);
@@ -100,41 +102,28 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.turn
     }
 
-    /// Puts into the VMCS what is of this run.
-    fn get_ready(&mut self, left: u64) -> Result<(), VmcsError> {
-        self.wind_timer(left)?;
-        // It stays there for the whole run, so a right to enter this space is one to enter this VMCS.
-        let eptp = self.space.eptp().as_u64();
-        self.vmcs.write64(Field64::EptPointer, eptp)?;
-        match &self.machine.bitmaps.pml {
-            Some(pml) if self.space.logs_dirty() => pml.load(&mut self.vmcs),
-            _ => Ok(()),
+    /// Gives the processor what is of this run.
+    fn get_ready(&mut self, left: u64) -> Result<(), P::Error> {
+        self.processor.get_ready(self.space.eptp(), left)?;
+        match self.space.logs_dirty() {
+            true => self.processor.begin_log(),
+            false => Ok(()),
         }
     }
 
     /// Enters the guest and handles its exits, until it is done. Adds the ticks from each entry to its exit to
     /// `in_guest`.
     #[inline(always)]
-    fn turns<const X87_SELECTORS: bool>(&mut self, in_guest: &mut u64) -> Result<(), VmcsError> {
+    fn turns<const X87_SELECTORS: bool>(&mut self, in_guest: &mut u64) -> Result<(), P::Error> {
         loop {
-            if !self.timer_is_saved {
-                self.wind_timer(self.deadline.saturating_sub(now()))?;
+            if !self.processor.timer_is_saved() {
+                self.wind_timer()?;
             }
-            let cpu = &mut GuestCpu {
-                vmx: &mut self.machine.vmx,
-                vpid: &self.vcpu.vpid,
-            };
-            let right = self.space.enter(cpu);
+            let right = self.space.enter(&mut self.processor);
             let start = now();
-            // SAFETY: the VMCS is complete since `Vcpu::create`, its EPT pointer is this space's since `get_ready`, the host
-            // state in it is this CPU's, `area` is the guest's own, and `Guest::loaded` has put the rest of its state into the
-            // CPU.
-            let reason = unsafe {
-                match X87_SELECTORS {
-                    false => self.vmcs.enter(right, self.area),
-                    true => self.vmcs.enter_with_selectors(right, self.area),
-                }
-            };
+            // SAFETY: the state is complete since `Vcpu::create`, `get_ready` was called with this space, `area` is the guest's
+            // own, and `Guest::loaded` has put the rest of its state into the CPU.
+            let reason = unsafe { self.processor.enter::<X87_SELECTORS>(right, self.area) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
             // The frequent ones are handled here, without a look into the table of reasons.
@@ -193,43 +182,37 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// An error becomes the outcome.
     #[inline(always)]
-    pub fn settle(&mut self, handled: Result<Next, VmcsError>) -> Next {
+    pub fn settle(&mut self, handled: Result<Next, P::Error>) -> Next {
         handled.unwrap_or_else(|error| {
-            self.turn = Turn::Ended(Outcome::Vmcs(error));
+            self.turn = Turn::Ended(Outcome::State(error.into()));
             Next::Stop
         })
     }
 
     /// An entry that failed, or an exit-reason field that is not just the number of a reason that we know.
     #[cold]
-    fn no_reason(&mut self, entered: u64) -> Result<Next, VmcsError> {
-        let outcome = match self.vmcs.entry_failure(entered) {
-            Some(fail) => Outcome::EntryInstruction(fail),
-            None => match Exit::read(&self.vmcs)? {
-                Exit::Left(reason)
-                    if ExitReasonField(entered as u32).is_reason_beside_bus_lock() =>
-                {
-                    self.stats.count(ExitReason::BusLock);
-                    self.stats.count(reason);
-                    return self.dispatch(reason);
-                }
-                Exit::Left(reason) => Outcome::UnexpectedExit(reason),
-                Exit::EntryFailed(failure) => {
-                    if failure == EntryFailure::MachineCheck {
-                        // The guest has not caused it: the host's handler reports it and ends the run.
-                        self.host.machine_check();
-                    }
-                    Outcome::EntryFailed(failure)
-                }
-                Exit::Unknown(number) => Outcome::UnknownExit(number),
-            },
+    fn no_reason(&mut self, entered: u64) -> Result<Next, P::Error> {
+        let outcome = match self.processor.special_exit(entered)? {
+            SpecialExit::BusLock(reason) => {
+                self.stats.count(ExitReason::BusLock);
+                self.stats.count(reason);
+                return self.dispatch(reason);
+            }
+            SpecialExit::Unexpected(reason) => Outcome::UnexpectedExit(reason),
+            SpecialExit::MachineCheck(error) => {
+                // The guest has not caused it: the host's handler reports it and ends the run.
+                self.host.machine_check();
+                Outcome::Entry(error.into())
+            }
+            SpecialExit::EntryFailed(error) => Outcome::Entry(error.into()),
+            SpecialExit::Unknown(number) => Outcome::UnknownExit(number),
         };
         self.stop(outcome)
     }
 
     /// A reason that the run loop compares with, where the field of the exit has more in it.
     #[cold]
-    pub(super) fn frequent(&mut self, reason: ExitReason) -> Result<Next, VmcsError> {
+    pub(super) fn frequent(&mut self, reason: ExitReason) -> Result<Next, P::Error> {
         match reason {
             ExitReason::Cpuid => self.cpuid(),
             ExitReason::Hlt => self.hlt(),
@@ -244,7 +227,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     /// The guest has printed: it has so much less of its turn. Where nobody else waits for the CPU, the host soon wants it back, to
     /// put that out.
     #[cold]
-    pub fn printed(&mut self) -> Result<(), VmcsError> {
+    pub fn printed(&mut self) -> Result<(), P::Error> {
         let owed = self.devices.console.pay();
         self.charged = self.charged.saturating_add(owed);
         self.deadline = self.deadline.saturating_sub(owed);
@@ -257,22 +240,22 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         let deadline = now().saturating_add(soon);
         if deadline < self.deadline {
             self.deadline = deadline;
-            self.wind_timer(soon)?;
+            self.processor.set_timer(soon)?;
         }
         Ok(())
     }
 
     /// The guest is done.
     #[cold]
-    pub fn stop(&mut self, outcome: Outcome) -> Result<Next, VmcsError> {
+    pub fn stop(&mut self, outcome: Outcome) -> Result<Next, P::Error> {
         self.turn = Turn::Ended(outcome);
         Ok(Next::Stop)
     }
 
     #[inline(always)]
-    fn cpuid(&mut self) -> Result<Next, VmcsError> {
+    fn cpuid(&mut self) -> Result<Next, P::Error> {
         let rax = self.area.regs.get(Gpr::Rax);
-        if let Some(answer) = self.machine.cpuid.constant_answer(rax) {
+        if let Some(answer) = self.cpuid.constant_answer(rax) {
             set_cpuid(&mut self.area.regs, answer);
         } else {
             self.rare_cpuid(rax)?;
@@ -281,12 +264,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     #[inline(never)]
-    fn rare_cpuid(&mut self, rax: u64) -> Result<(), VmcsError> {
+    fn rare_cpuid(&mut self, rax: u64) -> Result<(), P::Error> {
         // CR4.OSXSAVE is in the real register as the guest wrote it.
-        let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
-        let xcr0 = self.vcpu.resident.xcr0;
+        let cr4 = self.processor.cr4()?;
+        let xcr0 = *self.xcr0;
         let rcx = self.area.regs.get(Gpr::Rcx);
-        let answer = self.machine.cpuid.answer(rax, rcx, || Live {
+        let answer = self.cpuid.answer(rax, rcx, || Live {
             cr4,
             xcr0,
             generation: self.space.generation(),
@@ -298,21 +281,21 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// Goes on behind the instruction.
     #[inline(always)]
-    pub fn advance(&mut self) -> Result<Next, VmcsError> {
-        advance_rip(&mut self.vmcs)?;
+    pub fn advance(&mut self) -> Result<Next, P::Error> {
+        self.processor.advance()?;
         Ok(Next::Resume)
     }
 
     /// Raises an exception at the instruction, which is not completed.
-    pub fn raise(&mut self, event: Event) -> Result<Next, VmcsError> {
-        raise(&mut self.vmcs, event)?;
+    pub fn raise(&mut self, event: Event) -> Result<Next, P::Error> {
+        self.processor.raise(event)?;
         Ok(Next::Resume)
     }
 
-    /// Makes the guest exit after so many ticks of its own, or as many as the preemption timer can count.
-    pub fn wind_timer(&mut self, ticks: u64) -> Result<(), VmcsError> {
-        let value = self.machine.capabilities.misc.preemption_timer_value(ticks);
-        self.vmcs.write32(Field32::PreemptionTimerValue, value)
+    /// Makes the guest exit at the end of its turn.
+    pub fn wind_timer(&mut self) -> Result<(), P::Error> {
+        let left = self.deadline.saturating_sub(now());
+        self.processor.set_timer(left)
     }
 }
 

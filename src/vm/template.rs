@@ -9,7 +9,6 @@ use offshoot_abi::MESSAGE_MAX;
 use super::clock::now;
 use super::devices::Devices;
 use super::guest::{Guest, end_space};
-use super::invalidate::OnlyCpu;
 use super::machine::{Machine, Tenant};
 use super::name::ForkId;
 use super::stats::RunStats;
@@ -20,8 +19,6 @@ use crate::counting::Counts;
 use crate::ept::{self, AccessError, FrozenSpace, Reset, Restored, Space};
 use crate::frames::{Frame, PhysMem};
 use crate::virt::Gpr;
-use crate::vmx::Field32;
-use crate::vmx::interruption::Interruption;
 
 pub use error::{ForkError, FreezeError, PatchError, ResetError};
 
@@ -65,7 +62,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
             }
         };
         // Nobody runs it again: frames that waited for that come back.
-        space.settle(&mut OnlyCpu(&mut machine.vmx));
+        space.settle(&mut machine.cpu);
         let message = self.asked.take();
         if message.is_some() {
             self.vcpu.area(machine.frames).regs.set(Gpr::Rax, 0);
@@ -90,10 +87,9 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         self.deliver_message(machine.frames)
             .map_err(FreezeError::Message)?;
         let state = self.vcpu.capture(machine).map_err(FreezeError::Vcpu)?;
-        let injected = state.fields.get(Field32::EntryInterruptionInformation);
-        match injected.and_then(|field| Interruption::decode(field as u32)) {
-            None => Ok(state),
-            Some(_) => Err(FreezeError::EventPending),
+        match state.fields.has_event() {
+            false => Ok(state),
+            true => Err(FreezeError::EventPending),
         }
     }
 }
@@ -191,9 +187,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
             .space
             .reset(&self.space, how)
             .map_err(ResetError::Space)?;
-        let vmcs = guest.vcpu.make_current(machine).map_err(VcpuError::from);
-        let done = vmcs.and_then(|mut vmcs| guest.vcpu.restore(machine, &mut vmcs, &self.state));
-        if let Err(error) = done {
+        if let Err(error) = guest.vcpu.restore(machine, &self.state) {
             guest.end_with(error);
             return Err(ResetError::Vcpu(error));
         }
@@ -309,7 +303,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
         };
         match space.freeze() {
             Ok(mut space) => {
-                space.settle(&mut OnlyCpu(&mut machine.vmx));
+                space.settle(&mut machine.cpu);
                 Ok((space.in_place_of(&self.space), area))
             }
             Err((error, space)) => {
@@ -334,6 +328,6 @@ impl<'s, M: PhysMem> Template<'s, M> {
     pub fn end(self, machine: &mut Machine<'_, M>) {
         machine.frames.release(self.area);
         let mut ending = self.space.end();
-        while !ending.step(&mut OnlyCpu(&mut machine.vmx), super::guest::END_STEP) {}
+        while !ending.step(&mut machine.cpu, super::guest::END_STEP) {}
     }
 }

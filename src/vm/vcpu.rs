@@ -1,45 +1,31 @@
-//! A guest's processor: its VMCS and what the VMCS does not hold.
+//! A guest's processor: what the CPU holds of it, and what it does not.
 
+use super::backend::{ControlError, GuestControl, Start64};
 use super::clock::now;
 use super::loader::Start;
 use super::machine::Machine;
+use super::outcome::Outcome;
 use super::vcpu_state::VcpuState;
+use crate::addr::Gva;
 use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
-use crate::register_bits::CR4_VMXE;
-use crate::virt::Gpr;
 use crate::virt::cpu::{EntryArea, Resident};
-use crate::vmx::controls::{EntryControl, Secondary};
-use crate::vmx::cpu::CurrentVmcs;
-use crate::vmx::start_state::{NO_LINK_POINTER, Start64};
-use crate::vmx::vpid::Vpid;
-use crate::vmx::{Field16, Field32, Field64, FieldNatural, GuestState, VmFail, Vmcs, VmcsError};
-
-/// Exceptions that exit: #DB and #AC can be made to follow one another without end inside the CPU, where no timer
-/// reaches; #MC is the host's.
-const EXITING_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
-
-/// How long an instruction may take before the CPU exits, in cycles of its crystal clock beside what the CPU adds: some tens of
-/// milliseconds, more than any that ends.
-const LONGEST_INSTRUCTION: u32 = 1 << 20;
+use crate::virt::{Gpr, Processor};
 
 /// Why a processor could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VcpuError {
     /// No frame for it.
     Frames(FrameError),
-    /// VMCLEAR or VMPTRLD failed.
-    Vmx(VmFail),
-    /// A field could not be written.
-    Field(VmcsError),
+    /// What the CPU holds of it could not be loaded or accessed.
+    Control(ControlError),
 }
 
 impl core::fmt::Display for VcpuError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Frames(error) => error.fmt(f),
-            Self::Vmx(error) => error.fmt(f),
-            Self::Field(error) => error.fmt(f),
+            Self::Control(error) => error.fmt(f),
         }
     }
 }
@@ -51,14 +37,18 @@ impl From<FrameError> for VcpuError {
         Self::Frames(error)
     }
 }
-impl From<VmFail> for VcpuError {
-    fn from(error: VmFail) -> Self {
-        Self::Vmx(error)
+impl From<ControlError> for VcpuError {
+    fn from(error: ControlError) -> Self {
+        Self::Control(error)
     }
 }
-impl From<VmcsError> for VcpuError {
-    fn from(error: VmcsError) -> Self {
-        Self::Field(error)
+
+impl From<VcpuError> for Outcome {
+    fn from(error: VcpuError) -> Self {
+        match error {
+            VcpuError::Control(error) => error.into(),
+            VcpuError::Frames(_) => Self::Unsupported("no frame for its processor"),
+        }
     }
 }
 
@@ -66,11 +56,10 @@ impl From<VmcsError> for VcpuError {
 #[must_use = "a processor that is dropped without `end` leaks its frames"]
 #[derive(Debug)]
 pub struct Vcpu {
-    vmcs: Frame,
+    pub(super) control: GuestControl,
     area: Frame,
     /// What stays in the CPU while the guest runs; here while it does not.
     pub(super) resident: Resident,
-    pub(super) vpid: Vpid,
     /// CR8, which has no effect: no interrupt of ours has a priority.
     pub(super) cr8: u8,
 }
@@ -87,11 +76,22 @@ impl Vcpu {
         area.regs.set(Gpr::Rdi, start.rdi.as_u64());
         // SAFETY: the frame is fresh, larger than the area and aligned to a page.
         unsafe { this.area_ptr(machine.frames).write(area) };
-        match this.set_up(machine, eptp, start) {
+        let at = Start64 {
+            rip: start.rip.as_u64(),
+            rsp: start.rsp.as_u64(),
+            cr3: start.cr3.as_u64(),
+        };
+        let limits = &machine.limits;
+        let real_cr4 = |visible| limits.real_cr4(visible);
+        let cpu = &mut machine.cpu;
+        match this
+            .control
+            .start_at(cpu, eptp, &limits.masks(), &at, real_cr4)
+        {
             Ok(()) => Ok(this),
             Err(error) => {
                 this.end(machine);
-                Err(error)
+                Err(error.into())
             }
         }
     }
@@ -106,132 +106,38 @@ impl Vcpu {
         add(Counted::Bytes, size_of::<EntryArea>() as u64);
         // SAFETY: the frame is fresh, larger than the area and aligned to a page.
         unsafe { this.area_ptr(machine.frames).write(EntryArea::new()) };
-        let done = this
-            .set_up_controls(machine, eptp)
-            .and_then(|mut vmcs| this.assume(machine, &mut vmcs, state));
-        match done {
+        this.restore_area(machine.frames, state);
+        let masks = machine.limits.masks();
+        let offset = || state.tsc.wrapping_sub(now());
+        let cpu = &mut machine.cpu;
+        match this
+            .control
+            .assume(cpu, eptp, &masks, &state.fields, offset)
+        {
             Ok(()) => Ok(this),
             Err(error) => {
                 this.end(machine);
-                Err(error)
+                Err(error.into())
             }
         }
     }
 
     /// A processor without any state. The entry area has to be filled before it is used.
     fn new<M: PhysMem>(machine: &mut Machine<'_, M>) -> Result<Self, VcpuError> {
-        let vmcs = machine.vmcs_region()?;
+        let control = GuestControl::new(&mut machine.cpu, machine.frames)?;
         let area = match machine.frames.alloc() {
             Ok(area) => area,
             Err(error) => {
-                machine.frames.release(vmcs);
+                end_control(control, machine);
                 return Err(error.into());
             }
         };
-        let vpid = if machine.controls.has(Secondary::EnableVpid) {
-            machine.vpids.take()
-        } else {
-            Vpid::NONE
-        };
         Ok(Self {
-            vmcs,
+            control,
             area,
             resident: Resident::RESET,
-            vpid,
             cr8: 0,
         })
-    }
-
-    /// Writes all of the VMCS but the guest's state.
-    fn set_up_controls<M: PhysMem>(
-        &self,
-        machine: &mut Machine<'_, M>,
-        eptp: u64,
-    ) -> Result<CurrentVmcs, VcpuError> {
-        let region = self.vmcs.address();
-        // SAFETY: the frame is this VMCS's own.
-        unsafe { machine.vmx.clear(region)? };
-        let mut vmcs = self.make_current(machine)?;
-        self.write_controls(machine, &mut vmcs, eptp)?;
-        Ok(vmcs)
-    }
-
-    #[inline]
-    fn write_controls<M: PhysMem>(
-        &self,
-        machine: &Machine<'_, M>,
-        vmcs: &mut impl Vmcs,
-        eptp: u64,
-    ) -> Result<(), VcpuError> {
-        let mut controls = machine.controls;
-        controls.set(EntryControl::Ia32eModeGuest, true);
-        controls.write(vmcs)?;
-        machine.host.write(vmcs)?;
-        let bitmaps = &machine.bitmaps;
-        for (field, value) in [
-            (Field64::IoBitmapA, bitmaps.io[0].address().as_u64()),
-            (Field64::IoBitmapB, bitmaps.io[1].address().as_u64()),
-            (Field64::MsrBitmaps, bitmaps.msr.address().as_u64()),
-            (Field64::EptPointer, eptp),
-            (Field64::TscOffset, 0),
-            (Field64::VmcsLinkPointer, NO_LINK_POINTER),
-        ] {
-            vmcs.write64(field, value)?;
-        }
-        vmcs.write32(Field32::ExceptionBitmap, EXITING_EXCEPTIONS)?;
-        if controls.has(Secondary::InstructionTimeout) {
-            vmcs.write32(Field32::InstructionTimeoutControl, LONGEST_INSTRUCTION)?;
-        }
-        if let Some(vpid) = self.vpid.number() {
-            vmcs.write16(Field16::Vpid, vpid)?;
-        }
-        let limits = &machine.limits;
-        vmcs.write_natural(FieldNatural::Cr0GuestHostMask, limits.cr0_mask())?;
-        vmcs.write_natural(FieldNatural::Cr4GuestHostMask, limits.cr4_mask())?;
-        Ok(())
-    }
-
-    fn set_up<M: PhysMem>(
-        &self,
-        machine: &mut Machine<'_, M>,
-        eptp: u64,
-        start: &Start,
-    ) -> Result<(), VcpuError> {
-        let mut vmcs = self.set_up_controls(machine, eptp)?;
-        let at = Start64 {
-            rip: start.rip.as_u64(),
-            rsp: start.rsp.as_u64(),
-            cr3: start.cr3.as_u64(),
-        };
-        at.write(&machine.capabilities, &mut vmcs)?;
-        let limits = &machine.limits;
-        let cr0 = vmcs.read_natural(FieldNatural::GuestCr0)?;
-        let cr4 = vmcs.read_natural(FieldNatural::GuestCr4)? & !CR4_VMXE;
-        for (field, value) in [
-            (FieldNatural::Cr0ReadShadow, cr0),
-            (FieldNatural::Cr4ReadShadow, cr4),
-            (FieldNatural::GuestCr4, limits.real_cr4(cr4)),
-        ] {
-            vmcs.write_natural(field, value)?;
-        }
-        Ok(())
-    }
-
-    /// Has INT3 exit, and every exception where there is no interrupt-descriptor table: its base is still what it was at
-    /// the start, 0, where nothing is mapped.
-    pub(super) fn exit_on_breakpoints<M: PhysMem>(
-        &self,
-        machine: &mut Machine<'_, M>,
-    ) -> Result<(), VcpuError> {
-        let mut vmcs = self.make_current(machine)?;
-        let bitmap = match vmcs.read_natural(FieldNatural::GuestIdtrBase)? {
-            0 => u32::MAX,
-            _ => EXITING_EXCEPTIONS | 1 << 3,
-        };
-        // Every page fault, whatever its error code.
-        vmcs.write32(Field32::PageFaultErrorCodeMask, 0)?;
-        vmcs.write32(Field32::PageFaultErrorCodeMatch, 0)?;
-        Ok(vmcs.write32(Field32::ExceptionBitmap, bitmap)?)
     }
 
     /// Takes this processor's state, as it is while the guest does not run.
@@ -239,9 +145,7 @@ impl Vcpu {
         &self,
         machine: &mut Machine<'_, M>,
     ) -> Result<VcpuState, VcpuError> {
-        let vmcs = self.make_current(machine)?;
-        let offset = vmcs.read64(Field64::TscOffset)?;
-        let fields = GuestState::capture(&vmcs)?;
+        let (fields, offset) = self.control.capture(&mut machine.cpu)?;
         Ok(VcpuState {
             area: self.area.address(),
             fields,
@@ -251,70 +155,49 @@ impl Vcpu {
         })
     }
 
-    /// Gives this processor the state, the time included. The VMCS is its own, and current.
-    fn assume<M: PhysMem>(
-        &mut self,
-        machine: &Machine<'_, M>,
-        vmcs: &mut impl Vmcs,
-        state: &VcpuState,
-    ) -> Result<(), VcpuError> {
-        state.fields.write(vmcs)?;
-        self.restore_rest(machine, vmcs, state)
-    }
-
-    /// As [`Vcpu::assume`], of a processor that was made with a state of this template.
+    /// Gives this processor, which was made with a state of this template, the state, the time included.
     #[inline]
     pub(super) fn restore<M: PhysMem>(
         &mut self,
-        machine: &Machine<'_, M>,
-        vmcs: &mut impl Vmcs,
+        machine: &mut Machine<'_, M>,
         state: &VcpuState,
     ) -> Result<(), VcpuError> {
-        state.fields.rewrite(vmcs)?;
-        self.restore_rest(machine, vmcs, state)
+        self.restore_area(machine.frames, state);
+        let offset = || state.tsc.wrapping_sub(now());
+        Ok(self
+            .control
+            .restore(&mut machine.cpu, &state.fields, offset)?)
     }
 
+    /// What the CPU does not hold of the state.
     #[inline(always)]
-    fn restore_rest<M: PhysMem>(
-        &mut self,
-        machine: &Machine<'_, M>,
-        vmcs: &mut impl Vmcs,
-        state: &VcpuState,
-    ) -> Result<(), VcpuError> {
-        let of_state: *const EntryArea = machine.frames.mem().ptr(state.area).cast();
+    fn restore_area<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, state: &VcpuState) {
+        let of_state: *const EntryArea = frames.mem().ptr(state.area).cast();
         // SAFETY: both areas were filled when they were made and are in frames of their own; neither guest runs.
-        unsafe { (*self.area_ptr(machine.frames)).restore(&*of_state) };
+        unsafe { (*self.area_ptr(frames)).restore(&*of_state) };
         self.resident = state.resident;
         self.cr8 = state.cr8;
-        // Its page tables may hold other bytes than those that the CPU has cached translations of.
-        self.vpid.outdate();
-        // The last access is looked at, whatever those before were.
-        Ok(vmcs.write64(Field64::TscOffset, state.tsc.wrapping_sub(now()))?)
     }
 
-    /// Gives the VMCS back; what is left is the frame of the entry area.
+    /// Gives back what the CPU holds; what is left is the frame of the entry area.
     pub(super) fn into_area<M: PhysMem>(self, machine: &mut Machine<'_, M>) -> Frame {
-        // SAFETY: the VMCS is this one's own; after this the CPU has nothing cached of it.
-        if let Err(fail) = unsafe { machine.vmx.clear(self.vmcs.address()) } {
-            log::error!("VMCLEAR of a VMCS that ends: {fail}");
-        }
-        machine.frames.release(self.vmcs);
+        end_control(self.control, machine);
         self.area
+    }
+
+    /// Where the guest is.
+    pub(super) fn rip<M: PhysMem>(
+        &mut self,
+        machine: &mut Machine<'_, M>,
+    ) -> Result<Gva, VcpuError> {
+        let processor = self.control.load(&mut machine.cpu)?;
+        Ok(processor.rip().map_err(ControlError::from)?)
     }
 
     /// The entry area, while the guest does not run.
     pub(super) fn area<M: PhysMem>(&mut self, frames: &FrameAllocator<M>) -> &mut EntryArea {
         // SAFETY: the frame is this processor's own and was filled when it was made; it is borrowed with it.
         unsafe { &mut *self.area_ptr(frames) }
-    }
-
-    /// Makes this processor's VMCS current.
-    pub(super) fn make_current<M: PhysMem>(
-        &self,
-        machine: &mut Machine<'_, M>,
-    ) -> Result<CurrentVmcs, VmFail> {
-        // SAFETY: the VMCS was cleared when it was made, and the run loop uses one at a time.
-        unsafe { machine.vmx.make_current(self.vmcs.address()) }
     }
 
     /// Where the entry area is.
@@ -327,5 +210,11 @@ impl Vcpu {
     pub fn end<M: PhysMem>(self, machine: &mut Machine<'_, M>) {
         let area = self.into_area(machine);
         machine.frames.release(area);
+    }
+}
+
+fn end_control<M: PhysMem>(control: GuestControl, machine: &mut Machine<'_, M>) {
+    if let Err(fail) = control.end(&mut machine.cpu, machine.frames) {
+        log::error!("VMCLEAR of a VMCS that ends: {fail}");
     }
 }

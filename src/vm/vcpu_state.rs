@@ -2,11 +2,11 @@
 
 use core::fmt;
 
+use super::backend::GuestState;
 use crate::addr::Hpa;
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::Gpr;
 use crate::virt::cpu::{EntryArea, Resident};
-use crate::vmx::GuestState;
 
 /// All that a guest's processor holds. The general registers, x87 and vector state are in an entry area in a frame of its
 /// own, which whoever has the state holds.

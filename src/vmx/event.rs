@@ -5,7 +5,7 @@ use bit_field::BitField;
 use super::advance::{set_resume_flag, undo_step};
 use super::fields::{Field32, Field64, FieldNatural};
 use super::guest_state::{BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI, PENDING_BS};
-use super::interruption::{Interruption, InterruptionType};
+use super::interruption::Interruption;
 use super::vmcs::{Vmcs, VmcsError};
 use crate::register_bits::{CR0_PE, DEBUGCTL_BTF, RFLAGS_TF};
 use crate::virt::event::{Event, EventKind};
@@ -84,15 +84,10 @@ fn from_vectoring(information: u32, vmcs: &impl Vmcs) -> Result<Event, EventErro
     let bad = EventError::BadVectoring(information);
     let interruption = Interruption::decode(information).ok_or(bad)?;
     let Interruption { vector, kind, .. } = interruption;
-    let kind = match kind {
-        InterruptionType::ExternalInterrupt => EventKind::ExternalInterrupt,
-        InterruptionType::Nmi => return Ok(Event::NMI),
-        InterruptionType::HardwareException => EventKind::HardwareException,
-        InterruptionType::SoftwareInterrupt => EventKind::SoftwareInterrupt,
-        InterruptionType::PrivilegedSoftwareException => EventKind::PrivilegedSoftwareException,
-        InterruptionType::SoftwareException => EventKind::SoftwareException,
-        InterruptionType::Reserved | InterruptionType::OtherEvent => return Err(bad),
-    };
+    let kind = kind.of_event().ok_or(bad)?;
+    if kind == EventKind::Nmi {
+        return Ok(Event::NMI);
+    }
     if interruption.kind.is_software() {
         let length = vmcs.read32(Field32::ExitInstructionLength)?;
         let event = Event::software(vector, kind, length);

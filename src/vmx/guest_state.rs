@@ -1,6 +1,7 @@
 //! The fields of the VMCS that a guest can change: what is kept of a guest that is frozen, and written to bring it back.
 
 use super::fields::{Field, Field16, Field32, Field64, FieldNatural};
+use super::interruption::Interruption;
 use super::vmcs::{Vmcs, VmcsError};
 use crate::register_bits::{CR0_PG, CR4_PAE, EFER_LMA};
 
@@ -133,6 +134,12 @@ impl GuestState {
     /// The fields with their values.
     pub fn iter(&self) -> impl Iterator<Item = (Field, u64)> {
         used(self.pae).zip(self.values)
+    }
+
+    /// Whether an event is to be injected with it.
+    pub fn has_event(&self) -> bool {
+        let information = self.get(Field32::EntryInterruptionInformation);
+        information.is_some_and(|information| Interruption::decode(information as u32).is_some())
     }
 
     /// The value of a field that is one of them.

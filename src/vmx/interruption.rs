@@ -2,6 +2,8 @@
 
 use bit_field::BitField;
 
+use crate::virt::event::EventKind;
+
 /// The type of an interruption: bits 10:8 of all interruption-information fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InterruptionType {
@@ -30,6 +32,18 @@ impl InterruptionType {
             self,
             Self::SoftwareInterrupt | Self::PrivilegedSoftwareException | Self::SoftwareException
         )
+    }
+    /// As the kind of an event, where it is one.
+    pub const fn of_event(self) -> Option<EventKind> {
+        Some(match self {
+            Self::ExternalInterrupt => EventKind::ExternalInterrupt,
+            Self::Nmi => EventKind::Nmi,
+            Self::HardwareException => EventKind::HardwareException,
+            Self::SoftwareInterrupt => EventKind::SoftwareInterrupt,
+            Self::PrivilegedSoftwareException => EventKind::PrivilegedSoftwareException,
+            Self::SoftwareException => EventKind::SoftwareException,
+            Self::Reserved | Self::OtherEvent => return None,
+        })
     }
     /// The type that bits 2:0 of `number` encode.
     pub const fn from_low_bits(number: u32) -> Self {

@@ -22,6 +22,7 @@ pub mod fields;
 pub mod guest_state;
 pub mod instruction_error;
 pub mod interruption;
+pub mod loaded;
 pub mod pml;
 pub mod qualification;
 pub mod segments;

@@ -72,8 +72,8 @@ fn enters(change: &Change, limits: &Limits) {
     assert!(efer & LMA != 0 || real_cr4 & PCIDE == 0);
     assert_eq!(efer & LMA != 0, efer & LME != 0 && real_cr0 & PG != 0);
     // The guest sees what it has written.
-    assert_eq!(visible(real_cr0, cr0, limits.cr0_mask()), cr0);
-    assert_eq!(visible(real_cr4, cr4, limits.cr4_mask()), cr4);
+    assert_eq!(limits.masks().visible_cr0(real_cr0, cr0), cr0);
+    assert_eq!(limits.masks().visible_cr4(real_cr4, cr4), cr4);
     assert_eq!(cr4 & VMXE, 0);
     // A machine check must reach the host, whatever the guest wants.
     assert_eq!(real_cr4 & MCE, MCE);

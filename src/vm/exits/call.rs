@@ -1,6 +1,7 @@
 //! VMCALL.
 
 use super::super::Host;
+use super::super::backend::Cpu;
 use super::super::call::{AfterCall, CallRegisters, CallSink, HarvestRequest, call};
 use super::super::console::Printer;
 use super::super::devices::Devices;
@@ -11,17 +12,14 @@ use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
-use crate::virt::CodeMode;
-use crate::virt::Gpr;
-use crate::vmx::VmcsError;
-use crate::vmx::segments::code_mode;
+use crate::virt::{CodeMode, Gpr};
 use offshoot_abi::{Call, Error, HARVEST_MAX, to_rax};
 
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     /// The call that does nothing is what round trips are measured with, so it stays out of the way of the others.
     #[inline(always)]
-    pub fn call(&mut self) -> Result<Next, VmcsError> {
-        if self.area.regs.get(Gpr::Rax) == Call::Nop as u64 && self.cpl()? == 0 {
+    pub fn call(&mut self) -> Result<Next, P::Error> {
+        if self.area.regs.get(Gpr::Rax) == Call::Nop as u64 && self.processor.cpl()? == 0 {
             self.area.regs.set(Gpr::Rax, 0);
             return self.advance();
         }
@@ -36,7 +34,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.settle(handled)
     }
 
-    fn any_call(&mut self) -> Result<Next, VmcsError> {
+    fn any_call(&mut self) -> Result<Next, P::Error> {
         let regs = &self.area.regs;
         let registers = CallRegisters {
             rax: regs.get(Gpr::Rax),
@@ -44,11 +42,11 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             rsi: regs.get(Gpr::Rsi),
             rdx: regs.get(Gpr::Rdx),
         };
-        let registers = match code_mode(&self.vmcs)? {
+        let registers = match self.processor.code_mode()? {
             CodeMode::Bits64 => registers,
             CodeMode::Bits32 | CodeMode::Bits16 => registers.lower_halves(),
         };
-        let cpl = self.cpl()?;
+        let cpl = self.processor.cpl()?;
         let (translation, privilege) = self.view()?;
         let mut memory = GuestVirtual::new(self.space, &translation, privilege);
         let mut sink = Sink {
@@ -86,7 +84,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     /// Stops the guest behind the call, which has failed unless the host freezes it.
-    fn asks_freeze(&mut self, buffer: AddrRange<Gpa>) -> Result<Next, VmcsError> {
+    fn asks_freeze(&mut self, buffer: AddrRange<Gpa>) -> Result<Next, P::Error> {
         let writable = |region: &Region| region.kind.is_memory() && region.is_writable();
         let error =
             if buffer.is_empty() || self.space.region_at(buffer.start()).is_some_and(writable) {
@@ -106,7 +104,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     /// Tells the guest its dirty pages. The bitmap is written before too: so it can be, and it is dirty for sure.
-    fn harvest_dirty(&mut self, request: HarvestRequest) -> Result<Result<u64, Error>, VmcsError> {
+    fn harvest_dirty(&mut self, request: HarvestRequest) -> Result<Result<u64, Error>, P::Error> {
         let mut bytes = [0; HARVEST_MAX as usize / 8];
         let Some(bitmap) = bytes.get_mut(..request.pages.div_ceil(8) as usize) else {
             return Ok(Err(Error::Invalid));

@@ -1,20 +1,17 @@
 //! The calls with which a guest changes its own memory: what is in it goes, or other things may be done to it.
 
 use super::super::Host;
+use super::super::backend::Cpu;
 use super::super::call::Permissions;
 use super::super::run::Running;
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{EditError, Reason, Region, RegionError, RegionKind, Space};
 use crate::frames::PhysMem;
-use crate::vmx::VmcsError;
 use offshoot_abi::Error;
 
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     /// Gives back what is in the pages. What the CPU has logged of them is taken note of before.
-    pub(super) fn discard(
-        &mut self,
-        range: AddrRange<Gpa>,
-    ) -> Result<Result<(), Error>, VmcsError> {
+    pub(super) fn discard(&mut self, range: AddrRange<Gpa>) -> Result<Result<(), Error>, P::Error> {
         self.drain_pml()?;
         Ok(discard(self.space, range))
     }
@@ -24,7 +21,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         &mut self,
         range: AddrRange<Gpa>,
         permissions: Permissions,
-    ) -> Result<Result<(), Error>, VmcsError> {
+    ) -> Result<Result<(), Error>, P::Error> {
         self.drain_pml()?;
         Ok(protect(self.space, range, permissions))
     }

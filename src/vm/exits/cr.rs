@@ -1,37 +1,27 @@
 //! Accesses to control registers.
 
 use super::super::Host;
+use super::super::backend::Cpu;
 use super::super::cr::{self, Change, CrFault, CrWrite, Segments};
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use crate::addr::Gpa;
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
-use crate::register_bits::EFER_LMA;
-use crate::virt::AccessRights;
 use crate::virt::Event;
 use crate::virt::Gpr;
+use crate::virt::SegmentRegister;
 use crate::virt::control_registers::{ControlRegister, ControlRegisters, CrAccess};
 use crate::virt::exit::ExitReason;
-use crate::vmx::controls::{ControlWord, EntryControl};
-use crate::vmx::qualification::cr_access;
-use crate::vmx::{Field32, Field64, FieldNatural, VmFail, Vmcs, VmcsError};
 
 /// The types of a 16-bit TSS, available and busy.
-const TSS_16: [u32; 2] = [1, 3];
-const PDPTES: [Field64; 4] = [
-    Field64::GuestPdpte0,
-    Field64::GuestPdpte1,
-    Field64::GuestPdpte2,
-    Field64::GuestPdpte3,
-];
+const TSS_16: [u8; 2] = [1, 3];
 /// Bits of a PDPTE that must be 0 with PAE paging, but those above the physical-address width.
 const PDPTE_RESERVED: u64 = 0b110 | 0b1_1110_0000;
 
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
-    pub(super) fn cr_access(&mut self) -> Result<Next, VmcsError> {
-        let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
-        let Some(access) = cr_access(qualification) else {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+    pub(super) fn cr_access(&mut self) -> Result<Next, P::Error> {
+        let Some(access) = self.processor.cr_access()? else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::CrAccess));
         };
         let write = match access {
@@ -39,7 +29,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 register: ControlRegister::Cr8,
                 target,
             } => {
-                let cr8 = self.vcpu.cr8.into();
+                let cr8 = (*self.cr8).into();
                 self.set_gpr(target, cr8)?;
                 return self.advance();
             }
@@ -53,7 +43,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             } => {
                 return match cr::write_cr8(self.gpr(source)?) {
                     Ok(cr8) => {
-                        self.vcpu.cr8 = cr8;
+                        *self.cr8 = cr8;
                         self.advance()
                     }
                     Err(_) => self.raise(Event::GENERAL_PROTECTION),
@@ -74,50 +64,24 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             CrAccess::Clts => CrWrite::Clts,
             CrAccess::Lmsw { source, .. } => CrWrite::Lmsw(source),
         };
-        let before = self.control_registers()?;
-        let tr = self.vmcs.read32(Field32::GuestTrAccessRights)?;
+        let before = self.processor.visible_registers(&self.limits.masks())?;
+        let tr = self.processor.access_rights(SegmentRegister::Tr)?;
         let segments = Segments {
-            cs: AccessRights(self.vmcs.read32(Field32::GuestCsAccessRights)?),
-            tr_16_bit: TSS_16.contains(&(tr & 0xf)),
+            cs: self.processor.access_rights(SegmentRegister::Cs)?,
+            tr_16_bit: TSS_16.contains(&tr.segment_type()),
         };
-        match cr::write(before, segments, write, &self.machine.limits) {
+        match cr::write(before, segments, write, &self.limits) {
             Ok(change) => self.change_control_registers(before, change),
             Err(CrFault::Gp) => self.raise(Event::GENERAL_PROTECTION),
             Err(CrFault::Unsupported(what)) => self.stop(Outcome::ControlRegister(what)),
         }
     }
 
-    /// The control registers as the guest sees them.
-    fn control_registers(&self) -> Result<ControlRegisters, VmcsError> {
-        let limits = &self.machine.limits;
-        let visible = |real, shadow, mask| -> Result<u64, VmcsError> {
-            let (real, shadow) = (
-                self.vmcs.read_natural(real)?,
-                self.vmcs.read_natural(shadow)?,
-            );
-            Ok(cr::visible(real, shadow, mask))
-        };
-        Ok(ControlRegisters {
-            cr0: visible(
-                FieldNatural::GuestCr0,
-                FieldNatural::Cr0ReadShadow,
-                limits.cr0_mask(),
-            )?,
-            cr3: self.vmcs.read_natural(FieldNatural::GuestCr3)?,
-            cr4: visible(
-                FieldNatural::GuestCr4,
-                FieldNatural::Cr4ReadShadow,
-                limits.cr4_mask(),
-            )?,
-            efer: self.vmcs.read64(Field64::GuestEfer)?,
-        })
-    }
-
     fn change_control_registers(
         &mut self,
         before: ControlRegisters,
         change: Change,
-    ) -> Result<Next, VmcsError> {
+    ) -> Result<Next, P::Error> {
         let after = change.registers;
         if change.load_pdptes {
             match self.load_pdptes(after.cr3)? {
@@ -127,74 +91,47 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 Err(error) => return self.stop(Outcome::Access(error)),
             }
         }
-        let limits = &self.machine.limits;
-        for (field, value) in [
-            (FieldNatural::GuestCr0, limits.real_cr0(after.cr0)),
-            (FieldNatural::Cr0ReadShadow, after.cr0),
-            (FieldNatural::GuestCr3, after.cr3),
-            (FieldNatural::GuestCr4, limits.real_cr4(after.cr4)),
-            (FieldNatural::Cr4ReadShadow, after.cr4),
-        ] {
-            self.vmcs.write_natural(field, value)?;
-        }
+        let limits = &self.limits;
+        let (real_cr0, real_cr4) = (limits.real_cr0(after.cr0), limits.real_cr4(after.cr4));
+        self.processor.set_registers(&after, real_cr0, real_cr4)?;
         if after.efer != before.efer {
-            self.vmcs.write64(Field64::GuestEfer, after.efer)?;
-            let mut entry = crate::vmx::ControlSet::read(&self.vmcs)?;
-            entry.set(EntryControl::Ia32eModeGuest, after.efer & EFER_LMA != 0);
-            let word = entry.word(ControlWord::Entry) as u32;
-            self.vmcs.write32(Field32::EntryControls, word)?;
+            self.processor.set_mode(after.efer)?;
         }
         if change.flush {
             // With a VPID, an entry keeps what the guest's own MOV would have flushed.
-            if let Err(fail) = self.flush_linear() {
-                return self.stop(Outcome::EntryInstruction(fail));
+            if let Err(error) = self.processor.flush_linear() {
+                return self.stop(Outcome::Entry(error.into()));
             }
         }
         self.advance()
     }
 
-    /// Drops the linear translations of the guest, where a VM entry does not.
-    pub(super) fn flush_linear(&mut self) -> Result<(), VmFail> {
-        let vmx = &mut self.machine.vmx;
-        // SAFETY: VPIDs are chosen only on a CPU that has INVVPID.
-        let invvpid = |vpid| unsafe { vmx.invvpid(vpid) };
-        self.vcpu.vpid.flush(invvpid)
-    }
-
-    /// The four entries of the top table of PAE paging that are in use.
-    #[cold]
-    pub(super) fn pdptes(&self) -> Result<[u64; 4], VmcsError> {
-        self.vmcs.read_four(PDPTES.map(Into::into))
-    }
-
     /// Loads the four entries of the top table of PAE paging, and tells whether they are legal.
-    fn load_pdptes(&mut self, cr3: u64) -> Result<Result<bool, AccessError>, VmcsError> {
+    fn load_pdptes(&mut self, cr3: u64) -> Result<Result<bool, AccessError>, P::Error> {
         let entries: [u64; 4] = match self.space.words(Gpa::new(cr3 & 0xffff_ffe0)) {
             Ok(entries) => entries,
             Err(error) => return Ok(Err(error)),
         };
-        let beyond = !0 << self.machine.limits.features.physical_bits;
+        let beyond = !0 << self.limits.features.physical_bits;
         let illegal = |entry: &u64| entry & 1 != 0 && entry & (PDPTE_RESERVED | beyond) != 0;
         if entries.iter().any(illegal) {
             return Ok(Ok(false));
         }
-        for (field, entry) in PDPTES.into_iter().zip(entries) {
-            self.vmcs.write64(field, entry)?;
-        }
+        self.processor.set_pdptes(entries)?;
         Ok(Ok(true))
     }
 
-    /// A general register; RSP is in the VMCS.
-    pub(super) fn gpr(&self, register: Gpr) -> Result<u64, VmcsError> {
+    /// A general register.
+    pub(super) fn gpr(&self, register: Gpr) -> Result<u64, P::Error> {
         match register {
-            Gpr::Rsp => self.vmcs.read_natural(FieldNatural::GuestRsp),
+            Gpr::Rsp => self.processor.rsp(),
             other => Ok(self.area.regs.get(other)),
         }
     }
 
-    fn set_gpr(&mut self, register: Gpr, value: u64) -> Result<(), VmcsError> {
+    fn set_gpr(&mut self, register: Gpr, value: u64) -> Result<(), P::Error> {
         match register {
-            Gpr::Rsp => self.vmcs.write_natural(FieldNatural::GuestRsp, value),
+            Gpr::Rsp => self.processor.set_rsp(value),
             other => {
                 self.area.regs.set(other, value);
                 Ok(())

@@ -1,6 +1,7 @@
 //! Port instructions.
 
 use super::super::Host;
+use super::super::backend::Cpu;
 use super::super::console::Console;
 use super::super::io::{Ports, rax_after_in};
 use super::super::mmio::{Code, Instruction, PortAccess, Repeat, StringOp, Translated, Why, Width};
@@ -8,7 +9,7 @@ use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
 use super::mmio::Reported;
-use super::view::{View, breakpoints};
+use super::view::View;
 use crate::addr::{Gpa, Gva};
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
@@ -17,15 +18,10 @@ use crate::virt::Gpr;
 use crate::virt::control_registers::ControlRegisters;
 use crate::virt::exit::ExitReason;
 use crate::virt::io::IoAccess;
+use crate::virt::processor::PortExit;
 use crate::virt::{BreakpointHits, Breakpoints};
-use crate::vmx::qualification::{address_size, byte_access, io_access};
-use crate::vmx::segments::outs_segment;
-use crate::vmx::{
-    Field32, Field64, FieldNatural, Vmcs, VmcsError, advance_rip, advance_rip_from,
-    pend_breakpoints,
-};
 
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     /// Carries out a port instruction. An error becomes the outcome.
     #[inline(never)]
     pub fn port(&mut self) -> Next {
@@ -34,30 +30,23 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     #[inline(always)]
-    fn io(&mut self) -> Result<Next, VmcsError> {
-        let [qualification, dr7, rip, length, interruptibility, rflags] = self.vmcs.read_six([
-            FieldNatural::ExitQualification.into(),
-            FieldNatural::GuestDr7.into(),
-            FieldNatural::GuestRip.into(),
-            Field32::ExitInstructionLength.into(),
-            Field32::GuestInterruptibilityState.into(),
-            FieldNatural::GuestRflags.into(),
-        ])?;
+    fn io(&mut self) -> Result<Next, P::Error> {
+        let exit = self.processor.port_exit()?;
         // The frequent: IN or OUT of a byte, and no breakpoint to be met.
-        let Some(access) = byte_access(qualification) else {
-            return self.other_port(qualification, dr7);
+        let Some(access) = exit.byte else {
+            return self.other_port(exit);
         };
-        if Breakpoints::are_enabled(dr7) {
-            return self.other_port(qualification, dr7);
+        if Breakpoints::are_enabled(exit.dr7) {
+            return self.other_port(exit);
         }
         self.access_port(access)?;
-        advance_rip_from(&mut self.vmcs, rip, length, interruptibility, rflags)?;
+        self.processor.advance_from(exit.place)?;
         Ok(Next::Resume)
     }
 
     /// IN or OUT.
     #[inline(always)]
-    fn access_port(&mut self, access: IoAccess) -> Result<(), VmcsError> {
+    fn access_port(&mut self, access: IoAccess) -> Result<(), P::Error> {
         let rax = self.area.regs.get(Gpr::Rax);
         if access.input {
             let value = self.devices.ports.read(access.port, access.size);
@@ -80,30 +69,30 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// Any port instruction.
     #[inline(never)]
-    fn other_port(&mut self, qualification: u64, dr7: u64) -> Result<Next, VmcsError> {
-        let Some(access) = io_access(qualification) else {
+    fn other_port(&mut self, exit: PortExit<P::Place>) -> Result<Next, P::Error> {
+        let Some(access) = P::port_access(exit.place) else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::IoInstruction));
         };
         if access.string {
             return self.string_io(access);
         }
         self.access_port(access)?;
-        advance_rip(&mut self.vmcs)?;
-        let cr4 = self.vmcs.read_natural(FieldNatural::GuestCr4)?;
-        let met = breakpoints(dr7, cr4).map_or(BreakpointHits::NONE, |all| {
+        self.processor.advance()?;
+        let breakpoints = self.processor.breakpoints(exit.dr7, self.processor.cr4()?);
+        let met = breakpoints.map_or(BreakpointHits::NONE, |all| {
             all.on_port(access.port, access.size as u64)
         });
         if met.any() {
-            pend_breakpoints(&mut self.vmcs, met)?;
+            self.processor.pend_breakpoints(met)?;
         }
         Ok(Next::Resume)
     }
 
     /// INS and OUTS exit before anything is checked but the guest's right to the port (SDM "Relative Priority of Faults and VM
     /// Exits", 27.1.1): they are carried out like string instructions on a device.
-    fn string_io(&mut self, access: IoAccess) -> Result<Next, VmcsError> {
+    fn string_io(&mut self, access: IoAccess) -> Result<Next, P::Error> {
         self.area.flush_is_due();
-        let rip = Gva::new(self.vmcs.read_natural(FieldNatural::GuestRip)?);
+        let rip = self.processor.rip()?;
         let view = self.instruction_view(rip)?;
         let mut code = Code::NONE;
         let translation = self.translation(&view.registers)?;
@@ -127,8 +116,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         view: &View,
         translation: &Translation,
         code: &mut Code,
-    ) -> Result<Result<Instruction, Why>, VmcsError> {
-        if !self.machine.capabilities.basic.reports_ins_outs() {
+    ) -> Result<Result<Instruction, Why>, P::Error> {
+        let Some(told) = self.processor.port_string()? else {
             let fetched = self.fetch(view, translation, code);
             return Ok(
                 fetched.and_then(|instruction| match instruction.is_port_string() {
@@ -136,9 +125,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                     false => Err(Why::Elsewhere),
                 }),
             );
-        }
-        let information = self.vmcs.read32(Field32::ExitInstructionInformation)?;
-        let length = self.vmcs.read32(Field32::ExitInstructionLength)?;
+        };
         Ok(Ok(Instruction::port_string(
             match access.input {
                 true => StringOp::Ins,
@@ -149,9 +136,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 true => Repeat::WhileEqual,
                 false => Repeat::No,
             },
-            address_size(information),
-            outs_segment(information),
-            length as u8,
+            told.address_size,
+            told.segment,
+            told.length,
         )))
     }
 
@@ -163,8 +150,8 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         rip: Gva,
         why: Why,
         code: &Code,
-    ) -> Result<Next, VmcsError> {
-        let gva = Gva::new(self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?);
+    ) -> Result<Next, P::Error> {
+        let gva = self.processor.linear_address()?;
         let (translation, privilege) = self.view()?;
         let found = GuestVirtual::new(self.space, &translation, privilege)
             .look_up(gva, if access.input { Use::Write } else { Use::Read });
@@ -181,15 +168,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     /// How the guest sees memory at this moment.
-    pub(super) fn view(&self) -> Result<(Translation, Privilege), VmcsError> {
-        let registers = ControlRegisters {
-            cr0: self.vmcs.read_natural(FieldNatural::GuestCr0)?,
-            cr3: self.vmcs.read_natural(FieldNatural::GuestCr3)?,
-            cr4: self.vmcs.read_natural(FieldNatural::GuestCr4)?,
-            efer: self.vmcs.read64(Field64::GuestEfer)?,
-        };
-        let rflags = self.vmcs.read_natural(FieldNatural::GuestRflags)?;
-        let privilege = Privilege::new(self.cpl()?, registers.cr0, registers.cr4, rflags);
+    pub(super) fn view(&self) -> Result<(Translation, Privilege), P::Error> {
+        let registers = self.processor.control_registers()?;
+        let (cpl, rflags) = (self.processor.cpl()?, self.processor.rflags()?);
+        let privilege = Privilege::new(cpl, registers.cr0, registers.cr4, rflags);
         Ok((self.translation(&registers)?, privilege))
     }
 
@@ -198,18 +180,18 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     pub(super) fn translation(
         &self,
         registers: &ControlRegisters,
-    ) -> Result<Translation, VmcsError> {
-        Translation::new(registers, &self.machine.limits.features, || self.pdptes())
+    ) -> Result<Translation, P::Error> {
+        Translation::new(registers, &self.limits.features, || self.processor.pdptes())
     }
 
     /// An access that the host made for the guest failed: what the guest would have got for it.
     pub(super) fn virtual_fault(
         &mut self,
         fault: VirtualFault<AccessError>,
-    ) -> Result<Next, VmcsError> {
+    ) -> Result<Next, P::Error> {
         match fault {
             VirtualFault::Page { address, code } => {
-                crate::virt::cpu::write_cr2(address.as_u64());
+                self.processor.set_cr2(address);
                 self.raise(Event::page_fault(code as u16))
             }
             VirtualFault::NonCanonical(_) => self.raise(Event::GENERAL_PROTECTION),

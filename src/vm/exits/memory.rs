@@ -1,32 +1,19 @@
 //! EPT violations: the guest touched memory that is not there yet, or not writable, or not its own.
 
 use super::super::Host;
+use super::super::backend::Cpu;
 use super::super::mmio::MmioDevices;
 use super::super::outcome::{MemoryFault, Outcome};
 use super::super::run::{Next, Running};
-use crate::addr::{Gpa, Gva};
 use crate::ept::{Reason, Resolution, Unresolved, Violation};
 use crate::frames::PhysMem;
-use crate::vmx::event::restore_nmi_blocking;
-use crate::vmx::pml::pml_full_unblocked_nmis;
-use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError, undo_step};
 
-/// In IDT-vectoring information: an event was being delivered.
-const VALID: u64 = 1 << 31;
-
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     /// Makes the access possible, or stops the guest.
     #[inline(always)]
-    pub fn ept_violation(&mut self) -> Result<Next, VmcsError> {
-        let [qualification, gpa, vectoring, pending] = self.vmcs.read_four([
-            FieldNatural::ExitQualification.into(),
-            Field64::GuestPhysicalAddress.into(),
-            Field32::IdtVectoringInformation.into(),
-            FieldNatural::GuestPendingDebugExceptions.into(),
-        ])?;
-        // SAFETY: this is the violation by which the guest has just left the CPU.
-        let violation = unsafe { Violation::at_exit(qualification, Gpa::new(gpa)) };
-        if vectoring & VALID != 0 || pending != 0 {
+    pub fn ept_violation(&mut self) -> Result<Next, P::Error> {
+        let (violation, is_plain) = self.processor.violation()?;
+        if !is_plain {
             return Ok(self.special_violation(violation));
         }
         match self.space.resolve(&violation) {
@@ -36,11 +23,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     /// The CPU has no room to log a page that it is about to mark dirty.
-    pub(super) fn log_full(&mut self) -> Result<Next, VmcsError> {
-        let qualification = self.vmcs.read_natural(FieldNatural::ExitQualification)?;
+    pub(super) fn log_full(&mut self) -> Result<Next, P::Error> {
         self.drain_pml()?;
-        undo_step(&mut self.vmcs)?;
-        restore_nmi_blocking(&mut self.vmcs, pml_full_unblocked_nmis(qualification))?;
+        self.processor.retry_logged()?;
         self.deliver_again()
     }
 
@@ -52,9 +37,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.not_mapped(violation, done)
     }
 
-    fn try_again(&mut self, violation: Violation) -> Result<Next, VmcsError> {
-        undo_step(&mut self.vmcs)?;
-        if self.during_delivery()? {
+    fn try_again(&mut self, violation: Violation) -> Result<Next, P::Error> {
+        self.processor.undo_step()?;
+        if self.processor.was_delivering()? {
             return self.deliver_again();
         }
         if violation.nmi_unblocked_by_iret() {
@@ -79,15 +64,15 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         &mut self,
         violation: Violation,
         done: Result<Resolution, Unresolved>,
-    ) -> Result<Next, VmcsError> {
+    ) -> Result<Next, P::Error> {
         let device = match done {
             Ok(Resolution::Mmio { tag, offset }) => Some((tag, offset)),
             Err(unresolved) if !is_reported(&unresolved) => {
                 let fault = MemoryFault {
                     unresolved,
-                    gva: Gva::new(self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?),
-                    rip: Gva::new(self.vmcs.read_natural(FieldNatural::GuestRip)?),
-                    during_delivery: self.during_delivery()?,
+                    gva: self.processor.linear_address()?,
+                    rip: self.processor.rip()?,
+                    during_delivery: self.processor.was_delivering()?,
                 };
                 return self.stop(Outcome::Memory(fault));
             }
@@ -96,16 +81,9 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.mmio_of(violation, device)
     }
 
-    /// Whether an event was being delivered.
-    pub(super) fn during_delivery(&self) -> Result<bool, VmcsError> {
-        let vectoring = self.vmcs.read32(Field32::IdtVectoringInformation)?;
-        Ok(u64::from(vectoring) & VALID != 0)
-    }
-
     #[cold]
-    fn block_nmis_again(&mut self, violation: Violation) -> Result<(), VmcsError> {
-        restore_nmi_blocking(&mut self.vmcs, true)?;
-        let state = self.vmcs.read32(Field32::GuestInterruptibilityState)?;
+    fn block_nmis_again(&mut self, violation: Violation) -> Result<(), P::Error> {
+        let state = self.processor.block_nmis_again()?;
         log::debug!("{violation}: by an IRET; interruptibility state {state:#x} again");
         Ok(())
     }

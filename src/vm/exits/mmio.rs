@@ -1,6 +1,7 @@
 //! Accesses to device memory: fetch the instruction, decode it, carry it out.
 
 use super::super::Host;
+use super::super::backend::Cpu;
 use super::super::mmio::MmioDevices;
 use super::super::mmio::{Code, Place, Places, Refusal, Translated, Why};
 use super::super::outcome::Outcome;
@@ -9,7 +10,6 @@ use super::super::virtual_memory::VirtualFault;
 use crate::addr::{Gpa, Gva};
 use crate::ept::{Access, AccessError, Cause, Reason, RegionKind, Space, Violation};
 use crate::frames::PhysMem;
-use crate::vmx::{FieldNatural, Vmcs, VmcsError, undo_step};
 
 /// What the CPU tells of an access.
 pub(super) struct Reported {
@@ -19,30 +19,30 @@ pub(super) struct Reported {
     pub rip: Gva,
 }
 
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     /// Carries out the access that `violation` reports, which is `device`'s to answer, or else is a write that a device is
     /// told of.
     pub(super) fn mmio_of(
         &mut self,
         violation: Violation,
         device: Option<(u32, u64)>,
-    ) -> Result<Next, VmcsError> {
-        let gva = self.vmcs.read_natural(FieldNatural::GuestLinearAddress)?;
-        let rip = self.vmcs.read_natural(FieldNatural::GuestRip)?;
+    ) -> Result<Next, P::Error> {
+        let gva = self.processor.linear_address()?;
+        let rip = self.processor.rip()?;
         let reported = Reported {
             access: Translated {
                 gpa: violation.gpa(),
                 gva: match violation.cause() {
                     Cause::NoLinearAddress => Gva::new(0),
-                    Cause::Translation | Cause::PageWalk => Gva::new(gva),
+                    Cause::Translation | Cause::PageWalk => gva,
                 },
                 write: violation.is_write(),
                 device,
             },
-            rip: Gva::new(rip),
+            rip,
         };
         let why = match violation.cause() {
-            _ if self.during_delivery()? => Why::Delivery,
+            _ if self.processor.was_delivering()? => Why::Delivery,
             Cause::Translation if !violation.is_asynchronous() => return self.mmio(&reported),
             _ => Why::NoInstruction,
         };
@@ -51,7 +51,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// Carries out an access that an instruction has made.
     #[inline(never)]
-    pub(super) fn mmio(&mut self, reported: &Reported) -> Result<Next, VmcsError> {
+    pub(super) fn mmio(&mut self, reported: &Reported) -> Result<Next, P::Error> {
         let mut code = Code::NONE;
         match self.try_mmio(reported, &mut code)? {
             Ok(next) => {
@@ -68,7 +68,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         reported: &Reported,
         why: Why,
         code: &Code,
-    ) -> Result<Next, VmcsError> {
+    ) -> Result<Next, P::Error> {
         let (bytes, known) = code.bytes();
         let refusal = Refusal {
             why,
@@ -89,7 +89,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         &mut self,
         reported: &Reported,
         code: &mut Code,
-    ) -> Result<Result<Next, Why>, VmcsError> {
+    ) -> Result<Result<Next, Why>, P::Error> {
         let view = self.instruction_view(reported.rip)?;
         let translation = self.translation(&view.registers)?;
         let instruction = match self.fetch(&view, &translation, code) {
@@ -101,7 +101,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
 
     /// The instruction is not one that makes the access. That can be because the guest has changed its tables, and the
     /// CPU still used what they said before: it shall look again, once.
-    fn misfit(&mut self, refusal: Refusal) -> Result<Next, VmcsError> {
+    fn misfit(&mut self, refusal: Refusal) -> Result<Next, P::Error> {
         if self.devices.mmio.misfits_again((refusal.rip, refusal.gpa)) {
             return match refusal.why {
                 Why::CodeFaults { address, code } => {
@@ -110,10 +110,10 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
                 _ => self.stop(Outcome::Mmio(refusal)),
             };
         }
-        if let Err(fail) = self.flush_linear() {
-            return self.stop(Outcome::EntryInstruction(fail));
+        if let Err(error) = self.processor.flush_linear() {
+            return self.stop(Outcome::Entry(error.into()));
         }
-        undo_step(&mut self.vmcs)?;
+        self.processor.undo_step()?;
         Ok(Next::Resume)
     }
 }

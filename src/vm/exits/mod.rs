@@ -10,6 +10,7 @@ mod memory;
 mod mmio;
 mod view;
 
+use super::backend::Cpu;
 use super::clock::now;
 use super::msr::{self, Gp};
 use super::outcome::{Outcome, Turn};
@@ -21,17 +22,16 @@ use crate::register_bits::RFLAGS_IF;
 use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::virt::exit::ExitReason;
-use crate::vmx::{Field32, Field64, FieldNatural, Vmcs, VmcsError};
 
 /// How many frames are to be zeroed ahead of need: 1 MiB.
 pub(super) const ZEROED_GOAL: u32 = 256;
 /// How many of them are zeroed while a guest halts.
 const ZEROED_AT_ONCE: u32 = 16;
 
-impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     /// Does what an exit needs. Every reason is here: what no control of ours asks for stops the guest.
     #[inline(always)]
-    pub fn dispatch(&mut self, reason: ExitReason) -> Result<Next, VmcsError> {
+    pub fn dispatch(&mut self, reason: ExitReason) -> Result<Next, P::Error> {
         match reason {
             // The run loop has these, unless there was a bus lock, too.
             ExitReason::Cpuid
@@ -48,7 +48,7 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
             ExitReason::PreemptionTimer => self.timer(),
             ExitReason::TripleFault => self.stop(Outcome::TripleFault),
             ExitReason::EptMisconfiguration => {
-                let gpa = self.vmcs.read64(Field64::GuestPhysicalAddress)?;
+                let gpa = self.processor.physical_address()?;
                 self.stop(Outcome::EptMisconfiguration(Gpa::new(gpa)))
             }
             ExitReason::PmlFull => self.log_full(),
@@ -97,13 +97,13 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     #[inline(always)]
-    pub fn hlt(&mut self) -> Result<Next, VmcsError> {
-        if self.vmcs.read_natural(FieldNatural::GuestRflags)? & RFLAGS_IF == 0 {
+    pub fn hlt(&mut self) -> Result<Next, P::Error> {
+        if self.processor.rflags()? & RFLAGS_IF == 0 {
             return self.stop(Outcome::Halted);
         }
         // No device of a guest interrupts yet, so there is nothing to wait for: HLT gives the turn away. Time that the
         // guest has no use for goes into frames that it may need.
-        self.machine.frames.refill_to(ZEROED_GOAL, ZEROED_AT_ONCE);
+        self.frames.refill_to(ZEROED_GOAL, ZEROED_AT_ONCE);
         if self.slice.is_some() {
             self.turn = Turn::Halts;
             self.deadline = 0;
@@ -112,12 +112,12 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
     }
 
     #[inline(always)]
-    pub fn rdmsr(&mut self) -> Result<Next, VmcsError> {
+    pub fn rdmsr(&mut self) -> Result<Next, P::Error> {
         let value = match msr::read(self.area.regs.get(Gpr::Rcx)) {
             Ok(msr::Read::Value(value)) => value,
-            Ok(msr::Read::Efer) => self.vmcs.read64(Field64::GuestEfer)?,
-            Ok(msr::Read::Pat) => self.vmcs.read64(Field64::GuestPat)?,
-            Ok(msr::Read::Tsc) => now().wrapping_add(self.vmcs.read64(Field64::TscOffset)?),
+            Ok(msr::Read::Efer) => self.processor.efer()?,
+            Ok(msr::Read::Pat) => self.processor.pat()?,
+            Ok(msr::Read::Tsc) => now().wrapping_add(self.processor.tsc_offset()?),
             Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
         };
         let (rax, rdx) = msr::read_result(value);
@@ -126,61 +126,49 @@ impl<M: PhysMem, H: Host> Running<'_, '_, '_, M, H> {
         self.advance()
     }
 
-    fn wrmsr(&mut self) -> Result<Next, VmcsError> {
+    fn wrmsr(&mut self) -> Result<Next, P::Error> {
         let regs = &self.area.regs;
         let value = msr::written_value(regs.get(Gpr::Rax), regs.get(Gpr::Rdx));
         let live = msr::Live {
-            cr0: self.vmcs.read_natural(FieldNatural::GuestCr0)?,
-            efer: self.vmcs.read64(Field64::GuestEfer)?,
+            cr0: self.processor.cr0()?,
+            efer: self.processor.efer()?,
         };
-        match msr::write(
-            regs.get(Gpr::Rcx),
-            value,
-            &self.machine.limits.features,
-            || live,
-        ) {
+        match msr::write(regs.get(Gpr::Rcx), value, &self.limits.features, || live) {
             Ok(msr::Write::Done) => {}
-            Ok(msr::Write::Efer(efer)) => self.vmcs.write64(Field64::GuestEfer, efer)?,
-            Ok(msr::Write::Pat(pat)) => self.vmcs.write64(Field64::GuestPat, pat)?,
+            Ok(msr::Write::Efer(efer)) => self.processor.set_efer(efer)?,
+            Ok(msr::Write::Pat(pat)) => self.processor.set_pat(pat)?,
             Ok(msr::Write::Tsc(tsc)) => {
                 let offset = tsc.wrapping_sub(now());
-                self.vmcs.write64(Field64::TscOffset, offset)?;
+                self.processor.set_tsc_offset(offset)?;
             }
             Ok(msr::Write::SysenterEsp(esp)) => {
-                self.vmcs
-                    .write_natural(FieldNatural::GuestSysenterEsp, esp)?;
+                self.processor.set_sysenter_esp(esp)?;
             }
             Ok(msr::Write::SysenterEip(eip)) => {
-                self.vmcs
-                    .write_natural(FieldNatural::GuestSysenterEip, eip)?;
+                self.processor.set_sysenter_eip(eip)?;
             }
             Ok(msr::Write::Switched(index, value)) => {
                 // SAFETY: the guest has the register, so the CPU has, and the value is legal in it by the check. The guest
                 // is loaded, so what is in the CPU is its own.
-                unsafe { crate::virt::cpu::write_switched(index, value) };
+                unsafe { self.processor.set_switched(index, value) };
             }
             Err(Gp) => return self.raise(Event::GENERAL_PROTECTION),
         }
         self.advance()
     }
 
-    fn xsetbv(&mut self) -> Result<Next, VmcsError> {
+    fn xsetbv(&mut self) -> Result<Next, P::Error> {
         let regs = &self.area.regs;
         let (rcx, rax, rdx) = (regs.get(Gpr::Rcx), regs.get(Gpr::Rax), regs.get(Gpr::Rdx));
-        let cpl = self.cpl()?;
-        match xcr0::xsetbv(rcx, rax, rdx, cpl, &self.machine.limits.features) {
+        let cpl = self.processor.cpl()?;
+        match xcr0::xsetbv(rcx, rax, rdx, cpl, &self.limits.features) {
             Ok(value) => {
                 // SAFETY: legal by the check, of components that this CPU has; CR4.OSXSAVE is on in the host.
-                unsafe { crate::virt::cpu::xsetbv(value) };
-                self.vcpu.resident.xcr0 = value;
+                unsafe { self.processor.set_xcr0(value) };
+                *self.xcr0 = value;
                 self.advance()
             }
             Err(Gp) => self.raise(Event::GENERAL_PROTECTION),
         }
-    }
-
-    /// The guest's privilege level: DPL of SS.
-    pub(super) fn cpl(&self) -> Result<u8, VmcsError> {
-        Ok((self.vmcs.read32(Field32::GuestSsAccessRights)? >> 5 & 3) as u8)
     }
 }

@@ -2,10 +2,8 @@
 
 use super::super::virtual_memory::Privilege;
 use crate::addr::Gva;
-use crate::virt::Breakpoints;
 use crate::virt::CodeMode;
 use crate::virt::control_registers::ControlRegisters;
-use crate::virt::cpu::breakpoint_addresses;
 
 /// The guest as the instruction sees it, but how it translates addresses: that is large and stays where it is made.
 pub(super) struct View {
@@ -19,10 +17,4 @@ pub(super) struct View {
     pub rip: u64,
     pub rsp: u64,
     pub rflags: u64,
-}
-
-/// The breakpoints of the guest that is loaded, if this DR7 enables any.
-#[inline(always)]
-pub(super) fn breakpoints(dr7: u64, cr4: u64) -> Option<Breakpoints> {
-    Breakpoints::are_enabled(dr7).then(|| Breakpoints::new(dr7, cr4, breakpoint_addresses()))
 }

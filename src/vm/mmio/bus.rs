@@ -11,7 +11,6 @@ use crate::addr::{Address, Gpa, Gva, PAGE_SIZE};
 use crate::virt::BreakpointHits;
 use crate::virt::Breakpoints;
 use crate::virt::{Segment, SegmentRegister};
-use crate::vmx::VmcsError;
 
 /// Who answers at a guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,11 +62,11 @@ enum Intent {
 
 /// Why an access failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BusFault<E> {
+pub enum BusFault<E, S> {
     /// The guest's tables or its memory.
     Virtual(VirtualFault<E>),
-    /// The VMCS would not tell a segment register.
-    Vmcs(VmcsError),
+    /// A segment register could not be read.
+    Segment(S),
     /// No device has the region.
     NoDevice(Gpa),
     /// It is not aligned, and the guest wants to be told: #AC is due.
@@ -118,7 +117,10 @@ struct Piece {
 
 type Pieces = ArrayVec<Piece, 2>;
 
-impl<M: Places, S, P> GuestBus<'_, M, S, P> {
+impl<M: Places, S, P, E> GuestBus<'_, M, S, P>
+where
+    S: FnMut(SegmentRegister) -> Result<Segment, E>,
+{
     /// Where an access is in the device that the CPU has reported, if it stays in that page.
     #[inline(always)]
     fn in_reported(&self, at: Gva, width: Width, write: bool) -> Option<(u32, u64, Gpa)> {
@@ -144,13 +146,13 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
 
     /// Marks in the guest's tables that the page at `at` is written, which the CPU has translated to the one at `gpa`.
     #[inline(always)]
-    fn mark_written(&mut self, at: Gva, gpa: Gpa) -> Result<(), BusFault<M::Error>> {
+    fn mark_written(&mut self, at: Gva, gpa: Gpa) -> Result<(), BusFault<M::Error, E>> {
         GuestVirtual::new(self.memory, self.translation, self.privilege)
             .mark_written(at, gpa)
             .map_err(BusFault::Virtual)
     }
 
-    fn translate(&mut self, at: Gva, intent: Intent) -> Result<Gpa, BusFault<M::Error>> {
+    fn translate(&mut self, at: Gva, intent: Intent) -> Result<Gpa, BusFault<M::Error, E>> {
         if let Some(gpa) = self.translated_to(at, intent != Intent::Read) {
             if intent == Intent::Write {
                 self.mark_written(at, gpa)?;
@@ -169,7 +171,7 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
     /// What an access that its pages allow still needs: a page fault comes first (SDM "Priority Among Concurrent Events",
     /// table 7-2).
     #[inline(always)]
-    fn check_alignment(&self, at: Gva, width: Width) -> Result<(), BusFault<M::Error>> {
+    fn check_alignment(&self, at: Gva, width: Width) -> Result<(), BusFault<M::Error, E>> {
         if self.aligned && at.as_u64() & (width.bytes() - 1) != 0 {
             return Err(BusFault::Alignment);
         }
@@ -194,7 +196,7 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
 
     /// In 64-bit code, whether every byte has an address (SDM "Canonical Addressing", vol. 1, 3.3.7.1): what is not canonical
     /// faults before any table is looked at.
-    fn check_canonical(&self, at: Gva, width: Width) -> Result<(), BusFault<M::Error>> {
+    fn check_canonical(&self, at: Gva, width: Width) -> Result<(), BusFault<M::Error, E>> {
         /// 4-level paging, and no guest is offered more.
         const BITS: u32 = 48;
         let canonical = |address: u64| {
@@ -214,7 +216,7 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
         at: Gva,
         width: Width,
         intent: Intent,
-    ) -> Result<Pieces, BusFault<M::Error>> {
+    ) -> Result<Pieces, BusFault<M::Error, E>> {
         self.check_canonical(at, width)?;
         let in_page = width.bytes().min(PAGE_SIZE - at.page_offset());
         let rest = width.bytes() - in_page;
@@ -249,7 +251,7 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
         Ok(pieces)
     }
 
-    fn piece(&mut self, at: Gva, len: u64, intent: Intent) -> Result<Piece, BusFault<M::Error>> {
+    fn piece(&mut self, at: Gva, len: u64, intent: Intent) -> Result<Piece, BusFault<M::Error, E>> {
         let gpa = self.translate(at, intent)?;
         let place = self
             .memory
@@ -270,14 +272,14 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
         tag: u32,
         offset: u64,
         gpa: Gpa,
-    ) -> Result<(&mut dyn MmioDevice, u64), BusFault<M::Error>> {
+    ) -> Result<(&mut dyn MmioDevice, u64), BusFault<M::Error, E>> {
         match self.devices.get(tag) {
             Some((device, base)) => Ok((device, base.wrapping_add(offset))),
             None => Err(BusFault::NoDevice(gpa)),
         }
     }
 
-    fn read_piece(&mut self, piece: Piece) -> Result<u64, BusFault<M::Error>> {
+    fn read_piece(&mut self, piece: Piece) -> Result<u64, BusFault<M::Error, E>> {
         let Piece { gpa, len, place } = piece;
         let mut bytes = [0; 8];
         match place {
@@ -299,7 +301,7 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
     }
 
     #[inline(never)]
-    fn read_anywhere(&mut self, at: Gva, width: Width) -> Result<u64, BusFault<M::Error>> {
+    fn read_anywhere(&mut self, at: Gva, width: Width) -> Result<u64, BusFault<M::Error, E>> {
         let mut value = 0;
         let mut shift = 0;
         for piece in self.pieces(at, width, Intent::Read)? {
@@ -315,7 +317,7 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
         at: Gva,
         width: Width,
         value: u64,
-    ) -> Result<(), BusFault<M::Error>> {
+    ) -> Result<(), BusFault<M::Error, E>> {
         let pieces = self.pieces(at, width, Intent::Write)?;
         // Memory first: it can still fail, for want of a frame, and then no device has seen anything.
         for devices in [false, true] {
@@ -330,7 +332,7 @@ impl<M: Places, S, P> GuestBus<'_, M, S, P> {
         Ok(())
     }
 
-    fn write_piece(&mut self, piece: Piece, value: u64) -> Result<(), BusFault<M::Error>> {
+    fn write_piece(&mut self, piece: Piece, value: u64) -> Result<(), BusFault<M::Error, E>> {
         let Piece { gpa, len, place } = piece;
         match place {
             Place::Memory => {
@@ -363,20 +365,20 @@ fn parts(len: u64) -> impl Iterator<Item = (u64, Width)> {
     })
 }
 
-fn memory_fault<E>(address: Gpa, error: E) -> BusFault<E> {
+fn memory_fault<E, S>(address: Gpa, error: E) -> BusFault<E, S> {
     BusFault::Virtual(VirtualFault::memory(address, error))
 }
 
-impl<M, S, P> Bus for GuestBus<'_, M, S, P>
+impl<M, S, P, E> Bus for GuestBus<'_, M, S, P>
 where
     M: Places,
     P: PortAccess,
-    S: FnMut(SegmentRegister) -> Result<Segment, VmcsError>,
+    S: FnMut(SegmentRegister) -> Result<Segment, E>,
 {
-    type Fault = BusFault<M::Error>;
+    type Fault = BusFault<M::Error, E>;
 
     fn segment(&mut self, register: SegmentRegister) -> Result<Segment, Self::Fault> {
-        (self.segments)(register).map_err(BusFault::Vmcs)
+        (self.segments)(register).map_err(BusFault::Segment)
     }
 
     #[inline(always)]

@@ -13,7 +13,6 @@ use crate::virt::BreakpointHits;
 use crate::virt::Breakpoints;
 use crate::virt::io::AddressSize;
 use crate::virt::{Gpr, GuestRegs};
-use crate::vmx::VmcsError;
 use offshoot_abi::test_device::{LAST_OFFSET, LAST_VALUE, READS, WIDTHS, WRITES};
 
 const PAGE: u64 = 4096;
@@ -73,7 +72,7 @@ impl PortAccess for Ports<'_> {
     }
 }
 
-type Segments = fn(SegmentRegister) -> Result<Segment, VmcsError>;
+type Segments = fn(SegmentRegister) -> Result<Segment, ()>;
 
 impl World {
     fn new() -> Self {
@@ -111,7 +110,7 @@ impl World {
     }
 }
 
-fn virtual_memory(address: u64, error: &'static str) -> BusFault<&'static str> {
+fn virtual_memory(address: u64, error: &'static str) -> BusFault<&'static str, ()> {
     BusFault::Virtual(VirtualFault::Memory(super::super::loader::MemoryFault {
         address: Gpa::new(address),
         error,
@@ -780,7 +779,7 @@ fn port_string(
     repeat: Repeat,
     address_size: AddressSize,
     state: &mut State,
-) -> Result<Progress, Stop<BusFault<&'static str>>> {
+) -> Result<Progress, Stop<BusFault<&'static str, ()>>> {
     let segment = SegmentRegister::Ds;
     let instruction = Instruction::port_string(op, Width::Word, repeat, address_size, segment, 2);
     let mode = match bus.linear_mask {

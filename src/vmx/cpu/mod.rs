@@ -3,16 +3,21 @@
 
 mod entry;
 mod guard;
+mod guest;
 mod host;
 mod instructions;
+mod operation;
 mod prepare;
 
 pub use guard::arm;
+pub use guest::{GuestVmcs, GuestVmcsError};
 pub use host::read_host_state;
-pub use instructions::{CurrentVmcs, Invalidation};
+pub use instructions::CurrentVmcs;
+pub use operation::{Found, Operation, StartError};
 pub use prepare::{UnmetFixedBits, prepare};
 
 use super::instruction_error::VmFail;
+use super::loaded::OnCpu;
 use super::segments::code_mode;
 use super::vmcs::Vmcs;
 use super::{Field32, Field64, VmcsError};
@@ -20,7 +25,8 @@ use crate::addr::Hpa;
 use crate::counting::{Counted, add};
 use crate::ept::Entered;
 use crate::virt::CodeMode;
-use crate::virt::cpu::EntryArea;
+use crate::virt::cpu::{self, EntryArea};
+use instructions::Invalidation;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
 /// VMX operation on this CPU, from VMXON until this is dropped.
@@ -85,17 +91,14 @@ impl Vmx {
         Ok(CurrentVmcs { region: vmcs })
     }
 
-    /// INVEPT.
+    /// INVEPT of one EPT pointer, or of all on a CPU that can only do that.
     ///
     /// # Errors
-    /// What INVEPT says, of a type that the CPU lacks above all.
-    pub fn invept(&mut self, kind: Invalidation, eptp: u64) -> Result<(), VmFail> {
-        add(Counted::Invepts, 1);
-        if cfg!(feature = "forget-invept") {
-            return Ok(());
-        }
-        // SAFETY: `self` proves VMX operation. A kind that the CPU lacks is a VMfail, INVEPT as such comes with EPT.
-        unsafe { instructions::invept(kind, eptp) }
+    /// What INVEPT says.
+    #[inline(always)]
+    pub fn invept(&mut self, eptp: u64) -> Result<(), VmFail> {
+        // SAFETY: `self` proves VMX operation; INVEPT comes with EPT.
+        unsafe { invept(eptp) }
     }
 
     /// INVVPID of one VPID, or of all on a CPU that can only do that.
@@ -107,23 +110,54 @@ impl Vmx {
     /// The capability MSR must list INVVPID: without it the instruction is undefined.
     #[inline(always)]
     pub unsafe fn invvpid(&mut self, vpid: u16) -> Result<(), VmFail> {
-        add(Counted::Invvpids, 1);
-        // SAFETY: `self` proves VMX operation, the caller the instruction. A kind that the CPU lacks is a VMfail.
-        let done = unsafe { instructions::invvpid(Invalidation::SingleContext, vpid.into()) };
-        match done {
-            Ok(()) => Ok(()),
-            // SAFETY: the caller's.
-            Err(_) => unsafe { self.invvpid_all() },
-        }
+        // SAFETY: `self` proves VMX operation, the caller the instruction.
+        unsafe { invvpid(vpid) }
     }
+}
 
-    /// # Safety
-    /// As for [`Vmx::invvpid`].
-    #[cold]
-    unsafe fn invvpid_all(&mut self) -> Result<(), VmFail> {
-        // SAFETY: as above.
-        unsafe { instructions::invvpid(Invalidation::AllContexts, 0) }
+/// # Safety
+/// The CPU is in VMX operation.
+#[inline(always)]
+unsafe fn invept(eptp: u64) -> Result<(), VmFail> {
+    add(Counted::Invepts, 1);
+    if cfg!(feature = "forget-invept") {
+        return Ok(());
     }
+    // SAFETY: the caller's. A kind that the CPU lacks is a VMfail, INVEPT as such comes with EPT.
+    match unsafe { instructions::invept(Invalidation::SingleContext, eptp) } {
+        Ok(()) => Ok(()),
+        // SAFETY: likewise.
+        Err(_) => unsafe { invept_all() },
+    }
+}
+
+/// # Safety
+/// As of [`invept`].
+#[cold]
+unsafe fn invept_all() -> Result<(), VmFail> {
+    // SAFETY: the caller's.
+    unsafe { instructions::invept(Invalidation::AllContexts, 0) }
+}
+
+/// # Safety
+/// The CPU is in VMX operation and has INVVPID.
+#[inline(always)]
+unsafe fn invvpid(vpid: u16) -> Result<(), VmFail> {
+    add(Counted::Invvpids, 1);
+    // SAFETY: the caller's. A kind that the CPU lacks is a VMfail.
+    match unsafe { instructions::invvpid(Invalidation::SingleContext, vpid.into()) } {
+        Ok(()) => Ok(()),
+        // SAFETY: likewise.
+        Err(_) => unsafe { invvpid_all() },
+    }
+}
+
+/// # Safety
+/// As of [`invvpid`].
+#[cold]
+unsafe fn invvpid_all() -> Result<(), VmFail> {
+    // SAFETY: the caller's.
+    unsafe { instructions::invvpid(Invalidation::AllContexts, 0) }
 }
 
 impl Drop for Vmx {
@@ -134,13 +168,18 @@ impl Drop for Vmx {
     }
 }
 
+#[cold]
+pub(super) fn invept_failed() {
+    log::error!("INVEPT failed");
+}
+
 fn clear_vmxe() {
     // SAFETY: the CPU is outside VMX operation, where the bit may be cleared.
     unsafe { Cr4::update(|cr4| cr4.remove(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS)) };
 }
 
 impl CurrentVmcs {
-    /// Enters the guest and returns at its next exit, with the exit-reason field; [`CurrentVmcs::entry_failure`] knows
+    /// Enters the guest and returns at its next exit, with the exit-reason field; [`OnCpu::entry_failure`] knows
     /// what any larger number means. An entry that failed on the guest's state is an exit with bit 31 of its reason set.
     ///
     /// It takes a right to enter, which says that no invalidation is owed. There is one way to come by one for a space,
@@ -220,10 +259,26 @@ impl CurrentVmcs {
         area.keep_selectors(|| code_mode(self) == Ok(CodeMode::Bits64));
         entered
     }
+}
 
-    /// Why VMLAUNCH or VMRESUME did not happen, where `entered`, which [`CurrentVmcs::enter`] returned, says so.
+// SAFETY: a CPU drops what INVEPT and INVVPID name before they are done; where it has no type for one context, all are dropped.
+unsafe impl OnCpu for CurrentVmcs {
+    #[inline(always)]
+    unsafe fn enter<const X87_SELECTORS: bool>(
+        &mut self,
+        right: Entered<'_>,
+        area: &mut EntryArea,
+    ) -> u64 {
+        // SAFETY: the caller's.
+        unsafe {
+            match X87_SELECTORS {
+                false => CurrentVmcs::enter(self, right, area),
+                true => self.enter_with_selectors(right, area),
+            }
+        }
+    }
     #[cold]
-    pub fn entry_failure(&self, entered: u64) -> Option<VmFail> {
+    fn entry_failure(&self, entered: u64) -> Option<VmFail> {
         match entered {
             entry::FAILED_INVALID => Some(VmFail::Invalid),
             entry::FAILED_VALID => Some(match self.read32(Field32::VmInstructionError) {
@@ -232,5 +287,33 @@ impl CurrentVmcs {
             }),
             _ => None,
         }
+    }
+    #[inline(always)]
+    fn invept(&mut self, eptp: u64) -> Result<(), VmFail> {
+        // SAFETY: `self` is there, so the CPU is in VMX operation.
+        unsafe { invept(eptp) }
+    }
+    #[inline(always)]
+    unsafe fn invvpid(&mut self, vpid: u16) -> Result<(), VmFail> {
+        // SAFETY: `self` is there, so the CPU is in VMX operation; it has INVVPID by the caller's word.
+        unsafe { invvpid(vpid) }
+    }
+    #[inline(always)]
+    fn breakpoint_addresses(&self) -> [u64; 4] {
+        cpu::breakpoint_addresses()
+    }
+    fn set_cr2(&mut self, address: u64) {
+        cpu::write_cr2(address);
+    }
+    fn update_dr6(&mut self, change: impl FnOnce(u64) -> u64) {
+        cpu::update_dr6(change);
+    }
+    unsafe fn set_switched(&mut self, index: u32, value: u64) {
+        // SAFETY: the caller's; the guest is loaded, so what is in the CPU is its own.
+        unsafe { cpu::write_switched(index, value) };
+    }
+    unsafe fn set_xcr0(&mut self, value: u64) {
+        // SAFETY: the caller's; CR4.OSXSAVE is on in the host where the CPU has XSAVE.
+        unsafe { cpu::xsetbv(value) };
     }
 }
