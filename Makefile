@@ -9,7 +9,7 @@ GUESTS  := --release --package offshoot-guest --package offshoot-guests $(TRIPLE
 OPTIONS = --guests "$$GUEST" --cmdline "$$CMDLINE" --mem "$$MEM" --cpu "$$CPU" --emulator "$$EMULATOR" \
 	--boot "$$BOOT" --limit "$$LIMIT"
 # Each builds without those above it.
-LAYERS  := paging ept virt vmx vm host
+LAYERS  := paging ept virt vmx svm vm host
 SECONDS ?= 60
 TARGET  ?= walker walker-thorough spaces devices image cmdline
 RUNNER  = cargo build --package offshoot-runner --target-dir target && target/debug/offshoot-runner

@@ -1,7 +1,7 @@
 //! Offshoot: a type-1 hypervisor whose guests fork.
 //!
 //! The library is the hypervisor without the machine under it: [`frames`], [`paging`], [`ept`], [`virt`],
-//! [`vmx`], [`vm`] and [`host`], each of which imports only what stands before it in this list. What touches hardware is a thin edge; the
+//! [`vmx`], [`svm`], [`vm`] and [`host`], each of which imports only what stands before it in this list. What touches hardware is a thin edge; the
 //! rest is tested on the host.
 #![cfg_attr(not(test), no_std)]
 
@@ -18,6 +18,8 @@ pub mod host;
 pub mod paging;
 #[cfg(feature = "virt")]
 pub mod register_bits;
+#[cfg(feature = "svm")]
+pub mod svm;
 #[cfg(test)]
 mod testing;
 #[cfg(feature = "virt")]
