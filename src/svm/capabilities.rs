@@ -2,6 +2,7 @@
 //!
 //! CPUID comes before the one MSR: VM_CR exists where SVM does, and reading it elsewhere raises #GP.
 
+use core::arch::x86_64::CpuidResult;
 use core::fmt;
 
 use bit_field::BitField;
@@ -112,6 +113,8 @@ pub struct Capabilities {
     pub features: Features,
     /// Whether pages can be made not executable, which nested tables need as any others.
     pub no_execute: bool,
+    /// The bits of CR4 that there are.
+    pub cr4: u64,
     /// Which instructions there are whose intercepts came with them.
     pub instructions: Instructions,
     /// Bits of a physical address.
@@ -153,6 +156,7 @@ impl Capabilities {
             asids: leaf.ebx,
             features,
             no_execute: cpu.cpuid(EXTENDED_FEATURES, 0).edx.get_bit(20),
+            cr4: cr4_bits(cpu),
             instructions: Instructions {
                 rdpru: instructions.get_bit(4),
                 invlpgb: instructions.get_bit(3),
@@ -162,6 +166,32 @@ impl Capabilities {
             linear_bits,
         })
     }
+}
+
+/// The bits of CR4 that exist on this CPU: those that every CPU with SVM has, and those of features.
+fn cr4_bits(cpu: &impl CpuRead) -> u64 {
+    /// VME to OSXMMEXCPT.
+    const ALWAYS: u64 = 0x7ff;
+    let highest = cpu.cpuid(0, 0).eax;
+    let leaf = |leaf: u32| (highest >= leaf).then(|| cpu.cpuid(leaf, 0));
+    let (one, seven) = (leaf(1), leaf(7));
+    let ecx = |leaf: Option<CpuidResult>| leaf.map_or(0, |leaf| leaf.ecx);
+    let ebx = |leaf: Option<CpuidResult>| leaf.map_or(0, |leaf| leaf.ebx);
+    [
+        // UMIP, LA57, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE, CET.
+        (11, ecx(seven), 2),
+        (12, ecx(seven), 16),
+        (16, ebx(seven), 0),
+        (17, ecx(one), 17),
+        (18, ecx(one), 26),
+        (20, ebx(seven), 7),
+        (21, ebx(seven), 20),
+        (22, ecx(seven), 3),
+        (23, ecx(seven), 7),
+    ]
+    .into_iter()
+    .filter(|(_, register, bit)| register >> bit & 1 != 0)
+    .fold(ALWAYS, |bits, (cr4, ..)| bits | 1 << cr4)
 }
 
 /// That SVM and its leaf are there: the highest extended leaf.

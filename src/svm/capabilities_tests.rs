@@ -1,4 +1,3 @@
-use core::arch::x86_64::CpuidResult;
 use std::collections::BTreeMap;
 
 use super::*;
@@ -64,6 +63,7 @@ pub fn qemu() -> Profile {
         b"AuthenticAMD",
         &[
             (1, [0x663, 0x800, 0xf6fa_3203, 0x0783_fbfd]),
+            (7, [0, 0x219c_07ab, 0x40_0000 | 1 << 2 | 1 << 3, 0]),
             (0x8000_0000, [0x8000_000a, 0, 0, 0]),
             (0x8000_0001, [0x663, 0, 0x175, 0x2fd3_fbfd]),
             (0x8000_0008, [0x3028, 0x101_0200, 0, 0]),
@@ -137,6 +137,21 @@ fn what_the_cpu_says_is_kept() {
         mcommit: true,
     };
     assert_eq!(found.instructions, all);
+}
+
+#[test]
+fn the_bits_of_cr4_follow_the_features() {
+    let of = |profile: &Profile| Capabilities::discover(profile).unwrap().cr4;
+    // FSGSBASE, OSXSAVE, SMEP, SMAP, PKE and UMIP.
+    let features = 1 << 16 | 1 << 18 | 1 << 20 | 1 << 21 | 1 << 22 | 1 << 11;
+    // PCID is not there without hardware.
+    let with_pcid = of(&qemu()) & 1 << 17;
+    assert_eq!(of(&qemu()) & !with_pcid, 0x7ff | features);
+    let mut old = qemu();
+    old.change(0, |leaf| leaf.eax = 1);
+    assert_eq!(of(&old) & !with_pcid, 0x7ff | 1 << 18);
+    old.change(0, |leaf| leaf.eax = 0);
+    assert_eq!(of(&old), 0x7ff);
 }
 
 #[test]

@@ -8,7 +8,9 @@ use super::feature::{Feature, Features};
 use super::fields::{EXIT_CODE, EXIT_INFO_1, EXIT_INFO_2};
 use super::nested_fault::NestedFault;
 use super::neutral::{Gpr, IoSize};
-use super::reason::{CR_WRITE, DR_READ, DR_WRITE, EXCEPTION, EXCEPTIONS_END, INVALID, Reason};
+use super::reason::{
+    CR_READ, CR_WRITE, DR_READ, DR_WRITE, EXCEPTION, EXCEPTIONS_END, INVALID, Reason,
+};
 use super::vmcb::Vmcb;
 use crate::addr::Gpa;
 
@@ -149,7 +151,7 @@ impl Exit {
             write: number & 0x10 != 0,
             gpr: is_mov.then(|| Gpr::from_low_bits(information)),
         };
-        if number < CR_WRITE + 16 {
+        if (CR_READ..CR_WRITE + 16).contains(&number) {
             return Self::Cr(access(assists && information.get_bit(63)));
         }
         if (DR_READ..DR_WRITE + 16).contains(&number) {

@@ -171,6 +171,13 @@ impl Vmcb {
         }
     }
 
+    /// Fills a field, whatever it is.
+    #[cfg(test)]
+    pub(super) fn fill_for_test(&mut self, named: &fields::Named, byte: u8) {
+        let range = named.offset as usize..(named.offset + named.bytes) as usize;
+        self.0[range].fill(byte);
+    }
+
     /// Each field that has a name, with its value.
     pub fn named(&self) -> impl Iterator<Item = (&'static fields::Named, u64)> {
         FIELDS.iter().map(|named| {
