@@ -11,6 +11,7 @@ mod host;
 mod passthrough;
 mod run;
 mod selftest;
+mod svm;
 
 use boot::console::{self, say};
 use boot::info::{self, BootInfo};
@@ -86,6 +87,9 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
             "{} MiB of memory are not used: this CPU cannot address them",
             boot.beyond >> 20
         );
+    }
+    if options.selftest == Some(svm::NAME) {
+        svm::run(frames);
     }
     let elsewhere = |which| {
         test.is_some() || mtrr::SelfTest::of(which).is_some() || GuestTest::of(which).is_some()

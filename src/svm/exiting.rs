@@ -3,6 +3,7 @@
 //! It is known already what has exited, so this only finds the end of a few instructions, and makes sure that the bytes are one
 //! of those: a guest may have changed them meanwhile.
 
+use super::event::Injection;
 use super::exit::Exit;
 use super::neutral::{CodeMode, Gpr};
 use super::reason::Reason;
@@ -78,6 +79,19 @@ pub fn exiting_instruction(exit: &Exit, mode: CodeMode, bytes: &[u8]) -> Option<
         length: (prefixes.length + opcode) as u8,
         gpr,
     })
+}
+
+/// The bytes of the instruction that has asked for `event`, whose delivery an exit has interrupted: RIP is still at it, but what is
+/// pushed is what comes behind it. `None` where the bytes are none that do.
+pub fn asking_instruction(event: Injection, mode: CodeMode, bytes: &[u8]) -> Option<u8> {
+    let bytes = bytes.get(..LONGEST).unwrap_or(bytes);
+    let Prefixes { length, .. } = Prefixes::read(bytes, mode);
+    let opcode = match (bytes.get(length..)?, event.vector()) {
+        ([0xcd, vector, ..], asked) if *vector == asked => 2,
+        ([0xcc, ..], 3) | ([0xce, ..], 4) => 1,
+        _ => return None,
+    };
+    event.is_software().then_some((length + opcode) as u8)
 }
 
 /// An opcode without operands.

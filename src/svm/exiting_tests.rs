@@ -2,6 +2,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic};
 use proptest::prelude::*;
 
 use super::super::exit::RegisterAccess;
+use super::super::fields::EXIT_INTERRUPTION;
+use super::super::vmcb::Vmcb;
 use super::*;
 
 const MODES: [CodeMode; 3] = [CodeMode::Bits16, CodeMode::Bits32, CodeMode::Bits64];
@@ -164,6 +166,36 @@ fn an_instruction_has_at_most_15_bytes() {
     assert_eq!(found.length, 15);
     bytes.insert(0, 0x66);
     assert_eq!(exiting_instruction(&hlt, CodeMode::Bits64, &bytes), None);
+}
+
+#[test]
+fn what_has_asked_for_an_event_is_found() {
+    // As an exit tells them: INT 30h, INT3 and INTO; and an interrupt and #GP, which no instruction asks for.
+    let event = |bits| {
+        let mut vmcb = Vmcb::ZERO;
+        vmcb.set(EXIT_INTERRUPTION, bits);
+        Injection::interrupted(&vmcb).unwrap().unwrap()
+    };
+    let (int, int3, into) = (event(0x8000_0430), event(0x8000_0303), event(0x8000_0304));
+    for (event, bytes, length) in [
+        (int, vec![0xcd, 0x30], Some(2)),
+        (int, vec![0x48, 0xcd, 0x30], Some(3)),
+        (int, vec![0xcd, 0x31], None),
+        (int, vec![0xcd], None),
+        (int3, vec![0xcc], Some(1)),
+        // INT 3 in two bytes.
+        (int3, vec![0xcd, 3], Some(2)),
+        (into, vec![0xce], Some(1)),
+        (int3, vec![0xce], None),
+        (event(0x8000_0030), vec![0xcd, 0x30], None),
+        (event(0x8000_0b0d), vec![0xcd, 13], None),
+    ] {
+        assert_eq!(
+            asking_instruction(event, CodeMode::Bits64, &bytes),
+            length,
+            "{event:?}"
+        );
+    }
 }
 
 proptest! {

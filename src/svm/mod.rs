@@ -1,6 +1,6 @@
 //! The CPU of the other maker: what [`vmx`](crate::vmx) is for Intel's, for AMD's SVM.
 //!
-//! All of this is without inline assembly and is tested on the host.
+//! All of this but [`cpu`] is without inline assembly and is tested on the host.
 //!
 //! - What the CPU can do: [`capabilities`], [`feature`]; what we want of it: [`choice`], [`intercept`], [`permission_map`].
 //! - What it is given and gives back: [`vmcb`], [`fields`], [`segment`], [`start_state`].
@@ -12,6 +12,7 @@ pub mod advance;
 pub mod asid;
 pub mod capabilities;
 pub mod choice;
+pub mod cpu;
 pub mod dump;
 pub mod entry_check;
 pub mod event;

@@ -2,6 +2,8 @@
 
 pub(super) use crate::ept::{Access, Cause};
 pub(super) use crate::virt::Gpr;
+pub(super) use crate::virt::GuestRegs;
+pub(super) use crate::virt::cpu::ExtendedState;
 pub(super) use crate::virt::cpuid::{CpuRead, address_bits};
 pub(super) use crate::virt::event::EventKind;
 pub(super) use crate::virt::io::IoSize;

@@ -7,7 +7,7 @@
 use core::fmt;
 use core::marker::PhantomData;
 
-use super::fields::{self, CLEAN, FIELDS, SELECTOR_OF_ES};
+use super::fields::{self, CLEAN, FIELDS};
 use super::intercept::Intercepts;
 
 /// Bytes of a VMCB.
@@ -44,6 +44,8 @@ impl Clean {
     pub const CR2: Self = Self(1 << 9);
     /// What records branches.
     pub const BRANCHES: Self = Self(1 << 10);
+    /// Those of them that are of the save area.
+    pub const SAVED: Self = Self(0x7f0);
     /// Every group whose fields we ever change.
     pub const ALL: Self = Self(0x7ff);
 }
@@ -164,8 +166,13 @@ impl Vmcb {
 
     /// Copies the save area up to its last field that VMRUN loads.
     pub fn copy_save_area(&mut self, from: &Self) {
-        let end = fields::DEBUGCTL.offset() as usize + 8;
-        let range = SELECTOR_OF_ES.offset() as usize..end;
+        self.copy(SAVE_AREA..fields::DEBUGCTL.offset() as usize + 8, from);
+    }
+    /// Copies the control area.
+    pub fn copy_control_area(&mut self, from: &Self) {
+        self.copy(0..SAVE_AREA, from);
+    }
+    fn copy(&mut self, range: core::ops::Range<usize>, from: &Self) {
         if let (Some(to), Some(from)) = (self.0.get_mut(range.clone()), from.0.get(range)) {
             to.copy_from_slice(from);
         }
@@ -280,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_copy_has_what_an_entry_loads_and_no_controls() {
+    fn each_area_is_copied_alone() {
         let mut vmcb = Vmcb([0xaa; VMCB_SIZE]);
         vmcb.copy_save_area(&Vmcb([0x55; VMCB_SIZE]));
         for (named, value) in vmcb.named() {
@@ -288,6 +295,11 @@ mod tests {
             let copied = of_guest && named.offset <= DEBUGCTL.offset();
             let byte = if copied { 0x55 } else { 0xaa };
             assert_eq!(value as u8, byte, "{}", named.name);
+        }
+        vmcb.copy_control_area(&Vmcb([0x11; VMCB_SIZE]));
+        for (named, value) in vmcb.named() {
+            let of_guest = named.offset as usize >= SAVE_AREA;
+            assert_eq!(value as u8 == 0x11, !of_guest, "{}", named.name);
         }
     }
 }
