@@ -19,9 +19,11 @@ use crate::frames::{FrameAllocator, PhysMem};
 
 /// An exit by a port instruction.
 #[derive(Clone, Copy, Debug)]
-pub struct PortExit<P> {
+pub struct PortExit<D, P> {
     /// IN or OUT of a byte. What it is else, [`Processor::port_access`] tells.
     pub byte: Option<IoAccess>,
+    /// All that the CPU tells of it.
+    pub detail: D,
     /// DR7.
     pub dr7: u64,
     /// Where it is, for [`Processor::advance_from`].
@@ -119,6 +121,8 @@ pub trait Processor: Invalidate {
     type Error: Copy + fmt::Debug;
     /// Why it could not be entered.
     type EntryError: Copy + fmt::Debug;
+    /// What the CPU tells of a port instruction.
+    type PortDetail: Copy;
     /// Where an instruction is that exited.
     type Place: Copy;
 
@@ -161,9 +165,9 @@ pub trait Processor: Invalidate {
     ///
     /// # Errors
     /// The state cannot be read.
-    fn port_exit(&self) -> Result<PortExit<Self::Place>, Self::Error>;
-    /// The port instruction at this place, if it is one that there is.
-    fn port_access(place: Self::Place) -> Option<IoAccess>;
+    fn port_exit(&self) -> Result<PortExit<Self::PortDetail, Self::Place>, Self::Error>;
+    /// The port instruction of which this is told, if it is one that there is.
+    fn port_access(detail: Self::PortDetail) -> Option<IoAccess>;
     /// What the CPU tells of INS or OUTS, on one that does.
     ///
     /// # Errors

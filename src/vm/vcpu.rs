@@ -123,6 +123,7 @@ impl Vcpu {
     }
 
     /// A processor without any state. The entry area has to be filled before it is used.
+    #[inline(always)]
     fn new<M: PhysMem>(machine: &mut Machine<'_, M>) -> Result<Self, VcpuError> {
         let control = GuestControl::new(&mut machine.cpu, machine.frames)?;
         let area = match machine.frames.alloc() {

@@ -47,6 +47,11 @@ const PDPTES: [Field64; 4] = [
     Field64::GuestPdpte3,
 ];
 
+/// What [`OnCpu::enter`] returns where the entry failed, larger than any exit-reason field: VMfailInvalid.
+pub(super) const FAILED_INVALID: u64 = 1 << 32;
+/// VMfailValid.
+pub(super) const FAILED_VALID: u64 = FAILED_INVALID | 1;
+
 /// Why a guest could not be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryError {
@@ -83,7 +88,17 @@ pub unsafe trait OnCpu: Vmcs {
         area: &mut EntryArea,
     ) -> u64;
     /// Why VMLAUNCH or VMRESUME did not happen, where `entered` says so.
-    fn entry_failure(&self, entered: u64) -> Option<VmFail>;
+    #[cold]
+    fn entry_failure(&self, entered: u64) -> Option<VmFail> {
+        match entered {
+            FAILED_INVALID => Some(VmFail::Invalid),
+            FAILED_VALID => Some(match self.read32(Field32::VmInstructionError) {
+                Ok(number) => VmFail::from_number(number),
+                Err(VmcsError { fail, .. }) => fail,
+            }),
+            _ => None,
+        }
+    }
     /// INVEPT of one EPT pointer, or of all where the CPU can only do that.
     ///
     /// # Errors
@@ -133,7 +148,6 @@ pub struct Loaded<'c, V> {
 /// An instruction that exited.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    qualification: u64,
     rip: u64,
     length: u64,
     interruptibility: u64,
@@ -173,6 +187,8 @@ unsafe impl<V: OnCpu> Invalidate for Loaded<'_, V> {
 impl<V: OnCpu> Processor for Loaded<'_, V> {
     type Error = VmcsError;
     type EntryError = EntryError;
+    /// The exit qualification.
+    type PortDetail = u64;
     type Place = Place;
 
     fn get_ready(&mut self, eptp: Eptp, ticks: u64) -> Result<(), VmcsError> {
@@ -223,7 +239,7 @@ impl<V: OnCpu> Processor for Loaded<'_, V> {
     }
 
     #[inline(always)]
-    fn port_exit(&self) -> Result<PortExit<Place>, VmcsError> {
+    fn port_exit(&self) -> Result<PortExit<u64, Place>, VmcsError> {
         let [qualification, dr7, rip, length, interruptibility, rflags] = self.vmcs.read_six([
             FieldNatural::ExitQualification.into(),
             FieldNatural::GuestDr7.into(),
@@ -235,8 +251,8 @@ impl<V: OnCpu> Processor for Loaded<'_, V> {
         Ok(PortExit {
             byte: byte_access(qualification),
             dr7,
+            detail: qualification,
             place: Place {
-                qualification,
                 rip,
                 length,
                 interruptibility,
@@ -244,8 +260,8 @@ impl<V: OnCpu> Processor for Loaded<'_, V> {
             },
         })
     }
-    fn port_access(place: Place) -> Option<IoAccess> {
-        io_access(place.qualification)
+    fn port_access(qualification: u64) -> Option<IoAccess> {
+        io_access(qualification)
     }
     fn port_string(&self) -> Result<Option<PortString>, VmcsError> {
         if !self.capabilities.basic.reports_ins_outs() {
@@ -512,7 +528,6 @@ impl<V: OnCpu> Processor for Loaded<'_, V> {
             length,
             interruptibility,
             rflags,
-            ..
         } = place;
         advance_rip_from(&mut self.vmcs, rip, length, interruptibility, rflags)
     }

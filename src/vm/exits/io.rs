@@ -18,7 +18,6 @@ use crate::virt::Gpr;
 use crate::virt::control_registers::ControlRegisters;
 use crate::virt::exit::ExitReason;
 use crate::virt::io::IoAccess;
-use crate::virt::processor::PortExit;
 use crate::virt::{BreakpointHits, Breakpoints};
 
 impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
@@ -34,10 +33,10 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         let exit = self.processor.port_exit()?;
         // The frequent: IN or OUT of a byte, and no breakpoint to be met.
         let Some(access) = exit.byte else {
-            return self.other_port(exit);
+            return self.other_port(exit.detail, exit.dr7);
         };
         if Breakpoints::are_enabled(exit.dr7) {
-            return self.other_port(exit);
+            return self.other_port(exit.detail, exit.dr7);
         }
         self.access_port(access)?;
         self.processor.advance_from(exit.place)?;
@@ -69,8 +68,8 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
 
     /// Any port instruction.
     #[inline(never)]
-    fn other_port(&mut self, exit: PortExit<P::Place>) -> Result<Next, P::Error> {
-        let Some(access) = P::port_access(exit.place) else {
+    fn other_port(&mut self, detail: P::PortDetail, dr7: u64) -> Result<Next, P::Error> {
+        let Some(access) = P::port_access(detail) else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::IoInstruction));
         };
         if access.string {
@@ -78,7 +77,7 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         }
         self.access_port(access)?;
         self.processor.advance()?;
-        let breakpoints = self.processor.breakpoints(exit.dr7, self.processor.cr4()?);
+        let breakpoints = self.processor.breakpoints(dr7, self.processor.cr4()?);
         let met = breakpoints.map_or(BreakpointHits::NONE, |all| {
             all.on_port(access.port, access.size as u64)
         });

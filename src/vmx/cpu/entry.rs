@@ -8,18 +8,11 @@ use super::guard::before_entry;
 use crate::counting::{counted_line, if_counting};
 use crate::virt::cpu::{EntryArea, REGS, RSP, SELECTORS};
 
-/// What [`enter`] returns where the entry failed: larger than any exit-reason field.
-const FAILED: u64 = 1 << 32;
-/// VMfailInvalid.
-pub(super) const FAILED_INVALID: u64 = FAILED;
-/// VMfailValid.
-pub(super) const FAILED_VALID: u64 = FAILED | 1;
-
 const HOST_MXCSR: u32 = 0x1f80;
 static MXCSR: u32 = HOST_MXCSR;
 
-/// Enters the guest of the current VMCS and returns the exit-reason field at its next exit, or [`FAILED_INVALID`] or
-/// [`FAILED_VALID`].
+/// Enters the guest of the current VMCS and returns the exit-reason field at its next exit, or [`FAILED_INVALID`](super::super::loaded::FAILED_INVALID) or
+/// [`FAILED_VALID`](super::super::loaded::FAILED_VALID).
 ///
 /// Nobody keeps note whether the VMCS is launched: VMRESUME says when it is not, which is once in a VMCS's life.
 ///

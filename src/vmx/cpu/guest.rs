@@ -68,7 +68,7 @@ impl GuestVmcs {
     ///
     /// # Errors
     /// No frame for it.
-    #[inline]
+    #[inline(always)]
     pub fn new<M: PhysMem>(
         cpu: &mut Operation,
         frames: &FrameAllocator<M>,
@@ -80,7 +80,7 @@ impl GuestVmcs {
     }
 
     /// Writes all of it but the guest's state.
-    #[inline]
+    #[inline(always)]
     fn set_up(
         &self,
         cpu: &mut Operation,
@@ -94,7 +94,7 @@ impl GuestVmcs {
         Ok(vmcs)
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_controls(
         &self,
         cpu: &Operation,
@@ -160,7 +160,7 @@ impl GuestVmcs {
     ///
     /// # Errors
     /// The VMCS cannot be loaded or written.
-    #[inline]
+    #[inline(always)]
     pub fn assume(
         &mut self,
         cpu: &mut Operation,

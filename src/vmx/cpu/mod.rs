@@ -16,11 +16,11 @@ pub use instructions::CurrentVmcs;
 pub use operation::{Found, Operation, StartError};
 pub use prepare::{UnmetFixedBits, prepare};
 
+use super::Field64;
 use super::instruction_error::VmFail;
 use super::loaded::OnCpu;
 use super::segments::code_mode;
 use super::vmcs::Vmcs;
-use super::{Field32, Field64, VmcsError};
 use crate::addr::Hpa;
 use crate::counting::{Counted, add};
 use crate::ept::Entered;
@@ -275,17 +275,6 @@ unsafe impl OnCpu for CurrentVmcs {
                 false => CurrentVmcs::enter(self, right, area),
                 true => self.enter_with_selectors(right, area),
             }
-        }
-    }
-    #[cold]
-    fn entry_failure(&self, entered: u64) -> Option<VmFail> {
-        match entered {
-            entry::FAILED_INVALID => Some(VmFail::Invalid),
-            entry::FAILED_VALID => Some(match self.read32(Field32::VmInstructionError) {
-                Ok(number) => VmFail::from_number(number),
-                Err(VmcsError { fail, .. }) => fail,
-            }),
-            _ => None,
         }
     }
     #[inline(always)]
