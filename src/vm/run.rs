@@ -306,3 +306,6 @@ fn set_cpuid(regs: &mut GuestRegs, answer: &CpuidResult) {
     regs.set(Gpr::Rcx, answer.ecx.into());
     regs.set(Gpr::Rdx, answer.edx.into());
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,8 @@ pub mod interruption;
 pub mod loaded;
 pub mod pml;
 pub mod qualification;
+#[cfg(test)]
+mod scripted;
 pub mod segments;
 pub mod start_state;
 pub mod vmcs;
@@ -51,5 +53,7 @@ pub(crate) mod fake {
     pub(crate) use super::capabilities::tests::{
         Profile, haswell, lynnfield, penryn, tigerlake, westmere,
     };
+    pub(crate) use super::scripted::{ScriptedVmcs, Step, left};
+    pub(crate) use super::start_state::tests::host;
     pub(crate) use super::vmcs::FakeVmcs;
 }
