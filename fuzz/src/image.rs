@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use offshoot::addr::{AddrRange, Address, Gpa, Gva, PAGE_SIZE};
 use offshoot::paging::{Content, Entry, Format, GuestAmd64, TableReadOps, Write, query};
-use offshoot::vm::loader::{GuestMemory, Image, MappedData, Plan, RegionKind, load};
+use offshoot::vm::loader::{GuestMemory, Image, MappedData, Plan, AreaKind, load};
 
 use crate::Bytes;
 
@@ -147,12 +147,12 @@ pub fn run(input: &[u8]) {
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
     let mut last = PAGE_SIZE;
-    for region in plan.regions() {
+    for area in plan.areas() {
         assert!(
-            region.range.start().is_aligned(PAGE_SIZE) && region.range.start().as_u64() >= last
+            area.range.start().is_aligned(PAGE_SIZE) && area.range.start().as_u64() >= last
         );
-        last = end(region.range);
-        assert!(last <= memory || region.kind == RegionKind::Data);
+        last = end(area.range);
+        assert!(last <= memory || area.kind == AreaKind::Data);
     }
     let mut written = Memory {
         pages: HashMap::new(),
@@ -165,13 +165,13 @@ pub fn run(input: &[u8]) {
         let (file, rest) = found.split_at(segment.file.len().min(found.len()));
         assert!(segment.file.starts_with(file) && rest.iter().all(|byte| *byte == 0));
     }
-    // Through the tables, every region is where it is, and may be used as it says.
+    // Through the tables, every area is where it is, and may be used as it says.
     let tables = Tables(&written, start.cr3);
-    for region in plan.regions() {
-        let (first, last) = (region.range.start(), end(region.range) - 1);
+    for area in plan.areas() {
+        let (first, last) = (area.range.start(), end(area.range) - 1);
         for at in [first.as_u64(), last]
             .iter()
-            .filter(|_| region.range.len() > 0)
+            .filter(|_| area.range.len() > 0)
         {
             let found = query(&tables, Gva::new(*at)).expect("tables that were built");
             let attr = found.and_then(|leaf| {
@@ -181,11 +181,11 @@ pub fn run(input: &[u8]) {
                     _ => None,
                 }
             });
-            let write = match region.write {
+            let write = match area.write {
                 true => Write::Allowed,
                 false => Write::Denied,
             };
-            assert_eq!(attr, region.read.then_some((write, region.execute)));
+            assert_eq!(attr, area.read.then_some((write, area.execute)));
         }
     }
     let null = query(&tables, Gva::new(0)).expect("tables that were built");

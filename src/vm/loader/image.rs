@@ -20,7 +20,7 @@ pub const SEGMENTS_MAX: usize = 16;
 
 /// A segment: where it lies, what of it is in the file, and what may be done to it. Its GVA is its GPA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment<'a> {
+pub struct LoadSegment<'a> {
     /// Its bytes in memory.
     pub range: AddrRange<Gpa>,
     /// The first of them; the others are zero.
@@ -33,7 +33,7 @@ pub struct Segment<'a> {
     pub execute: bool,
 }
 
-impl Segment<'_> {
+impl LoadSegment<'_> {
     /// The whole pages it lies in.
     pub fn pages(&self) -> AddrRange<Gpa> {
         pages(self.range).unwrap_or(self.range)
@@ -55,7 +55,7 @@ fn pages(range: AddrRange<Gpa>) -> Option<AddrRange<Gpa>> {
 pub struct Image<'a> {
     entry: Gpa,
     /// Not empty, by address, no two on one page, none on page 0.
-    segments: ArrayVec<Segment<'a>, SEGMENTS_MAX>,
+    segments: ArrayVec<LoadSegment<'a>, SEGMENTS_MAX>,
 }
 
 /// Something unwise about an image that does not keep it from running.
@@ -82,7 +82,7 @@ impl<'a> Image<'a> {
     /// What of the file is not a static x86-64 program, or is malformed, with its place.
     pub fn parse(file: &'a [u8]) -> Result<Self, LoadError> {
         let elf = check_header(file)?;
-        let mut segments = ArrayVec::<Segment<'a>, SEGMENTS_MAX>::new();
+        let mut segments = ArrayVec::<LoadSegment<'a>, SEGMENTS_MAX>::new();
         for header in program_headers(file, &elf)? {
             match header.p_type {
                 // An empty dynamic section asks for nothing.
@@ -113,7 +113,7 @@ impl<'a> Image<'a> {
     }
 
     /// The segments, by address. No two lie on one page, and none on page 0.
-    pub fn segments(&self) -> &[Segment<'a>] {
+    pub fn segments(&self) -> &[LoadSegment<'a>] {
         &self.segments
     }
 
@@ -199,7 +199,7 @@ fn bytes(file: &[u8], offset: u64, len: u64) -> Result<&[u8], LoadError> {
 fn check_segment<'a>(
     file: &'a [u8],
     header: &ProgramHeader,
-) -> Result<Option<Segment<'a>>, LoadError> {
+) -> Result<Option<LoadSegment<'a>>, LoadError> {
     let address = Gpa::new(header.p_vaddr);
     if header.p_filesz > header.p_memsz {
         let (file, memory) = (header.p_filesz, header.p_memsz);
@@ -218,7 +218,7 @@ fn check_segment<'a>(
     if pages(range).ok_or(wraps)?.start() == Gpa::new(0) {
         return Err(LoadError::NullPage);
     }
-    Ok(Some(Segment {
+    Ok(Some(LoadSegment {
         range,
         file: bytes(file, header.p_offset, header.p_filesz)?,
         read: header.p_flags & PF_R != 0,
@@ -227,7 +227,7 @@ fn check_segment<'a>(
     }))
 }
 
-fn check_overlap(segments: &[Segment<'_>]) -> Result<(), LoadError> {
+fn check_overlap(segments: &[LoadSegment<'_>]) -> Result<(), LoadError> {
     for (segment, next) in segments.iter().zip(segments.iter().skip(1)) {
         let page = next.pages().start();
         if segment.pages().contains(page) {
@@ -237,7 +237,7 @@ fn check_overlap(segments: &[Segment<'_>]) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn check_entry(entry: u64, segments: &[Segment<'_>]) -> Result<(), LoadError> {
+fn check_entry(entry: u64, segments: &[LoadSegment<'_>]) -> Result<(), LoadError> {
     if segments.is_empty() {
         return Err(LoadError::NoSegments);
     }
@@ -339,7 +339,7 @@ mod tests {
     fn parsed(elf: &ElfFile) -> Result<Vec<(u64, u64)>, LoadError> {
         let bytes = elf.bytes();
         let image = Image::parse(&bytes)?;
-        let each = |s: &Segment<'_>| (s.range.start().as_u64(), s.file.len() as u64);
+        let each = |s: &LoadSegment<'_>| (s.range.start().as_u64(), s.file.len() as u64);
         Ok(image.segments().iter().map(each).collect())
     }
 

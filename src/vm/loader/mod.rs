@@ -9,7 +9,7 @@ pub(crate) mod testing;
 mod write;
 
 pub use error::LoadError;
-pub use image::{Image, SEGMENTS_MAX, Segment, Warning};
+pub use image::{Image, LoadSegment, SEGMENTS_MAX, Warning};
 pub use memory::{GuestMemory, MemoryFault};
-pub use plan::{MappedData, Plan, Region, RegionKind, STACK_SIZE};
+pub use plan::{Area, AreaKind, MappedData, Plan, STACK_SIZE};
 pub use write::{Start, WriteError, load};

@@ -19,9 +19,9 @@ pub const STACK_SIZE: u64 = 64 << 10;
 /// GVA = GPA, so guest memory must lie in the lower half of the canonical addresses.
 const MEMORY_MAX: u64 = 1 << 47;
 
-/// What a region of guest memory is for.
+/// What an area of guest memory is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RegionKind {
+pub enum AreaKind {
     /// A segment of the image, by its place in [`Image::segments`].
     Segment(usize),
     /// The stack.
@@ -57,11 +57,11 @@ impl MappedData {
 
 /// Whole pages of guest memory with one purpose and one set of permissions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Region {
+pub struct Area {
     /// The pages.
     pub range: AddrRange<Gpa>,
     /// What they are for.
-    pub kind: RegionKind,
+    pub kind: AreaKind,
     /// Whether they may be read; if not, they are not mapped.
     pub read: bool,
     /// Whether they may be written.
@@ -71,7 +71,7 @@ pub struct Region {
 }
 
 /// Segments, stack, start information, tables, heap, data.
-type Regions = ArrayVec<Region, { SEGMENTS_MAX + 5 }>;
+type Areas = ArrayVec<Area, { SEGMENTS_MAX + 5 }>;
 
 /// Where everything lies in the memory of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub struct Plan {
     pub test_device: Option<Gpa>,
     /// Devices of the machine, wherever they are; not mapped.
     pub passthrough: [Device; PASSTHROUGH_MAX],
-    regions: Regions,
+    areas: Areas,
 }
 
 impl Plan {
@@ -122,7 +122,7 @@ impl Plan {
         }
         let contents = Contents {
             entry: image.entry(),
-            segments: segment_regions(image),
+            segments: segment_areas(image),
             data,
             largest_leaf: if gib_pages {
                 PageSize::Size1G
@@ -131,7 +131,7 @@ impl Plan {
             },
         };
         let mut segments = contents.segments.iter();
-        if let Some(outside) = segments.find(|region| end(region.range) > memory) {
+        if let Some(outside) = segments.find(|area| end(area.range) > memory) {
             return Err(LoadError::OutsideMemory {
                 segment: outside.range,
                 memory,
@@ -147,9 +147,9 @@ impl Plan {
         })
     }
 
-    /// Every region, by address. No two share a page; page 0 and the guard pages are in none.
-    pub fn regions(&self) -> &[Region] {
-        &self.regions
+    /// Every area, by address. No two share a page; page 0 and the guard pages are in none.
+    pub fn areas(&self) -> &[Area] {
+        &self.areas
     }
 
     /// The same with a test device.
@@ -197,22 +197,22 @@ fn between(start: u64, end: u64) -> Option<AddrRange<Gpa>> {
     AddrRange::new(Gpa::new(start), end.checked_sub(start)?)
 }
 
-fn segment_regions(image: &Image<'_>) -> Regions {
-    let region = |(index, segment): (usize, &super::Segment<'_>)| Region {
+fn segment_areas(image: &Image<'_>) -> Areas {
+    let area = |(index, segment): (usize, &super::LoadSegment<'_>)| Area {
         range: segment.pages(),
-        kind: RegionKind::Segment(index),
+        kind: AreaKind::Segment(index),
         // A present entry always allows reading.
         read: segment.read || segment.write || segment.execute,
         write: segment.write,
         execute: segment.execute,
     };
-    image.segments().iter().enumerate().map(region).collect()
+    image.segments().iter().enumerate().map(area).collect()
 }
 
 /// What a guest's memory is to hold.
 struct Contents {
     entry: Gpa,
-    segments: Regions,
+    segments: Areas,
     data: Option<MappedData>,
     largest_leaf: PageSize,
 }
@@ -224,7 +224,7 @@ impl Contents {
         // The tables are mapped too, so their number depends on itself. It only ever grows here, and by little.
         loop {
             let plan = self.plan_with(memory, tables)?;
-            let needed = count_tables(&plan.regions, self.largest_leaf);
+            let needed = count_tables(&plan.areas, self.largest_leaf);
             if needed <= tables {
                 return Some(plan);
             }
@@ -243,23 +243,23 @@ impl Contents {
         let start_info = between(start(tables) - PAGE_SIZE, start(tables))?;
         let stack = between(start(start_info) - STACK_SIZE, start(start_info))?;
 
-        let mut regions = self.segments.clone();
-        add(&mut regions, stack, RegionKind::Stack, true)?;
-        add(&mut regions, start_info, RegionKind::StartInfo, false)?;
-        add(&mut regions, tables, RegionKind::Tables, false)?;
-        let widest = gaps(&regions, memory).max_by_key(|gap| gap.len());
+        let mut areas = self.segments.clone();
+        add(&mut areas, stack, AreaKind::Stack, true)?;
+        add(&mut areas, start_info, AreaKind::StartInfo, false)?;
+        add(&mut areas, tables, AreaKind::Tables, false)?;
+        let widest = gaps(&areas, memory).max_by_key(|gap| gap.len());
         let within_guards = |gap| {
             between(start(gap) + PAGE_SIZE, end(gap) - PAGE_SIZE).filter(|heap| !heap.is_empty())
         };
         let heap = match widest.and_then(within_guards) {
-            Some(heap) => add(&mut regions, heap, RegionKind::Heap, true)?,
+            Some(heap) => add(&mut areas, heap, AreaKind::Heap, true)?,
             None => between(PAGE_SIZE, PAGE_SIZE)?,
         };
         // Last: it is no memory with gaps for the others.
         let data = match self.data {
             Some(data) => {
                 let range = data.place(memory)?;
-                add(&mut regions, pages(range)?, RegionKind::Data, data.write)?;
+                add(&mut areas, pages(range)?, AreaKind::Data, data.write)?;
                 Some(range)
             }
             None => None,
@@ -275,7 +275,7 @@ impl Contents {
             data,
             test_device: None,
             passthrough: [Device::default(); PASSTHROUGH_MAX],
-            regions,
+            areas,
         })
     }
 
@@ -284,7 +284,7 @@ impl Contents {
         let top = self
             .segments
             .last()
-            .map_or(PAGE_SIZE, |region| end(region.range));
+            .map_or(PAGE_SIZE, |area| end(area.range));
         let data = self
             .data
             .map_or(0, |data| data.len / PageSize::Size1G.bytes());
@@ -298,22 +298,22 @@ impl Contents {
     }
 }
 
-/// Puts a region that is not executable in its place.
+/// Puts an area that is not executable in its place.
 fn add(
-    regions: &mut Regions,
+    areas: &mut Areas,
     range: AddrRange<Gpa>,
-    kind: RegionKind,
+    kind: AreaKind,
     write: bool,
 ) -> Option<AddrRange<Gpa>> {
-    let place = regions.partition_point(|other| other.range.start() < range.start());
-    let region = Region {
+    let place = areas.partition_point(|other| other.range.start() < range.start());
+    let area = Area {
         range,
         kind,
         read: true,
         write,
         execute: false,
     };
-    regions.try_insert(place, region).ok()?;
+    areas.try_insert(place, area).ok()?;
     Some(range)
 }
 
@@ -324,21 +324,21 @@ fn block_len(tables: u64) -> Option<u64> {
         .checked_add(PAGE_SIZE + STACK_SIZE + PAGE_SIZE)
 }
 
-/// The ranges of memory above page 0 that no region holds, by address.
-fn gaps(regions: &[Region], memory: u64) -> impl Iterator<Item = AddrRange<Gpa>> {
-    let starts = regions
+/// The ranges of memory above page 0 that no area holds, by address.
+fn gaps(areas: &[Area], memory: u64) -> impl Iterator<Item = AddrRange<Gpa>> {
+    let starts = areas
         .iter()
-        .map(|region| region.range.start().as_u64())
+        .map(|area| area.range.start().as_u64())
         .chain([memory]);
     let ends = [PAGE_SIZE]
         .into_iter()
-        .chain(regions.iter().map(|region| end(region.range)));
+        .chain(areas.iter().map(|area| end(area.range)));
     ends.zip(starts)
         .filter_map(|(end, start)| between(end, start))
 }
 
-/// How many tables map `regions` to addresses equal to their own, with leaves as large as possible.
-fn count_tables(regions: &[Region], largest_leaf: PageSize) -> u64 {
+/// How many tables map `areas` to addresses equal to their own, with leaves as large as possible.
+fn count_tables(areas: &[Area], largest_leaf: PageSize) -> u64 {
     const ROOT: u64 = 1;
     let levels = [
         (PageSize::Size2M.bytes(), largest_leaf >= PageSize::Size2M),
@@ -347,13 +347,13 @@ fn count_tables(regions: &[Region], largest_leaf: PageSize) -> u64 {
     ];
     ROOT + levels
         .iter()
-        .map(|&(span, leaf)| count_spans(regions, span, leaf))
+        .map(|&(span, leaf)| count_spans(areas, span, leaf))
         .sum::<u64>()
 }
 
 /// How many aligned spans of `span` bytes need a table: those that hold a mapping and are not one leaf, where a
 /// leaf can be that large.
-fn count_spans(regions: &[Region], span: u64, leaf: bool) -> u64 {
+fn count_spans(areas: &[Area], span: u64, leaf: bool) -> u64 {
     let mut count = 0;
     let mut uncounted = 0; // the first span that is not counted yet
     let mut add = |first: u64, last: u64| {
@@ -363,11 +363,11 @@ fn count_spans(regions: &[Region], span: u64, leaf: bool) -> u64 {
             uncounted = last + 1;
         }
     };
-    for region in regions
+    for area in areas
         .iter()
-        .filter(|region| region.read && !region.range.is_empty())
+        .filter(|area| area.read && !area.range.is_empty())
     {
-        let (start, end) = (start(region.range), end(region.range));
+        let (start, end) = (start(area.range), end(area.range));
         let (first, last) = (start / span, (end - 1) / span);
         let (whole_first, whole_end) = (start.div_ceil(span), end / span);
         if leaf && whole_first < whole_end {
@@ -419,23 +419,18 @@ mod tests {
 
     /// What must hold of every plan.
     fn check(plan: &Plan) {
-        let regions = plan.regions();
-        for (a, b) in regions.iter().zip(&regions[1..]) {
+        let areas = plan.areas();
+        for (a, b) in areas.iter().zip(&areas[1..]) {
             assert!(end(a.range) <= b.range.start().as_u64(), "{a:?} {b:?}");
         }
-        for region in regions {
-            assert!(
-                region.range.start().is_aligned(PAGE_SIZE) && region.range.len() % PAGE_SIZE == 0
-            );
-            assert!(!region.range.is_empty());
-            let in_memory = end(region.range) <= plan.memory;
-            assert_eq!(in_memory, region.kind != RegionKind::Data, "{region:?}");
-            assert!(
-                region.range.start().as_u64() >= PAGE_SIZE,
-                "page 0 is mapped"
-            );
+        for area in areas {
+            assert!(area.range.start().is_aligned(PAGE_SIZE) && area.range.len() % PAGE_SIZE == 0);
+            assert!(!area.range.is_empty());
+            let in_memory = end(area.range) <= plan.memory;
+            assert_eq!(in_memory, area.kind != AreaKind::Data, "{area:?}");
+            assert!(area.range.start().as_u64() >= PAGE_SIZE, "page 0 is mapped");
         }
-        let mapped = |at: u64| regions.iter().any(|r| r.range.contains(Gpa::new(at)));
+        let mapped = |at: u64| areas.iter().any(|r| r.range.contains(Gpa::new(at)));
         assert!(
             !mapped(plan.stack.start().as_u64() - 1),
             "no guard page below the stack"
@@ -444,15 +439,15 @@ mod tests {
         if !plan.heap.is_empty() {
             assert!(!mapped(plan.heap.start().as_u64() - 1) && !mapped(end(plan.heap)));
         }
-        assert!(plan.tables.len() / PAGE_SIZE >= count_tables(regions, plan.largest_leaf));
+        assert!(plan.tables.len() / PAGE_SIZE >= count_tables(areas, plan.largest_leaf));
     }
 
     #[test]
     fn the_usual_layout() {
         let plan = plan_of(&small(), 64 * MIB, false).unwrap();
         check(&plan);
-        let kinds: Vec<_> = plan.regions().iter().map(|region| region.kind).collect();
-        use RegionKind::*;
+        let kinds: Vec<_> = plan.areas().iter().map(|area| area.kind).collect();
+        use AreaKind::*;
         assert_eq!(
             kinds,
             [
@@ -470,9 +465,9 @@ mod tests {
         assert_eq!(plan.tables.len(), 5 * PAGE_SIZE);
         assert_eq!(plan.heap.start().as_u64(), 0x209000);
         assert_eq!(end(plan.heap), plan.stack.start().as_u64() - PAGE_SIZE);
-        let executable: Vec<_> = plan.regions().iter().filter(|r| r.execute).collect();
+        let executable: Vec<_> = plan.areas().iter().filter(|r| r.execute).collect();
         assert_eq!(executable.len(), 1);
-        assert!(plan.regions().iter().all(|r| !(r.write && r.execute)));
+        assert!(plan.areas().iter().all(|r| !(r.write && r.execute)));
     }
 
     #[test]
@@ -506,9 +501,9 @@ mod tests {
                 (start, 5 * PAGE_SIZE + 1)
             );
             assert_eq!(plan.data_pages().unwrap().len(), 6 * PAGE_SIZE);
-            let region = plan.regions().last().unwrap();
-            assert_eq!(region.range, plan.data_pages().unwrap());
-            assert!(region.read && !region.write && !region.execute);
+            let area = plan.areas().last().unwrap();
+            assert_eq!(area.range, plan.data_pages().unwrap());
+            assert!(area.read && !area.write && !area.execute);
             assert!(end(plan.heap) <= memory);
         }
         assert_eq!(
@@ -571,7 +566,7 @@ mod tests {
         let file = small().load(Load::new(0x400000, 0).memory(0x10000));
         let plan = plan_of(&file, 16 * MIB, false).unwrap();
         let reserved = plan
-            .regions()
+            .areas()
             .iter()
             .find(|r| r.range.start().as_u64() == 0x400000)
             .unwrap();
@@ -616,10 +611,10 @@ mod tests {
     }
 
     /// Counts tables page by page instead of by arithmetic.
-    fn count_slowly(regions: &[Region], largest_leaf: PageSize) -> u64 {
+    fn count_slowly(areas: &[Area], largest_leaf: PageSize) -> u64 {
         let mut tables = std::collections::BTreeSet::from([(3, 0)]);
-        for region in regions.iter().filter(|region| region.read) {
-            let (mut at, end) = (region.range.start().as_u64(), end(region.range));
+        for area in areas.iter().filter(|area| area.read) {
+            let (mut at, end) = (area.range.start().as_u64(), end(area.range));
             while at < end {
                 let fits = |size: &PageSize| at % size.bytes() == 0 && end - at >= size.bytes();
                 let size = [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K]
@@ -657,7 +652,7 @@ mod tests {
             match plan_with_data(&file.unwrap(), pages * PAGE_SIZE, data, gib) {
                 Ok(plan) => {
                     check(&plan);
-                    assert_eq!(count_tables(plan.regions(), plan.largest_leaf), count_slowly(plan.regions(), plan.largest_leaf));
+                    assert_eq!(count_tables(plan.areas(), plan.largest_leaf), count_slowly(plan.areas(), plan.largest_leaf));
                 }
                 Err(LoadError::OutsideMemory { needed, .. }) => assert!(needed.is_some()),
                 Err(LoadError::TooLittleMemory { needed, memory }) => assert!(needed > memory),

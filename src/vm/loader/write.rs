@@ -5,7 +5,7 @@ use core::fmt;
 use offshoot_abi::{Device, StartInfo, VERSION};
 
 use super::memory::{GuestMemory, GuestTables, MemoryFault};
-use super::{Image, Plan, Region, RegionKind};
+use super::{Area, AreaKind, Image, Plan};
 use crate::addr::{AddrRange, Gpa, Gva};
 use crate::paging::{Amd64Attr, Content, PagingError, Write, map};
 
@@ -99,23 +99,23 @@ fn put<M: GuestMemory>(
         .map_err(|error| MemoryFault { address, error })
 }
 
-/// Maps every region of the plan that may be read. Accessed and dirty are set from the start, so that the CPU never
+/// Maps every area of the plan that may be read. Accessed and dirty are set from the start, so that the CPU never
 /// writes to the tables.
 fn build_tables<M: GuestMemory>(plan: &Plan, memory: &mut M) -> Result<(), WriteError<M::Error>> {
     let mut tables = GuestTables::new(memory, plan.tables);
     // The largest first: where there is no table yet, the walker need not look whether its entries are free.
-    let mapped = || plan.regions().iter().filter(|region| region.read);
-    let heap = mapped().filter(|region| region.kind == RegionKind::Heap);
-    for region in heap.chain(mapped().filter(|region| region.kind != RegionKind::Heap)) {
-        let start = region.range.start();
+    let mapped = || plan.areas().iter().filter(|area| area.read);
+    let heap = mapped().filter(|area| area.kind == AreaKind::Heap);
+    for area in heap.chain(mapped().filter(|area| area.kind != AreaKind::Heap)) {
+        let start = area.range.start();
         let content = Content::Page {
             phys: start,
-            attr: attributes(region),
+            attr: attributes(area),
         };
         let mapped = map(
             &mut tables,
             identity(start),
-            region.range.len(),
+            area.range.len(),
             content,
             plan.largest_leaf,
         );
@@ -128,15 +128,13 @@ fn build_tables<M: GuestMemory>(plan: &Plan, memory: &mut M) -> Result<(), Write
     Ok(())
 }
 
-fn attributes(region: &Region) -> Amd64Attr {
-    let write = if region.write {
+fn attributes(area: &Area) -> Amd64Attr {
+    let write = if area.write {
         Write::Allowed
     } else {
         Write::Denied
     };
-    Amd64Attr::READ
-        .with_write(write)
-        .with_execute(region.execute)
+    Amd64Attr::READ.with_write(write).with_execute(area.execute)
 }
 
 fn start_info_bytes(info: StartInfo) -> [u8; size_of::<StartInfo>()] {

@@ -129,11 +129,8 @@ fn every_page_has_its_own_permissions_and_no_other_is_mapped() {
     let (plan, memory, start) = loaded(64 * MIB, false);
     for page in 0..64 * MIB / PAGE_SIZE {
         let at = page * PAGE_SIZE + 0x123;
-        let region = plan
-            .regions()
-            .iter()
-            .find(|r| r.range.contains(Gpa::new(at)));
-        let expected = region.filter(|r| r.read).map(|r| (at, r.write, r.execute));
+        let area = plan.areas().iter().find(|r| r.range.contains(Gpa::new(at)));
+        let expected = area.filter(|r| r.read).map(|r| (at, r.write, r.execute));
         assert_eq!(walk(&memory, start.cr3.as_u64(), at), expected, "{at:#x}");
     }
     let at = |at| walk(&memory, start.cr3.as_u64(), at);
@@ -316,11 +313,11 @@ proptest::proptest! {
         let start = load(&image, &plan, &mut buffer).unwrap();
         let in_tables = |page: &&u64| plan.tables.contains(Gpa::new(**page * PAGE_SIZE));
         assert_eq!(buffer.pages.keys().filter(in_tables).count() as u64, plan.tables.len() / PAGE_SIZE);
-        for region in plan.regions() {
-            let last = region.range.last().unwrap().as_u64();
-            for at in [region.range.start().as_u64(), last] {
+        for area in plan.areas() {
+            let last = area.range.last().unwrap().as_u64();
+            for at in [area.range.start().as_u64(), last] {
                 let found = walk(&buffer, start.cr3.as_u64(), at);
-                assert_eq!(found, region.read.then_some((at, region.write, region.execute)), "{:?}", region.kind);
+                assert_eq!(found, area.read.then_some((at, area.write, area.execute)), "{:?}", area.kind);
             }
         }
     }
