@@ -9,8 +9,9 @@ use super::vcpu_state::VcpuState;
 use crate::addr::Gva;
 use crate::counting::{Counted, add};
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::virt::Gpr;
 use crate::virt::cpu::{EntryArea, Resident};
-use crate::virt::{Gpr, Processor};
+use crate::virt::processor::Registers;
 
 /// Why a processor could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
