@@ -1,6 +1,6 @@
 //! The allocator.
 
-use super::counts::{Counts, RECORD};
+use super::counts::{Counts, Record};
 use super::lists::{Lists, Retired};
 use super::ranges::SpanSet;
 use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
@@ -24,11 +24,6 @@ pub struct FrameAllocator<M> {
 }
 
 impl<M: PhysMem> FrameAllocator<M> {
-    /// Bytes that the counts of `frames` frames take. They are carved from the memory under management.
-    pub const fn count_bytes(frames: u64) -> u64 {
-        frames * RECORD
-    }
-
     /// An allocator over the whole frames in `usable` that no range in `reserved` touches. The ranges may come in any
     /// order, unaligned and overlapping.
     ///
@@ -191,14 +186,21 @@ impl<M: PhysMem> FrameAllocator<M> {
     /// [`FrameAllocator::free_retired`].
     #[inline(always)]
     pub fn retire(&self, frame: Frame, retired: &mut Retired) {
+        let near = self.counts.near(&self.mem, frame.address());
+        self.retire_by(near.map(|(_, record)| record), frame, retired);
+    }
+
+    /// The same, where the frame's own record is known.
+    #[inline(always)]
+    pub(super) fn retire_by(&self, record: Option<&Record>, frame: Frame, retired: &mut Retired) {
         let address = frame.into_raw();
-        if !self.counts.give_one_of_many(&self.mem, address) {
+        if !record.is_some_and(Record::give_one_of_many) {
             self.retire_last(address, retired);
         }
     }
 
     #[inline(never)]
-    pub(super) fn retire_last(&self, address: Hpa, retired: &mut Retired) {
+    fn retire_last(&self, address: Hpa, retired: &mut Retired) {
         if let Some((head, order)) = self.counts.give(&self.mem, address) {
             retired.push(&self.mem, &self.counts, head, order);
         }

@@ -24,6 +24,7 @@ mod alloc;
 mod audit;
 mod blocks;
 mod bytes;
+mod chained;
 mod content;
 mod counts;
 mod frame;
@@ -43,6 +44,7 @@ mod tests;
 
 pub use alloc::{FrameAllocator, ZeroedFrames};
 pub use audit::{Audit, Miscount};
+pub use chained::FrameList;
 pub use frame::{Frame, FrameError, FrameFigures, FrameRef};
 pub use lists::Retired;
 pub use memory_map::MemoryMap;

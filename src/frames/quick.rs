@@ -2,7 +2,6 @@
 
 use super::counts::{Largest, Record};
 use super::{Frame, FrameAllocator, PhysMem, Retired};
-use crate::addr::Hpa;
 
 /// The way to the counts of nearly all frames: those of the largest span.
 pub struct QuickCounts<'a, M>(Largest<'a, M>);
@@ -35,10 +34,7 @@ impl<M: PhysMem> QuickCounts<'_, M> {
     #[inline(always)]
     pub fn retire(&self, frames: &FrameAllocator<M>, frame: Frame, retired: &mut Retired) {
         let record = self.record(&frame);
-        let address = frame.into_raw();
-        if !record.is_some_and(Record::give_one_of_many) {
-            frames.retire_last(address, retired);
-        }
+        frames.retire_by(record, frame, retired);
     }
 
     #[inline(always)]
@@ -48,30 +44,20 @@ impl<M: PhysMem> QuickCounts<'_, M> {
 }
 
 /// A frame to which there was more than one reference when it was looked up: where its count is.
-pub struct OneOfMany<'a> {
-    address: Hpa,
-    record: &'a Record,
-}
+pub struct OneOfMany<'a>(&'a Record);
 
 impl<M: PhysMem> FrameAllocator<M> {
     /// The frame, if there are more references to it. `None` also where that is not quickly known: of a part of a larger block,
     /// and of what is not in the largest span.
     #[inline(always)]
     pub fn one_of_many(&self, frame: &Frame) -> Option<OneOfMany<'_>> {
-        let address = frame.address();
-        let (_, record) = self.counts.near(&self.mem, address)?;
-        record
-            .is_one_of_many()
-            .then_some(OneOfMany { address, record })
+        let (_, record) = self.counts.near(&self.mem, frame.address())?;
+        record.is_one_of_many().then_some(OneOfMany(record))
     }
 
-    /// As [`FrameAllocator::retire`], of a frame that was looked up.
+    /// As [`FrameAllocator::retire`], of a frame of which [`FrameAllocator::one_of_many`] has told `many`.
     #[inline(always)]
-    pub fn retire_one_of_many(&self, shared: OneOfMany<'_>, frame: Frame, retired: &mut Retired) {
-        let address = frame.into_raw();
-        debug_assert_eq!(address, shared.address);
-        if !shared.record.give_one_of_many() {
-            self.retire_last(address, retired);
-        }
+    pub fn retire_found(&self, many: Option<OneOfMany<'_>>, frame: Frame, retired: &mut Retired) {
+        self.retire_by(many.map(|OneOfMany(record)| record), frame, retired);
     }
 }

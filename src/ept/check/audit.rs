@@ -1,10 +1,10 @@
 //! Checking what must always hold of spaces, by walking everything.
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
-use crate::ept::regions::region::RegionKind;
 use crate::ept::spaces::space::{Space, Spaces};
 use crate::ept::tables::entry::Origin;
-use crate::ept::tables::table::Slot;
+use crate::ept::tables::table::TableSlot;
+use crate::ept::tables::zeroing::Zeroing;
 use crate::frames::{Audit, FrameError, Miscount, PhysMem};
 use crate::paging::{Content, Decoded, Ept, EptAttr, Format, Rights, Write};
 use core::fmt;
@@ -126,7 +126,7 @@ impl<M: PhysMem> Walk<'_, '_, M> {
             private: [true; _],
             told: [audit.is_some(); _],
         };
-        let top = space.tree.view(space.spaces.frames);
+        let top = space.tree.view(space.frames);
         walk.enter(top.address(), top.level(), true);
         let last = Gpa::new((1 << 48) - 1);
         top.walk(Gpa::new(0), last, &mut |slot| walk.slot(slot, &mut audit))?;
@@ -135,7 +135,7 @@ impl<M: PhysMem> Walk<'_, '_, M> {
 
     /// The walk goes into a table.
     fn enter(&mut self, table: Hpa, level: u8, private: bool) {
-        let private = private && self.space.spaces.frames.count(table) == 1;
+        let private = private && self.space.frames.count(table) == 1;
         self.private[level as usize - 1] = private;
         self.census.tables += 1;
         self.census.private += u64::from(private);
@@ -143,10 +143,10 @@ impl<M: PhysMem> Walk<'_, '_, M> {
 
     fn slot(
         &mut self,
-        slot: Slot<'_, M>,
+        slot: TableSlot<'_, M>,
         audit: &mut Option<&mut Audit<'_, M>>,
     ) -> Result<bool, Flaw> {
-        let frames = self.space.spaces.frames;
+        let frames = self.space.frames;
         let (gpa, level) = (slot.gpa, slot.table.level());
         let here = level as usize - 1;
         let mut first = |frame| match audit {
@@ -200,11 +200,10 @@ impl<M: PhysMem> Walk<'_, '_, M> {
                 || space.spaces.capability.execute_large
                 || !attr.execute() && !attr.user_execute());
         let origin = Origin::of(attr);
-        let host = match region.kind {
-            RegionKind::PassThrough(device) => Some(device.range()),
-            ref kind => kind.host_bytes(),
-        };
-        let at = host.and_then(|host| host.start().checked_add(region.offset(gpa)));
+        let at = region
+            .kind
+            .host()
+            .and_then(|host| host.start().checked_add(region.offset(gpa)));
         let zero = space.spaces.zero.address();
         let right = match origin {
             Origin::Zero => phys == zero && !writable,
@@ -214,7 +213,7 @@ impl<M: PhysMem> Walk<'_, '_, M> {
         if !allowed || !right {
             return Err(wrong);
         }
-        let frames = space.spaces.frames;
+        let frames = space.frames;
         let in_block = |(head, size): (Hpa, PageSize)| {
             AddrRange::new(head, size.bytes())
                 .zip(AddrRange::new(phys, leaf.len()))
@@ -276,17 +275,17 @@ impl<M: PhysMem> Spaces<'_, M> {
             gpa: Gpa::new(0),
             error,
         };
-        audit.reference(self.zero().address()).map_err(at_root)?;
+        audit.reference(self.zero.address()).map_err(at_root)?;
         for space in spaces {
-            for frame in space.tree.log.frames(self.frames()) {
-                audit.reference(frame).map_err(at_root)?;
-            }
-            audit.reference(space.regions.frame()).map_err(at_root)?;
-            audit.reference(space.tree.root()).map_err(at_root)?;
-            if let Some(begun) = &space.tree.zeroing {
-                audit.reference(begun.block()).map_err(at_root)?;
-            }
-            for frame in space.tree.marks.frames(self.frames().mem()) {
+            let mem = self.frames().mem();
+            let logs = space.tree.log.records().frames(mem);
+            let logs = logs.chain(space.tree.dirty.frames(mem));
+            let zeroing = space.tree.zeroing.as_ref().map(Zeroing::block);
+            for frame in [space.regions.frame(), space.tree.root()]
+                .into_iter()
+                .chain(zeroing)
+                .chain(logs)
+            {
                 audit.reference(frame).map_err(at_root)?;
             }
             Walk::all(space, Some(&mut audit))?;

@@ -5,7 +5,7 @@ use crate::ept::error::Reason;
 use crate::ept::regions::region::{Region, RegionKind};
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Origin;
-use crate::ept::tables::table::Slot;
+use crate::ept::tables::table::TableSlot;
 use crate::ept::templates::template::FrozenSpace;
 use crate::frames::{FrameAllocator, FrameRef, PhysMem};
 use crate::paging::{Content, Decoded};
@@ -26,7 +26,7 @@ impl<M: PhysMem> Sum<'_, M> {
         self.state = (self.state.rotate_left(5) ^ word).wrapping_mul(FACTOR);
     }
 
-    fn leaf(&mut self, slot: Slot<'_, M>) -> Result<bool, Reason> {
+    fn leaf(&mut self, slot: TableSlot<'_, M>) -> Result<bool, Reason> {
         if let Decoded::Content(Content::Page { phys, attr }) = slot.says
             && phys != self.zero
         {
@@ -79,12 +79,12 @@ impl<M: PhysMem> Space<'_, M> {
             return Err(Reason::NotMemory { tag: *tag });
         }
         let mut sum = Sum {
-            frames: self.spaces.frames,
+            frames: self.frames,
             zero: self.spaces.zero.address(),
             state: 0,
         };
         let (first, last) = (Gpa::new(0), Gpa::new((1 << 48) - 1));
-        let top = self.tree.view(self.spaces.frames);
+        let top = self.tree.view(self.frames);
         top.walk(first, last, &mut |slot| sum.leaf(slot))?;
         Ok(sum.state)
     }

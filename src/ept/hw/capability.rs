@@ -1,6 +1,6 @@
 //! What the CPU's EPT can do, and the pointer that it is given.
 
-use crate::addr::{Address, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{Address, Hpa, PAGE_SIZE};
 use crate::paging::{Ept, Format};
 use bit_field::BitField;
 
@@ -90,16 +90,6 @@ impl EptCapability {
     /// Whether what a guest's VPID caches can be dropped, without which a VPID must not be used.
     pub const fn can_flush_vpid(&self) -> bool {
         self.invvpid && (self.invvpid_single || self.invvpid_all)
-    }
-
-    /// Whether leaves of this size can be used.
-    pub const fn has_pages(&self, size: PageSize) -> bool {
-        match size {
-            PageSize::Size4K => true,
-            PageSize::Size2M => self.pages_2m,
-            PageSize::Size1G => self.pages_1g,
-            PageSize::Size4M => false,
-        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Origin;
 use crate::ept::tables::policy::PagePolicy;
 use crate::frames::{FrameRef, PhysMem};
-use crate::paging::{Content, MAX_LEVELS, Step, path, query};
+use crate::paging::{Content, EptAttr, MAX_LEVELS, Step, path, query};
 use core::fmt;
 
 /// Why bytes could not be copied, and where.
@@ -48,17 +48,14 @@ impl<M: PhysMem> Space<'_, M> {
     /// The first address that is not memory; what stands before it has been copied.
     pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), AccessError> {
         self.check(gpa, into.len(), |_| true)?;
-        let mut at = gpa;
         let mut rest = into;
-        while !rest.is_empty() {
-            let here = (PAGE_SIZE - at.page_offset()).min(rest.len() as u64);
-            let Some((now, later)) = rest.split_at_mut_checked(here as usize) else {
+        for (at, len) in pages(gpa, rest.len()) {
+            let Some((now, later)) = rest.split_at_mut_checked(len as usize) else {
                 break;
             };
             self.read_page(at, now)
                 .map_err(|reason| AccessError { gpa: at, reason })?;
             rest = later;
-            at = Gpa::new(at.as_u64().wrapping_add(here));
         }
         Ok(())
     }
@@ -134,37 +131,30 @@ impl<M: PhysMem> Space<'_, M> {
         len: usize,
         allow: impl Fn(&Region) -> bool,
     ) -> Result<(), AccessError> {
-        let error = |gpa, reason| AccessError { gpa, reason };
-        let range = AddrRange::new(gpa, len as u64).ok_or(error(gpa, Reason::NoRegion))?;
-        let Some(last) = range.last() else {
+        let nowhere = |gpa| AccessError {
+            gpa,
+            reason: Reason::NoRegion,
+        };
+        let range = AddrRange::new(gpa, len as u64).ok_or(nowhere(gpa))?;
+        let fine = |region: &Region| region.kind.is_memory() && allow(region);
+        let Some(gpa) = self.regions.first_hole(range, fine) else {
             return Ok(());
         };
-        let mut at = gpa;
-        loop {
-            let region = self.regions.find(at).ok_or(error(at, Reason::NoRegion))?;
-            let tag = region.tag;
-            if !region.kind.is_memory() {
-                return Err(error(at, Reason::NotMemory { tag }));
-            }
-            if !allow(region) {
-                let reason = region.refusal(Access::WRITE);
-                return Err(error(at, reason.unwrap_or(Reason::Denied { tag })));
-            }
-            match region.range.last() {
-                // Regions end below 2^48, so the next address does not wrap.
-                Some(end) if end < last => at = Gpa::new(end.as_u64() + 1),
-                _ => return Ok(()),
-            }
-        }
+        let region = self.regions.find(gpa).ok_or(nowhere(gpa))?;
+        let tag = region.tag;
+        let reason = if region.kind.is_memory() {
+            let refusal = region.refusal(Access::WRITE);
+            refusal.unwrap_or(Reason::Denied { tag })
+        } else {
+            Reason::NotMemory { tag }
+        };
+        Err(AccessError { gpa, reason })
     }
 
     /// Copies bytes of one page out.
     fn read_page(&self, at: Gpa, into: &mut [u8]) -> Result<(), Reason> {
-        let frames = self.spaces.frames;
-        let tables = self.tree.view(self.spaces.frames);
-        if let Some(mapping) = query(&tables, at)?
-            && let (Content::Page { attr, .. }, Some(phys)) = (mapping.content, mapping.phys_of(at))
-        {
+        let frames = self.frames;
+        if let Some((phys, _, attr)) = self.mapped(at)? {
             return if Origin::of(attr).is_counted() {
                 // SAFETY: the leaf stays where it is.
                 let frame = unsafe { FrameRef::from_raw(phys.align_down(PAGE_SIZE)) };
@@ -177,7 +167,7 @@ impl<M: PhysMem> Space<'_, M> {
         // Nothing there yet: host bytes as far as they go, then zeroes.
         let region = self.regions.find(at).ok_or(Reason::NoRegion)?;
         let offset = region.offset(at);
-        let host = region.kind.host_bytes();
+        let host = region.kind.host();
         let left = host.map_or(0, |bytes| bytes.len().saturating_sub(offset));
         let (bytes, zeroes) = into.split_at_mut(left.min(into.len() as u64) as usize);
         zeroes.fill(0);
@@ -193,20 +183,17 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Copies bytes into one page, which has been made this space's own.
     fn write_page(&mut self, at: Gpa, from: &[u8]) -> Result<(), Reason> {
-        let found = query(&self.tree.view(self.spaces.frames), at)?;
-        match found.and_then(|mapping| mapping.phys_of(at)) {
-            // SAFETY: the page of a memory region was provided for writing: its leaf holds a frame of guest bytes.
-            Some(phys) => Ok(unsafe {
-                let frame = FrameRef::from_raw(phys.align_down(PAGE_SIZE));
-                self.spaces.frames.write(&frame, phys.page_offset(), from)
-            }?),
-            None => Err(Reason::NoRegion),
-        }
+        let (phys, ..) = self.mapped(at)?.ok_or(Reason::NoRegion)?;
+        // SAFETY: the page of a memory region was provided for writing: its leaf holds a frame of guest bytes.
+        Ok(unsafe {
+            let frame = FrameRef::from_raw(phys.align_down(PAGE_SIZE));
+            self.frames.write(&frame, phys.page_offset(), from)
+        }?)
     }
 
     /// The entries that translate `gpa`, as they are.
     pub fn path(&self, gpa: Gpa) -> impl Iterator<Item = Step<Hpa>> {
-        let tables = self.tree.view(self.spaces.frames);
+        let tables = self.tree.view(self.frames);
         let steps: [Option<Step<Hpa>>; MAX_LEVELS] = {
             let mut found = path(&tables, gpa);
             core::array::from_fn(|_| found.next())
@@ -220,16 +207,21 @@ impl<M: PhysMem> Space<'_, M> {
     /// # Errors
     /// The tables cannot be read: a bug.
     pub fn query(&self, gpa: Gpa) -> Result<Option<(Hpa, PageSize, Origin)>, Reason> {
-        Ok(
-            query(&self.tree.view(self.spaces.frames), gpa)?.and_then(|mapping| {
-                match mapping.content {
-                    Content::Page { attr, .. } => {
-                        Some((mapping.phys_of(gpa)?, mapping.size, Origin::of(attr)))
-                    }
-                    _ => None,
-                }
-            }),
-        )
+        let mapped = self.mapped(gpa)?;
+        Ok(mapped.map(|(phys, size, attr)| (phys, size, Origin::of(attr))))
+    }
+
+    /// The same with all that the leaf says.
+    #[inline]
+    pub(in crate::ept) fn mapped(
+        &self,
+        gpa: Gpa,
+    ) -> Result<Option<(Hpa, PageSize, EptAttr)>, Reason> {
+        let mapping = query(&self.tree.view(self.frames), gpa)?;
+        Ok(mapping.and_then(|mapping| match mapping.content {
+            Content::Page { attr, .. } => Some((mapping.phys_of(gpa)?, mapping.size, attr)),
+            _ => None,
+        }))
     }
 }
 

@@ -26,10 +26,11 @@
 //! 30.3.5), so it marks pages that hold them whenever it uses them.
 
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE, PageSize};
+use crate::ept::hw::debt::Edit;
 use crate::ept::spaces::edit::EditError;
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::dirty_log::DirtyLog;
-use crate::ept::tables::table::{DIRTY, Slot, TOLD, Table};
+use crate::ept::tables::dirty_log::{Coverage, DirtyLog};
+use crate::ept::tables::table::{DIRTY, HARVESTED, Table, TableSlot};
 use crate::frames::PhysMem;
 use crate::paging::{Content, Decoded, DecodedOf, Ept, Rights};
 use core::convert::Infallible;
@@ -50,7 +51,7 @@ struct Leaf<'a> {
 
 impl<'a> Leaf<'a> {
     /// The leaf that a slot holds, below tables that grant write.
-    fn of<M: PhysMem>(slot: Slot<'a, M>) -> Option<Self> {
+    fn of<M: PhysMem>(slot: TableSlot<'a, M>) -> Option<Self> {
         let page = matches!(slot.says, Decoded::Content(Content::Page { .. }));
         page.then_some(Self {
             word: slot.word,
@@ -62,15 +63,18 @@ impl<'a> Leaf<'a> {
         let start = self.start.as_u64();
         start <= last.as_u64() && first.as_u64() <= start + (self.size.bytes() - 1)
     }
-    fn is_marked(&self) -> bool {
+    fn is_dirty(&self) -> bool {
         self.word.load(Ordering::Acquire) & DIRTY != 0
     }
-    /// Takes the mark away, with `clear`, and leaves [`TOLD`]; returns whether there was one.
-    fn take_mark(&self, clear: u64) -> bool {
-        let cleared = |bits: u64| (bits & DIRTY != 0).then_some(bits & !clear | TOLD);
-        self.word
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, cleared)
-            .is_ok()
+    /// Takes the mark away, with `clear`, and leaves [`HARVESTED`]; returns whether there was one.
+    fn harvest<M: PhysMem>(&self, edit: &mut Edit<'_, M>, clear: u64) -> bool {
+        let dirty = self.is_dirty();
+        if dirty {
+            // First, so that a reset never finds neither.
+            self.word.fetch_or(HARVESTED, Ordering::AcqRel);
+            edit.withdraw(self.word, clear);
+        }
+        dirty
     }
 }
 
@@ -100,7 +104,7 @@ impl<M: PhysMem> Space<'_, M> {
     pub fn harvest_dirty(
         &mut self,
         range: AddrRange<Gpa>,
-        page: impl FnMut(Gpa, PageSize),
+        mut page: impl FnMut(Gpa, PageSize),
     ) -> Result<u64, EditError> {
         self.check_memory(range)?;
         self.track_dirty();
@@ -108,115 +112,85 @@ impl<M: PhysMem> Space<'_, M> {
             return Ok(0);
         };
         let first = range.start();
-        let incomplete = self.tree.marks.incomplete_from();
+        let frames = self.frames;
+        let clear = self.tree.dirty.clear;
+        let mut log = self.tree.dirty.log.take();
         let short = LOG_SHORT + range.len() / PAGE_SIZE / LOG_PART;
-        let found = match &self.tree.marks.log {
-            Some(log) if incomplete.is_none() && log.len() as u64 <= short => {
-                self.harvest_logged(first, last, page)
-            }
-            _ => self.harvest_all(first, last, page),
-        };
-        if let Some(from) = incomplete {
-            self.complete_log(from);
-        }
         // The CPU does not mark a page again whose mark it has cached, nor does it notice that write is gone.
-        self.tree.close(self.spaces.frames, found > 0);
+        let (top, mut edit) = self.tree.edit_leaves(frames);
+        let mut found = 0;
+        let mut harvest = |leaf: Leaf<'_>| {
+            if leaf.harvest(&mut edit, clear) {
+                found += 1;
+                page(leaf.start, leaf.size);
+            }
+        };
+        match &mut log {
+            Some(log) if log.coverage == Coverage::All && log.len() as u64 <= short => {
+                // The table of the last page, and the number of its 2 MiB.
+                let mut near = None;
+                log.retain_in_order(frames, |gpa| {
+                    let number = gpa.as_u64() / PageSize::Size2M.bytes();
+                    let table = near.and_then(|(last, table)| (last == number).then_some(table));
+                    let slot = table.unwrap_or(top).find(gpa, is_open);
+                    near = (slot.table.level() == 1).then_some((number, slot.table));
+                    // What is not mapped any more, or shared, is not dirty.
+                    let Some(leaf) = Leaf::of(slot) else {
+                        return false;
+                    };
+                    let outside = !leaf.overlaps(first, last);
+                    if !outside {
+                        harvest(leaf);
+                    }
+                    outside
+                });
+            }
+            _ => scan(top, first, last, harvest),
+        }
+        drop(edit);
+        if let Some(log) = &mut log
+            && let Coverage::Below(from) = log.coverage
+        {
+            log.coverage = self.complete(log, from);
+        }
+        self.tree.dirty.log = log;
         Ok(found)
     }
 
-    /// Looks at the leaves that the log has.
-    fn harvest_logged(
-        &mut self,
-        first: Gpa,
-        last: Gpa,
-        mut page: impl FnMut(Gpa, PageSize),
-    ) -> u64 {
-        let frames = self.spaces.frames;
-        // The log goes out of the tree meanwhile: its leaves are looked at.
-        let Some(mut log) = self.tree.marks.log.take() else {
-            return 0;
-        };
-        let (clear, top) = (self.tree.marks.clear, self.tree.view(frames));
-        // The table of the last page, and the number of its 2 MiB.
-        let (mut found, mut near) = (0, None);
-        log.retain_in_order(frames.mem(), |gpa| {
-            let number = gpa.as_u64() / PageSize::Size2M.bytes();
-            let table = near.and_then(|(last, table)| (last == number).then_some(table));
-            let slot = table.unwrap_or(top).find(gpa, is_open);
-            near = (slot.table.level() == 1).then_some((number, slot.table));
-            // What is not mapped any more, or shared, is not marked.
-            let Some(leaf) = Leaf::of(slot) else {
-                return false;
-            };
-            let outside = !leaf.overlaps(first, last);
-            if !outside && leaf.take_mark(clear) {
-                found += 1;
-                page(leaf.start, leaf.size);
-            }
-            outside
-        });
-        self.tree.marks.log = Some(log);
-        found
-    }
-
-    /// Looks at all leaves in the range.
-    fn harvest_all(&mut self, first: Gpa, last: Gpa, mut page: impl FnMut(Gpa, PageSize)) -> u64 {
-        let (clear, top) = (self.tree.marks.clear, self.tree.view(self.spaces.frames));
-        let mut found = 0;
-        scan(top, first, last, |leaf| {
-            if leaf.take_mark(clear) {
-                found += 1;
-                page(leaf.start, leaf.size);
-            }
-        });
-        found
-    }
-
-    /// Notes what is marked of some pages from `from` on.
-    fn complete_log(&mut self, from: u64) {
-        if let Some(mut log) = self.tree.marks.log.take() {
-            self.tree.marks.known = self.complete(&mut log, from);
-            self.tree.marks.log = Some(log);
-        }
-    }
-
-    /// The same; returns up to where the log has the marked ones then, as [`Marks::known`] does.
-    fn complete(&self, log: &mut DirtyLog, mut from: u64) -> Option<u64> {
-        let frames = self.spaces.frames;
+    /// Notes what is dirty of some pages from `from` on. Returns what the log has of the dirty leaves then.
+    fn complete(&self, log: &mut DirtyLog, from: Gpa) -> Coverage {
+        let frames = self.frames;
         let mut left = COMPLETED_AT_ONCE * PAGE_SIZE;
-        for region in self.regions.iter().filter(|region| region.kind.is_memory()) {
-            let Some(last) = region.range.last() else {
+        let memory = self.regions.iter().filter(|r| r.kind.is_memory());
+        for range in memory.map(|region| region.range) {
+            let Some(last) = range.last().filter(|last| *last >= from) else {
                 continue;
             };
-            let first = region.range.start().as_u64().max(from);
-            if first > last.as_u64() {
-                continue;
-            }
+            let first = range.start().max(from);
             if left == 0 {
-                return Some(first);
+                return Coverage::Below(first);
             }
-            let end = first + (last.as_u64() - first).min(left - 1);
-            let top = self.tree.view(frames);
-            scan(top, Gpa::new(first), Gpa::new(end), |leaf| {
+            let len = (last.as_u64() - first.as_u64()).min(left - 1) + 1;
+            let end = Gpa::new(first.as_u64() + len - 1);
+            scan(self.tree.view(frames), first, end, |leaf| {
                 // A large one may have begun in the part before.
-                if leaf.is_marked() {
+                if leaf.is_dirty() {
                     log.push(frames, leaf.start);
                 }
             });
-            left -= end - first + 1;
-            from = end;
-            if from < last.as_u64() {
-                return Some(from + 1);
+            if end < last {
+                return Coverage::Below(Gpa::new(end.as_u64() + 1));
             }
+            left -= len;
         }
-        None
+        Coverage::All
     }
 
     /// Has the forks of this space, or the fork that it is, tell no page as dirty that they have not written. It makes a
     /// difference on CPUs that do not mark pages: without it a fork there is not stopped by a first write to pages that
     /// it was given ahead of need or that it keeps at a warm reset, and they count as written. Harvesting asks for it too.
     pub const fn track_dirty(&mut self) {
-        self.tree.exact = true;
+        self.tree.dirty.every_write = true;
     }
 
     /// Has dirty pages told by a log: from now on whoever runs the space calls [`Space::note_logged`] for each page that the
@@ -226,25 +200,24 @@ impl<M: PhysMem> Space<'_, M> {
         if !self.eptp().accessed_dirty() {
             return false;
         }
-        if self.tree.marks.log.is_none() {
+        if self.tree.dirty.log.is_none() {
             self.regions.set_marked(false);
-            self.tree.marks.log = Some(DirtyLog::new());
-            self.tree.marks.unlogged();
+            self.tree.dirty.log = Some(DirtyLog::new());
         }
         true
     }
 
     /// Whether [`Space::log_dirty`] was called.
     pub fn logs_dirty(&self) -> bool {
-        self.tree.marks.log.is_some()
+        self.tree.dirty.log.is_some()
     }
 
     /// Takes what the CPU has noted: that it has marked the page at `gpa`. It is a claim, which the tables are asked
     /// about when dirty pages are harvested.
     #[inline]
     pub fn note_logged(&mut self, gpa: Gpa) {
-        if let Some(log) = &mut self.tree.marks.log {
-            log.push(self.spaces.frames, gpa.align_down(PAGE_SIZE));
+        if let Some(log) = &mut self.tree.dirty.log {
+            log.push(self.frames, gpa.align_down(PAGE_SIZE));
         }
     }
 
@@ -254,7 +227,7 @@ impl<M: PhysMem> Space<'_, M> {
         if !self.logs_dirty() {
             return;
         }
-        let top = self.tree.view(self.spaces.frames);
+        let top = self.tree.view(self.frames);
         let leaf = Leaf::of(top.find(gpa, is_open));
         if leaf.is_some_and(|leaf| leaf.word.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0) {
             self.note_logged(gpa);
@@ -288,7 +261,7 @@ mod tests {
         let gpa = RAM + page * PAGE_SIZE;
         let frame = cpu.run(space, gpa, gpa, Access::WRITE).unwrap();
         // SAFETY: the page that the guest was given to write, in the arena.
-        unsafe { space.spaces.frames.mem().ptr(frame).write(7) };
+        unsafe { space.frames.mem().ptr(frame).write(7) };
         cpu.unload(space);
     }
 
@@ -361,7 +334,7 @@ mod tests {
         for page in [8, 2, 12] {
             write(&mut cpu, &mut space, page);
         }
-        space.tree.marks.unlogged();
+        space.tree.dirty.lose_log(&frames);
         assert_eq!(told(&mut space, 8, 8), [8, 12]);
         write(&mut cpu, &mut space, 8);
         assert_eq!(told(&mut space, 0, 16), [2, 8]);
@@ -380,8 +353,8 @@ mod tests {
         write(&mut cpu, &mut space, PAGES - 1);
         assert!(space.log_dirty());
         let log = |space: &Space<'_, Arena>| {
-            let marks = &space.tree.marks;
-            (marks.known.is_none(), marks.log.as_ref().unwrap().len())
+            let log = space.tree.dirty.log.as_ref().unwrap();
+            (log.coverage == Coverage::All, log.len())
         };
         // The log is completed in parts.
         for part in 1..=4 {

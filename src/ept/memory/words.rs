@@ -8,7 +8,7 @@ use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::{Way, step};
 use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight};
 use crate::frames::{FrameRef, PhysMem};
-use crate::paging::{Entry, EptEntry, query};
+use crate::paging::{Entry, EptEntry};
 use core::sync::atomic::Ordering;
 
 /// The words that `read` finds from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
@@ -75,7 +75,7 @@ impl<M: PhysMem> Space<'_, M> {
         let at = gpa.align_down(8);
         match self.counted(at, near) {
             // SAFETY: an entry refers to the frame.
-            Some(at) => Ok(unsafe { self.spaces.frames.words(at) }),
+            Some(at) => Ok(unsafe { self.frames.words(at) }),
             None => self.words_of_any(at),
         }
     }
@@ -98,7 +98,7 @@ impl<M: PhysMem> Space<'_, M> {
         if at >> 48 != 0 {
             return None;
         }
-        let mut table = self.tree.view(self.spaces.frames);
+        let mut table = self.tree.view(self.frames);
         loop {
             match table.step(gpa) {
                 Way::Table(below) => table = below,
@@ -130,19 +130,16 @@ impl<M: PhysMem> Space<'_, M> {
     pub fn exchange_word(&mut self, gpa: Gpa, old: u64, new: u64) -> Result<bool, AccessError> {
         let at = gpa.align_down(8);
         self.make_writable(at, 8, By::Guest)?;
-        let tables = self.tree.view(self.spaces.frames);
-        let error = |reason| AccessError { gpa: at, reason };
-        let mapping = query(&tables, at).map_err(|bad| error(bad.into()))?;
-        match mapping.and_then(|mapping| mapping.phys_of(at)) {
+        let exchange = || {
+            let (phys, ..) = self.mapped(at)?.ok_or(Reason::NoRegion)?;
             // SAFETY: the page of a memory region was provided for writing: its leaf holds a frame of guest bytes.
-            Some(phys) => unsafe {
+            Ok(unsafe {
                 let frame = FrameRef::from_raw(phys.align_down(PAGE_SIZE));
-                let frames = self.spaces.frames;
+                let frames = self.frames;
                 frames.exchange(&frame, phys.page_offset(), old, new)
-            }
-            .map_err(|bad| error(bad.into())),
-            None => Err(error(Reason::NoRegion)),
-        }
+            }?)
+        };
+        exchange().map_err(|reason| AccessError { gpa: at, reason })
     }
 }
 

@@ -77,11 +77,21 @@ impl RegionKind {
     pub const fn is_memory(&self) -> bool {
         !matches!(self, Self::Mmio | Self::PassThrough(_))
     }
-    /// The host's bytes behind it.
-    pub const fn host_bytes(&self) -> Option<AddrRange<Hpa>> {
+    /// What of the host's is behind it: bytes, or a device.
+    pub const fn host(&self) -> Option<AddrRange<Hpa>> {
         match self {
             Self::CopyOnWrite(bytes) | Self::ReadOnly(bytes) => Some(bytes.0),
-            _ => None,
+            Self::PassThrough(device) => Some(device.0),
+            Self::Ram | Self::Rom | Self::Mmio => None,
+        }
+    }
+    /// The same with another range, of what its own was, where it has one.
+    const fn with_host(self, range: AddrRange<Hpa>) -> Self {
+        match self {
+            Self::CopyOnWrite(_) => Self::CopyOnWrite(HostBytes(range)),
+            Self::ReadOnly(_) => Self::ReadOnly(HostBytes(range)),
+            Self::PassThrough(_) => Self::PassThrough(DeviceRange(range)),
+            Self::Ram | Self::Rom | Self::Mmio => self,
         }
     }
 }
@@ -153,26 +163,19 @@ impl Region {
     /// them.
     pub(in crate::ept) fn part(&self, range: AddrRange<Gpa>) -> Option<Self> {
         let range = self.range.intersection(range)?;
-        let (offset, len) = (self.offset(range.start()), range.len());
-        let bytes = |HostBytes(host): HostBytes| {
-            let left = host.len().saturating_sub(offset).min(len);
-            let start = if left == 0 {
-                host.start()
-            } else {
-                host.start().checked_add(offset)?
+        if self.kind == RegionKind::Mmio && range != self.range {
+            return None;
+        }
+        let mut kind = self.kind;
+        if let Some(host) = kind.host() {
+            let offset = self.offset(range.start());
+            let left = host.len().saturating_sub(offset).min(range.len());
+            let start = match left {
+                0 => host.start(),
+                _ => host.start().checked_add(offset)?,
             };
-            AddrRange::new(start, left).map(HostBytes)
-        };
-        let kind = match self.kind {
-            RegionKind::CopyOnWrite(host) => RegionKind::CopyOnWrite(bytes(host)?),
-            RegionKind::ReadOnly(host) => RegionKind::ReadOnly(bytes(host)?),
-            RegionKind::PassThrough(DeviceRange(host)) => {
-                let start = host.start().checked_add(offset)?;
-                RegionKind::PassThrough(DeviceRange(AddrRange::new(start, len)?))
-            }
-            RegionKind::Mmio if range != self.range => return None,
-            RegionKind::Ram | RegionKind::Rom | RegionKind::Mmio => self.kind,
-        };
+            kind = kind.with_host(AddrRange::new(start, left)?);
+        }
         Some(Self {
             range,
             kind,
@@ -182,25 +185,16 @@ impl Region {
 
     /// This region and the one behind it as one, if there is no difference between a page of the one and of the other.
     pub(in crate::ept) fn joined(&self, next: &Self) -> Option<Self> {
-        let behind = |a: AddrRange<Hpa>, b: AddrRange<Hpa>| {
-            // The first holds bytes to its end, unless nothing but zeroes follows.
-            let whole = a.len() == self.range.len();
-            let follows = a.start().checked_add(a.len()) == Some(b.start());
-            let len = a.len().checked_add(b.len())?;
-            (b.is_empty() || whole && follows).then(|| AddrRange::new(a.start(), len))?
-        };
-        let kind = match (self.kind, next.kind) {
-            (RegionKind::Ram, RegionKind::Ram) | (RegionKind::Rom, RegionKind::Rom) => self.kind,
-            (RegionKind::CopyOnWrite(a), RegionKind::CopyOnWrite(b)) => {
-                RegionKind::CopyOnWrite(HostBytes(behind(a.0, b.0)?))
+        let kind = match (self.kind.host(), next.kind.host()) {
+            (Some(a), Some(b)) => {
+                // The first holds bytes to its end, unless nothing but zeroes follows.
+                let whole = a.len() == self.range.len();
+                let follows = whole && a.start().checked_add(a.len()) == Some(b.start());
+                let both = AddrRange::new(a.start(), a.len().checked_add(b.len())?)?;
+                (b.is_empty() || follows).then_some(self.kind.with_host(both))?
             }
-            (RegionKind::ReadOnly(a), RegionKind::ReadOnly(b)) => {
-                RegionKind::ReadOnly(HostBytes(behind(a.0, b.0)?))
-            }
-            (RegionKind::PassThrough(a), RegionKind::PassThrough(b)) => {
-                RegionKind::PassThrough(DeviceRange(behind(a.0, b.0)?))
-            }
-            _ => return None,
+            _ if self.kind == RegionKind::Mmio => return None,
+            _ => self.kind,
         };
         let (start, len) = (self.range.start(), self.range.len());
         let adjacent = start.checked_add(len) == Some(next.range.start());
@@ -209,9 +203,10 @@ impl Region {
             kind,
             ..*self
         };
+        let other = next.kind.host().map_or(kind, |host| kind.with_host(host));
         let same = Self {
             range: next.range,
-            kind: next.kind,
+            kind: other,
             ..*self
         };
         (adjacent && same == *next).then_some(joined)
@@ -227,32 +222,21 @@ impl Region {
         let Some(last) = range.last() else {
             return Err(RegionError::Empty(range.start()));
         };
-        let pages =
-            |start: u64, len: u64| start.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
-        if !pages(range.start().as_u64(), range.len()) {
+        if !range.start().is_aligned(PAGE_SIZE) || !range.len().is_multiple_of(PAGE_SIZE) {
             return Err(RegionError::Unaligned(range));
         }
         if last.as_u64() >> width != 0 {
             return Err(RegionError::TooWide { range, width });
         }
-        match self.kind {
-            RegionKind::CopyOnWrite(HostBytes(host)) | RegionKind::ReadOnly(HostBytes(host)) => {
-                let fits = host.start().is_aligned(PAGE_SIZE) && host.len() <= range.len();
-                if fits {
-                    Ok(())
-                } else {
-                    Err(RegionError::HostRange(host))
-                }
+        match self.kind.host() {
+            Some(host)
+                if !host.start().is_aligned(PAGE_SIZE)
+                    || host.len() > range.len()
+                    || !self.kind.is_memory() && host.len() != range.len() =>
+            {
+                Err(RegionError::HostRange(host))
             }
-            RegionKind::PassThrough(DeviceRange(host)) => {
-                let fits = pages(host.start().as_u64(), host.len()) && host.len() == range.len();
-                if fits {
-                    Ok(())
-                } else {
-                    Err(RegionError::HostRange(host))
-                }
-            }
-            RegionKind::Ram | RegionKind::Rom | RegionKind::Mmio => Ok(()),
+            _ => Ok(()),
         }
     }
 }

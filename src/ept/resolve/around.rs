@@ -12,7 +12,7 @@ use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Origin;
 use crate::ept::tables::policy::{Around, MAX_AROUND};
 use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight};
-use crate::ept::tables::tree::Slot;
+use crate::ept::tables::tree::LeafSlot;
 use crate::frames::{Frame, PhysMem};
 use crate::paging::{Ept, EptAttr, Format};
 use core::ops::Range;
@@ -34,7 +34,7 @@ impl<M: PhysMem> Space<'_, M> {
     #[inline(never)]
     pub(in crate::ept) fn fill_run(
         &mut self,
-        slot: Slot<'_>,
+        slot: LeafSlot<'_>,
         last: u64,
         write: bool,
     ) -> Option<Fill> {
@@ -52,7 +52,7 @@ impl<M: PhysMem> Space<'_, M> {
         if self.tree.around.most == 1 {
             return;
         }
-        let (ram, frames) = (self.regions.backing(), self.spaces.frames);
+        let (ram, frames) = (self.regions.backing(), self.frames);
         let end_of_table = (first / ENTRIES as u64 + 1) * ENTRIES as u64;
         let end = (first + self.tree.around.next_run(last))
             .min(end_of_table)
@@ -76,7 +76,7 @@ impl<M: PhysMem> Space<'_, M> {
             map_run(table, first + 1..end, attr, spare)
         } else {
             let attr = ram.zero_page;
-            let zero = core::iter::from_fn(|| frames.share(self.spaces.zero).ok());
+            let zero = core::iter::from_fn(|| frames.share(&self.spaces.zero).ok());
             map_run(table, first + 1..end, attr, zero)
         };
         self.faults.around += u64::from(filled.count_ones());
@@ -94,8 +94,8 @@ impl<M: PhysMem> Space<'_, M> {
     /// The host's bytes themselves, where nothing is, with those beside them in the same table. That takes no frame, so nobody
     /// pays for what is not asked for.
     #[inline(never)]
-    pub(in crate::ept) fn map_host_pages(&mut self, slot: Slot<'_>, from: Hpa) -> Fill {
-        let (backing, frames) = (self.regions.backing(), self.spaces.frames);
+    pub(in crate::ept) fn map_host_pages(&mut self, slot: LeafSlot<'_>, from: Hpa) -> Fill {
+        let (backing, frames) = (self.regions.backing(), self.frames);
         let attr = Origin::Host.mark(backing.read);
         self.tree.put(slot, from, attr);
         let table = self.tree.lowest_table(frames).as_flattened();

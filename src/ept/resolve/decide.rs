@@ -111,8 +111,8 @@ impl<M: PhysMem> Space<'_, M> {
         use Holds::{Frame, Hole, Host, Writable, ZeroPage};
         use Source::{HostPage, Zeroes};
         let last = self.tree.last_page();
-        self.tree.find_slot(self.spaces.frames, violation.gpa())?;
-        let slot = self.tree.slot(self.spaces.frames, violation.gpa());
+        self.tree.find_slot(self.frames, violation.gpa())?;
+        let slot = self.tree.slot(self.frames, violation.gpa());
         let follows = RUNS && slot.number == last.wrapping_add(1);
         // The frequent ones first.
         let source = self.regions.backing().source();

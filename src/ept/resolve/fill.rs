@@ -9,8 +9,8 @@ use crate::ept::regions::backing::Source;
 use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::{Origin, decode};
-use crate::ept::tables::table::{DIRTY, EXECUTE, TOLD};
-use crate::ept::tables::tree::Slot;
+use crate::ept::tables::table::{DIRTY, EXECUTE, HARVESTED};
+use crate::ept::tables::tree::LeafSlot;
 use crate::frames::{Frame, FrameRef, PhysMem};
 use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry};
 use core::sync::atomic::Ordering;
@@ -18,22 +18,19 @@ use core::sync::atomic::Ordering;
 impl<M: PhysMem> Space<'_, M> {
     /// A zeroed frame, where nothing is.
     #[inline(always)]
-    pub(in crate::ept) fn fill(&mut self, slot: Slot<'_>) -> Option<Fill> {
-        let frames = self.spaces.frames;
-        let frame = frames.alloc_zeroed().ok()?.into_raw();
+    pub(in crate::ept) fn fill(&mut self, slot: LeafSlot<'_>) -> Option<Fill> {
+        let frames = self.frames;
+        let frame = frames.alloc_zeroed().ok()?;
         let attr = self.regions.backing().written;
-        self.tree.put(slot, frame, attr);
-        if self.tree.log.is_on() {
-            self.tree.note_aside(frames, slot.number);
-        }
+        self.tree.put_own(frames, slot, frame, attr);
         self.faults.filled += 1;
         Some(Fill::Zeroed)
     }
 
     /// The zero page, where nothing is.
     #[inline(always)]
-    pub(in crate::ept) fn map_zero_page(&mut self, slot: Slot<'_>) -> Option<Fill> {
-        let zero = self.spaces.frames.share(self.spaces.zero).ok()?;
+    pub(in crate::ept) fn map_zero_page(&mut self, slot: LeafSlot<'_>) -> Option<Fill> {
+        let zero = self.frames.share(&self.spaces.zero).ok()?;
         let attr = self.regions.backing().zero_page;
         self.tree.put(slot, zero.into_raw(), attr);
         self.faults.zero_shared += 1;
@@ -45,65 +42,49 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn replace_zero_page(
         &mut self,
         violation: Violation,
-        slot: Slot<'_>,
+        slot: LeafSlot<'_>,
     ) -> Option<Fill> {
-        let (frames, zero) = (self.spaces.frames, slot.entry().frame());
-        let fill = self.fill(slot)?;
-        // SAFETY: the frame has taken its place.
-        let zero = unsafe { Frame::from_raw(zero) };
-        frames.retire(zero, &mut self.tree.debt.retired);
-        self.tree.close_at(violation, frames, true);
-        Some(fill)
+        let (frames, zero) = (self.frames, slot.entry().frame());
+        let frame = frames.alloc_zeroed().ok()?;
+        let attr = self.regions.backing().written;
+        self.tree
+            .replace(frames, (violation, slot), frame, attr, |retired| {
+                // SAFETY: the frame has taken its place.
+                frames.retire(unsafe { Frame::from_raw(zero) }, retired);
+            });
+        self.faults.filled += 1;
+        Some(Fill::Zeroed)
     }
 
-    /// A page that has a frame: a copy of it if others refer to it, else its frame itself.
+    /// A page that has a frame: a copy of it if others refer to it, or to the block that it is part of, else its frame itself.
     #[inline(never)]
     pub(in crate::ept) fn copy_or_take_over(
         &mut self,
         violation: Violation,
-        slot: Slot<'_>,
+        slot: LeafSlot<'_>,
     ) -> Option<Fill> {
-        let (frames, shared) = (self.spaces.frames, slot.entry().frame());
+        let (frames, shared) = (self.frames, slot.entry().frame());
         // SAFETY: the entry stays where it is until the copy takes its place.
         let old = unsafe { FrameRef::from_raw(shared) };
-        let Some(many) = frames.one_of_many(&old) else {
-            return match frames.count(shared) {
-                1 => Some(self.take_over(slot)),
-                _ => self.copy_part_of_block(violation, slot),
-            };
-        };
-        let frame = frames.alloc_copy(&old).ok()?.into_raw();
+        let many = frames.one_of_many(&old);
+        if many.is_none() && frames.count(shared) == 1 {
+            return Some(self.take_over(slot));
+        }
+        let frame = frames.alloc_copy(&old).ok()?;
         let attr = self.regions.backing().copied;
-        self.tree.put_own(frames, slot, frame, attr);
-        // SAFETY: the copy has taken its place.
-        let old = unsafe { Frame::from_raw(shared) };
-        frames.retire_one_of_many(many, old, &mut self.tree.debt.retired);
+        self.tree
+            .replace(frames, (violation, slot), frame, attr, |retired| {
+                // SAFETY: the copy has taken its place.
+                frames.retire_found(many, unsafe { Frame::from_raw(shared) }, retired);
+            });
         self.faults.copied += 1;
-        self.tree.close_at(violation, frames, true);
-        Some(Fill::Copied)
-    }
-
-    /// The frame is a part of a block that others refer to.
-    #[cold]
-    fn copy_part_of_block(&mut self, violation: Violation, slot: Slot<'_>) -> Option<Fill> {
-        let (frames, shared) = (self.spaces.frames, slot.entry().frame());
-        // SAFETY: the entry stays where it is until the copy takes its place.
-        let old = unsafe { FrameRef::from_raw(shared) };
-        let frame = frames.alloc_copy(&old).ok()?.into_raw();
-        let attr = self.regions.backing().copied;
-        self.tree.put_own(frames, slot, frame, attr);
-        // SAFETY: the copy has taken its place.
-        let old = unsafe { Frame::from_raw(shared) };
-        frames.retire(old, &mut self.tree.debt.retired);
-        self.faults.copied += 1;
-        self.tree.close_at(violation, frames, true);
         Some(Fill::Copied)
     }
 
     /// The frame is nobody else's: permission is added, which owes nothing.
     #[inline(always)]
-    fn take_over(&mut self, slot: Slot<'_>) -> Fill {
-        let (frames, entry) = (self.spaces.frames, slot.entry());
+    fn take_over(&mut self, slot: LeafSlot<'_>) -> Fill {
+        let (frames, entry) = (self.frames, slot.entry());
         let Decoded::Content(Content::Page { attr: old, .. }) = decode(1, entry) else {
             return self.count_present();
         };
@@ -115,7 +96,7 @@ impl<M: PhysMem> Space<'_, M> {
         }
         // One that lost its mark, and write with it, to a harvest is logged already: else whoever harvests on and on would fill
         // all memory.
-        if self.tree.log.is_on() && entry.to_bits() & TOLD == 0 {
+        if self.tree.log.is_on() && entry.to_bits() & HARVESTED == 0 {
             self.tree.note(frames, slot.number);
         }
         self.faults.taken_over += 1;
@@ -127,19 +108,24 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn copy_host_page(
         &mut self,
         violation: Violation,
-        slot: Slot<'_>,
+        slot: LeafSlot<'_>,
     ) -> Option<Fill> {
-        let (frames, backing) = (self.spaces.frames, self.regions.backing());
+        let (frames, backing) = (self.frames, self.regions.backing());
         let Source::HostPage(first) = backing.source() else {
             return None;
         };
         let from = Hpa::new(first.as_u64() + backing.offset(slot.page()));
         // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
-        let frame = unsafe { frames.alloc_host_copy(from) }.ok()?.into_raw();
-        let (attr, replaced) = (backing.copied, slot.entry() != EptEntry::EMPTY);
-        self.tree.put_own(frames, slot, frame, attr);
+        let frame = unsafe { frames.alloc_host_copy(from) }.ok()?;
+        let attr = backing.copied;
+        if slot.entry() == EptEntry::EMPTY {
+            self.tree.put_own(frames, slot, frame, attr);
+        } else {
+            // The bytes are nobody's frame.
+            let at = (violation, slot);
+            self.tree.replace(frames, at, frame, attr, |_| ());
+        }
         self.faults.copied += 1;
-        self.tree.close_at(violation, frames, replaced);
         Some(Fill::Copied)
     }
 
@@ -149,7 +135,7 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn map_source(
         &mut self,
         violation: Violation,
-        slot: Slot<'_>,
+        slot: LeafSlot<'_>,
     ) -> Option<Fill> {
         match self.regions.backing().source_of(slot.page()) {
             Source::HostPage(from) => Some(self.map_host_pages(slot, from)),
@@ -165,8 +151,14 @@ impl<M: PhysMem> Space<'_, M> {
     /// So many host bytes and zeroes, where nothing is. What follows the bytes in their page is not the guest's to see, so it is
     /// a copy also for one that only reads. That one is logged when its write takes the page over, unless only the host writes.
     #[cold]
-    fn copy_host_part(&mut self, slot: Slot<'_>, from: Hpa, len: u64, write: bool) -> Option<Fill> {
-        let (frames, backing) = (self.spaces.frames, self.regions.backing());
+    fn copy_host_part(
+        &mut self,
+        slot: LeafSlot<'_>,
+        from: Hpa,
+        len: u64,
+        write: bool,
+    ) -> Option<Fill> {
+        let (frames, backing) = (self.frames, self.regions.backing());
         let attr = if write { backing.written } else { backing.read };
         let as_written = attr.write() == backing.written.write();
         let frame = frames.alloc().ok()?;
@@ -174,10 +166,10 @@ impl<M: PhysMem> Space<'_, M> {
         let copied = unsafe { frames.overwrite(&frame, from, len) };
         debug_assert_eq!(copied, Ok(()), "the frame is managed");
         let attr = Origin::Copied.mark(attr);
-        let (number, frame) = (slot.number, frame.into_raw());
-        self.tree.put(slot, frame, attr);
-        if as_written && self.tree.log.is_on() {
-            self.tree.note(frames, number);
+        if as_written {
+            self.tree.put_own(frames, slot, frame, attr);
+        } else {
+            self.tree.put(slot, frame.into_raw(), attr);
         }
         self.faults.copied += 1;
         Some(Fill::Copied)
@@ -185,7 +177,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// A device, whatever permission there was before.
     #[cold]
-    fn map_device(&mut self, slot: Slot<'_>, device: Hpa) -> Fill {
+    fn map_device(&mut self, slot: LeafSlot<'_>, device: Hpa) -> Fill {
         let (old, attr) = (
             slot.entry(),
             Origin::Host.mark(self.regions.backing().written),
@@ -201,7 +193,11 @@ impl<M: PhysMem> Space<'_, M> {
     /// A page that may be read, or written: another CPU was faster, or this one used what it had cached; or it is the host that
     /// writes.
     #[inline(never)]
-    pub(in crate::ept) fn find_present(&mut self, violation: Violation, slot: Slot<'_>) -> Fill {
+    pub(in crate::ept) fn find_present(
+        &mut self,
+        violation: Violation,
+        slot: LeafSlot<'_>,
+    ) -> Fill {
         let (backing, entry) = (self.regions.backing(), slot.entry().to_bits());
         let lacks_execute = entry & EXECUTE == 0 && backing.read.execute();
         if violation.is_write() && backing.written.dirty() {
@@ -262,7 +258,7 @@ mod tests {
 
     /// The tree, and how many frames are in use.
     fn state(space: &Space<'_, Arena>) -> (Census, u64) {
-        let used = space.spaces.frames.figures().used;
+        let used = space.frames.figures().used;
         (space.census().unwrap(), used)
     }
 

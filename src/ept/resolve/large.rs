@@ -37,12 +37,12 @@ pub(in crate::ept) fn fill_large<M: PhysMem>(
             Err(PagingError::AlreadyMapped { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        let begun = cursor.ops().zeroing.as_ref();
+        let begun = cursor.ops().tree.zeroing.as_ref();
         let begun = begun.is_some_and(|begun| begun.size == size);
         if !begun && !wants(policy, size, &mut cursor) {
             continue;
         }
-        match zeroed(frames, &mut *cursor.ops().zeroing, size) {
+        match zeroed(frames, &mut cursor.ops().tree.zeroing, size) {
             Ok(None) => return Ok(Some(Fill::Zeroing)),
             Ok(Some(block)) => {
                 if let Err(error) = cursor.set_page(block.address(), Origin::Filled.mark(written)) {

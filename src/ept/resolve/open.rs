@@ -33,7 +33,7 @@ impl<M: PhysMem> Space<'_, M> {
         &mut self,
         violation: Violation,
     ) -> Result<Option<Fill>, Reason> {
-        let (gpa, frames) = (violation.gpa(), self.spaces.frames);
+        let (gpa, frames) = (violation.gpa(), self.frames);
         if self.tree.find_slot(frames, gpa).is_some() {
             return Ok(None);
         }

@@ -84,7 +84,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             .protected(range, write, execute)
             .map_err(EditError::Region)?;
         self.regions.change().map_err(out)?;
-        let frames = self.spaces.frames;
+        let frames = self.frames;
         let mut tables = self.tree.tables(frames);
         // Write is given back by the next violation, to what is not shared.
         let done = protect(&mut tables, range.start(), range.len(), |attr| {
@@ -111,7 +111,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// Unmaps a range.
     fn clear(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
-        let frames = self.spaces.frames;
+        let frames = self.frames;
         let mut leaves = Retired::new();
         let mut tables = self.tree.tables(frames);
         let done = unmap(
@@ -129,7 +129,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             },
         );
         // Sub-trees that are shared go without a word about their leaves.
-        frames.join_retired(&mut tables.debt.retired, leaves);
+        frames.join_retired(&mut tables.tree.debt.retired, leaves);
         done.map_err(|error| EditError::Tables(error.into()))
     }
 }

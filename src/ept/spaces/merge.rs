@@ -19,7 +19,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// The range is not made of whole pages of memory, or there is no frame for a table.
     pub fn merge(&mut self, range: AddrRange<Gpa>) -> Result<u64, EditError> {
         whole_pages(range)?;
-        let largest = PagePolicy::Large1G.on(self.spaces.capability).largest();
+        let largest = PagePolicy::Large1G.on(&self.spaces.capability).largest();
         self.merge_up_to(range, largest)
     }
 
@@ -44,7 +44,7 @@ impl<M: PhysMem> Space<'_, M> {
         if largest == PageSize::Size4K {
             return Ok(0);
         }
-        let frames = self.spaces.frames;
+        let frames = self.frames;
         let mut tables = self.tree.tables(frames);
         let mut gone = Ok(0);
         // A leaf lies in one region.

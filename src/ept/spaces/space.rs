@@ -8,15 +8,16 @@ use crate::ept::regions::map::Regions;
 use crate::ept::regions::region::{DeviceRange, Region, RegionError, RegionKind};
 use crate::ept::tables::policy::PagePolicy;
 use crate::ept::tables::tree::Tree;
-use crate::frames::{Frame, FrameAllocator, FrameError, FrameGuard, PhysMem};
+use crate::frames::{FrameAllocator, FrameError, FrameGuard, PhysMem};
 use crate::paging::MemoryType;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What all spaces share: the frames, the zero page, and what the CPU can do.
 pub struct Spaces<'f, M: PhysMem> {
-    zero: FrameGuard<'f, M>,
-    capability: EptCapability,
+    /// The zero page.
+    pub(in crate::ept) zero: FrameGuard<'f, M>,
+    pub(in crate::ept) capability: EptCapability,
     mtrrs: Option<Mtrrs>,
     /// The number of the last template.
     templates: AtomicU64,
@@ -54,7 +55,8 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
     /// There is no frame for its root.
     pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
         Ok(Space {
-            spaces: self.shared(),
+            spaces: self,
+            frames: self.frames(),
             regions: Regions::new(
                 self.frames(),
                 width.min(48).min(self.capability.physical_bits.into()),
@@ -75,44 +77,11 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
         &self.capability
     }
 
-    /// The zero page.
-    pub(in crate::ept) fn zero(&self) -> &Frame {
-        &self.zero
-    }
-
-    fn shared(&self) -> Shared<'_, M> {
-        Shared {
-            frames: self.frames(),
-            zero: &self.zero,
-            capability: &self.capability,
-            mtrrs: self.mtrrs.as_ref(),
-            templates: &self.templates,
-        }
-    }
-}
-
-/// What a space needs of [`Spaces`].
-pub(in crate::ept) struct Shared<'s, M> {
-    pub frames: &'s FrameAllocator<M>,
-    pub zero: &'s Frame,
-    pub capability: &'s EptCapability,
-    pub mtrrs: Option<&'s Mtrrs>,
-    templates: &'s AtomicU64,
-}
-
-impl<M> Shared<'_, M> {
     /// The number of a new template: no other ever has it.
-    pub fn next_template(&self) -> u64 {
+    pub(in crate::ept) fn next_template(&self) -> u64 {
         self.templates.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
-
-impl<M> Clone for Shared<'_, M> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<M> Copy for Shared<'_, M> {}
 
 /// What violations of one space came to, by count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,26 +118,19 @@ pub(in crate::ept) struct Lineage {
 impl Faults {
     /// Adds those of another space.
     pub fn add(&mut self, other: &Self) {
-        let Self {
-            zero_shared,
-            filled,
-            copied,
-            taken_over,
-            host_mapped,
-            mmio,
-            around,
-            spurious,
-            refused,
-        } = *other;
-        self.zero_shared += zero_shared;
-        self.filled += filled;
-        self.copied += copied;
-        self.taken_over += taken_over;
-        self.host_mapped += host_mapped;
-        self.mmio += mmio;
-        self.around += around;
-        self.spurious += spurious;
-        self.refused += refused;
+        for (sum, more) in [
+            (&mut self.zero_shared, other.zero_shared),
+            (&mut self.filled, other.filled),
+            (&mut self.copied, other.copied),
+            (&mut self.taken_over, other.taken_over),
+            (&mut self.host_mapped, other.host_mapped),
+            (&mut self.mmio, other.mmio),
+            (&mut self.around, other.around),
+            (&mut self.spurious, other.spurious),
+            (&mut self.refused, other.refused),
+        ] {
+            *sum += more;
+        }
     }
 }
 
@@ -177,7 +139,9 @@ impl Faults {
 /// It ends by [`Space::end`]; one that is merely dropped leaks its frames.
 #[must_use = "a space that is dropped without `end` leaks its frames"]
 pub struct Space<'s, M: PhysMem> {
-    pub(in crate::ept) spaces: Shared<'s, M>,
+    pub(in crate::ept) spaces: &'s Spaces<'s, M>,
+    /// Those of `spaces`.
+    pub(in crate::ept) frames: &'s FrameAllocator<M>,
     pub(in crate::ept) tree: Tree,
     pub(in crate::ept) regions: Regions<'s, M>,
     pub(in crate::ept) faults: Faults,
@@ -192,17 +156,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// # Errors
     /// What is wrong with the region. Nothing has changed.
     pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
-        let host = match region.kind {
-            RegionKind::PassThrough(device) => Some(device.range()),
-            ref kind => kind.host_bytes(),
-        };
-        if let Some(host) = host {
+        if let Some(host) = region.kind.host() {
             let width = self.spaces.capability.physical_bits;
             let last = host.last().unwrap_or(host.start());
             if last.as_u64() >> width != 0 {
                 return Err(RegionError::HostTooWide { range: host, width });
             }
-            if self.spaces.frames.overlaps(host) {
+            if self.frames.overlaps(host) {
                 return Err(RegionError::HostManaged(host));
             }
         }
@@ -215,21 +175,6 @@ impl<'s, M: PhysMem> Space<'s, M> {
         Ok(())
     }
 
-    /// As [`Space::map`], with another memory type than goes with the kind of the region.
-    ///
-    /// # Errors
-    /// As of [`Space::map`].
-    pub fn map_with_type(
-        &mut self,
-        region: Region,
-        memory_type: MemoryType,
-    ) -> Result<(), RegionError> {
-        self.map(Region {
-            memory_type,
-            ..region
-        })
-    }
-
     /// Gives the guest a device at the addresses that it has in the host: write-combining where the machine has all of it
     /// so, as the memory of a screen, else uncacheable.
     ///
@@ -239,41 +184,41 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let host = device.range();
         let range = AddrRange::new(Gpa::new(host.start().as_u64()), host.len());
         let range = range.ok_or(RegionError::HostRange(host))?;
-        let machine = self.spaces.mtrrs.and_then(|mtrrs| mtrrs.type_of(host));
+        let machine = self
+            .spaces
+            .mtrrs
+            .as_ref()
+            .and_then(|mtrrs| mtrrs.type_of(host));
         let memory_type = match machine {
             Some(MemoryType::WriteCombining) => MemoryType::WriteCombining,
             _ => MemoryType::Uncacheable,
         };
-        let region = Region::new(range, RegionKind::PassThrough(device));
-        self.map_with_type(region, memory_type)
+        self.map(Region {
+            memory_type,
+            ..Region::new(range, RegionKind::PassThrough(device))
+        })
     }
 
     fn check_memory_type(&self, region: &Region) -> Result<(), RegionError> {
-        let memory_type = region.memory_type;
-        let mtrrs = self.spaces.mtrrs;
+        let (range, memory_type) = (region.range, region.memory_type);
+        let (host, mtrrs) = (region.kind.host(), self.spaces.mtrrs.as_ref());
+        let of_machine = host.and_then(|host| mtrrs?.type_of(host)) == Some(memory_type);
         let right = match (region.kind, memory_type) {
             (RegionKind::PassThrough(_), MemoryType::Uncacheable) => true,
             (RegionKind::PassThrough(_), MemoryType::WriteCombining) => {
                 mtrrs.is_none_or(|mtrrs| mtrrs.offers(memory_type))
             }
-            (RegionKind::PassThrough(device), _) => {
-                mtrrs.and_then(|mtrrs| mtrrs.type_of(device.range())) == Some(memory_type)
-            }
+            (RegionKind::PassThrough(_), _) => of_machine,
             // Nothing is mapped.
             (RegionKind::Mmio, _) => true,
             // The host reads and writes these frames too, as write-back; two types for one frame are undefined. So would
             // it be if the machine had another for the host's bytes.
-            (kind, MemoryType::WriteBack) => kind.host_bytes().is_none_or(|bytes| {
-                mtrrs.is_none_or(|mtrrs| mtrrs.type_of(bytes) == Some(memory_type))
-            }),
+            (_, MemoryType::WriteBack) => host.is_none() || mtrrs.is_none() || of_machine,
             _ => false,
         };
-        let range = region.range;
-        if right {
-            Ok(())
-        } else {
-            Err(RegionError::MemoryType { range, memory_type })
-        }
+        right
+            .then_some(())
+            .ok_or(RegionError::MemoryType { range, memory_type })
     }
 
     /// The regions, in order of their addresses.
@@ -293,7 +238,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// Chooses of what size the pages are that a first write is given. Returns what comes of that on this CPU.
     pub fn set_page_policy(&mut self, policy: PagePolicy) -> PagePolicy {
-        self.tree.pages = policy.on(self.spaces.capability);
+        self.tree.pages = policy.on(&self.spaces.capability);
         self.tree.pages
     }
 
@@ -330,7 +275,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// Pays what this CPU owes now rather than when the guest is entered next: frames that wait for it come back.
     pub fn settle(&mut self, cpu: &mut impl Invalidate) {
         let eptp = self.eptp();
-        self.tree.debt.pay(eptp, cpu, self.spaces.frames);
+        self.tree.debt.pay(eptp, cpu, self.frames);
     }
 
     /// Makes it right to run the guest on this CPU: pays what invalidation this CPU owes. As long as the result lives, the
@@ -338,7 +283,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     #[inline]
     pub fn enter(&mut self, cpu: &mut impl Invalidate) -> Entered<'_> {
         let eptp = self.eptp();
-        self.tree.debt.pay(eptp, cpu, self.spaces.frames);
+        self.tree.debt.pay(eptp, cpu, self.frames);
         self.tree.debt.run_on(cpu.cpu());
         Entered {
             eptp,

@@ -6,12 +6,9 @@
 
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::counting::{Counted, add};
-use crate::ept::hw::debt::Debt;
 use crate::ept::tables::entry::{Origin, decode, owned, was_fetched};
-use crate::ept::tables::marks::Marks;
-use crate::ept::tables::reach::Reach;
-use crate::ept::tables::table::{DIRTY, EIGHTS, ENTRIES, EXECUTE, Eight, Table, WRITE, each_used};
-use crate::ept::tables::zeroing::Zeroing;
+use crate::ept::tables::table::{DIRTY, ENTRIES, EXECUTE, Eight, Table, WRITE, each_used};
+use crate::ept::tables::tree::Tree;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::{
     Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, MayMoveTable, TableOps, TableReadOps,
@@ -22,57 +19,38 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// In a leaf, and only there: it is one of a large page.
 const LARGE: u64 = 1 << 7;
 
-/// The tables of one space while they are changed. What is written says by itself whether it replaced something; when the
-/// change is over, however it ends, what CPUs owe for that is noted, and what nobody can reach any more is freed.
+/// The tables of one space while they are changed. What is written says by itself whether it replaced something, which is owed
+/// from then on; when the change is over, however it ends, what nobody can reach any more is freed.
 pub(in crate::ept) struct Tables<'a, M: PhysMem> {
     pub frames: &'a FrameAllocator<M>,
-    root: Hpa,
-    reach: Reach,
-    /// Where tables go that no entry refers to any more, and what is owed for the change.
-    pub debt: &'a mut Debt,
-    /// How writes are noted.
-    pub marks: &'a mut Marks,
-    /// Whether a large leaf may be executed.
-    execute_large: bool,
-    /// The large page that is being zeroed.
-    pub zeroing: &'a mut Option<Zeroing>,
-    /// A translation was removed or replaced: what CPUs have cached of it is stale.
-    replaced: bool,
+    pub tree: &'a mut Tree,
+}
+
+impl Tree {
+    /// The tables, for an edit of any kind. `frames` is where they came from.
+    #[inline(always)]
+    pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
+        self.log.lose();
+        self.page_tables(frames)
+    }
+
+    /// The same, for an edit that makes pages accessible and notes each that becomes this space's own.
+    #[inline(always)]
+    pub fn page_tables<'a, M: PhysMem>(
+        &'a mut self,
+        frames: &'a FrameAllocator<M>,
+    ) -> Tables<'a, M> {
+        self.forget_last();
+        Tables { frames, tree: self }
+    }
 }
 
 impl<'a, M: PhysMem> Tables<'a, M> {
-    /// The tree at `root`.
-    ///
-    /// # Safety
-    /// `root` must be a table of the EPT format in a frame of `frames` that the caller holds, and so must be everything that
-    /// its entries refer to as tables; each such entry must hold a counted reference.
-    #[inline(always)]
-    pub unsafe fn new(
-        frames: &'a FrameAllocator<M>,
-        root: Hpa,
-        reach: Reach,
-        debt: &'a mut Debt,
-        marks: &'a mut Marks,
-        execute_large: bool,
-        zeroing: &'a mut Option<Zeroing>,
-    ) -> Self {
-        Self {
-            frames,
-            root,
-            reach,
-            debt,
-            marks,
-            execute_large,
-            zeroing,
-            replaced: false,
-        }
-    }
-
     /// A table of `level`.
     #[inline(always)]
     pub fn table(&self, table: Hpa, level: u8) -> Table<'a, M> {
         // SAFETY: whoever calls asks for the root, a table that was allocated here, or one that an entry of those refers
-        // to: by the promise given to `new` all are tables in managed frames that somebody holds.
+        // to: all were made by edits of this kind, each entry holding the reference to its table.
         unsafe { Table::new(self.frames.mem(), table, level) }
     }
 
@@ -86,10 +64,8 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// The same, and the others.
     #[inline(always)]
     pub fn split(&self, table: Hpa, level: u8) -> (&'a [Eight], &'a [Eight]) {
-        let eights = self.reach.entries(level).div_ceil(8);
-        self.table(table, level)
-            .words()
-            .split_at(eights.min(EIGHTS))
+        let words = self.table(table, level).words();
+        words.split_at(self.tree.reach.eights(level))
     }
 
     /// The word of an entry, of a table of any level.
@@ -107,7 +83,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// Ends a reference that an entry held.
     #[inline]
     pub fn retire(&mut self, frame: Frame) {
-        self.frames.retire(frame, &mut self.debt.retired);
+        self.frames.retire(frame, &mut self.tree.debt.retired);
     }
 
     /// Puts an entry, which brings its reference along, where nothing stood.
@@ -120,7 +96,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     /// The leaf as it may stand in a table of `level`.
     #[inline(always)]
     pub fn for_level(&self, level: u8, leaf: EptAttr) -> EptAttr {
-        if level > 1 && !self.execute_large {
+        if level > 1 && !self.tree.execute_large {
             leaf.with_execute(false).with_user_execute(false)
         } else {
             leaf
@@ -131,7 +107,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
     #[inline(always)]
     fn checked(&self, entry: EptEntry) -> u64 {
         let bits = entry.to_bits();
-        if bits & LARGE != 0 && !self.execute_large {
+        if bits & LARGE != 0 && !self.tree.execute_large {
             bits & !EXECUTE
         } else {
             bits
@@ -142,10 +118,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
 impl<M: PhysMem> Drop for Tables<'_, M> {
     #[inline(always)]
     fn drop(&mut self) {
-        if self.replaced {
-            self.debt.incur();
-        }
-        self.debt.free_unreachable(self.frames);
+        self.tree.debt.free_unreachable(self.frames);
     }
 }
 
@@ -154,7 +127,7 @@ impl<M: PhysMem> TableReadOps for Tables<'_, M> {
 
     #[inline(always)]
     fn root(&self) -> Hpa {
-        self.root
+        self.tree.root()
     }
     #[inline(always)]
     fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
@@ -188,7 +161,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     }
     #[inline(always)]
     fn note_replaced(&mut self) {
-        self.replaced = true;
+        self.tree.debt.incur();
     }
     fn compare_exchange(
         &mut self,
@@ -225,11 +198,11 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     fn reopen_table(&mut self, table: Hpa, level: u8) {
         // What was written before is of a time when others had the table too. The tables below stay closed until they are
         // needed, so that what they hold is looked at then.
-        let marks = self.marks.clear;
+        let clean = self.tree.dirty.clear;
         each_used(self.usable(table, level), |_, word, bits| {
             let away = match decode(level, EptEntry::from_bits(bits)) {
                 Decoded::Table { .. } => WRITE,
-                Decoded::Content(_) if bits & DIRTY != 0 => marks,
+                Decoded::Content(_) if bits & DIRTY != 0 => clean,
                 Decoded::Content(_) => 0,
             };
             if bits & away != 0 {
@@ -242,7 +215,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
             return Ok(());
         };
         if attr.dirty() {
-            self.marks.unlogged();
+            self.tree.dirty.lose_log(self.frames);
         }
         // SAFETY: the entry is about to go.
         let Some(mut block) = (unsafe { owned(entry) }) else {
@@ -253,7 +226,9 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         // whole.
         let done = match (self.frames.count(phys), Ept::leaf_size(level)) {
             (1, Some(size)) => {
-                let trimmed = self.frames.trim(&mut block, size, &mut self.debt.retired);
+                let trimmed = self
+                    .frames
+                    .trim(&mut block, size, &mut self.tree.debt.retired);
                 trimmed.and_then(|()| self.frames.split(&mut block))
             }
             _ => self.frames.share_many(&block, ENTRIES as u32 - 1),
@@ -263,7 +238,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         done.map_err(FrameError::frame)
     }
     fn merge_attr(&self, attr: EptAttr, other: EptAttr) -> Option<EptAttr> {
-        if !self.execute_large && (was_fetched(attr) || was_fetched(other)) {
+        if !self.tree.execute_large && (was_fetched(attr) || was_fetched(other)) {
             return None;
         }
         // Who merges has lost count of what a reset would have to copy.
@@ -310,7 +285,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         first.into_raw();
         done
     }
-    fn set_root(&mut self, _from: Hpa, to: Hpa) {
-        self.root = to;
+    fn set_root(&mut self, from: Hpa, to: Hpa) {
+        debug_assert_eq!(from, to, "nobody shares the top table");
     }
 }

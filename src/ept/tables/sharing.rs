@@ -4,11 +4,12 @@
 //! So entries that are not in use are passed over eight at a time, and the references of the others are counted in place.
 
 use crate::addr::Hpa;
-use crate::ept::tables::entry::{counted, decode, lent, owned};
+use crate::ept::tables::entry::{counted, lent, owned};
 use crate::ept::tables::ops::Tables;
 use crate::ept::tables::table::{DIRTY, ENTRIES, Eight, WRITE, each_used, is_empty};
-use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, QuickCounts, Retired};
-use crate::paging::{Decoded, Entry, Ept, EptEntry, Format, TableOps, TableReadOps};
+use crate::ept::tables::teardown::Teardown;
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, QuickCounts};
+use crate::paging::{Entry, Ept, EptEntry, Format, TableOps, TableReadOps};
 use core::sync::atomic::Ordering;
 
 impl<M: PhysMem> Tables<'_, M> {
@@ -131,46 +132,24 @@ impl<M: PhysMem> Tables<'_, M> {
         used
     }
 
-    /// Puts an entry, which brings its reference along, into a table of `level`, and drops the reference that was there.
-    pub fn replace_entry(&mut self, table: Hpa, level: u8, index: usize, entry: EptEntry) {
-        let old = self
-            .word(table, index)
-            .swap(entry.to_bits(), Ordering::AcqRel);
+    /// Puts an entry, which brings its reference along, into the top table, and drops the reference that was there.
+    pub fn replace_top(&mut self, index: usize, entry: EptEntry) {
+        let word = self.word(self.root(), index);
+        let old = word.swap(entry.to_bits(), Ordering::AcqRel);
         // SAFETY: it is not in the table any more.
-        unsafe { self.drop_entry(EptEntry::from_bits(old), level) };
-    }
-
-    /// Drops the reference that an entry of a table of `level` held.
-    ///
-    /// # Safety
-    /// As for [`owned`].
-    pub unsafe fn drop_entry(&mut self, entry: EptEntry, level: u8) {
-        // SAFETY: the caller's.
-        let Some(target) = (unsafe { owned(entry) }) else {
-            return;
-        };
-        match decode(level, entry) {
-            Decoded::Table { .. } => self.drop_table(target, level - 1),
-            Decoded::Content(_) => self.retire(target),
+        if let Some(table) = unsafe { owned(EptEntry::from_bits(old)) } {
+            self.drop_table(table, Ept::LEVELS - 1);
         }
     }
 
     /// Drops the reference to a table of `level`. If it was the last, everything below goes too.
     pub fn drop_table(&mut self, table: Frame, level: u8) {
-        let Some(table) = self.frames.release_unless_last(table) else {
-            return;
-        };
-        let words = self.usable(table.address(), level);
-        if level == 1 {
-            // SAFETY: the last reference to the table goes, and its entries with it.
-            unsafe { drop_leaves(self.frames, words, &mut self.debt.retired) };
-        } else {
-            each_used(words, |_, _, bits| {
-                // SAFETY: likewise.
-                unsafe { self.drop_entry(EptEntry::from_bits(bits), level) };
-            });
+        if let Some(last) = self.frames.release_unless_last(table) {
+            // SAFETY: the last reference to a table of this tree.
+            let mut all = unsafe { Teardown::of(last, level) };
+            let (reach, retired) = (self.tree.reach, &mut self.tree.debt.retired);
+            while !all.step(self.frames, reach, retired, u64::MAX) {}
         }
-        self.retire(table);
     }
 }
 
@@ -200,23 +179,4 @@ fn clear(eight: &Eight) {
 #[inline(always)]
 fn closed(entry: EptEntry) -> EptEntry {
     EptEntry::from_bits(entry.to_bits() & !(WRITE | DIRTY))
-}
-
-/// Drops the references that these entries of a lowest table held. Frames that nobody refers to any more are retired.
-///
-/// # Safety
-/// As for [`owned`] of each.
-#[inline(never)]
-pub(in crate::ept) unsafe fn drop_leaves<M: PhysMem>(
-    frames: &FrameAllocator<M>,
-    leaves: &[Eight],
-    retired: &mut Retired,
-) {
-    let counts = frames.quick_counts();
-    each_used(leaves, |_, _, bits| {
-        // SAFETY: the caller's.
-        if let Some(page) = unsafe { owned(EptEntry::from_bits(bits)) } {
-            counts.retire(frames, page, retired);
-        }
-    });
 }

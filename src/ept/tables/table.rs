@@ -18,7 +18,7 @@ pub(in crate::ept) const EXECUTE: u64 = 1 << 2 | 1 << 10;
 /// The mark of a leaf that it was written, by the CPU or by whoever gave write.
 pub(in crate::ept) const DIRTY: u64 = 1 << 9;
 /// The mark of a leaf that it had lost [`DIRTY`] to a harvest since the last reset, to which that must not be lost.
-pub(in crate::ept) const TOLD: u64 = 1 << 54;
+pub(in crate::ept) const HARVESTED: u64 = 1 << 54;
 
 /// A table of some level. It comes from a tree, or from an entry of another table: nobody makes one of an address alone.
 pub(in crate::ept) struct Table<'a, M> {
@@ -131,9 +131,9 @@ impl<'a, M: PhysMem> Table<'a, M> {
 
     /// The lowest slot for `gpa` on the way through entries that refer to tables and that `open` lets through.
     #[inline(always)]
-    pub fn find(mut self, gpa: Gpa, open: impl Fn(DecodedOf<Ept>) -> bool) -> Slot<'a, M> {
+    pub fn find(mut self, gpa: Gpa, open: impl Fn(DecodedOf<Ept>) -> bool) -> TableSlot<'a, M> {
         loop {
-            let slot = Slot::of(self, gpa);
+            let slot = TableSlot::of(self, gpa);
             match self.below(slot.says) {
                 Some(below) if open(slot.says) => self = below,
                 _ => return slot,
@@ -160,12 +160,12 @@ impl<'a, M: PhysMem> Table<'a, M> {
         self,
         first: Gpa,
         last: Gpa,
-        show: &mut impl FnMut(Slot<'a, M>) -> Result<bool, E>,
+        show: &mut impl FnMut(TableSlot<'a, M>) -> Result<bool, E>,
     ) -> Result<(), E> {
         let span = 1 << self.shift();
         let mut gpa = first.align_down(span);
         loop {
-            let slot = Slot::of(self, gpa);
+            let slot = TableSlot::of(self, gpa);
             let end = Gpa::new(gpa.as_u64() + (span - 1));
             if !slot.is_empty()
                 && show(slot)?
@@ -182,7 +182,7 @@ impl<'a, M: PhysMem> Table<'a, M> {
 }
 
 /// One entry of a table, as it was read.
-pub(in crate::ept) struct Slot<'a, M> {
+pub(in crate::ept) struct TableSlot<'a, M> {
     /// The table that it is in.
     pub table: Table<'a, M>,
     /// Its word.
@@ -194,14 +194,14 @@ pub(in crate::ept) struct Slot<'a, M> {
     entry: EptEntry,
 }
 
-impl<M> Clone for Slot<'_, M> {
+impl<M> Clone for TableSlot<'_, M> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M> Copy for Slot<'_, M> {}
+impl<M> Copy for TableSlot<'_, M> {}
 
-impl<'a, M: PhysMem> Slot<'a, M> {
+impl<'a, M: PhysMem> TableSlot<'a, M> {
     #[inline(always)]
     fn of(table: Table<'a, M>, gpa: Gpa) -> Self {
         let word = table.word(table.index_of(gpa));
@@ -244,16 +244,6 @@ impl<M: PhysMem> TableReadOps for Table<'_, M> {
         };
         Some(table.entry(index))
     }
-}
-
-/// A word of a table or of another frame that is used as atomic words alone.
-///
-/// # Safety
-/// `address`, a multiple of 8, must be in a frame that `mem` reaches and that is used so as long as the reference lives.
-#[inline(always)]
-pub(in crate::ept) unsafe fn word<M: PhysMem>(mem: &M, address: Hpa) -> &AtomicU64 {
-    // SAFETY: the caller's.
-    unsafe { AtomicU64::from_ptr(mem.ptr(address).cast()) }
 }
 
 /// Shows each entry that is in use to `show`: its number among these, where it is, and what it says.

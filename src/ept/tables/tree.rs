@@ -2,16 +2,15 @@
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::hw::capability::{EptCapability, Eptp};
-use crate::ept::hw::debt::Debt;
+use crate::ept::hw::debt::{Debt, Edit};
 use crate::ept::hw::violation::Violation;
+use crate::ept::tables::dirty_tracking::DirtyTracking;
 use crate::ept::tables::log::Log;
-use crate::ept::tables::marks::Marks;
-use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::{AROUND, Around, PagePolicy};
 use crate::ept::tables::reach::Reach;
 use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight, Table};
 use crate::ept::tables::zeroing::Zeroing;
-use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
+use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, Retired};
 use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,13 +24,11 @@ pub(in crate::ept) struct Tree {
     pub reach: Reach,
     pub debt: Debt,
     /// How writes are noted in the leaves.
-    pub marks: Marks,
-    /// Whether no page may be marked that was not written; where the CPU marks them, none is.
-    pub exact: bool,
+    pub dirty: DirtyTracking,
     /// Of what size the pages are that a first write is given.
     pub pages: PagePolicy,
     /// Whether a large page may be executed.
-    execute_large: bool,
+    pub execute_large: bool,
     /// How many pages one violation may map.
     pub around: Around,
     /// Whether what the host writes is given small pages.
@@ -46,13 +43,13 @@ pub(in crate::ept) struct Tree {
 
 /// The slot of a page in a lowest table that is a tree's own.
 #[derive(Clone, Copy)]
-pub(in crate::ept) struct Slot<'m> {
+pub(in crate::ept) struct LeafSlot<'m> {
     word: &'m AtomicU64,
     /// The number of the page.
     pub number: u64,
 }
 
-impl<'m> Slot<'m> {
+impl<'m> LeafSlot<'m> {
     /// What stands there.
     #[inline(always)]
     pub fn entry(self) -> EptEntry {
@@ -85,8 +82,7 @@ impl Tree {
             root,
             reach: Reach::default(),
             debt: Debt::default(),
-            marks: Marks::new(capability),
-            exact: false,
+            dirty: DirtyTracking::new(capability),
             pages: PagePolicy::Small,
             execute_large: capability.execute_large,
             around: Around::new(AROUND),
@@ -110,40 +106,25 @@ impl Tree {
     /// The tables, for reading.
     #[inline(always)]
     pub fn view<'a, M: PhysMem>(&'a self, frames: &'a FrameAllocator<M>) -> Table<'a, M> {
-        // SAFETY: as in `tables`.
+        // SAFETY: the root is this tree's own, and all tables below it were made by edits of it, each entry holding the
+        // reference to its table.
         unsafe { Table::new(frames.mem(), self.root(), Ept::LEVELS) }
     }
 
-    /// The tables, for an edit of any kind. `frames` is where they came from. What the edit means for CPUs is told by
-    /// [`Tree::close`].
-    #[inline(always)]
-    pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
-        self.log.lose();
-        self.page_tables(frames)
-    }
-
-    /// The same, for an edit that makes pages accessible and notes each that becomes this space's own.
-    #[inline(always)]
-    pub fn page_tables<'a, M: PhysMem>(
+    /// The same, for an edit of leaves that are there.
+    pub fn edit_leaves<'a, M: PhysMem>(
         &'a mut self,
         frames: &'a FrameAllocator<M>,
-    ) -> Tables<'a, M> {
+    ) -> (Table<'a, M>, Edit<'a, M>) {
+        // SAFETY: as in `view`.
+        let top = unsafe { Table::new(frames.mem(), self.root(), Ept::LEVELS) };
+        (top, Edit::begin(frames, &mut self.debt))
+    }
+
+    /// No page was put last: other tables are about to change.
+    #[inline(always)]
+    pub fn forget_last(&mut self) {
         self.recent.0 = NOWHERE;
-        let (debt, marks) = (&mut self.debt, &mut self.marks);
-        let (execute_large, zeroing) = (self.execute_large, &mut self.zeroing);
-        // SAFETY: the root is this tree's own, and all tables below it were made by edits of this kind, each entry
-        // holding the reference to its table.
-        unsafe {
-            Tables::new(
-                frames,
-                self.root.address(),
-                self.reach,
-                debt,
-                marks,
-                execute_large,
-                zeroing,
-            )
-        }
     }
 
     /// Finds the lowest table for the page at `gpa`, if every table above grants everything: all of them are this tree's own.
@@ -162,10 +143,10 @@ impl Tree {
 
     /// The slot for the page at `gpa`, for which [`Tree::find_slot`] has found the table.
     #[inline(always)]
-    pub fn slot<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>, gpa: Gpa) -> Slot<'m> {
+    pub fn slot<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>, gpa: Gpa) -> LeafSlot<'m> {
         let number = gpa.as_u64() / PAGE_SIZE;
         let word = self.lowest(frames).word(number as usize % ENTRIES);
-        Slot { word, number }
+        LeafSlot { word, number }
     }
 
     /// Has [`Tree::find_slot`] find `table`, which must be the lowest table for `gpa`, ready to be written.
@@ -182,7 +163,7 @@ impl Tree {
     /// Puts a page into the slot. What stood there before is the caller's to invalidate, and the entry owns the caller's
     /// reference to the frame.
     #[inline(always)]
-    pub fn put(&mut self, slot: Slot<'_>, frame: Hpa, attr: EptAttr) {
+    pub fn put(&mut self, slot: LeafSlot<'_>, frame: Hpa, attr: EptAttr) {
         self.recent.0 = slot.number;
         let bits = Ept::leaf_bits(1, attr) | frame.as_u64();
         slot.word.store(bits, Ordering::Release);
@@ -193,24 +174,35 @@ impl Tree {
     pub fn put_own<M: PhysMem>(
         &mut self,
         frames: &FrameAllocator<M>,
-        slot: Slot<'_>,
-        frame: Hpa,
+        slot: LeafSlot<'_>,
+        frame: Frame,
         attr: EptAttr,
     ) {
-        self.put(slot, frame, attr);
+        self.put(slot, frame.into_raw(), attr);
         if self.log.is_on() {
             self.note(frames, slot.number);
         }
     }
 
-    /// As [`Tree::note`], where that would take registers from what is more frequent (bench fill.write).
-    #[inline(never)]
-    pub fn note_aside<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, number: u64) {
-        self.note(frames, number);
+    /// The same in place of what stands in the slot at the violation; `retire` ends the reference of that.
+    #[inline(always)]
+    pub fn replace<M: PhysMem>(
+        &mut self,
+        frames: &FrameAllocator<M>,
+        (violation, slot): (Violation, LeafSlot<'_>),
+        frame: Frame,
+        attr: EptAttr,
+        retire: impl FnOnce(&mut Retired),
+    ) {
+        self.put_own(frames, slot, frame, attr);
+        retire(&mut self.debt.retired);
+        self.debt.incur_at(violation);
+        self.debt.free_unreachable(frames);
     }
 
-    /// Logs a page in the table that [`Tree::find_slot`] found last.
-    #[inline(always)]
+    /// Logs a page in the table that [`Tree::find_slot`] found last. Inlined, it would take registers from what is more frequent
+    /// (bench fill.write).
+    #[inline(never)]
     pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, number: u64) {
         let leaf = Hpa::new(self.recent.1.as_u64() + 8 * (number % ENTRIES as u64));
         self.log.note(frames, leaf, Gpa::new(number * PAGE_SIZE));
@@ -241,28 +233,5 @@ impl Tree {
         if let Some(begun) = self.zeroing.take() {
             frames.release(begun.into_frame());
         }
-    }
-
-    /// Ends an edit: `replaced` says whether a translation was removed or replaced.
-    #[inline]
-    pub fn close<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, replaced: bool) {
-        if replaced {
-            self.debt.incur();
-        }
-        self.debt.free_unreachable(frames);
-    }
-
-    /// Ends an edit of the one page of a violation: `replaced` says whether it was mapped before.
-    #[inline(always)]
-    pub fn close_at<M: PhysMem>(
-        &mut self,
-        violation: Violation,
-        frames: &FrameAllocator<M>,
-        replaced: bool,
-    ) {
-        if replaced {
-            self.debt.incur_at(violation);
-        }
-        self.debt.free_unreachable(frames);
     }
 }

@@ -75,15 +75,14 @@ impl<'s, M: PhysMem> Space<'s, M> {
     }
 
     fn reset_cold(&mut self, template: &FrozenSpace<'s, M>) -> Result<Restored, ResetError> {
-        let frames = self.spaces.frames;
+        let frames = self.frames;
         let regions = template
             .as_space()
             .regions
             .share()
             .map_err(ResetError::Frames)?;
         let before = self.tree.debt.retired.frames();
-        let dropped = self.tree.log.len();
-        let root = self.tree.root();
+        let dropped = self.tree.log.records().len() as u64;
         let mut tables = self.tree.tables(frames);
         // All references are taken before one is given up.
         let shared = template.top();
@@ -94,13 +93,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
         for region in self.regions.iter() {
             let last = region.range.last().unwrap_or(region.range.start());
             for index in top_index(region.range.start())..=top_index(last) {
-                tables.replace_entry(root, 4, index, EptEntry::EMPTY);
+                tables.replace_top(index, EptEntry::EMPTY);
             }
         }
         for index in template.used_entries() {
-            tables.replace_entry(root, 4, index, shared.entry(index));
+            tables.replace_top(index, shared.entry(index));
         }
-        let freed = tables.debt.retired.frames() - before;
+        let freed = tables.tree.debt.retired.frames() - before;
         drop(tables);
         self.tree.log.clear(frames);
         self.tree.stop_zeroing(frames);

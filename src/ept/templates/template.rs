@@ -58,9 +58,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let Some(generation) = self.lineage.generation.checked_add(1) else {
             return Err((FreezeError::TooDeep, self));
         };
-        let frames = self.spaces.frames;
+        let frames = self.frames;
         self.tree.log.clear(frames);
-        self.tree.marks.release(frames);
+        self.tree.dirty.release(frames);
         self.tree.stop_zeroing(frames);
         let used = self.tree.tables(frames).withdraw_write();
         let number = self.spaces.next_template();
@@ -88,9 +88,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
             ..self.lineage
         };
         let fork = empty_fork(self, lineage)?;
-        let frames = self.spaces.frames;
+        let frames = self.frames;
         let used = self.tree.tables(frames).withdraw_write();
-        self.tree.marks.forget();
+        self.tree.dirty.clear_log(frames);
         share(self.tree.view(frames), &used, fork)
     }
 
@@ -107,14 +107,15 @@ fn empty_fork<'s, M: PhysMem>(
     lineage: Lineage,
 ) -> Result<Space<'s, M>, EditError> {
     let regions = from.regions.share().map_err(out)?;
-    let mut tree = Tree::new(from.spaces.frames, from.spaces.capability).map_err(out)?;
+    let mut tree = Tree::new(from.frames, &from.spaces.capability).map_err(out)?;
     tree.reach = from.tree.reach;
     tree.pages = from.tree.pages;
     tree.host_writes_small = from.tree.host_writes_small;
     tree.around = from.tree.around;
-    tree.exact = from.tree.exact;
+    tree.dirty.every_write = from.tree.dirty.every_write;
     Ok(Space {
         spaces: from.spaces,
+        frames: from.frames,
         tree,
         regions,
         faults: Faults::default(),
@@ -130,7 +131,7 @@ fn share<'s, M: PhysMem>(
     mut fork: Space<'s, M>,
 ) -> Result<Space<'s, M>, EditError> {
     let to = fork.tree.root();
-    let mut tables = fork.tree.page_tables(fork.spaces.frames);
+    let mut tables = fork.tree.page_tables(fork.frames);
     let entries = || each(used).map(|index| (index, top.entry(index)));
     let shared = tables.reference_all(|| entries().map(|(_, entry)| entry));
     if let Err(error) = shared {
@@ -210,6 +211,6 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
 
     /// The top table.
     pub(in crate::ept) fn top(&self) -> Table<'_, M> {
-        self.space.tree.view(self.space.spaces.frames)
+        self.space.tree.view(self.space.frames)
     }
 }

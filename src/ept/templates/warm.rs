@@ -1,15 +1,17 @@
 //! The warm reset: what a fork wrote is copied back, page by page.
 
 use crate::addr::{Gpa, Hpa};
+use crate::ept::hw::debt::Edit;
 use crate::ept::regions::backing::{Backing, Source};
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::{Origin, decode, owned};
 use crate::ept::tables::log::Record;
-use crate::ept::tables::table::{DIRTY, TOLD, WRITE, word};
+use crate::ept::tables::table::{DIRTY, HARVESTED, WRITE};
 use crate::ept::templates::reset::Restored;
 use crate::ept::templates::template::FrozenSpace;
-use crate::frames::{Frame, FrameAllocator, FrameError, FrameRef, PhysMem, Retired};
-use crate::paging::{Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, Write, query};
+use crate::frames::{Frame, FrameAllocator, FrameError, FrameRef, PhysMem};
+use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, Write};
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// In place of the address of what a template holds where a fork has a page of its own: nobody has looked yet, or it is
@@ -20,7 +22,7 @@ const UNKNOWN: u64 = 0;
 struct Warm<'a, 's, M: PhysMem> {
     template: &'a FrozenSpace<'s, M>,
     frames: &'s FrameAllocator<M>,
-    retired: &'a mut Retired,
+    edit: Edit<'a, M>,
     /// After how many resets a page that was not written goes.
     idle: u64,
     /// Pages that were copied back, those that were not written, and those of these that went.
@@ -50,7 +52,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     #[inline(never)]
     fn copy_back_all(&mut self, template: &FrozenSpace<'s, M>, idle: u64) -> Option<Restored> {
         let restored = self.copy_back::<false>(template, idle);
-        if self.tree.exact {
+        if self.tree.dirty.every_write {
             self.withdraw_write();
         }
         restored
@@ -62,61 +64,51 @@ impl<'s, M: PhysMem> Space<'s, M> {
         template: &FrozenSpace<'s, M>,
         idle: u64,
     ) -> Option<Restored> {
-        let frames = self.spaces.frames;
-        let before = self.tree.debt.retired.frames();
+        let frames = self.frames;
         let mut warm = Warm {
             template,
             frames,
-            retired: &mut self.tree.debt.retired,
+            edit: Edit::begin(frames, &mut self.tree.debt),
             idle,
             copied: 0,
             clean: 0,
             dropped: 0,
             sound: true,
         };
-        self.tree.log.retain(frames, |record| {
-            // SAFETY: the leaf of a page that became this space's own, in a table that is its own since: no edit has
-            // moved it, or the log would be lost.
-            let leaf = unsafe { word(frames.mem(), record.leaf) };
-            let bits = leaf.load(Ordering::Relaxed);
-            if bits & DIRTY == 0
-                && let Some(stays) = warm.not_dirty(record, leaf)
-            {
-                return stays;
-            }
-            warm.copied += 1;
-            match record.source {
-                UNKNOWN => warm.first_time(record, bits),
-                // SAFETY: when the source was found, the leaf led to a frame that nobody else refers to, and so it does as
-                // long as the log is not lost. The source is a page of the template's, of host bytes or of zeroes, and
-                // never changes.
-                from => unsafe {
-                    let frame = FrameRef::from_raw(EptEntry::from_bits(bits).frame());
-                    frames.overwrite_page(&frame, Hpa::new(from));
-                },
-            }
-            if MARKS {
-                leaf.fetch_and(!(DIRTY | TOLD), Ordering::AcqRel);
-                *record = record.with_idle(0);
-            }
-            true
-        });
-        let Warm {
-            copied,
-            clean,
-            dropped,
-            sound,
-            ..
-        } = warm;
-        let freed = self.tree.debt.retired.frames() - before;
-        // What CPUs have cached of a leaf may not be what it says now.
-        self.tree
-            .close(frames, MARKS && copied != 0 || dropped != 0);
-        sound.then_some(Restored {
+        let before = warm.edit.retired();
+        // SAFETY: it is this space's log, and on.
+        unsafe {
+            self.tree.log.retain(frames, |record, leaf| {
+                let bits = leaf.load(Ordering::Relaxed);
+                if bits & DIRTY == 0
+                    && let Some(stays) = warm.not_dirty(record, leaf)
+                {
+                    return stays;
+                }
+                warm.copied += 1;
+                match record.get().source {
+                    UNKNOWN => warm.first_time(record, bits),
+                    // When the source was found, the leaf led to a frame that nobody else refers to, and so it does as long as
+                    // the log is not lost. The source is a page of the template's, of host bytes or of zeroes, and never
+                    // changes.
+                    from => {
+                        let frame = FrameRef::from_raw(EptEntry::from_bits(bits).frame());
+                        frames.overwrite_page(&frame, Hpa::new(from));
+                    }
+                }
+                if MARKS {
+                    warm.edit.withdraw(leaf, DIRTY | HARVESTED);
+                    record.set(record.get().with_idle(0));
+                }
+                true
+            });
+        }
+        let freed = warm.edit.retired() - before;
+        warm.sound.then_some(Restored {
             cold: false,
-            copied,
-            dropped,
-            kept: copied + clean - dropped,
+            copied: warm.copied,
+            dropped: warm.dropped,
+            kept: warm.copied + warm.clean - warm.dropped,
             frames: freed,
         })
     }
@@ -124,31 +116,33 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// Has the next write to each page that was copied back be a violation, which tells that it was written, and notes it
     /// again; so it is forgotten here, unless only the host writes it.
     fn withdraw_write(&mut self) {
-        let (frames, regions) = (self.spaces.frames, &self.regions);
-        self.tree.log.retain(frames, |record| {
-            // SAFETY: as in `reset_warm`.
-            let leaf = unsafe { word(frames.mem(), record.leaf) };
-            leaf.fetch_and(!(WRITE | DIRTY | TOLD), Ordering::AcqRel);
-            let region = regions.find(record.page());
-            region.is_some_and(|region| !region.is_writable())
-        });
-        self.tree.close(frames, true);
+        let (frames, regions) = (self.frames, &self.regions);
+        let mut edit = Edit::begin(frames, &mut self.tree.debt);
+        // SAFETY: as in `copy_back`.
+        unsafe {
+            self.tree.log.retain(frames, |record, leaf| {
+                edit.withdraw(leaf, WRITE | DIRTY | HARVESTED);
+                let region = regions.find(record.get().page());
+                region.is_some_and(|region| !region.is_writable())
+            });
+        }
     }
 }
 
 impl<M: PhysMem> Warm<'_, '_, M> {
     /// A page without the mark. If it was not written either, it goes if that is so for long; returns whether it stays.
     #[inline(never)]
-    fn not_dirty(&mut self, record: &mut Record, leaf: &AtomicU64) -> Option<bool> {
-        let told = leaf.load(Ordering::Relaxed) & TOLD != 0;
-        (!told).then(|| self.is_idle(record, leaf))
+    fn not_dirty(&mut self, record: &Cell<Record>, leaf: &AtomicU64) -> Option<bool> {
+        let harvested = leaf.load(Ordering::Relaxed) & HARVESTED != 0;
+        (!harvested).then(|| self.is_idle(record, leaf))
     }
 
     /// A page that was not written: returns whether it stays.
-    fn is_idle(&mut self, record: &mut Record, leaf: &AtomicU64) -> bool {
+    fn is_idle(&mut self, record: &Cell<Record>, leaf: &AtomicU64) -> bool {
         self.clean += 1;
-        let age = record.idle() + 1;
-        *record = record.with_idle(age);
+        let page = record.get().page();
+        let age = record.get().idle() + 1;
+        record.set(record.get().with_idle(age));
         if age < self.idle {
             return true;
         }
@@ -157,13 +151,13 @@ impl<M: PhysMem> Warm<'_, '_, M> {
             return true;
         }
         // Where the template's frame cannot be shared, the page stays.
-        let Ok(entry) = self.template.shared_leaf(record.page()) else {
+        let Ok(entry) = self.template.shared_leaf(page) else {
             return true;
         };
-        let old = leaf.swap(entry.to_bits(), Ordering::AcqRel);
+        let old = self.edit.replace(leaf, entry.to_bits());
         // SAFETY: it is not in the table any more.
         if let Some(old) = unsafe { owned(EptEntry::from_bits(old)) } {
-            self.frames.retire(old, self.retired);
+            self.edit.retire(old);
         }
         self.dropped += 1;
         false
@@ -171,19 +165,21 @@ impl<M: PhysMem> Warm<'_, '_, M> {
 
     /// Finds out what the template holds, and copies it back.
     #[cold]
-    fn first_time(&mut self, record: &mut Record, bits: u64) {
+    fn first_time(&mut self, record: &Cell<Record>, bits: u64) {
         let found = own_frame(bits).filter(|frame| self.frames.count(*frame) == 1);
         // SAFETY: the leaf stays where it is.
         let Some(frame) = found.map(|frame| unsafe { FrameRef::from_raw(frame) }) else {
             self.sound = false;
             return;
         };
-        record.source = self.template.source_of(record.page());
-        if record.source == UNKNOWN {
-            self.sound &= self.template.copy_part(record.page(), &frame).is_ok();
+        let page = record.get().page();
+        let source = self.template.source_of(page);
+        record.set(record.get().with_source(source));
+        if source == UNKNOWN {
+            self.sound &= self.template.copy_part(page, &frame).is_ok();
         } else {
             // SAFETY: the frame is a guest's page and, as was found just now, nobody else's; the template's never change.
-            unsafe { self.frames.overwrite_page(&frame, Hpa::new(record.source)) };
+            unsafe { self.frames.overwrite_page(&frame, Hpa::new(source)) };
         }
     }
 }
@@ -201,16 +197,6 @@ fn own_frame(bits: u64) -> Option<Hpa> {
 }
 
 impl<M: PhysMem> FrozenSpace<'_, M> {
-    /// The page that is mapped at `page`.
-    fn mapped(&self, page: Gpa) -> Option<(Hpa, EptAttr)> {
-        let tables = self.space.tree.view(self.space.spaces.frames);
-        let mapping = query(&tables, page).ok()??;
-        match mapping.content {
-            Content::Page { attr, .. } => Some((mapping.phys_of(page)?, attr)),
-            _ => None,
-        }
-    }
-
     /// What a page holds that was never touched.
     fn untouched(&self, page: Gpa) -> Option<Source> {
         let region = self.space.regions.find(page)?;
@@ -219,7 +205,8 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
 
     /// Where the bytes are that it holds at `page`, or [`UNKNOWN`] where they do not fill it.
     fn source_of(&self, page: Gpa) -> u64 {
-        let mapped = self.mapped(page).map(|(phys, _)| phys);
+        let mapped = self.space.mapped(page).ok().flatten();
+        let mapped = mapped.map(|(phys, ..)| phys);
         let source = mapped.or_else(|| match self.untouched(page) {
             Some(Source::HostPage(from)) => Some(from),
             Some(Source::HostPart(..)) => None,
@@ -233,7 +220,7 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
         match self.untouched(page) {
             // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
             Some(Source::HostPart(from, len)) => unsafe {
-                self.space.spaces.frames.overwrite(frame, from, len)
+                self.space.frames.overwrite(frame, from, len)
             },
             _ => Err(FrameError::NotManaged(frame.address())),
         }
@@ -241,13 +228,13 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
 
     /// The leaf of a fork that shares what the template has at `page`.
     fn shared_leaf(&self, page: Gpa) -> Result<EptEntry, FrameError> {
-        let Some((phys, attr)) = self.mapped(page) else {
+        let Some((phys, _, attr)) = self.space.mapped(page).ok().flatten() else {
             return Ok(EptEntry::EMPTY);
         };
         if Origin::of(attr).is_counted() {
             // SAFETY: the template's leaf stays where it is.
             let frame = unsafe { FrameRef::from_raw(phys) };
-            self.space.spaces.frames.share_many(&frame, 1)?;
+            self.space.frames.share_many(&frame, 1)?;
         }
         let attr = attr.with_write(Write::Denied).with_dirty(false);
         let bits = Ept::leaf_bits(1, attr) | phys.as_u64();

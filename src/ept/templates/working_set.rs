@@ -6,7 +6,7 @@ use crate::ept::spaces::space::Space;
 use crate::ept::tables::log::Log;
 use crate::ept::templates::error::ResetError;
 use crate::ept::templates::template::FrozenSpace;
-use crate::frames::PhysMem;
+use crate::frames::{FrameList, PhysMem};
 use core::sync::atomic::Ordering;
 
 impl<'s, M: PhysMem> FrozenSpace<'s, M> {
@@ -20,22 +20,22 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
         if !fork.tree.log.is_on() {
             return Err(ResetError::Unknown);
         }
-        let frames = self.space.spaces.frames;
-        let mut set = Log::default();
-        for record in fork.tree.log.records(frames) {
+        let frames = self.space.frames;
+        let mut set = FrameList::new();
+        for record in fork.tree.log.records().iter(frames.mem()) {
             if let Err(error) = set.push(frames, record) {
                 set.clear(frames);
                 return Err(ResetError::Frames(error));
             }
         }
-        let mut old = core::mem::replace(&mut self.space.tree.log, set);
-        old.clear(frames);
+        self.space.tree.log.clear(frames);
+        self.space.tree.log = Log::of(set);
         Ok(self.working_set())
     }
 
     /// How many pages are remembered.
     pub fn working_set(&self) -> u64 {
-        self.space.tree.log.len()
+        self.space.tree.log.records().len() as u64
     }
 
     /// A fork that is given the pages of the working set as its own at once, so that it writes them without a violation.
@@ -45,11 +45,11 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     /// As of [`FrozenSpace::fork`].
     pub fn fork_prefetched(&self) -> Result<(Space<'s, M>, u64), EditError> {
         let mut fork = self.fork()?;
-        let frames = self.space.spaces.frames;
-        let tells = fork.tree.exact || fork.eptp().accessed_dirty();
-        let away = if tells { fork.tree.marks.clear } else { 0 };
+        let frames = self.space.frames;
+        let exact = fork.tree.dirty.every_write || fork.eptp().accessed_dirty();
+        let away = if exact { fork.tree.dirty.clear } else { 0 };
         let mut given = 0;
-        for record in self.space.tree.log.records(frames) {
+        for record in self.space.tree.log.records().iter(frames.mem()) {
             let page = record.page();
             let write = Violation::new(page, Access::WRITE);
             match fork.regions.look_up(page) {

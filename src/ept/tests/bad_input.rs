@@ -50,7 +50,7 @@ fn state(space: &Space<'_, Arena>) -> State {
         regions: space.regions().copied().collect(),
         census: space.census().unwrap(),
         faults: space.faults(),
-        used: space.spaces.frames.figures().used,
+        used: space.frames.figures().used,
         retired: space.retired_frames(),
         invalidations: space.invalidations(),
         written: read(space, RAM, PAGE_SIZE as usize),
@@ -406,8 +406,12 @@ fn the_memory_type_is_the_regions_whatever_the_guests_pat_says() {
             gpas(0x1_0000_0000, PAGE_SIZE),
             RegionKind::PassThrough(device(0xfec0_0000, PAGE_SIZE)),
         );
+        let memory_type = MemoryType::WriteCombining;
         space
-            .map_with_type(combining, MemoryType::WriteCombining)
+            .map(Region {
+                memory_type,
+                ..combining
+            })
             .unwrap();
         for (gpa, access, memory_type) in [
             (RAM, Access::WRITE, MemoryType::WriteBack),

@@ -608,6 +608,13 @@ fn try_to_live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Ta
         if let Err(flaw) = spaces.audit(all.chain(alive.iter().map(|(space, _)| space))) {
             return wrong(&flaw);
         }
+        for (space, _) in &alive {
+            let mut logged = BTreeSet::new();
+            let mut records = space.tree.log.records().iter(frames.mem());
+            if let Some(twice) = records.find(|record| !logged.insert(record.leaf)) {
+                return wrong(&format_args!("{:#x} is logged twice", twice.page()));
+            }
+        }
         for template in &templates {
             if template.frozen.checksum() != Ok(template.checksum) {
                 return wrong(&format_args!("template {} has changed", template.number));

@@ -54,7 +54,7 @@ fn guest_write(space: &mut Space<'_, Arena>, cpu: &mut Cpu, gpa: u64, byte: u8) 
     let frame = cpu.run(space, gpa, gpa, Access::WRITE).unwrap();
     let at = Hpa::new(frame.as_u64() + gpa % PAGE_SIZE);
     // SAFETY: in the arena, in a frame that the guest may write.
-    unsafe { space.spaces.frames.mem().ptr(at).write(byte) };
+    unsafe { space.frames.mem().ptr(at).write(byte) };
 }
 
 fn byte(space: &Space<'_, Arena>, gpa: u64) -> u8 {
@@ -233,9 +233,9 @@ fn what_the_log_does_not_tell_is_reset_cold() {
             finish(space.fork().unwrap(), &mut Cpu::new(0))
         }),
         ("full", |space| {
-            space.spaces.frames.allowance.store(1, SeqCst);
+            space.frames.allowance.store(1, SeqCst);
             let done = space.write(Gpa::new(RAM + 14 * PAGE_SIZE), &[1]);
-            space.spaces.frames.allowance.store(u64::MAX, SeqCst);
+            space.frames.allowance.store(u64::MAX, SeqCst);
             assert_eq!(done, Ok(()));
         }),
     ];

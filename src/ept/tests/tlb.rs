@@ -296,7 +296,7 @@ impl Cpu {
                 self.full += 1;
                 self.unload(space);
             }
-            let mem = space.spaces.frames.mem();
+            let mem = space.frames.mem();
             let eptp = space.enter(self).eptp();
             match self.access(eptp, mem, gva, gpa, access) {
                 Ok(frame) => return Ok(frame),
