@@ -101,27 +101,31 @@ impl<T: Copy> FrameList<T> {
         frames: &FrameAllocator<M>,
         mut keep: impl FnMut(&Cell<T>) -> bool,
     ) {
-        let (mut at, mut left) = (self.last, self.in_last());
+        let (mut at, mut end) = (self.last, self.next);
         while at != 0 {
             // Only frames behind this one, whose records have all been shown, may be gone.
             let before = link(frames.mem(), at).get();
-            for record in Self::records(frames.mem(), at, left).iter().rev() {
+            let first: *const Cell<T> = frames.mem().ptr(Hpa::new(at + Self::FIRST)).cast();
+            let mut place = first.wrapping_byte_add((end - at - Self::FIRST) as usize);
+            while place != first {
+                place = place.wrapping_sub(1);
+                // SAFETY: one of the records of a frame of this list, all of which have been written.
+                let record = unsafe { &*place };
                 if !keep(record) {
                     self.replace_by_last(frames, record);
                 }
             }
-            (at, left) = (before, Self::PER_FRAME);
+            (at, end) = (before, before + PAGE_SIZE);
         }
     }
 
     /// Has the last record take the place of another that was shown, as all behind it were.
     #[cold]
     fn replace_by_last<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, place: &Cell<T>) {
-        let records = Self::records(frames.mem(), self.last, self.in_last());
-        if let Some(last) = records.last() {
-            place.set(last.get());
-        }
         self.next -= Self::SIZE;
+        let last = frames.mem().ptr(Hpa::new(self.next)).cast();
+        // SAFETY: there is a record, so the last frame has one; it is this one or another that was shown.
+        place.set(unsafe { *last });
         if self.next == self.last + Self::FIRST {
             self.drop_last(frames);
         }
@@ -141,11 +145,9 @@ impl<T: Copy> FrameList<T> {
 
     /// The records, the latest first.
     pub fn iter<'a, M: PhysMem>(&'a self, mem: &'a M) -> impl Iterator<Item = T> + 'a {
-        let mut left = self.in_last();
-        self.chain(mem).flat_map(move |at| {
-            let len = core::mem::replace(&mut left, Self::PER_FRAME);
-            let records = Self::records(mem, at, len).iter().rev();
-            records.map(Cell::get)
+        self.slices(mem).flat_map(|part| {
+            // SAFETY: the list is borrowed.
+            unsafe { &*part }.iter().rev().copied()
         })
     }
 
@@ -154,22 +156,18 @@ impl<T: Copy> FrameList<T> {
         &'a mut self,
         mem: &'a M,
     ) -> impl Iterator<Item = &'a mut [T]> + 'a {
+        // SAFETY: the list is borrowed for writing, and each frame comes once.
+        self.slices(mem).map(|part| unsafe { &mut *part })
+    }
+
+    /// The same: each frame has so many records that were written.
+    fn slices<'a, M: PhysMem>(&self, mem: &'a M) -> impl Iterator<Item = *mut [T]> + use<'a, M, T> {
         let mut left = self.in_last();
         self.chain(mem).map(move |at| {
             let len = core::mem::replace(&mut left, Self::PER_FRAME);
             let first = mem.ptr(Hpa::new(at + Self::FIRST)).cast();
-            // SAFETY: so many records of a frame of this list, which is borrowed for writing; each frame comes once.
-            unsafe { core::slice::from_raw_parts_mut(first, len) }
+            core::ptr::slice_from_raw_parts_mut(first, len)
         })
-    }
-
-    /// The first `len` records of a frame of this list.
-    #[inline(always)]
-    fn records<M: PhysMem>(mem: &M, frame: u64, len: usize) -> &[Cell<T>] {
-        let first = mem.ptr(Hpa::new(frame + Self::FIRST)).cast();
-        // SAFETY: whoever calls has the frame from the chain, and so many records have been written there. Records have no
-        // padding that could be unwritten to whom they are copied, and only this list refers to the frame.
-        unsafe { core::slice::from_raw_parts(first, len) }
     }
 }
 

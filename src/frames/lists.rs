@@ -101,7 +101,7 @@ impl Drop for Retired {
 
 /// Frames, by number, that were never given out.
 #[derive(Clone, Copy)]
-struct Segment {
+struct FreeSpan {
     low: u32,
     high: u32,
 }
@@ -112,7 +112,7 @@ pub(super) struct Lists {
     returned: u32,
     zeroed: u32,
     large: [u32; 2],
-    segments: [Segment; SEGMENTS],
+    segments: [FreeSpan; SEGMENTS],
     current: usize,
     pub used: u32,
     pub peak: u32,
@@ -120,9 +120,9 @@ pub(super) struct Lists {
 
 impl Lists {
     pub fn new(counts: &Counts) -> Self {
-        let mut segments = [Segment { low: 0, high: 0 }; SEGMENTS];
+        let mut segments = [FreeSpan { low: 0, high: 0 }; SEGMENTS];
         for (slot, (low, high)) in segments.iter_mut().zip(counts.spans()) {
-            *slot = Segment { low, high };
+            *slot = FreeSpan { low, high };
         }
         let (returned, zeroed, large) = (NONE, NONE, [NONE; 2]);
         Self {
@@ -186,7 +186,7 @@ impl Lists {
                 .find(|(list, _)| **list != NONE)?;
             let number = *list;
             *list = counts.next(mem, number);
-            *self.segments.first_mut()? = Segment {
+            *self.segments.first_mut()? = FreeSpan {
                 low: number,
                 high: number + (1 << order),
             };
@@ -260,7 +260,7 @@ impl Lists {
                 return None;
             }
             let slot = self.segments.iter_mut().find(|s| s.low == s.high)?;
-            *slot = Segment {
+            *slot = FreeSpan {
                 low: number,
                 high: number + (1 << LARGE[1]),
             };
@@ -273,7 +273,7 @@ impl Lists {
     fn carve(&mut self, counts: &Counts, order: u32) -> Option<u32> {
         let frames = 1u32 << order;
         for i in 0..SEGMENTS {
-            let Segment { low, high } = self.segments[i];
+            let FreeSpan { low, high } = self.segments[i];
             if high - low < frames {
                 continue;
             }
@@ -284,7 +284,7 @@ impl Lists {
                 Some(first) if first >= low => first,
                 _ => continue,
             };
-            let rest = Segment {
+            let rest = FreeSpan {
                 low: first + frames,
                 high,
             };

@@ -1,7 +1,7 @@
 //! Counting many references one after the other: where the counts are is looked up once.
 
 use super::counts::{Largest, Record};
-use super::{Frame, FrameAllocator, PhysMem, Retired};
+use super::{Frame, FrameAllocator, FrameError, PhysMem, Retired};
 
 /// The way to the counts of nearly all frames: those of the largest span.
 pub struct QuickCounts<'a, M>(Largest<'a, M>);
@@ -23,11 +23,16 @@ impl<M: PhysMem> FrameAllocator<M> {
 }
 
 impl<M: PhysMem> QuickCounts<'_, M> {
-    /// Counts one more reference to a frame, for an entry about to refer to it: it comes back by [`Frame::from_raw`]. `false`,
-    /// and nothing is counted, where that is not quickly done.
+    /// Counts one more reference to a frame, for an entry about to refer to it: it comes back by [`Frame::from_raw`].
+    ///
+    /// # Errors
+    /// As of [`FrameAllocator::share`].
     #[inline(always)]
-    pub fn share(&self, frame: &Frame) -> bool {
-        self.record(frame).is_some_and(|record| record.take(1))
+    pub fn share(&self, frames: &FrameAllocator<M>, frame: &Frame) -> Result<(), FrameError> {
+        match self.record(frame) {
+            Some(record) if record.take(1) => Ok(()),
+            _ => frames.counts.take_slow(&frames.mem, frame.address(), 1),
+        }
     }
 
     /// As [`FrameAllocator::retire`].

@@ -56,7 +56,7 @@ impl Counts {
     }
 
     #[cold]
-    fn take_slow(&self, mem: &impl PhysMem, address: Hpa, more: u32) -> Result<(), FrameError> {
+    pub fn take_slow(&self, mem: &impl PhysMem, address: Hpa, more: u32) -> Result<(), FrameError> {
         let free = FrameError::NotAllocated(address);
         let holder = self.holder(mem, self.number(address)?).ok_or(free)?;
         let add = |count: u32| {

@@ -49,7 +49,7 @@ pub fn run_all(
         Ok(spaces) => spaces,
         Err(error) => power::end(Err(format_args!("no frame of zeroes: {error}"))),
     };
-    let spaces = match boot.mtrrs {
+    let spaces = match boot.mtrrs.clone() {
         Some(mtrrs) => spaces.with_mtrrs(mtrrs),
         None => spaces,
     };

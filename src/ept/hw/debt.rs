@@ -14,8 +14,7 @@
 
 use crate::ept::hw::capability::Eptp;
 use crate::ept::hw::violation::Violation;
-use crate::frames::{Frame, FrameAllocator, PhysMem, Retired};
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::frames::{FrameAllocator, PhysMem, Retired};
 
 /// A logical processor, by a number below 64 of the kernel's choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,63 +50,6 @@ pub unsafe trait Invalidate {
     fn invept(&mut self, eptp: Eptp);
     /// Drops what this CPU has cached for `eptp` by linear addresses.
     fn invvpid(&mut self, eptp: Eptp);
-}
-
-/// Leaves of one space while they are changed other than by adding. When it is over, however it ends, what CPUs owe for it is
-/// noted, and what nobody can reach any more is freed.
-pub(in crate::ept) struct Edit<'a, M: PhysMem> {
-    frames: &'a FrameAllocator<M>,
-    debt: &'a mut Debt,
-    /// A translation was removed or replaced: what CPUs have cached of it is stale.
-    replaced: bool,
-}
-
-impl<'a, M: PhysMem> Edit<'a, M> {
-    /// Begins an edit of the space that owes `debt`.
-    #[inline(always)]
-    pub fn begin(frames: &'a FrameAllocator<M>, debt: &'a mut Debt) -> Self {
-        let replaced = false;
-        Self {
-            frames,
-            debt,
-            replaced,
-        }
-    }
-
-    /// Takes bits away from a leaf. Returns what it said before.
-    #[inline(always)]
-    pub fn withdraw(&mut self, leaf: &AtomicU64, bits: u64) -> u64 {
-        self.replaced = true;
-        leaf.fetch_and(!bits, Ordering::AcqRel)
-    }
-
-    /// Puts a leaf in place of another. Returns what that said.
-    #[inline(always)]
-    pub fn replace(&mut self, leaf: &AtomicU64, new: u64) -> u64 {
-        self.replaced = true;
-        leaf.swap(new, Ordering::AcqRel)
-    }
-
-    /// Ends the reference of a leaf that was replaced.
-    #[inline(always)]
-    pub fn retire(&mut self, frame: Frame) {
-        self.frames.retire(frame, &mut self.debt.retired);
-    }
-
-    /// Frames that wait until CPUs have forgotten them.
-    pub const fn retired(&self) -> u64 {
-        self.debt.retired.frames()
-    }
-}
-
-impl<M: PhysMem> Drop for Edit<'_, M> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if self.replaced {
-            self.debt.incur();
-        }
-        self.debt.free_unreachable(self.frames);
-    }
 }
 
 /// Some CPUs.

@@ -10,18 +10,15 @@ use core::fmt;
 
 /// How many variable ranges there can be: their registers end where the first fixed one is.
 pub const VARIABLE_MAX: usize = 40;
-/// Where the fixed ranges end.
-const FIXED_END: u64 = 0x10_0000;
-
 /// What the MTRRs say.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Mtrrs {
     enabled: bool,
     write_combining: bool,
     default: MemoryType,
     /// The types of 64 KiB, 16 KiB and 4 KiB ranges from 0 on, a byte each, where they are enabled.
     fixed: Option<[u64; 11]>,
-    variable: [Option<Variable>; VARIABLE_MAX],
+    variable: ArrayVec<Variable, VARIABLE_MAX>,
     /// The bits of a page's address that the CPU has.
     address: u64,
 }
@@ -60,6 +57,16 @@ fn memory_type(bits: u64) -> MemoryType {
     }
 }
 
+/// Which of the 88 fixed ranges, 8 to a register, an address is in, and how large that is.
+const fn fixed_range(address: u64) -> Option<(u64, u64)> {
+    Some(match address {
+        0..0x8_0000 => (address >> 16, 1 << 16),
+        0x8_0000..0xc_0000 => (8 + ((address - 0x8_0000) >> 14), 1 << 14),
+        0xc_0000..0x10_0000 => (24 + ((address - 0xc_0000) >> 12), 1 << 12),
+        _ => return None,
+    })
+}
+
 impl Mtrrs {
     /// Decodes the registers of a CPU whose physical addresses have `width` bits.
     pub fn decode(registers: &MtrrRegisters<'_>, width: u32) -> Self {
@@ -67,25 +74,19 @@ impl Mtrrs {
         let enabled = default.get_bit(11);
         let with_fixed = enabled && default.get_bit(10) && registers.capability.get_bit(8);
         let address = (1u64 << width.clamp(32, 52)) - PAGE_SIZE;
-        let mut variable = [None; VARIABLE_MAX];
-        let on = registers
-            .variable
-            .iter()
-            .filter(|(_, mask)| enabled && mask.get_bit(11));
-        for (slot, (base, mask)) in variable.iter_mut().zip(on) {
-            let mask = mask & address;
-            *slot = Some(Variable {
-                base: base & mask,
-                mask,
-                memory_type: memory_type(*base),
-            });
-        }
+        let on = registers.variable.iter();
+        let on = on.filter(|(_, mask)| enabled && mask.get_bit(11));
+        let variable = on.map(|(base, mask)| Variable {
+            base: base & mask & address,
+            mask: mask & address,
+            memory_type: memory_type(*base),
+        });
         Self {
             enabled,
             write_combining: registers.capability.get_bit(10),
             default: memory_type(default),
             fixed: with_fixed.then_some(registers.fixed),
-            variable,
+            variable: variable.collect(),
             address,
         }
     }
@@ -106,22 +107,13 @@ impl Mtrrs {
         if !self.enabled {
             return MemoryType::Uncacheable;
         }
-        if let (Some(fixed), true) = (&self.fixed, address < FIXED_END) {
-            // Which of 88 ranges, 8 to a register.
-            let range = match address {
-                0..0x8_0000 => address >> 16,
-                0x8_0000..0xc_0000 => 8 + ((address - 0x8_0000) >> 14),
-                _ => 24 + ((address - 0xc_0000) >> 12),
-            };
+        if let (Some(fixed), Some((range, _))) = (&self.fixed, fixed_range(address)) {
             let register = fixed.get(range as usize / 8).copied().unwrap_or(0);
             return memory_type(register >> (range % 8 * 8));
         }
         // "MTRR Precedences": uncacheable wins, write-through wins over write-back, all else is undefined: uncacheable.
-        let hits = self
-            .variable
-            .iter()
-            .flatten()
-            .filter(|v| address & v.mask == v.base);
+        let hits = self.variable.iter();
+        let hits = hits.filter(|v| address & v.mask == v.base);
         let combined = hits.map(|v| v.memory_type).reduce(|a, b| match (a, b) {
             _ if a == b => a,
             (MemoryType::WriteThrough, MemoryType::WriteBack) => a,
@@ -161,10 +153,7 @@ impl Mtrrs {
             let next = self.next_change(start).filter(|next| *next <= last);
             let len = next.map_or(rest.len(), |next| next.as_u64() - start.as_u64());
             let piece = AddrRange::new(start, len)?;
-            rest = match next {
-                Some(next) => AddrRange::new(next, rest.len() - len)?,
-                None => AddrRange::new(start, 0)?,
-            };
+            rest = AddrRange::new(next.unwrap_or(start), rest.len() - len)?;
             Some((piece, self.type_at(start)))
         })
     }
@@ -172,38 +161,29 @@ impl Mtrrs {
     /// The first address behind `at` where another type may begin.
     fn next_change(&self, at: Hpa) -> Option<Hpa> {
         let address = at.as_u64();
-        if self.fixed.is_some() && address < FIXED_END {
-            let size = match address {
-                0..0x8_0000 => 0x1_0000,
-                0x8_0000..0xc_0000 => 0x4000,
-                _ => 0x1000,
-            };
+        if let (Some(_), Some((_, size))) = (self.fixed, fixed_range(address)) {
             return at.align_down(size).checked_add(size);
         }
         // A variable range begins and ends at a multiple of its mask's lowest bit.
-        let steps = self
-            .variable
-            .iter()
-            .flatten()
-            .filter(|v| v.mask != 0)
-            .filter_map(|v| {
-                let size = 1 << v.mask.trailing_zeros();
-                let end = at.align_down(size).checked_add(size)?;
-                let inside = address & v.mask == v.base;
-                // Outside a contiguous range, its base is the next change. Where the mask lacks high bits, there are more.
-                let contiguous = v.mask | (size - 1) & self.address == self.address;
-                match (inside, contiguous) {
-                    (false, true) => (v.base > address).then_some(Hpa::new(v.base)),
-                    _ => Some(end),
-                }
-            });
+        let variable = self.variable.iter().filter(|v| v.mask != 0);
+        let steps = variable.filter_map(|v| {
+            let size = 1 << v.mask.trailing_zeros();
+            let end = at.align_down(size).checked_add(size)?;
+            let inside = address & v.mask == v.base;
+            // Outside a contiguous range, its base is the next change. Where the mask lacks high bits, there are more.
+            let contiguous = v.mask | (size - 1) & self.address == self.address;
+            match (inside, contiguous) {
+                (false, true) => (v.base > address).then_some(Hpa::new(v.base)),
+                _ => Some(end),
+            }
+        });
         steps.min()
     }
 }
 
 impl fmt::Display for Mtrrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let variable = self.variable.iter().flatten().count();
+        let variable = self.variable.len();
         let fixed = if self.fixed.is_some() { "" } else { "no " };
         let default = self.default;
         write!(

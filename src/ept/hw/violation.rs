@@ -16,23 +16,15 @@ pub struct Access {
 
 impl Access {
     /// A read.
-    pub const READ: Self = Self {
-        read: true,
-        write: false,
-        fetch: false,
-    };
+    pub const READ: Self = Self::of(true, false, false);
     /// A write.
-    pub const WRITE: Self = Self {
-        read: false,
-        write: true,
-        fetch: false,
-    };
+    pub const WRITE: Self = Self::of(false, true, false);
     /// An instruction fetch.
-    pub const FETCH: Self = Self {
-        read: false,
-        write: false,
-        fetch: true,
-    };
+    pub const FETCH: Self = Self::of(false, false, true);
+
+    const fn of(read: bool, write: bool, fetch: bool) -> Self {
+        Self { read, write, fetch }
+    }
 }
 
 impl fmt::Display for Access {
@@ -147,18 +139,15 @@ impl Violation {
         self.gpa
     }
 
+    /// Whether it has one of these bits.
     #[inline(always)]
-    const fn has(&self, bits: u32) -> bool {
+    pub(in crate::ept) const fn has(&self, bits: u32) -> bool {
         self.bits & bits != 0
     }
 
     /// What was tried there.
     pub const fn access(&self) -> Access {
-        Access {
-            read: self.has(READ),
-            write: self.has(WRITE),
-            fetch: self.has(FETCH),
-        }
+        Access::of(self.has(READ), self.has(WRITE), self.has(FETCH))
     }
 
     /// Whether data was written.
@@ -200,12 +189,6 @@ impl Violation {
     /// The bits that say that there is more to it than reading data, or writing it where that is allowed.
     pub(in crate::ept) const fn unusual(write: bool) -> u32 {
         SPECIAL | FETCH | (!write as u32 * WRITE)
-    }
-
-    /// Whether it has one of these bits.
-    #[inline(always)]
-    pub(in crate::ept) const fn has_any(&self, bits: u32) -> bool {
-        self.has(bits)
     }
 
     /// IRET had unblocked NMIs when this happened, unless an event was being delivered: they are to be blocked again before

@@ -72,7 +72,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// From now on, what the host writes first is given small pages: it is written at exits of a guest that runs, and zeroing a
     /// large page takes long.
     pub const fn write_small_pages(&mut self) {
-        self.tree.host_writes_small = true;
+        self.tree.policy.host_writes_small = true;
     }
 
     /// Copies bytes to `gpa` on, also where only the host may write.
@@ -106,12 +106,12 @@ impl<M: PhysMem> Space<'_, M> {
     ) -> Result<(), AccessError> {
         self.check(gpa, len, |region| by == By::Loader || region.is_writable())?;
         for (at, _) in pages(gpa, len) {
-            let pages = self.tree.pages;
-            if self.tree.host_writes_small {
-                self.tree.pages = PagePolicy::Small;
+            let pages = self.tree.policy.pages;
+            if self.tree.policy.host_writes_small {
+                self.tree.policy.pages = PagePolicy::Small;
             }
             let made = self.provide_for_writing(at);
-            self.tree.pages = pages;
+            self.tree.policy.pages = pages;
             made.map_err(|reason| AccessError { gpa: at, reason })?;
             self.note_host_write(at);
         }
@@ -154,31 +154,30 @@ impl<M: PhysMem> Space<'_, M> {
     /// Copies bytes of one page out.
     fn read_page(&self, at: Gpa, into: &mut [u8]) -> Result<(), Reason> {
         let frames = self.frames;
-        if let Some((phys, _, attr)) = self.mapped(at)? {
-            return if Origin::of(attr).is_counted() {
+        let (host, len) = match self.mapped(at)? {
+            Some((phys, _, attr)) if Origin::of(attr).is_counted() => {
                 // SAFETY: the leaf stays where it is.
                 let frame = unsafe { FrameRef::from_raw(phys.align_down(PAGE_SIZE)) };
-                Ok(frames.read(&frame, phys.page_offset(), into)?)
-            } else {
-                // SAFETY: regions that are not memory were refused, so these are bytes of a `HostBytes`.
-                Ok(unsafe { frames.read_host(phys, into) }?)
-            };
-        }
-        // Nothing there yet: host bytes as far as they go, then zeroes.
-        let region = self.regions.find(at).ok_or(Reason::NoRegion)?;
-        let offset = region.offset(at);
-        let host = region.kind.host();
-        let left = host.map_or(0, |bytes| bytes.len().saturating_sub(offset));
-        let (bytes, zeroes) = into.split_at_mut(left.min(into.len() as u64) as usize);
-        zeroes.fill(0);
-        match host {
-            Some(host) if !bytes.is_empty() => {
-                let from = Hpa::new(host.start().as_u64() + offset);
-                // SAFETY: the bytes are those of a `HostBytes`.
-                Ok(unsafe { frames.read_host(from, bytes) }?)
+                return Ok(frames.read(&frame, phys.page_offset(), into)?);
             }
-            _ => Ok(()),
+            Some((phys, ..)) => (phys, into.len()),
+            // Nothing there yet: host bytes as far as they go, then zeroes.
+            None => {
+                let region = self.regions.find(at).ok_or(Reason::NoRegion)?;
+                let (host, offset) = (region.kind.host(), region.offset(at));
+                let left = host.map_or(0, |bytes| bytes.len().saturating_sub(offset));
+                let start = host.map_or(0, |bytes| bytes.start().as_u64());
+                let len = left.min(into.len() as u64) as usize;
+                (Hpa::new(start.wrapping_add(offset)), len)
+            }
+        };
+        let (bytes, zeroes) = into.split_at_mut(len);
+        zeroes.fill(0);
+        if bytes.is_empty() {
+            return Ok(());
         }
+        // SAFETY: regions that are not memory were refused, so these are bytes of a `HostBytes`.
+        Ok(unsafe { frames.read_host(host, bytes) }?)
     }
 
     /// Copies bytes into one page, which has been made this space's own.

@@ -26,15 +26,16 @@
 //! 30.3.5), so it marks pages that hold them whenever it uses them.
 
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE, PageSize};
-use crate::ept::hw::debt::Edit;
 use crate::ept::spaces::edit::EditError;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::dirty_log::{Coverage, DirtyLog};
-use crate::ept::tables::table::{DIRTY, HARVESTED, Table, TableSlot};
+use crate::ept::tables::entry::{DIRTY, HARVESTED};
+use crate::ept::tables::leaf_edit::LeafEdit;
+use crate::ept::tables::table::{Table, TableSlot};
 use crate::frames::PhysMem;
 use crate::paging::{Content, Decoded, DecodedOf, Ept, Rights};
 use core::convert::Infallible;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 /// So many pages a harvest looks at, beside its own, to complete the log.
 const COMPLETED_AT_ONCE: u64 = 512;
@@ -42,32 +43,20 @@ const COMPLETED_AT_ONCE: u64 = 512;
 const LOG_SHORT: u64 = 256;
 const LOG_PART: u64 = 16;
 
-/// A leaf that may be written: all tables above grant that.
-struct Leaf<'a> {
-    word: &'a AtomicU64,
-    start: Gpa,
-    size: PageSize,
-}
-
-impl<'a> Leaf<'a> {
-    /// The leaf that a slot holds, below tables that grant write.
-    fn of<M: PhysMem>(slot: TableSlot<'a, M>) -> Option<Self> {
-        let page = matches!(slot.says, Decoded::Content(Content::Page { .. }));
-        page.then_some(Self {
-            word: slot.word,
-            start: slot.gpa,
-            size: slot.table.size(),
-        })
+impl<M: PhysMem> TableSlot<'_, M> {
+    /// Whether a page is there.
+    fn is_page(self) -> bool {
+        matches!(self.says, Decoded::Content(Content::Page { .. }))
     }
-    fn overlaps(&self, first: Gpa, last: Gpa) -> bool {
-        let start = self.start.as_u64();
-        start <= last.as_u64() && first.as_u64() <= start + (self.size.bytes() - 1)
+    fn overlaps(self, first: Gpa, last: Gpa) -> bool {
+        let start = self.gpa.as_u64();
+        start <= last.as_u64() && first.as_u64() <= start + (self.table.size().bytes() - 1)
     }
-    fn is_dirty(&self) -> bool {
+    fn is_dirty(self) -> bool {
         self.word.load(Ordering::Acquire) & DIRTY != 0
     }
     /// Takes the mark away, with `clear`, and leaves [`HARVESTED`]; returns whether there was one.
-    fn harvest<M: PhysMem>(&self, edit: &mut Edit<'_, M>, clear: u64) -> bool {
+    fn harvest(self, edit: &mut LeafEdit<'_, M>, clear: u64) -> bool {
         let dirty = self.is_dirty();
         if dirty {
             // First, so that a reset never finds neither.
@@ -84,9 +73,16 @@ fn is_open(says: DecodedOf<Ept>) -> bool {
 }
 
 /// Shows the leaves of the range that may be written, in order.
-fn scan<M: PhysMem>(top: Table<'_, M>, first: Gpa, last: Gpa, mut look: impl FnMut(Leaf<'_>)) {
+fn scan<'a, M: PhysMem>(
+    top: Table<'a, M>,
+    first: Gpa,
+    last: Gpa,
+    mut look: impl FnMut(TableSlot<'a, M>),
+) {
     let walked: Result<(), Infallible> = top.walk(first, last, &mut |slot| {
-        Leaf::of(slot).into_iter().for_each(&mut look);
+        if slot.is_page() {
+            look(slot);
+        }
         Ok(is_open(slot.says))
     });
     let Ok(()) = walked;
@@ -119,10 +115,10 @@ impl<M: PhysMem> Space<'_, M> {
         // The CPU does not mark a page again whose mark it has cached, nor does it notice that write is gone.
         let (top, mut edit) = self.tree.edit_leaves(frames);
         let mut found = 0;
-        let mut harvest = |leaf: Leaf<'_>| {
+        let mut harvest = |leaf: TableSlot<'_, M>| {
             if leaf.harvest(&mut edit, clear) {
                 found += 1;
-                page(leaf.start, leaf.size);
+                page(leaf.gpa, leaf.table.size());
             }
         };
         match &mut log {
@@ -135,12 +131,9 @@ impl<M: PhysMem> Space<'_, M> {
                     let slot = table.unwrap_or(top).find(gpa, is_open);
                     near = (slot.table.level() == 1).then_some((number, slot.table));
                     // What is not mapped any more, or shared, is not dirty.
-                    let Some(leaf) = Leaf::of(slot) else {
-                        return false;
-                    };
-                    let outside = !leaf.overlaps(first, last);
-                    if !outside {
-                        harvest(leaf);
+                    let outside = slot.is_page() && !slot.overlaps(first, last);
+                    if slot.is_page() && !outside {
+                        harvest(slot);
                     }
                     outside
                 });
@@ -175,7 +168,7 @@ impl<M: PhysMem> Space<'_, M> {
             scan(self.tree.view(frames), first, end, |leaf| {
                 // A large one may have begun in the part before.
                 if leaf.is_dirty() {
-                    log.push(frames, leaf.start);
+                    log.push(frames, leaf.gpa);
                 }
             });
             if end < last {
@@ -228,8 +221,8 @@ impl<M: PhysMem> Space<'_, M> {
             return;
         }
         let top = self.tree.view(self.frames);
-        let leaf = Leaf::of(top.find(gpa, is_open));
-        if leaf.is_some_and(|leaf| leaf.word.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0) {
+        let slot = top.find(gpa, is_open);
+        if slot.is_page() && slot.word.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0 {
             self.note_logged(gpa);
         }
     }

@@ -119,7 +119,7 @@ impl Backing {
     /// Whether the violation is of one of the pages and for data as the region allows, and nothing else is to be said about it.
     #[inline(always)]
     pub const fn allows(&self, violation: &Violation) -> bool {
-        self.contains(violation.gpa()) && !violation.has_any(self.unusual)
+        self.contains(violation.gpa()) && !violation.has(self.unusual)
     }
 
     /// What all of the pages hold.

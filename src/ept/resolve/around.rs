@@ -24,7 +24,7 @@ impl<M: PhysMem> Space<'_, M> {
     pub fn set_around(&mut self, pages: u64) -> bool {
         let right = (1..=MAX_AROUND).contains(&pages);
         if right {
-            self.tree.around = Around::new(pages);
+            self.tree.policy.around = Around::new(pages);
         }
         right
     }
@@ -49,15 +49,15 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Maps what follows page number `first`, which was just put behind page number `last`, and is not mapped.
     fn fill_around(&mut self, first: u64, last: u64, write: bool) {
-        if self.tree.around.most == 1 {
+        if self.tree.policy.around.most == 1 {
             return;
         }
         let (ram, frames) = (self.regions.backing(), self.frames);
         let end_of_table = (first / ENTRIES as u64 + 1) * ENTRIES as u64;
-        let end = (first + self.tree.around.next_run(last))
+        let end = (first + self.tree.policy.around.next_run(last))
             .min(end_of_table)
             .min(ram.end() / PAGE_SIZE);
-        self.tree.around.end = first;
+        self.tree.policy.around.end = first;
         if first + 1 >= end {
             return;
         }
@@ -88,7 +88,7 @@ impl<M: PhysMem> Space<'_, M> {
         }
         let last = first + u64::from(u64::BITS - filled.leading_zeros());
         self.tree.go_on_from(last);
-        self.tree.around.end = last;
+        self.tree.policy.around.end = last;
     }
 
     /// The host's bytes themselves, where nothing is, with those beside them in the same table. That takes no frame, so nobody
@@ -99,7 +99,7 @@ impl<M: PhysMem> Space<'_, M> {
         let attr = Origin::Host.mark(backing.read);
         self.tree.put(slot, from, attr);
         let table = self.tree.lowest_table(frames).as_flattened();
-        let most = self.tree.around.most;
+        let most = self.tree.policy.around.most;
         let start = slot.number - slot.number % most;
         for number in start..start + most {
             let page = Gpa::new(number * PAGE_SIZE);

@@ -8,10 +8,10 @@ use crate::ept::hw::violation::Violation;
 use crate::ept::regions::backing::Source;
 use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::{Origin, decode};
-use crate::ept::tables::table::{DIRTY, EXECUTE, HARVESTED};
+use crate::ept::tables::entry::{DIRTY, EXECUTE, HARVESTED, Origin, decode};
+
 use crate::ept::tables::tree::LeafSlot;
-use crate::frames::{Frame, FrameRef, PhysMem};
+use crate::frames::{FrameRef, PhysMem};
 use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry};
 use core::sync::atomic::Ordering;
 
@@ -22,7 +22,10 @@ impl<M: PhysMem> Space<'_, M> {
         let frames = self.frames;
         let frame = frames.alloc_zeroed().ok()?;
         let attr = self.regions.backing().written;
-        self.tree.put_own(frames, slot, frame, attr);
+        self.tree.put(slot, frame.into_raw(), attr);
+        if self.tree.log.is_on() {
+            self.tree.note_aside(frames, slot.number);
+        }
         self.faults.filled += 1;
         Some(Fill::Zeroed)
     }
@@ -44,13 +47,12 @@ impl<M: PhysMem> Space<'_, M> {
         violation: Violation,
         slot: LeafSlot<'_>,
     ) -> Option<Fill> {
-        let (frames, zero) = (self.frames, slot.entry().frame());
+        let frames = self.frames;
         let frame = frames.alloc_zeroed().ok()?;
         let attr = self.regions.backing().written;
         self.tree
-            .replace(frames, (violation, slot), frame, attr, |retired| {
-                // SAFETY: the frame has taken its place.
-                frames.retire(unsafe { Frame::from_raw(zero) }, retired);
+            .replace(frames, (violation, slot), frame, attr, |zero, retired| {
+                frames.retire(zero, retired)
             });
         self.faults.filled += 1;
         Some(Fill::Zeroed)
@@ -73,9 +75,8 @@ impl<M: PhysMem> Space<'_, M> {
         let frame = frames.alloc_copy(&old).ok()?;
         let attr = self.regions.backing().copied;
         self.tree
-            .replace(frames, (violation, slot), frame, attr, |retired| {
-                // SAFETY: the copy has taken its place.
-                frames.retire_found(many, unsafe { Frame::from_raw(shared) }, retired);
+            .replace(frames, (violation, slot), frame, attr, |old, retired| {
+                frames.retire_found(many, old, retired)
             });
         self.faults.copied += 1;
         Some(Fill::Copied)
@@ -121,9 +122,10 @@ impl<M: PhysMem> Space<'_, M> {
         if slot.entry() == EptEntry::EMPTY {
             self.tree.put_own(frames, slot, frame, attr);
         } else {
-            // The bytes are nobody's frame.
             let at = (violation, slot);
-            self.tree.replace(frames, at, frame, attr, |_| ());
+            self.tree.replace(frames, at, frame, attr, |old, retired| {
+                frames.retire(old, retired)
+            });
         }
         self.faults.copied += 1;
         Some(Fill::Copied)

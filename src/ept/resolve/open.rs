@@ -16,7 +16,7 @@ use crate::frames::{Frame, PhysMem};
 use crate::paging::{Content, Cursor};
 
 /// What the tables are made ready for.
-struct Access {
+struct Opening {
     violation: Violation,
     page: Gpa,
     backing: Backing,
@@ -39,18 +39,18 @@ impl<M: PhysMem> Space<'_, M> {
         }
         let region = self.regions.find(gpa);
         let region = region.filter(|region| region.kind == RegionKind::Ram);
-        let access = Access {
+        let opening = Opening {
             violation,
             page: gpa.align_down(PAGE_SIZE),
             backing: *self.regions.backing(),
-            large: match self.tree.pages {
+            large: match self.tree.policy.pages {
                 PagePolicy::Small => None,
                 policy => region.map(|region| (region.range, policy)),
             },
         };
         let mut spare = None;
         let mut tables = self.tree.page_tables(frames);
-        let done = access.make_ready(&mut tables, &mut spare);
+        let done = opening.make_ready(&mut tables, &mut spare);
         drop(tables);
         if let Some(spare) = spare {
             frames.release_unused(spare);
@@ -76,7 +76,7 @@ impl<M: PhysMem> Space<'_, M> {
     }
 }
 
-impl Access {
+impl Opening {
     /// The lowest table, made or copied as are those above it. `Err(fill)`: a large page is there, or is to be, and that was done.
     fn make_ready<M: PhysMem>(
         &self,

@@ -25,7 +25,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Makes the large pages again that the policy would have given, of which a part is in the range.
     pub(in crate::ept) fn merge_again(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
-        let largest = self.tree.pages.largest();
+        let largest = self.tree.policy.pages.largest();
         let size = largest.bytes();
         let start = range.start().align_down(size);
         let end = range

@@ -238,8 +238,8 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// Chooses of what size the pages are that a first write is given. Returns what comes of that on this CPU.
     pub fn set_page_policy(&mut self, policy: PagePolicy) -> PagePolicy {
-        self.tree.pages = policy.on(&self.spaces.capability);
-        self.tree.pages
+        self.tree.policy.pages = policy.on(&self.spaces.capability);
+        self.tree.policy.pages
     }
 
     /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.

@@ -1,6 +1,6 @@
 //! How writes are noted in the leaves of a tree, for [`Space::harvest_dirty`](crate::ept::Space::harvest_dirty).
 //!
-//! Two bits of a leaf tell, [`DIRTY`] and [`HARVESTED`](crate::ept::tables::table::HARVESTED):
+//! Two bits of a leaf tell, [`DIRTY`] and [`HARVESTED`](crate::ept::tables::entry::HARVESTED):
 //!
 //! | the page of this leaf | dirty | harvested | by |
 //! |---|---|---|---|
@@ -13,7 +13,8 @@
 use crate::addr::Hpa;
 use crate::ept::hw::capability::EptCapability;
 use crate::ept::tables::dirty_log::DirtyLog;
-use crate::ept::tables::table::{DIRTY, WRITE};
+use crate::ept::tables::entry::{DIRTY, WRITE};
+
 use crate::frames::{FrameAllocator, PhysMem};
 
 /// How writes are noted in the leaves of one tree.

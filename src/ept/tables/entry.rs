@@ -4,6 +4,24 @@ use crate::addr::Hpa;
 use crate::frames::{Frame, FrameRef};
 use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
 
+// The bits of entries that are looked at and changed without decoding all of them; docs of `paging` tell the others.
+/// The permission to read: all entries in use have it.
+pub(in crate::ept) const READ: u64 = 1 << 0;
+/// The permission to write, in a leaf and in an entry that refers to a table.
+pub(in crate::ept) const WRITE: u64 = 1 << 1;
+/// The permissions to execute, in user mode too, where the CPU tells the modes apart.
+pub(in crate::ept) const EXECUTE: u64 = 1 << 2 | 1 << 10;
+/// In a leaf, and only there: it is one of a large page.
+pub(in crate::ept) const LARGE: u64 = 1 << 7;
+/// The mark of a leaf that it was written, by the CPU or by whoever gave write.
+pub(in crate::ept) const DIRTY: u64 = 1 << 9;
+/// The mark of a leaf that it had lost [`DIRTY`] to a harvest since the last reset, to which that must not be lost.
+pub(in crate::ept) const HARVESTED: u64 = 1 << 54;
+/// [`Origin::Zero`] and [`Origin::Host`] have it in a leaf; entries of tables have none.
+const NOT_OWN: u64 = 1 << 11;
+/// [`Origin::Host`] in a leaf.
+const HOST: u64 = NOT_OWN | 1 << 53;
+
 /// Where the frame behind a leaf came from. It stands in software bits of the leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -80,10 +98,6 @@ impl Holds {
     /// Looks at an entry of a lowest table, which is as ours are.
     #[inline(always)]
     pub fn of(entry: EptEntry) -> Self {
-        const READ: u64 = 1 << 0;
-        const WRITE: u64 = 1 << 1;
-        // The bits of what `EptAttr::soft` tells that `Origin` stands in.
-        const NOT_OWN: u64 = 1 << 11;
         let bits = entry.to_bits();
         if bits & READ == 0 {
             Self::Hole
@@ -99,9 +113,6 @@ impl Holds {
     }
 }
 
-/// `Origin::Host` in the software bits of a leaf. Entries of tables have none.
-const HOST: u64 = 1 << 11 | 1 << 53;
-
 /// Where an entry leads that is read through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ept) enum Way<T> {
@@ -116,8 +127,6 @@ pub(in crate::ept) enum Way<T> {
 /// Looks where an entry of a table of `level` leads, which is as ours are: no table withholds reading.
 #[inline(always)]
 pub(in crate::ept) fn step(level: u8, entry: EptEntry) -> Way<Hpa> {
-    const READ: u64 = 1 << 0;
-    const LARGE: u64 = 1 << 7;
     let bits = entry.to_bits();
     let is_leaf = level == 1 || bits & LARGE != 0;
     if bits & READ == 0 || is_leaf && bits & HOST == HOST {

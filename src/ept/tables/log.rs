@@ -13,7 +13,7 @@ use core::sync::atomic::AtomicU64;
 
 /// A page of a fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::ept) struct Record {
+pub(in crate::ept) struct OwnPage {
     /// The word of its leaf. The table is the fork's own, so it stays where it is.
     pub leaf: Hpa,
     /// Its address; in the low bits, for how many resets it has not been written.
@@ -22,7 +22,7 @@ pub(in crate::ept) struct Record {
     pub source: u64,
 }
 
-impl Record {
+impl OwnPage {
     /// Its address.
     pub const fn page(&self) -> Gpa {
         Gpa::new(self.page & !(PAGE_SIZE - 1))
@@ -56,7 +56,7 @@ enum State {
 #[derive(Debug, Default)]
 pub(in crate::ept) struct Log {
     state: State,
-    records: FrameList<Record>,
+    records: FrameList<OwnPage>,
 }
 
 impl Log {
@@ -69,7 +69,7 @@ impl Log {
     }
 
     /// A log of these pages in which no more are noted.
-    pub const fn of(records: FrameList<Record>) -> Self {
+    pub const fn of(records: FrameList<OwnPage>) -> Self {
         let state = State::Off;
         Self { state, records }
     }
@@ -100,7 +100,7 @@ impl Log {
     #[inline(always)]
     pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, leaf: Hpa, page: Gpa) {
         let page = page.as_u64() & !(PAGE_SIZE - 1);
-        let record = Record {
+        let record = OwnPage {
             leaf,
             page,
             source: 0,
@@ -111,7 +111,7 @@ impl Log {
     }
 
     /// The pages that were noted.
-    pub const fn records(&self) -> &FrameList<Record> {
+    pub const fn records(&self) -> &FrameList<OwnPage> {
         &self.records
     }
 
@@ -124,7 +124,7 @@ impl Log {
     pub unsafe fn retain<M: PhysMem>(
         &mut self,
         frames: &FrameAllocator<M>,
-        mut keep: impl FnMut(&Cell<Record>, &AtomicU64) -> bool,
+        mut keep: impl FnMut(&Cell<OwnPage>, &AtomicU64) -> bool,
     ) {
         self.records.retain(frames, |record| {
             let leaf = frames.mem().ptr(record.get().leaf);
@@ -144,7 +144,7 @@ mod tests {
     fn a_log_without_a_frame_is_lost_until_it_is_cleared() {
         let frames = Arena::allocator(0x10_0000, 16);
         let mut log = Log::on();
-        let full = FrameList::<Record>::PER_FRAME;
+        let full = FrameList::<OwnPage>::PER_FRAME;
         for i in 0..full as u64 {
             log.note(&frames, Hpa::new(i * 8), Gpa::new(i * PAGE_SIZE + 5));
         }
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn idle_counts_stand_beside_the_address() {
-        let record = Record {
+        let record = OwnPage {
             leaf: Hpa::new(8),
             page: 0x7000,
             source: 3,

@@ -3,6 +3,7 @@
 pub mod dirty_log;
 pub mod dirty_tracking;
 pub mod entry;
+pub mod leaf_edit;
 pub mod log;
 pub mod ops;
 pub mod policy;

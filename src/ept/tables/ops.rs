@@ -6,8 +6,8 @@
 
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::counting::{Counted, add};
-use crate::ept::tables::entry::{Origin, decode, owned, was_fetched};
-use crate::ept::tables::table::{DIRTY, ENTRIES, EXECUTE, Eight, Table, WRITE, each_used};
+use crate::ept::tables::entry::{DIRTY, EXECUTE, LARGE, Origin, WRITE, decode, owned, was_fetched};
+use crate::ept::tables::table::{ENTRIES, Eight, Table, each_used};
 use crate::ept::tables::tree::Tree;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::paging::{
@@ -15,9 +15,6 @@ use crate::paging::{
     Write,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
-
-/// In a leaf, and only there: it is one of a large page.
-const LARGE: u64 = 1 << 7;
 
 /// The tables of one space while they are changed. What is written says by itself whether it replaced something, which is owed
 /// from then on; when the change is over, however it ends, what nobody can reach any more is freed.
@@ -145,13 +142,10 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         self.frames.alloc().ok().map(|frame| frame.into_raw())
     }
     fn free_table(&mut self, table: Hpa) {
-        // SAFETY: the walker gives back what `alloc_table` gave.
-        self.frames.release(unsafe { Frame::from_raw(table) });
+        self.frames.release(unlinked(table));
     }
     fn retire_table(&mut self, table: Hpa, _level: u8) {
-        // SAFETY: the walker has unlinked it.
-        let table = unsafe { Frame::from_raw(table) };
-        self.retire(table);
+        self.retire(unlinked(table));
     }
     #[inline(always)]
     fn write_entry(&mut self, table: Hpa, index: usize, entry: EptEntry) -> Option<()> {
@@ -192,8 +186,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         Ok(())
     }
     fn drop_shared(&mut self, table: Hpa, level: u8) {
-        // SAFETY: the walker has unlinked it, or links a copy in its place.
-        self.drop_table(unsafe { Frame::from_raw(table) }, level);
+        self.drop_table(unlinked(table), level);
     }
     fn reopen_table(&mut self, table: Hpa, level: u8) {
         // What was written before is of a time when others had the table too. The tables below stay closed until they are
@@ -257,28 +250,26 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         (Ept::merge_status(other, attr) == both).then_some(both)
     }
     fn merge_leaves(&mut self, table: Hpa, level: u8) -> bool {
-        let first = self.entry(table, 0);
-        let Decoded::Content(Content::Page { phys, .. }) = decode(level, first) else {
+        let Decoded::Content(Content::Page { phys, .. }) = decode(level, self.entry(table, 0))
+        else {
             return false;
         };
         let Some(size) = Ept::leaf_size(level + 1) else {
             return false;
         };
-        let block = self.frames.block(phys).map(|(_, size)| size);
-        // SAFETY: the entry is about to go.
-        let Some(mut first) = (unsafe { owned(first) }) else {
+        // SAFETY: all entries of the table are about to go.
+        let part = |index| unsafe { owned(self.entry(table, index)) };
+        let Some(mut first) = part(0) else {
             return true;
         };
+        let block = self.frames.block(phys).map(|(_, size)| size);
         let done = if block.is_some_and(|block| block >= size) {
             // All refer to one block; one reference is left.
-            for index in 1..ENTRIES {
-                // SAFETY: likewise.
-                let part = unsafe { owned(self.entry(table, index)) };
-                part.into_iter().for_each(|part| self.frames.release(part));
-            }
+            let others = (1..ENTRIES).filter_map(part);
+            others.for_each(|other| self.frames.release(other));
             true
         } else {
-            // SAFETY: likewise, of all entries.
+            // SAFETY: likewise.
             unsafe { self.frames.merge(&mut first, size) }.is_ok()
         };
         // The larger leaf owns that.
@@ -288,4 +279,11 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     fn set_root(&mut self, from: Hpa, to: Hpa) {
         debug_assert_eq!(from, to, "nobody shares the top table");
     }
+}
+
+/// A table that [`Tables::alloc_table`] gave to the walker, which gives it back: no entry refers to it, or a copy is linked in its
+/// place.
+fn unlinked(table: Hpa) -> Frame {
+    // SAFETY: it is the one reference that the entry held, or that nobody has put anywhere.
+    unsafe { Frame::from_raw(table) }
 }

@@ -60,6 +60,25 @@ pub const AROUND: u64 = 16;
 /// The most that can be asked for.
 pub const MAX_AROUND: u64 = 64;
 
+/// What a violation is given.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::ept) struct FillPolicy {
+    /// Of what size the pages are that a first write is given.
+    pub pages: PagePolicy,
+    /// How many pages one violation may map.
+    pub around: Around,
+    /// Whether what the host writes is given small pages.
+    pub host_writes_small: bool,
+}
+
+impl FillPolicy {
+    pub const DEFAULT: Self = Self {
+        pages: PagePolicy::Small,
+        around: Around::new(AROUND),
+        host_writes_small: false,
+    };
+}
+
 /// How many pages one violation may map, and how the guest has gone through its memory so far.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ept) struct Around {

@@ -4,44 +4,30 @@
 //! So entries that are not in use are passed over eight at a time, and the references of the others are counted in place.
 
 use crate::addr::Hpa;
-use crate::ept::tables::entry::{counted, lent, owned};
+use crate::ept::tables::entry::{DIRTY, WRITE, counted, lent, owned};
 use crate::ept::tables::ops::Tables;
-use crate::ept::tables::table::{DIRTY, ENTRIES, Eight, WRITE, each_used, is_empty};
+use crate::ept::tables::table::{Eight, each_used, is_empty};
 use crate::ept::tables::teardown::Teardown;
+use crate::ept::tables::tree::Tree;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, QuickCounts};
 use crate::paging::{Entry, Ept, EptEntry, Format, TableOps, TableReadOps};
 use core::sync::atomic::Ordering;
 
 impl<M: PhysMem> Tables<'_, M> {
-    /// Counts one more reference to whatever an entry refers to, and returns the entry as it may stand in two tables:
-    /// without write, and clean.
-    #[inline(always)]
-    fn reference(&self, entry: EptEntry) -> Result<EptEntry, FrameError> {
-        // SAFETY: the entry stands in a table of this tree, or of the template that is borrowed.
-        let Some(target) = (unsafe { lent(entry) }) else {
-            return Ok(entry);
-        };
-        self.frames.share_many(&target, 1)?;
-        Ok(closed(entry))
-    }
-
-    /// Counts one more reference to what each of the entries refers to, of a tree that is borrowed, from which write is
-    /// withdrawn.
+    /// Counts one more reference to what each entry of the top table of `from` refers to, from which write is withdrawn.
     ///
     /// # Errors
     /// Something has as many references as can be counted, and none was taken.
     #[inline(always)]
-    pub fn reference_all<I: Iterator<Item = EptEntry>>(
-        &self,
-        entries: impl Fn() -> I,
-    ) -> Result<(), FrameError> {
+    pub fn reference_top(&self, from: &Tree) -> Result<(), FrameError> {
+        let entries = || from.top_entries(self.frames).map(|(_, entry)| entry);
         for (number, entry) in entries().enumerate() {
-            if let Err(error) = self.reference(entry) {
+            // SAFETY: the entry stands in the table that is borrowed.
+            let target = unsafe { lent(entry) };
+            let done = target.map_or(Ok(()), |target| self.frames.share_many(&target, 1));
+            if let Err(error) = done {
                 // SAFETY: these references were taken just now, and are in no table.
-                let taken = entries()
-                    .take(number)
-                    .filter_map(|entry| unsafe { owned(entry) });
-                taken.for_each(|target| self.frames.release(target));
+                unsafe { give_back(self.frames, entries().take(number)) };
                 return Err(error);
             }
         }
@@ -67,8 +53,10 @@ impl<M: PhysMem> Tables<'_, M> {
             }
         }
         if let Some(error) = failed {
+            let taken = to.as_flattened().iter();
+            let taken = taken.map(|word| EptEntry::from_bits(word.load(Ordering::Relaxed)));
             // SAFETY: the copy is lost with what was taken for it.
-            unsafe { give_back(self.frames, to) };
+            unsafe { give_back(self.frames, taken) };
             return Err(error);
         }
         if open & (WRITE | DIRTY) != 0 {
@@ -101,9 +89,12 @@ impl<M: PhysMem> Tables<'_, M> {
                 None => entry,
                 Some(target) => {
                     open |= entry.to_bits();
-                    match counts.share(&target) {
-                        true => closed(entry),
-                        false => self.reference_slowly(entry, failed),
+                    match counts.share(self.frames, &target) {
+                        Ok(()) => closed(entry),
+                        Err(error) => {
+                            *failed = Some(error);
+                            EptEntry::EMPTY
+                        }
                     }
                 }
             };
@@ -112,29 +103,20 @@ impl<M: PhysMem> Tables<'_, M> {
         open
     }
 
-    #[cold]
-    fn reference_slowly(&self, entry: EptEntry, failed: &mut Option<FrameError>) -> EptEntry {
-        self.reference(entry).unwrap_or_else(|error| {
-            *failed = Some(error);
-            EptEntry::EMPTY
-        })
-    }
-
-    /// Withdraws write from all entries of the top table, so that everything below it is read-only. Returns which entries
-    /// there are, a bit for each.
-    pub fn withdraw_write(&mut self) -> [u64; ENTRIES / 64] {
-        let mut used = [0; ENTRIES / 64];
+    /// Withdraws write from all entries of the top table, so that everything below it is read-only.
+    pub fn withdraw_write(&mut self) {
         self.note_replaced();
-        each_used(self.usable(self.root(), Ept::LEVELS), |index, word, _| {
+        each_used(self.usable(self.root(), Ept::LEVELS), |_, word, _| {
             word.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
-            used[index / 64] |= 1 << (index % 64);
         });
-        used
     }
 
     /// Puts an entry, which brings its reference along, into the top table, and drops the reference that was there.
     pub fn replace_top(&mut self, index: usize, entry: EptEntry) {
         let word = self.word(self.root(), index);
+        if entry == EptEntry::EMPTY && word.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         let old = word.swap(entry.to_bits(), Ordering::AcqRel);
         // SAFETY: it is not in the table any more.
         if let Some(table) = unsafe { owned(EptEntry::from_bits(old)) } {
@@ -158,13 +140,13 @@ impl<M: PhysMem> Tables<'_, M> {
 /// # Safety
 /// As for [`owned`] of each.
 #[cold]
-unsafe fn give_back<M: PhysMem>(frames: &FrameAllocator<M>, entries: &[Eight]) {
-    each_used(entries, |_, _, bits| {
-        // SAFETY: the caller's.
-        if let Some(target) = unsafe { owned(EptEntry::from_bits(bits)) } {
-            frames.release(target);
-        }
-    });
+unsafe fn give_back<M: PhysMem>(
+    frames: &FrameAllocator<M>,
+    entries: impl Iterator<Item = EptEntry>,
+) {
+    // SAFETY: the caller's.
+    let owned = entries.filter_map(|entry| unsafe { owned(entry) });
+    owned.for_each(|target| frames.release(target));
 }
 
 /// Empties eight entries.

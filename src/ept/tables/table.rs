@@ -11,15 +11,6 @@ pub(in crate::ept) const ENTRIES: usize = 512;
 /// Eight of them, and how often a table has as many.
 pub(in crate::ept) type Eight = [AtomicU64; 8];
 pub(in crate::ept) const EIGHTS: usize = ENTRIES / 8;
-/// The permission to write, in a leaf and in an entry that refers to a table.
-pub(in crate::ept) const WRITE: u64 = 1 << 1;
-/// The permissions to execute, in user mode too, where the CPU tells the modes apart.
-pub(in crate::ept) const EXECUTE: u64 = 1 << 2 | 1 << 10;
-/// The mark of a leaf that it was written, by the CPU or by whoever gave write.
-pub(in crate::ept) const DIRTY: u64 = 1 << 9;
-/// The mark of a leaf that it had lost [`DIRTY`] to a harvest since the last reset, to which that must not be lost.
-pub(in crate::ept) const HARVESTED: u64 = 1 << 54;
-
 /// A table of some level. It comes from a tree, or from an entry of another table: nobody makes one of an address alone.
 pub(in crate::ept) struct Table<'a, M> {
     mem: &'a M,

@@ -2,11 +2,13 @@
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::hw::capability::{EptCapability, Eptp};
-use crate::ept::hw::debt::{Debt, Edit};
+use crate::ept::hw::debt::Debt;
 use crate::ept::hw::violation::Violation;
 use crate::ept::tables::dirty_tracking::DirtyTracking;
+use crate::ept::tables::entry::owned;
+use crate::ept::tables::leaf_edit::LeafEdit;
 use crate::ept::tables::log::Log;
-use crate::ept::tables::policy::{AROUND, Around, PagePolicy};
+use crate::ept::tables::policy::FillPolicy;
 use crate::ept::tables::reach::Reach;
 use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight, Table};
 use crate::ept::tables::zeroing::Zeroing;
@@ -25,14 +27,10 @@ pub(in crate::ept) struct Tree {
     pub debt: Debt,
     /// How writes are noted in the leaves.
     pub dirty: DirtyTracking,
-    /// Of what size the pages are that a first write is given.
-    pub pages: PagePolicy,
+    /// What a violation is given.
+    pub policy: FillPolicy,
     /// Whether a large page may be executed.
     pub execute_large: bool,
-    /// How many pages one violation may map.
-    pub around: Around,
-    /// Whether what the host writes is given small pages.
-    pub host_writes_small: bool,
     /// The large page that is being zeroed, before it is mapped.
     pub zeroing: Option<Zeroing>,
     /// The number of the last page that was put, or [`NOWHERE`], and the table that it is in.
@@ -83,10 +81,8 @@ impl Tree {
             reach: Reach::default(),
             debt: Debt::default(),
             dirty: DirtyTracking::new(capability),
-            pages: PagePolicy::Small,
+            policy: FillPolicy::DEFAULT,
             execute_large: capability.execute_large,
-            around: Around::new(AROUND),
-            host_writes_small: false,
             zeroing: None,
             recent: (NOWHERE, Hpa::new(0)),
             log: Log::default(),
@@ -106,19 +102,27 @@ impl Tree {
     /// The tables, for reading.
     #[inline(always)]
     pub fn view<'a, M: PhysMem>(&'a self, frames: &'a FrameAllocator<M>) -> Table<'a, M> {
-        // SAFETY: the root is this tree's own, and all tables below it were made by edits of it, each entry holding the
-        // reference to its table.
-        unsafe { Table::new(frames.mem(), self.root(), Ept::LEVELS) }
+        top(&self.root, frames)
     }
 
     /// The same, for an edit of leaves that are there.
     pub fn edit_leaves<'a, M: PhysMem>(
         &'a mut self,
         frames: &'a FrameAllocator<M>,
-    ) -> (Table<'a, M>, Edit<'a, M>) {
-        // SAFETY: as in `view`.
-        let top = unsafe { Table::new(frames.mem(), self.root(), Ept::LEVELS) };
-        (top, Edit::begin(frames, &mut self.debt))
+    ) -> (Table<'a, M>, LeafEdit<'a, M>) {
+        let edit = LeafEdit::begin(frames, &mut self.debt);
+        (top(&self.root, frames), edit)
+    }
+
+    /// The entries of the top table that are in use, by number.
+    #[inline(always)]
+    pub fn top_entries<'a, M: PhysMem>(
+        &'a self,
+        frames: &'a FrameAllocator<M>,
+    ) -> impl Iterator<Item = (usize, EptEntry)> + 'a {
+        let (top, eights) = (self.view(frames), self.reach.eights(Ept::LEVELS));
+        let entries = (0..8 * eights).map(move |index| (index, top.entry(index)));
+        entries.filter(|(_, entry)| *entry != EptEntry::EMPTY)
     }
 
     /// No page was put last: other tables are about to change.
@@ -192,17 +196,26 @@ impl Tree {
         (violation, slot): (Violation, LeafSlot<'_>),
         frame: Frame,
         attr: EptAttr,
-        retire: impl FnOnce(&mut Retired),
+        retire: impl FnOnce(Frame, &mut Retired),
     ) {
+        let old = slot.entry();
         self.put_own(frames, slot, frame, attr);
-        retire(&mut self.debt.retired);
+        // SAFETY: it is not in the table any more.
+        if let Some(old) = unsafe { owned(old) } {
+            retire(old, &mut self.debt.retired);
+        }
         self.debt.incur_at(violation);
         self.debt.free_unreachable(frames);
     }
 
-    /// Logs a page in the table that [`Tree::find_slot`] found last. Inlined, it would take registers from what is more frequent
-    /// (bench fill.write).
+    /// As [`Tree::note`], where that would take registers from what is more frequent (bench fill.write).
     #[inline(never)]
+    pub fn note_aside<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, number: u64) {
+        self.note(frames, number);
+    }
+
+    /// Logs a page in the table that [`Tree::find_slot`] found last.
+    #[inline(always)]
     pub fn note<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, number: u64) {
         let leaf = Hpa::new(self.recent.1.as_u64() + 8 * (number % ENTRIES as u64));
         self.log.note(frames, leaf, Gpa::new(number * PAGE_SIZE));
@@ -234,4 +247,12 @@ impl Tree {
             frames.release(begun.into_frame());
         }
     }
+}
+
+/// The top table of a tree.
+#[inline(always)]
+fn top<'a, M: PhysMem>(root: &Frame, frames: &'a FrameAllocator<M>) -> Table<'a, M> {
+    // SAFETY: it is a tree's own, and all tables below it were made by edits of that, each entry holding the reference to its
+    // table.
+    unsafe { Table::new(frames.mem(), root.address(), Ept::LEVELS) }
 }

@@ -6,13 +6,12 @@
 //!
 //! The cold way drops all that the fork alone holds.
 
-use crate::addr::{Gpa, PAGE_SIZE};
+use crate::addr::PAGE_SIZE;
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::table::ENTRIES;
 use crate::ept::templates::error::ResetError;
 use crate::ept::templates::template::FrozenSpace;
 use crate::frames::PhysMem;
-use crate::paging::{Entry, EptEntry, TableOps};
+use crate::paging::TableOps;
 
 /// How a fork is brought back to its template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,19 +84,15 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let dropped = self.tree.log.records().len() as u64;
         let mut tables = self.tree.tables(frames);
         // All references are taken before one is given up.
-        let shared = template.top();
-        let used = || template.used_entries().map(|index| shared.entry(index));
-        tables.reference_all(used).map_err(ResetError::Frames)?;
+        let of_template = &template.as_space().tree;
+        tables
+            .reference_top(of_template)
+            .map_err(ResetError::Frames)?;
         tables.note_replaced();
         // What was touched first in the fork may have filled entries that the template does not use.
-        for region in self.regions.iter() {
-            let last = region.range.last().unwrap_or(region.range.start());
-            for index in top_index(region.range.start())..=top_index(last) {
-                tables.replace_top(index, EptEntry::EMPTY);
-            }
-        }
-        for index in template.used_entries() {
-            tables.replace_top(index, shared.entry(index));
+        let top = of_template.view(frames);
+        for index in 0..8 * tables.tree.reach.eights(top.level()) {
+            tables.replace_top(index, top.entry(index));
         }
         let freed = tables.tree.debt.retired.frames() - before;
         drop(tables);
@@ -112,9 +107,4 @@ impl<'s, M: PhysMem> Space<'s, M> {
             ..Restored::default()
         })
     }
-}
-
-/// Which entry of the top table translates the address.
-fn top_index(gpa: Gpa) -> usize {
-    (gpa.as_u64() >> 39) as usize % ENTRIES
 }

@@ -11,25 +11,10 @@ use crate::ept::spaces::edit::{EditError, out};
 use crate::ept::spaces::end::Ending;
 use crate::ept::spaces::space::{Faults, Lineage, Space};
 use crate::ept::tables::log::Log;
-use crate::ept::tables::table::Table;
 use crate::ept::tables::tree::Tree;
 use crate::ept::templates::error::{FreezeError, ResetError};
 use crate::frames::PhysMem;
-
-/// Which entries of a top table are in use.
-type Used = [u64; 8];
-
-/// The numbers of the entries in use.
-fn each(used: &Used) -> impl Iterator<Item = usize> {
-    used.iter().enumerate().flat_map(|(word, bits)| {
-        let mut left = *bits;
-        core::iter::from_fn(move || {
-            let bit = left.trailing_zeros() as usize;
-            left &= left.checked_sub(1)?;
-            Some(word * 64 + bit)
-        })
-    })
-}
+use crate::paging::TableReadOps;
 
 /// A space that nobody runs and that never changes, from which others are forked.
 ///
@@ -39,7 +24,6 @@ pub struct FrozenSpace<'s, M: PhysMem> {
     /// Its log holds the working set.
     pub(in crate::ept) space: Space<'s, M>,
     number: u64,
-    used: Used,
 }
 
 impl<'s, M: PhysMem> Space<'s, M> {
@@ -62,13 +46,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.log.clear(frames);
         self.tree.dirty.release(frames);
         self.tree.stop_zeroing(frames);
-        let used = self.tree.tables(frames).withdraw_write();
+        self.tree.tables(frames).withdraw_write();
         let number = self.spaces.next_template();
         self.lineage.generation = generation;
         Ok(FrozenSpace {
             space: self,
             number,
-            used,
         })
     }
 
@@ -89,9 +72,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
         };
         let fork = empty_fork(self, lineage)?;
         let frames = self.frames;
-        let used = self.tree.tables(frames).withdraw_write();
+        self.tree.tables(frames).withdraw_write();
         self.tree.dirty.clear_log(frames);
-        share(self.tree.view(frames), &used, fork)
+        share(&self.tree, fork)
     }
 
     fn passed_through(&self) -> Option<AddrRange<Gpa>> {
@@ -109,9 +92,7 @@ fn empty_fork<'s, M: PhysMem>(
     let regions = from.regions.share().map_err(out)?;
     let mut tree = Tree::new(from.frames, &from.spaces.capability).map_err(out)?;
     tree.reach = from.tree.reach;
-    tree.pages = from.tree.pages;
-    tree.host_writes_small = from.tree.host_writes_small;
-    tree.around = from.tree.around;
+    tree.policy = from.tree.policy;
     tree.dirty.every_write = from.tree.dirty.every_write;
     Ok(Space {
         spaces: from.spaces,
@@ -123,24 +104,18 @@ fn empty_fork<'s, M: PhysMem>(
     })
 }
 
-/// Has the empty `fork` share what the used entries of a top table refer to, from which write has been withdrawn.
+/// Has the empty `fork` share what the top table of `from` refers to, from which write has been withdrawn.
 #[inline]
-fn share<'s, M: PhysMem>(
-    top: Table<'_, M>,
-    used: &Used,
-    mut fork: Space<'s, M>,
-) -> Result<Space<'s, M>, EditError> {
-    let to = fork.tree.root();
-    let mut tables = fork.tree.page_tables(fork.frames);
-    let entries = || each(used).map(|index| (index, top.entry(index)));
-    let shared = tables.reference_all(|| entries().map(|(_, entry)| entry));
-    if let Err(error) = shared {
+fn share<'s, M: PhysMem>(from: &Tree, mut fork: Space<'s, M>) -> Result<Space<'s, M>, EditError> {
+    let frames = fork.frames;
+    let mut tables = fork.tree.page_tables(frames);
+    if let Err(error) = tables.reference_top(from) {
         drop(tables);
         fork.end_unseen();
         return Err(out(error));
     }
-    for (index, entry) in entries() {
-        tables.put(to, index, entry);
+    for (index, entry) in from.top_entries(frames) {
+        tables.put(tables.root(), index, entry);
     }
     drop(tables);
     Ok(fork)
@@ -158,7 +133,7 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
         };
         let mut fork = empty_fork(&self.space, lineage)?;
         fork.tree.log = Log::on();
-        share(self.top(), &self.used, fork)
+        share(&self.space.tree, fork)
     }
 
     /// Takes the place of `other`: its forks count as being as many generations from the first template as that one's.
@@ -202,15 +177,5 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
             number if number != self.number => Err(ResetError::OtherTemplate),
             _ => Ok(()),
         }
-    }
-
-    /// The entries of its top table that are in use.
-    pub(in crate::ept) fn used_entries(&self) -> impl Iterator<Item = usize> {
-        each(&self.used)
-    }
-
-    /// The top table.
-    pub(in crate::ept) fn top(&self) -> Table<'_, M> {
-        self.space.tree.view(self.space.frames)
     }
 }

@@ -1,28 +1,28 @@
 //! The warm reset: what a fork wrote is copied back, page by page.
 
-use crate::addr::{Gpa, Hpa};
-use crate::ept::hw::debt::Edit;
+use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::regions::backing::{Backing, Source};
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::{Origin, decode, owned};
-use crate::ept::tables::log::Record;
-use crate::ept::tables::table::{DIRTY, HARVESTED, WRITE};
+use crate::ept::tables::entry::{DIRTY, HARVESTED, Origin, WRITE, decode};
+use crate::ept::tables::leaf_edit::LeafEdit;
+use crate::ept::tables::log::OwnPage;
+
 use crate::ept::templates::reset::Restored;
 use crate::ept::templates::template::FrozenSpace;
-use crate::frames::{Frame, FrameAllocator, FrameError, FrameRef, PhysMem};
+use crate::frames::{FrameAllocator, FrameError, FrameRef, PhysMem};
 use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, Write};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// In place of the address of what a template holds where a fork has a page of its own: nobody has looked yet, or it is
-/// the last bytes of a host range, which do not fill the page.
+/// In place of the address of what a template holds where a fork has a page of its own: nobody has looked yet, or it does not
+/// fill the page.
 const UNKNOWN: u64 = 0;
 
 /// A reset under way.
 struct Warm<'a, 's, M: PhysMem> {
     template: &'a FrozenSpace<'s, M>,
     frames: &'s FrameAllocator<M>,
-    edit: Edit<'a, M>,
+    edit: LeafEdit<'a, M>,
     /// After how many resets a page that was not written goes.
     idle: u64,
     /// Pages that were copied back, those that were not written, and those of these that went.
@@ -68,7 +68,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let mut warm = Warm {
             template,
             frames,
-            edit: Edit::begin(frames, &mut self.tree.debt),
+            edit: LeafEdit::begin(frames, &mut self.tree.debt),
             idle,
             copied: 0,
             clean: 0,
@@ -117,7 +117,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// again; so it is forgotten here, unless only the host writes it.
     fn withdraw_write(&mut self) {
         let (frames, regions) = (self.frames, &self.regions);
-        let mut edit = Edit::begin(frames, &mut self.tree.debt);
+        let mut edit = LeafEdit::begin(frames, &mut self.tree.debt);
         // SAFETY: as in `copy_back`.
         unsafe {
             self.tree.log.retain(frames, |record, leaf| {
@@ -130,42 +130,36 @@ impl<'s, M: PhysMem> Space<'s, M> {
 }
 
 impl<M: PhysMem> Warm<'_, '_, M> {
-    /// A page without the mark. If it was not written either, it goes if that is so for long; returns whether it stays.
+    /// A page that is not dirty. Unless that was harvested, it was not written, and goes if that is so for long; returns whether
+    /// it stays.
     #[inline(never)]
-    fn not_dirty(&mut self, record: &Cell<Record>, leaf: &AtomicU64) -> Option<bool> {
-        let harvested = leaf.load(Ordering::Relaxed) & HARVESTED != 0;
-        (!harvested).then(|| self.is_idle(record, leaf))
-    }
-
-    /// A page that was not written: returns whether it stays.
-    fn is_idle(&mut self, record: &Cell<Record>, leaf: &AtomicU64) -> bool {
+    fn not_dirty(&mut self, record: &Cell<OwnPage>, leaf: &AtomicU64) -> Option<bool> {
+        if leaf.load(Ordering::Relaxed) & HARVESTED != 0 {
+            return None;
+        }
         self.clean += 1;
         let page = record.get().page();
         let age = record.get().idle() + 1;
         record.set(record.get().with_idle(age));
         if age < self.idle {
-            return true;
+            return Some(true);
         }
         if own_frame(leaf.load(Ordering::Relaxed)).is_none() {
             self.sound = false;
-            return true;
+            return Some(true);
         }
         // Where the template's frame cannot be shared, the page stays.
         let Ok(entry) = self.template.shared_leaf(page) else {
-            return true;
+            return Some(true);
         };
-        let old = self.edit.replace(leaf, entry.to_bits());
-        // SAFETY: it is not in the table any more.
-        if let Some(old) = unsafe { owned(EptEntry::from_bits(old)) } {
-            self.edit.retire(old);
-        }
+        self.edit.replace(leaf, entry);
         self.dropped += 1;
-        false
+        Some(false)
     }
 
     /// Finds out what the template holds, and copies it back.
     #[cold]
-    fn first_time(&mut self, record: &Cell<Record>, bits: u64) {
+    fn first_time(&mut self, record: &Cell<OwnPage>, bits: u64) {
         let found = own_frame(bits).filter(|frame| self.frames.count(*frame) == 1);
         // SAFETY: the leaf stays where it is.
         let Some(frame) = found.map(|frame| unsafe { FrameRef::from_raw(frame) }) else {
@@ -173,14 +167,13 @@ impl<M: PhysMem> Warm<'_, '_, M> {
             return;
         };
         let page = record.get().page();
-        let source = self.template.source_of(page);
-        record.set(record.get().with_source(source));
-        if source == UNKNOWN {
-            self.sound &= self.template.copy_part(page, &frame).is_ok();
-        } else {
-            // SAFETY: the frame is a guest's page and, as was found just now, nobody else's; the template's never change.
-            unsafe { self.frames.overwrite_page(&frame, Hpa::new(source)) };
+        let (from, len) = self.template.source_of(page);
+        if len == PAGE_SIZE {
+            record.set(record.get().with_source(from.as_u64()));
         }
+        // SAFETY: the frame is a guest's page, the source is the template's page or bytes that `HostBytes::new` was promised
+        // to stay and to be reachable; neither ever changes.
+        self.sound &= unsafe { self.frames.overwrite(&frame, from, len) }.is_ok();
     }
 }
 
@@ -197,32 +190,17 @@ fn own_frame(bits: u64) -> Option<Hpa> {
 }
 
 impl<M: PhysMem> FrozenSpace<'_, M> {
-    /// What a page holds that was never touched.
-    fn untouched(&self, page: Gpa) -> Option<Source> {
-        let region = self.space.regions.find(page)?;
-        Some(Backing::new(region, page, true).source_of(page))
-    }
-
-    /// Where the bytes are that it holds at `page`, or [`UNKNOWN`] where they do not fill it.
-    fn source_of(&self, page: Gpa) -> u64 {
-        let mapped = self.space.mapped(page).ok().flatten();
-        let mapped = mapped.map(|(phys, ..)| phys);
-        let source = mapped.or_else(|| match self.untouched(page) {
-            Some(Source::HostPage(from)) => Some(from),
-            Some(Source::HostPart(..)) => None,
-            _ => Some(self.space.spaces.zero.address()),
-        });
-        source.map_or(UNKNOWN, Hpa::as_u64)
-    }
-
-    /// Fills a fork's frame with host bytes that do not fill the page.
-    fn copy_part(&self, page: Gpa, frame: &Frame) -> Result<(), FrameError> {
-        match self.untouched(page) {
-            // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
-            Some(Source::HostPart(from, len)) => unsafe {
-                self.space.frames.overwrite(frame, from, len)
-            },
-            _ => Err(FrameError::NotManaged(frame.address())),
+    /// Where the bytes are that it holds at `page`, and how many; zeroes are behind them.
+    fn source_of(&self, page: Gpa) -> (Hpa, u64) {
+        let space = &self.space;
+        if let Ok(Some((phys, ..))) = space.mapped(page) {
+            return (phys, PAGE_SIZE);
+        }
+        let region = space.regions.find(page);
+        match region.map(|region| Backing::new(region, page, true).source_of(page)) {
+            Some(Source::HostPage(from)) => (from, PAGE_SIZE),
+            Some(Source::HostPart(from, len)) => (from, len),
+            _ => (space.spaces.zero.address(), PAGE_SIZE),
         }
     }
 

@@ -591,5 +591,6 @@ fn told(error: EditError) -> Reason {
 
 /// The table that the template's first top entry refers to.
 fn fork_table(template: &FrozenSpace<'_, Arena>) -> Hpa {
-    template.top().entry(0).frame()
+    let space = template.as_space();
+    space.tree.view(space.frames).entry(0).frame()
 }
