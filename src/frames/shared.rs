@@ -118,7 +118,8 @@ impl<T, M: PhysMem> Drop for FrameBox<'_, T, M> {
     }
 }
 
-/// A value in a frame that several hold, by the frame's count. It changes only while one alone holds it.
+/// A value in a frame that several hold, by the frame's count. It changes only while one alone holds it. It is `Copy`, so that
+/// none of them ends it.
 pub struct FrameRc<'f, T: Copy, M: PhysMem>(FrameBox<'f, T, M>);
 
 impl<'f, T: Copy, M: PhysMem> FrameRc<'f, T, M> {

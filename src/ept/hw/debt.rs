@@ -33,6 +33,10 @@ impl CpuId {
     pub const fn number(self) -> u8 {
         self.0
     }
+    /// The bit that stands for it in a set of CPUs.
+    const fn bit(self) -> u64 {
+        1 << self.0
+    }
 }
 
 /// The processor that executes this, and its way to drop translations.
@@ -52,27 +56,14 @@ pub unsafe trait Invalidate {
     fn invvpid(&mut self, eptp: Eptp);
 }
 
-/// Some CPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::ept) struct CpuSet(u64);
-
-impl CpuSet {
-    const fn contains(self, cpu: CpuId) -> bool {
-        self.0 & 1 << cpu.0 != 0
-    }
-    const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-}
-
 /// What one space owes. It owns the frames that must wait.
 #[must_use = "frames in a debt that is dropped are leaked"]
 #[derive(Debug, Default)]
 pub(in crate::ept) struct Debt {
-    /// The CPUs that may have cached something of this space.
-    cached: CpuSet,
+    /// The CPUs that may have cached something of this space, a bit for each.
+    cached: u64,
     /// Those of them that must execute INVEPT before they run it again.
-    stale: CpuSet,
+    stale: u64,
     /// INVVPID is enough where only one CPU is stale: what was replaced is the page of its last violation.
     linear: bool,
     /// Frames that these CPUs may still reach.
@@ -107,7 +98,7 @@ impl Debt {
         cpu: &mut impl Invalidate,
         frames: &FrameAllocator<M>,
     ) {
-        if self.stale.0 | u64::from(!self.retired.is_empty()) != 0 {
+        if self.stale | u64::from(!self.retired.is_empty()) != 0 {
             self.pay_some(eptp, cpu, frames);
         }
     }
@@ -119,12 +110,11 @@ impl Debt {
         cpu: &mut impl Invalidate,
         frames: &FrameAllocator<M>,
     ) {
-        let own = 1 << cpu.cpu().0;
-        if self.stale.0 != own || !self.retired.is_empty() {
+        if self.stale != cpu.cpu().bit() || !self.retired.is_empty() {
             return self.pay_any(eptp, cpu, frames);
         }
         // After a page was copied: this CPU alone owes, and no frame waits.
-        self.stale = CpuSet::default();
+        self.stale = 0;
         self.invalidate(eptp, cpu);
     }
 
@@ -136,7 +126,7 @@ impl Debt {
             return cpu.invvpid(eptp);
         }
         self.paid += 1;
-        self.cached.0 &= !(1 << cpu.cpu().0);
+        self.cached &= !cpu.cpu().bit();
         cpu.invept(eptp);
     }
 
@@ -149,12 +139,12 @@ impl Debt {
     ) {
         let id = cpu.cpu();
         // What the violation has dropped is known of the CPU that had it alone.
-        self.linear &= self.stale.0 == 1 << id.0;
-        if self.stale.contains(id) {
+        self.linear &= self.stale == id.bit();
+        if self.stale & id.bit() != 0 {
             self.invalidate(eptp, cpu);
-            self.stale.0 &= !(1 << id.0);
+            self.stale &= !id.bit();
         }
-        if self.stale.is_empty() && !self.retired.is_empty() {
+        if self.stale == 0 && !self.retired.is_empty() {
             frames.free_retired(&mut self.retired);
         }
     }
@@ -170,11 +160,11 @@ impl Debt {
     /// Notes that `cpu` is about to run the space.
     #[inline]
     pub fn run_on(&mut self, cpu: CpuId) {
-        self.cached.0 |= 1 << cpu.0;
+        self.cached |= cpu.bit();
     }
 
     /// Whether some CPU has still to pay.
     pub const fn is_owed(&self) -> bool {
-        !self.stale.is_empty()
+        self.stale != 0
     }
 }

@@ -1,12 +1,12 @@
 //! Whether a large page is worth giving where one could be.
 
 use crate::addr::{PAGE_SIZE, PageSize};
-use crate::ept::tables::entry::{Origin, decode};
+use crate::ept::tables::entry::own_frame;
 use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::PagePolicy;
-use crate::ept::tables::table::ENTRIES;
+use crate::ept::tables::table::{ENTRIES, each_used};
 use crate::frames::PhysMem;
-use crate::paging::{Content, Cursor, Decoded, TableReadOps};
+use crate::paging::{Content, Cursor, Decoded};
 
 /// Whether a page of this size is wanted at the slot of the cursor, which is made for it.
 pub(in crate::ept) fn wants<M: PhysMem>(
@@ -35,17 +35,11 @@ fn is_next_to_dense<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool 
         .any(|beside| match cursor.neighbour(beside) {
             Ok(Decoded::Content(Content::Page { .. })) => true,
             Ok(Decoded::Table { table, .. }) => {
-                let tables = cursor.ops();
-                let written = (0..ENTRIES).filter_map(|index| tables.read_entry(table, index));
-                written
-                    .filter(|entry| match decode(1, *entry) {
-                        Decoded::Content(Content::Page { attr, .. }) => {
-                            matches!(Origin::of(attr), Origin::Filled | Origin::Copied)
-                        }
-                        _ => false,
-                    })
-                    .count()
-                    >= DENSE
+                let mut written = 0;
+                each_used(cursor.ops().usable(table, 1), |_, _, bits| {
+                    written += usize::from(own_frame(bits).is_some());
+                });
+                written >= DENSE
             }
             _ => false,
         })

@@ -1,6 +1,6 @@
 //! Large pages that were split become whole again.
 
-use crate::addr::{AddrRange, Address, Gpa, PageSize};
+use crate::addr::{AddrRange, Gpa, PageSize};
 use crate::ept::spaces::edit::{EditError, whole_pages};
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::policy::PagePolicy;
@@ -26,18 +26,13 @@ impl<M: PhysMem> Space<'_, M> {
     /// Makes the large pages again that the policy would have given, of which a part is in the range.
     pub(in crate::ept) fn merge_again(&mut self, range: AddrRange<Gpa>) -> Result<(), EditError> {
         let largest = self.tree.policy.pages.largest();
-        let size = largest.bytes();
-        let start = range.start().align_down(size);
-        let end = range
-            .last()
-            .map(|last| (last.as_u64() | (size - 1)) - start.as_u64());
-        let around = end.and_then(|end| AddrRange::new(start, end + 1));
-        match around {
-            Some(around) if largest != PageSize::Size4K => {
-                self.merge_up_to(around, largest).map(drop)
-            }
-            _ => Ok(()),
-        }
+        let mask = largest.bytes() - 1;
+        let start = range.start().as_u64() & !mask;
+        let around = range.last().and_then(|last| {
+            let len = (last.as_u64() | mask) - start + 1;
+            AddrRange::new(Gpa::new(start), len)
+        });
+        around.map_or(Ok(()), |around| self.merge_up_to(around, largest).map(drop))
     }
 
     fn merge_up_to(&mut self, range: AddrRange<Gpa>, largest: PageSize) -> Result<u64, EditError> {
@@ -46,19 +41,14 @@ impl<M: PhysMem> Space<'_, M> {
         }
         let frames = self.frames;
         let mut tables = self.tree.tables(frames);
-        let mut gone = Ok(0);
+        let mut gone = 0;
         // A leaf lies in one region.
         let parts = self.regions.iter();
         for part in parts.filter_map(|region| region.range.intersection(range)) {
-            match merge(&mut tables, part.start(), part.len(), largest) {
-                Ok(more) => gone = gone.map(|gone| gone + more),
-                Err(error) => gone = Err(EditError::Tables(error.into())),
-            }
-            if gone.is_err() {
-                break;
-            }
+            gone += merge(&mut tables, part.start(), part.len(), largest)
+                .map_err(|error| EditError::Tables(error.into()))?;
         }
-        gone
+        Ok(gone)
     }
 }
 

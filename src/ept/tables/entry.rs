@@ -113,6 +113,12 @@ impl Holds {
     }
 }
 
+/// The frame that a leaf of a lowest table refers to, if it is one that can be a space's own: filled or copied.
+#[inline]
+pub(in crate::ept) fn own_frame(bits: u64) -> Option<Hpa> {
+    (bits & READ != 0 && bits & NOT_OWN == 0).then(|| EptEntry::from_bits(bits).frame())
+}
+
 /// Where an entry leads that is read through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ept) enum Way<T> {

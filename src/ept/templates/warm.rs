@@ -3,14 +3,14 @@
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::regions::backing::{Backing, Source};
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::{DIRTY, HARVESTED, Origin, WRITE, decode};
+use crate::ept::tables::entry::{DIRTY, HARVESTED, Origin, WRITE, own_frame};
 use crate::ept::tables::leaf_edit::LeafEdit;
 use crate::ept::tables::log::OwnPage;
 
 use crate::ept::templates::reset::Restored;
 use crate::ept::templates::template::FrozenSpace;
 use crate::frames::{FrameAllocator, FrameError, FrameRef, PhysMem};
-use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, Write};
+use crate::paging::{Entry, Ept, EptEntry, Format, Write};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -174,18 +174,6 @@ impl<M: PhysMem> Warm<'_, '_, M> {
         // SAFETY: the frame is a guest's page, the source is the template's page or bytes that `HostBytes::new` was promised
         // to stay and to be reachable; neither ever changes.
         self.sound &= unsafe { self.frames.overwrite(&frame, from, len) }.is_ok();
-    }
-}
-
-/// The frame that a leaf refers to, if it is one that can be a space's own.
-#[inline]
-fn own_frame(bits: u64) -> Option<Hpa> {
-    match decode(1, EptEntry::from_bits(bits)) {
-        Decoded::Content(Content::Page { phys, attr }) => match Origin::of(attr) {
-            Origin::Filled | Origin::Copied => Some(phys),
-            Origin::Zero | Origin::Host => None,
-        },
-        _ => None,
     }
 }
 
