@@ -114,7 +114,7 @@ struct Walk<'w, 's, M: PhysMem> {
     /// Of the way to the last table of each level, less 1: whether all on it have a count of 1, and whether the audit is to be
     /// told what refers to what.
     private: [bool; Ept::LEVELS as usize],
-    told: [bool; Ept::LEVELS as usize],
+    audited: [bool; Ept::LEVELS as usize],
 }
 
 impl<M: PhysMem> Walk<'_, '_, M> {
@@ -124,7 +124,7 @@ impl<M: PhysMem> Walk<'_, '_, M> {
             space,
             census: Census::default(),
             private: [true; _],
-            told: [audit.is_some(); _],
+            audited: [audit.is_some(); _],
         };
         let top = space.tree.view(space.frames);
         walk.enter(top.address(), top.level(), true);
@@ -150,14 +150,14 @@ impl<M: PhysMem> Walk<'_, '_, M> {
         let (gpa, level) = (slot.gpa, slot.table.level());
         let here = level as usize - 1;
         let mut first = |frame| match audit {
-            Some(audit) if self.told[here] => audit
+            Some(audit) if self.audited[here] => audit
                 .reference(frame)
                 .map_err(|error| Flaw::Dangling { gpa, error }),
             _ => Ok(false),
         };
         match slot.says {
             Decoded::Table { table, rights } => {
-                self.told[here - 1] = first(table)?;
+                self.audited[here - 1] = first(table)?;
                 if rights.contains(Rights::WRITE) && frames.count(table) != 1 {
                     return Err(Flaw::SharedWritable { gpa, frame: table });
                 }

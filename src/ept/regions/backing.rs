@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::addr::AddrRange;
     use crate::ept::hw::violation::Access;
-    use crate::ept::regions::region::{DeviceRange, HostBytes};
+    use crate::ept::tests::{device, host_bytes};
 
     fn region(kind: RegionKind) -> Region {
         let range = AddrRange::new(Gpa::new(0x10_0000), 16 * PAGE_SIZE).unwrap();
@@ -166,8 +166,7 @@ mod tests {
     fn host_bytes_have_whole_pages_a_part_and_zeroes_behind() {
         let at = |page: u64| Gpa::new(0x10_0000 + page * PAGE_SIZE + 8);
         for (len, whole, part) in [(2 * PAGE_SIZE + 5, 2, 5), (3 * PAGE_SIZE, 3, 0), (7, 0, 7)] {
-            // SAFETY: nothing is mapped.
-            let bytes = unsafe { HostBytes::new(AddrRange::new(Hpa::new(0x7000), len).unwrap()) };
+            let bytes = host_bytes(0x7000, len);
             let region = region(RegionKind::CopyOnWrite(bytes));
             for page in 0..16 {
                 let backing = Backing::new(&region, at(page), true);
@@ -192,9 +191,7 @@ mod tests {
 
     #[test]
     fn it_allows_what_its_region_allows() {
-        // SAFETY: nothing is mapped.
-        let device =
-            unsafe { DeviceRange::new(AddrRange::new(Hpa::new(0x7000), 16 * PAGE_SIZE).unwrap()) };
+        let device = device(0x7000, 16 * PAGE_SIZE);
         let ram = region(RegionKind::Ram);
         let still = Region {
             write: false,

@@ -231,8 +231,8 @@ impl<M: PhysMem> Deref for Regions<'_, M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Hpa;
-    use crate::ept::regions::region::{DeviceRange, HostBytes, RegionKind};
+    use crate::ept::regions::region::RegionKind;
+    use crate::ept::tests::{device, host_bytes as bytes};
 
     fn range(start: u64, len: u64) -> AddrRange<Gpa> {
         AddrRange::new(Gpa::new(start), len).unwrap()
@@ -240,15 +240,6 @@ mod tests {
     fn ram(start: u64, len: u64) -> Region {
         Region::new(range(start, len), RegionKind::Ram)
     }
-    fn bytes(start: u64, len: u64) -> HostBytes {
-        // SAFETY: nothing is mapped in these tests.
-        unsafe { HostBytes::new(AddrRange::new(Hpa::new(start), len).unwrap()) }
-    }
-    fn device(start: u64, len: u64) -> DeviceRange {
-        // SAFETY: nothing is mapped in these tests.
-        unsafe { DeviceRange::new(AddrRange::new(Hpa::new(start), len).unwrap()) }
-    }
-
     #[test]
     fn bad_regions_are_refused_and_change_nothing() {
         let mut map = RegionMap::new(36);

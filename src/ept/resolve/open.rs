@@ -56,11 +56,11 @@ impl<M: PhysMem> Space<'_, M> {
             frames.release_unused(spare);
         }
         // Of a large page that became this space's own nothing is logged, nor where something went wrong half-way.
-        let untold = match done {
+        let unlogged = match done {
             Ok(Err(Fill::Zeroed | Fill::TakenOver)) => violation.is_write(),
             _ => false,
         };
-        if untold {
+        if unlogged {
             self.tree.log.lose();
         }
         match done? {

@@ -55,16 +55,17 @@ impl<M: PhysMem> Space<'_, M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::Address;
     use crate::addr::Hpa;
     use crate::ept::check::audit::Census;
     use crate::ept::error::Reason;
     use crate::ept::hw::capability::EptCapability;
     use crate::ept::hw::violation::Access;
-    use crate::ept::regions::region::{DeviceRange, HostBytes, Region, RegionKind};
+    use crate::ept::regions::region::{HostBytes, Region, RegionKind};
     use crate::ept::resolve::outcome::{Fill, Resolution};
     use crate::ept::spaces::space::Spaces;
     use crate::ept::tests::tlb::Cpu;
-    use crate::ept::tests::{all_capabilities, finish, gpas, memory, read, violation};
+    use crate::ept::tests::{all_capabilities, device, finish, gpas, memory, read, violation};
     use crate::frames::FrameAllocator;
     use crate::frames::arena::Arena;
     use std::sync::atomic::Ordering::SeqCst;
@@ -279,10 +280,6 @@ mod tests {
     fn a_device_in_small_pages_becomes_large_within_its_region() {
         with_space(PagePolicy::Small, all_capabilities(), |_, space, _| {
             let start = 0x1_0000_0000;
-            // SAFETY: nothing is ever accessed there.
-            let device = |at: u64, len: u64| unsafe {
-                DeviceRange::new(AddrRange::new(Hpa::new(at), len).unwrap())
-            };
             for (gpa, at, len) in [
                 (start, 0x8000_0000, MIB2),
                 // Two halves of a block that differ by their tag.

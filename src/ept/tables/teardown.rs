@@ -20,7 +20,7 @@ impl Teardown {
     ///
     /// # Safety
     /// `table` must be the last reference to a table of a space, and the references of its entries go with it.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn of(table: Frame, level: u8) -> Self {
         let mut tables = ArrayVec::new();
         tables.push((table, level, 0));

@@ -103,12 +103,21 @@ impl<'s, M: PhysMem> Space<'s, M> {
                 true
             });
         }
-        let freed = warm.edit.retired() - before;
-        warm.sound.then_some(Restored {
+        let Warm {
+            edit,
+            copied,
+            clean,
+            dropped,
+            sound,
+            ..
+        } = warm;
+        let freed = edit.retired() - before;
+        drop(edit);
+        sound.then_some(Restored {
             cold: false,
-            copied: warm.copied,
-            dropped: warm.dropped,
-            kept: warm.copied + warm.clean - warm.dropped,
+            copied,
+            dropped,
+            kept: copied + clean - dropped,
             frames: freed,
         })
     }
@@ -168,12 +177,16 @@ impl<M: PhysMem> Warm<'_, '_, M> {
         };
         let page = record.get().page();
         let (from, len) = self.template.source_of(page);
-        if len == PAGE_SIZE {
-            record.set(record.get().with_source(from.as_u64()));
+        // SAFETY: the frame is a guest's page and, as was found just now, nobody else's. The source is the template's page or
+        // bytes that `HostBytes::new` was promised to stay and to be reachable; neither ever changes.
+        unsafe {
+            if len == PAGE_SIZE {
+                record.set(record.get().with_source(from.as_u64()));
+                self.frames.overwrite_page(&frame, from);
+            } else {
+                self.sound &= self.frames.overwrite(&frame, from, len).is_ok();
+            }
         }
-        // SAFETY: the frame is a guest's page, the source is the template's page or bytes that `HostBytes::new` was promised
-        // to stay and to be reachable; neither ever changes.
-        self.sound &= unsafe { self.frames.overwrite(&frame, from, len) }.is_ok();
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE};
 use crate::ept::tests::tlb::Cpu;
 use crate::ept::tests::{
-    HIGH, MODULE, RAM, add_regions, all_capabilities, finish, gpas, memory, read, violation,
+    HIGH, MODULE, RAM, add_regions, all_capabilities, device, finish, gpas, host_bytes, hpas,
+    memory, read, violation,
 };
 use crate::ept::*;
 use crate::frames::arena::Arena;
@@ -11,18 +12,6 @@ use crate::paging::{Entry, Ept, Fault, Format};
 
 const MMIO: u64 = 0xd000_0000;
 const DEVICE: u64 = 0xe000_0000;
-
-fn hpas(start: u64, len: u64) -> AddrRange<Hpa> {
-    AddrRange::new(Hpa::new(start), len).unwrap()
-}
-fn device(start: u64, len: u64) -> DeviceRange {
-    // SAFETY: no guest of these tests touches what the addresses lead to.
-    unsafe { DeviceRange::new(hpas(start, len)) }
-}
-fn host_bytes(start: u64, len: u64) -> HostBytes {
-    // SAFETY: the regions made of them are refused, so nothing is ever read.
-    unsafe { HostBytes::new(hpas(start, len)) }
-}
 
 /// Each kind of region with host addresses behind it.
 fn kinds(start: u64, len: u64) -> [RegionKind; 3] {

@@ -33,6 +33,22 @@ pub(in crate::ept) fn gpas(start: u64, len: u64) -> AddrRange<Gpa> {
     AddrRange::new(Gpa::new(start), len).unwrap()
 }
 
+pub(in crate::ept) fn hpas(start: u64, len: u64) -> AddrRange<Hpa> {
+    AddrRange::new(Hpa::new(start), len).unwrap()
+}
+
+/// A device that no guest touches.
+pub(in crate::ept) fn device(start: u64, len: u64) -> DeviceRange {
+    // SAFETY: no guest of these tests touches what the addresses lead to.
+    unsafe { DeviceRange::new(hpas(start, len)) }
+}
+
+/// Host bytes that are never read.
+pub(in crate::ept) fn host_bytes(start: u64, len: u64) -> HostBytes {
+    // SAFETY: the regions made of them are refused or never touched, so nothing is ever read.
+    unsafe { HostBytes::new(hpas(start, len)) }
+}
+
 pub(in crate::ept) fn all_capabilities() -> EptCapability {
     EptCapability::typical()
 }
