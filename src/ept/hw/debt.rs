@@ -11,6 +11,12 @@
 //! are combined mappings of other linear addresses, or of the same one under other PCIDs, and pointers to the page where it
 //! is a page table of the guest. INVVPID drops those as well as INVEPT does, costs what it costs on a CPU, and a tenth of it
 //! where KVM is below. Without VPIDs the next VM entry drops them.
+//!
+//! | of this space a CPU | cached | stale | goes on by |
+//! |---|---|---|---|
+//! | has nothing | 0 | 0 | [`Debt::run_on`] |
+//! | may have what the tables say | 1 | 0 | [`Debt::incur`] or [`Debt::incur_at`], to the next row |
+//! | may have what they say no more | 1 | 1 | [`Debt::pay`]: by INVEPT to the first row, by INVVPID to the second |
 
 use crate::ept::hw::capability::Eptp;
 use crate::ept::hw::violation::Violation;
