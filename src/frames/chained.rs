@@ -5,7 +5,8 @@ use crate::addr::{Hpa, PAGE_SIZE};
 use core::cell::Cell;
 use core::marker::PhantomData;
 
-/// Records in the order in which they were pushed, in as many frames as they take. An empty list has none.
+/// Records in the order in which they were pushed, in as many frames as they take. An empty list has none. All calls take the
+/// allocator that the first one took, or its memory.
 #[must_use = "a list that is dropped without `clear` leaks its frames"]
 #[derive(Debug)]
 pub struct FrameList<T> {

@@ -369,7 +369,11 @@ mod tests {
         let _ = fork.enter(&mut cpu);
         let second = RAM + 2 * PAGE_SIZE;
         assert_eq!(write(&mut fork, second), Some(Fill::Copied));
-        assert_eq!(fork.retired_frames(), 0, "the other space has it still");
+        assert_eq!(
+            fork.tree.debt.retired.frames(),
+            0,
+            "the other space has it still"
+        );
         let _ = fork.enter(&mut cpu);
         fork.write(Gpa::new(second), b"new").unwrap();
         assert_eq!(read(&space, second, 3), b"old");

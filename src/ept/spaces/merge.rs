@@ -118,7 +118,7 @@ mod tests {
                     space.protect(part, true, true).unwrap();
                     assert_eq!((large(space), space.regions().count()), (512, 1));
                     // The table waits for the CPU that walked it.
-                    assert_eq!(space.retired_frames(), 1);
+                    assert_eq!(space.tree.debt.retired.frames(), 1);
                     for access in [Access::WRITE, Access::FETCH] {
                         cpu.run(space, BLOCK + 0x6000, BLOCK + 0x6000, access)
                             .unwrap();

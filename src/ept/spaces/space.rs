@@ -267,11 +267,6 @@ impl<'s, M: PhysMem> Space<'s, M> {
         self.tree.debt.paid_by_invvpid
     }
 
-    /// Frames that wait until CPUs have forgotten them.
-    pub fn retired_frames(&self) -> u64 {
-        self.tree.debt.retired.frames()
-    }
-
     /// Pays what this CPU owes now rather than when the guest is entered next: frames that wait for it come back.
     pub fn settle(&mut self, cpu: &mut impl Invalidate) {
         let eptp = self.eptp();

@@ -75,8 +75,9 @@ impl DirtyLog {
         let mut kept = 0;
         let mut runs: ArrayVec<_, FRAMES> = self.pages.parts(frames.mem()).collect();
         // Of each run that is not over, the next page, then which run it is and where the page is in it.
-        let next =
-            |page: &u64, run: usize, at: usize| page / PAGE_SIZE << 20 | (run << 10 | at) as u64;
+        let next = |page: &u64, run: usize, at: usize| {
+            ((page / PAGE_SIZE) << 20) | ((run << 10) | at) as u64
+        };
         let mut heap: ArrayVec<u64, FRAMES> = ArrayVec::new();
         for (number, run) in runs.iter_mut().enumerate() {
             run.sort_unstable();

@@ -2,6 +2,13 @@
 //!
 //! A fork is a root of its own whose entries refer to the same tables as the template's. Write is withdrawn from those
 //! entries, so all below them is read-only to the fork at once; what it writes is copied, table by table on the way.
+//!
+//! | a space | its generation | is reset to |
+//! |---|---|---|
+//! | made by [`Spaces::create`](crate::ept::Spaces::create) | 0 | nothing |
+//! | as [`Space::freeze`] makes it a template | one more than it was | |
+//! | as [`FrozenSpace::fork`] makes it | the template's | that template |
+//! | as [`Space::fork`] makes it | the other space's | nothing |
 
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::hw::debt::Invalidate;

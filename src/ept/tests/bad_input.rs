@@ -40,7 +40,7 @@ fn state(space: &Space<'_, Arena>) -> State {
         census: space.census().unwrap(),
         faults: space.faults(),
         used: space.frames.figures().used,
-        retired: space.retired_frames(),
+        retired: space.tree.debt.retired.frames(),
         invalidations: space.invalidations(),
         written: read(space, RAM, PAGE_SIZE as usize),
     }

@@ -124,7 +124,7 @@ fn discarding_and_unmapping_parts_gives_them_back() {
         space.write(Gpa::new(part), b"gone").unwrap();
         let used = spaces.frames().figures().used;
         space.discard(gpas(part, PAGE_SIZE)).unwrap();
-        assert_eq!(space.retired_frames(), 1);
+        assert_eq!(space.tree.debt.retired.frames(), 1);
         let _ = space.enter(cpu);
         // Two tables more, one page less.
         assert_eq!(spaces.frames().figures().used, used + 2 - 1);

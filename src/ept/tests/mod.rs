@@ -615,7 +615,10 @@ fn discarded_memory_is_as_before_the_first_touch() {
         space.discard(gpas(0, 16 * PAGE_SIZE)).unwrap();
         // Emptied tables went too: the guest has never run, so nothing had to wait.
         assert_eq!(
-            (spaces.frames().figures().used, space.retired_frames()),
+            (
+                spaces.frames().figures().used,
+                space.tree.debt.retired.frames()
+            ),
             (used, 0)
         );
         space.unmap(gpas(0, 16 * PAGE_SIZE)).unwrap();
@@ -755,19 +758,22 @@ fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
         space.discard(gpas(0, PAGE_SIZE)).unwrap();
         // The page and its three tables.
         assert_eq!(
-            (space.retired_frames(), spaces.frames().figures().used),
+            (
+                space.tree.debt.retired.frames(),
+                spaces.frames().figures().used
+            ),
             (4, used)
         );
         let _ = space.enter(cpu);
-        assert_eq!((space.retired_frames(), cpu.flushes), (4, 1));
+        assert_eq!((space.tree.debt.retired.frames(), cpu.flushes), (4, 1));
         let _ = space.enter(&mut idle);
         let _ = space.enter(cpu);
         assert_eq!(
-            (space.retired_frames(), cpu.flushes, idle.flushes),
+            (space.tree.debt.retired.frames(), cpu.flushes, idle.flushes),
             (4, 1, 0)
         );
         let _ = space.enter(&mut other);
-        assert_eq!((space.retired_frames(), other.flushes), (0, 1));
+        assert_eq!((space.tree.debt.retired.frames(), other.flushes), (0, 1));
         assert_eq!(
             (spaces.frames().figures().used, space.invalidations()),
             (used - 4, 2)

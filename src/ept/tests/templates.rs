@@ -300,7 +300,7 @@ fn what_goes_because_it_is_idle_waits_for_cpus_that_may_have_it() {
             let restored = fork.reset(&template, Reset::Auto).unwrap();
             let gone = u64::from(round == IDLE);
             assert_eq!((restored.dropped, restored.frames), (gone, gone));
-            assert_eq!(fork.retired_frames(), gone);
+            assert_eq!(fork.tree.debt.retired.frames(), gone);
         }
         finish!(spaces, template, cpu, fork);
     }
