@@ -43,9 +43,9 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     // Nobody writes a template any more: all that it holds is shared with its forks until one writes.
     let mut template = first.freeze().map_err(|(error, _)| error)?;
     template.settle(&mut cpu);
-    let used = frames.figures().used;
+    let used = frames.statistics().used;
     let mut fork = template.fork()?;
-    println!("a fork takes {} frames", frames.figures().used - used);
+    println!("a fork takes {} frames", frames.statistics().used - used);
 
     fork.write(Gpa::new(0x5000), &[8])?;
     fork.write(Gpa::new(0x9000), &[9])?;
@@ -54,7 +54,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(dirty, [0x5000, 0x9000]);
     assert_eq!(byte(&fork, 0x5000)?, 8);
     assert_eq!(byte(template.as_space(), 0x5000)?, 7);
-    println!("two pages on: {} frames", frames.figures().used - used);
+    println!("two pages on: {} frames", frames.statistics().used - used);
 
     // Back to what the template holds; a warm fork keeps its frames for what it will write again.
     let restored = fork.reset(&template, Reset::Warm)?;
@@ -66,6 +66,6 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
         while !ending.step(&mut cpu, 100) {}
     }
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
     Ok(())
 }

@@ -44,7 +44,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let file = unsafe { HostBytes::new(file) };
     let copied = RegionKind::CopyOnWrite(file);
     space.map(Region::new(range(MODULE, PAGE_SIZE)?, copied))?;
-    let before = frames.figures().used;
+    let before = frames.statistics().used;
 
     // What a guest tries ends in a violation, and the violation in a mapping.
     let mut touch = |gpa, access| match space.resolve(&Violation::new(gpa, access)) {
@@ -63,13 +63,13 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let mut byte = [0];
     space.read(MODULE, &mut byte)?;
     assert_eq!(byte, *b"B");
-    let used = frames.figures().used - before;
+    let used = frames.statistics().used - before;
     println!("1 GiB of memory takes {used} frames, tables and all");
 
     let mut cpu = NoCpu(CpuId::new(0).ok_or("a CPU")?);
     let mut ending = space.end();
     while !ending.step(&mut cpu, 100) {}
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
     Ok(())
 }

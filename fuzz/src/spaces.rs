@@ -463,7 +463,7 @@ fn live(memory: &mut [PageBytes], mut steps: Bytes<'_>) {
             }
             _ => {}
         }
-        scarce |= frames.figures().free == 0;
+        scarce |= frames.statistics().free == 0;
         if count % 4 == 0 {
             audit(&spaces, &alive, &templates);
         }
@@ -482,7 +482,7 @@ fn live(memory: &mut [PageBytes], mut steps: Bytes<'_>) {
         end(template.frozen.end(), &mut cpus);
     }
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 fn fork<'s, 'm>(

@@ -52,7 +52,7 @@
 //! # let mut ending = space.end();
 //! # while !ending.step(&mut cpu, 100) {}
 //! # drop(spaces);
-//! # assert_eq!(frames.figures().used, 0);
+//! # assert_eq!(frames.statistics().used, 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //! The programs `lazy_memory` and `forks` in `examples/` go on from there.

@@ -3,7 +3,7 @@
 use super::counts::{Counts, Record};
 use super::lists::{Lists, Retired};
 use super::ranges::SpanSet;
-use super::{Audit, Frame, FrameError, FrameFigures, PhysMem, bytes};
+use super::{Audit, Frame, FrameError, FrameStatistics, PhysMem, bytes};
 use crate::addr::{AddrRange, Hpa};
 use spin::{Mutex, MutexGuard};
 
@@ -271,11 +271,11 @@ impl<M: PhysMem> FrameAllocator<M> {
         frames
     }
 
-    /// The figures of this moment.
-    pub fn figures(&self) -> FrameFigures {
+    /// How many frames there are at this moment, and where they went.
+    pub fn statistics(&self) -> FrameStatistics {
         let lists = self.lists.lock();
         let (total, used) = (u64::from(self.counts.total()), u64::from(lists.used));
-        FrameFigures {
+        FrameStatistics {
             total,
             free: total - used,
             used,

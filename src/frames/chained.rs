@@ -238,7 +238,7 @@ mod tests {
             for goes in [false, true] {
                 let mut list = filled(&frames, all);
                 assert_eq!(
-                    (list.len() as u64, frames.figures().used, list.is_empty()),
+                    (list.len() as u64, frames.statistics().used, list.is_empty()),
                     (all, 4, false)
                 );
                 assert!(list.iter(frames.mem()).map(|r| r[0]).eq((0..all).rev()));
@@ -263,7 +263,7 @@ mod tests {
                 let held = left.len().div_ceil(PER_FRAME) as u64;
                 assert_eq!(
                     (
-                        frames.figures().used,
+                        frames.statistics().used,
                         list.frames(frames.mem()).count() as u64
                     ),
                     (held, held)
@@ -272,7 +272,7 @@ mod tests {
                 assert_eq!(list.iter(frames.mem()).next(), Some([1, 2, 3]));
                 assert_eq!(list.len(), left.len() + 1);
                 list.clear(&frames);
-                assert_eq!((frames.figures().used, list.len()), (0, 0));
+                assert_eq!((frames.statistics().used, list.len()), (0, 0));
             }
         }
     }
@@ -283,7 +283,7 @@ mod tests {
         let mut list = filled(&frames, PER_FRAME as u64);
         frames.allowance.store(0, SeqCst);
         assert_eq!(list.push(&frames, [0; 3]), Err(FrameError::OutOfFrames));
-        assert_eq!((list.len(), frames.figures().used), (PER_FRAME, 1));
+        assert_eq!((list.len(), frames.statistics().used), (PER_FRAME, 1));
         frames.allowance.store(u64::MAX, SeqCst);
         assert_eq!(list.push(&frames, [9; 3]), Ok(()));
         assert_eq!(list.iter(frames.mem()).next(), Some([9; 3]));

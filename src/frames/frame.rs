@@ -127,7 +127,7 @@ impl core::error::Error for FrameError {}
 
 /// How many frames there are and where they went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FrameFigures {
+pub struct FrameStatistics {
     /// Frames under management; the allocator's own counts are not among them.
     pub total: u64,
     /// Frames that can be allocated, the zeroed ones included.

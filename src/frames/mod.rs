@@ -16,7 +16,7 @@
 //! frames.release(frame);
 //! // The last reference frees it.
 //! frames.release(second);
-//! assert_eq!(frames.figures().used, 0);
+//! assert_eq!(frames.statistics().used, 0);
 //! # Ok::<(), offshoot::frames::FrameError>(())
 //! ```
 
@@ -45,7 +45,7 @@ mod tests;
 pub use alloc::{FrameAllocator, ZeroedFrames};
 pub use audit::{Audit, Miscount};
 pub use chained::FrameList;
-pub use frame::{Frame, FrameError, FrameFigures, FrameRef};
+pub use frame::{Frame, FrameError, FrameRef, FrameStatistics};
 pub use lists::Retired;
 pub use memory_map::MemoryMap;
 pub use page_memory::{PageBytes, PageMemory};

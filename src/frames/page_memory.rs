@@ -23,7 +23,7 @@ impl PageBytes {
 /// let mut pages = vec![PageBytes::ZERO; 16];
 /// let frames = PageMemory::allocator(Hpa::new(0x10_0000), &mut pages)?;
 /// // One of them holds the counts.
-/// assert_eq!(frames.figures().free, 15);
+/// assert_eq!(frames.statistics().free, 15);
 /// # Ok::<(), offshoot::frames::FrameError>(())
 /// ```
 #[derive(Debug)]

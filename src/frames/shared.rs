@@ -197,14 +197,14 @@ mod tests {
         first.1[399] = 9;
         assert_eq!((first.1[0], first.1[399], second.1[0]), (7, 9, 8));
         assert_ne!(first.frame(), second.frame());
-        assert_eq!(frames.figures().used, 2);
+        assert_eq!(frames.statistics().used, 2);
         let value = first.into_inner();
         assert_eq!(
-            (dropped.get(), value.1[399], frames.figures().used),
+            (dropped.get(), value.1[399], frames.statistics().used),
             (0, 9, 1)
         );
         drop((value, second));
-        assert_eq!((dropped.get(), frames.figures().used), (2, 0));
+        assert_eq!((dropped.get(), frames.statistics().used), (2, 0));
     }
 
     #[test]
@@ -227,19 +227,22 @@ mod tests {
         let frames = Arena::allocator(0x10_0000, 8);
         let mut first = FrameRc::new(&frames, [1u64; 100]).unwrap();
         let mut second = first.share().unwrap();
-        assert_eq!((frames.figures().used, frames.count(first.frame())), (1, 2));
+        assert_eq!(
+            (frames.statistics().used, frames.count(first.frame())),
+            (1, 2)
+        );
         frames.allowance.store(0, SeqCst);
         assert_eq!(second.make_mut().err(), Some(FrameError::OutOfFrames));
         assert_eq!(first.frame(), second.frame());
         frames.allowance.store(u64::MAX, SeqCst);
         second.make_mut().unwrap()[3] = 2;
-        assert_eq!((first[3], second[3], frames.figures().used), (1, 2, 2));
+        assert_eq!((first[3], second[3], frames.statistics().used), (1, 2, 2));
         // Alone, it changes in place.
         let at = first.frame();
         first.make_mut().unwrap()[3] = 4;
         assert_eq!((first.frame(), first[3]), (at, 4));
         drop((first, second));
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     #[test]

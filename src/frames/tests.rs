@@ -69,11 +69,14 @@ fn nothing_reserved_is_ever_handed_out() {
     assert_eq!(distinct.len(), all.len());
     assert!(distinct.iter().all(|a| may(a.as_u64())));
     let expected = (0x100..0x140).filter(|n| may(n * PAGE_SIZE)).count() as u64;
-    assert_eq!(frames.figures().total + frames.figures().counts, expected);
-    assert_eq!(all.len() as u64, frames.figures().total);
+    assert_eq!(
+        frames.statistics().total + frames.statistics().counts,
+        expected
+    );
+    assert_eq!(all.len() as u64, frames.statistics().total);
     assert_eq!(frames.alloc(), Err(FrameError::OutOfFrames));
     release(&frames, all);
-    let figures = frames.figures();
+    let figures = frames.statistics();
     assert_eq!(
         (figures.used, figures.free, figures.peak),
         (0, figures.total, figures.total)
@@ -95,7 +98,7 @@ fn frame_zero_is_not_managed() {
 #[test]
 fn the_counts_take_eight_bytes_a_frame() {
     for (frames, counts) in [(16, 1), (512, 1), (513, 2), (1025, 3)] {
-        let figures = Arena::allocator(0x10_0000, frames).figures();
+        let figures = Arena::allocator(0x10_0000, frames).statistics();
         assert_eq!((figures.counts, figures.total), (counts, frames - counts));
     }
 }
@@ -121,13 +124,13 @@ fn the_last_release_frees_and_one_more_is_an_error() {
     let b = frames.share(&a).unwrap();
     assert_eq!(frames.count(at), 2);
     frames.release(a);
-    assert_eq!((frames.count(at), frames.figures().used), (1, 1));
+    assert_eq!((frames.count(at), frames.statistics().used), (1, 1));
     frames.release(b);
-    assert_eq!((frames.count(at), frames.figures().used), (0, 0));
+    assert_eq!((frames.count(at), frames.statistics().used), (0, 0));
     assert_eq!(frames.share(&lent(at)), Err(FrameError::NotAllocated(at)));
     let again = std::panic::AssertUnwindSafe(|| frames.release(Frame::new(at)));
     std::panic::catch_unwind(again).unwrap_err();
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 #[test]
@@ -193,11 +196,14 @@ fn zeroed_frames_are_zero_whatever_they_held() {
         frames.release(frame);
     }
     assert_eq!(frames.refill(3), 3);
-    assert_eq!((frames.figures().zeroed, frames.figures().used), (3, 0));
+    assert_eq!(
+        (frames.statistics().zeroed, frames.statistics().used),
+        (3, 0)
+    );
     let zeroed: Vec<_> = std::iter::from_fn(|| frames.alloc_zeroed().ok()).collect();
-    assert_eq!(zeroed.len() as u64, frames.figures().total);
+    assert_eq!(zeroed.len() as u64, frames.statistics().total);
     assert!(zeroed.iter().all(|f| content(&frames, f) == [0; 4096]));
-    assert_eq!(frames.figures().zeroed, 0);
+    assert_eq!(frames.statistics().zeroed, 0);
     release(&frames, zeroed);
 }
 
@@ -207,12 +213,15 @@ fn the_pool_is_refilled_in_bounded_steps() {
     assert_eq!(frames.refill_to(5, 3), 3);
     assert_eq!(frames.refill_to(5, 3), 2);
     assert_eq!(frames.refill_to(5, 3), 0);
-    assert_eq!(frames.figures().zeroed, 5);
+    assert_eq!(frames.statistics().zeroed, 5);
     let frame = frames.alloc_zeroed().unwrap();
     assert_eq!(content(&frames, &frame), [0; 4096]);
-    assert_eq!((frames.figures().zeroed, frames.figures().used), (4, 1));
+    assert_eq!(
+        (frames.statistics().zeroed, frames.statistics().used),
+        (4, 1)
+    );
     assert_eq!(frames.refill_to(5, 3), 1);
-    let total = frames.figures().total;
+    let total = frames.statistics().total;
     assert_eq!(frames.refill_to(u32::MAX, u32::MAX), total - 1 - 5);
     frames.release(frame);
 }
@@ -220,9 +229,9 @@ fn the_pool_is_refilled_in_bounded_steps() {
 #[test]
 fn the_pool_serves_when_nothing_else_is_left() {
     let frames = Arena::allocator(0x10_0000, 8);
-    let total = frames.figures().total;
+    let total = frames.statistics().total;
     assert_eq!(frames.refill(u64::MAX), total);
-    assert_eq!(frames.figures().free, total);
+    assert_eq!(frames.statistics().free, total);
     let all = drain(&frames);
     assert_eq!(all.len() as u64, total);
     release(&frames, all);
@@ -279,12 +288,12 @@ fn bytes_move_within_one_frame_only() {
 fn large_blocks_are_aligned_counted_once_and_whole_again() {
     // Starts one frame before a 2 MiB boundary, so that heads and tails are there.
     let frames = Arena::allocator(2 * MIB2 - PAGE_SIZE, 512 * 3 + 2);
-    let total = frames.figures().total;
+    let total = frames.statistics().total;
     let mut a = frames.alloc_large(PageSize::Size2M).unwrap();
     assert_eq!(frames.zero_some(&mut a, 0, u64::MAX), Ok(2 << 20));
     let b = frames.alloc_large(PageSize::Size2M).unwrap();
     assert!(a.address().is_aligned(MIB2) && b.address().is_aligned(MIB2) && a != b);
-    assert_eq!(frames.figures().used, 1024);
+    assert_eq!(frames.statistics().used, 1024);
     let inner = Hpa::new(a.address().as_u64() + 5 * PAGE_SIZE);
     assert_eq!(frames.block(inner), Some((a.address(), PageSize::Size2M)));
     let part = frames.share(&lent(inner)).unwrap();
@@ -293,9 +302,9 @@ fn large_blocks_are_aligned_counted_once_and_whole_again() {
     assert_eq!(frames.split(&mut a), Err(shared));
     assert_eq!(frames.zero_some(&mut a, 0, u64::MAX), Err(shared));
     frames.release(a);
-    assert_eq!(frames.figures().used, 1024);
+    assert_eq!(frames.statistics().used, 1024);
     frames.release(part);
-    assert_eq!(frames.figures().used, 512);
+    assert_eq!(frames.statistics().used, 512);
     // The freed block is given out whole, and in parts when there is nothing else.
     let c = frames.alloc_large(PageSize::Size2M).unwrap();
     frames.release(c);
@@ -304,7 +313,7 @@ fn large_blocks_are_aligned_counted_once_and_whole_again() {
     assert!(frames.alloc_large(PageSize::Size2M).is_err());
     release(&frames, small);
     frames.release(b);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 #[test]
@@ -328,7 +337,7 @@ fn a_block_is_split_and_merged_again() {
     // With one frame missing it is no block.
     assert_eq!(merge(&frames, &mut block, PageSize::Size2M), shared);
     frames.release(block);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
     // Unaligned blocks are refused, also past the last frame.
     let mut all = drain(&frames);
     for frame in &mut all {
@@ -370,7 +379,7 @@ fn a_gib_is_split_by_sizes_and_merged_from_any_parts() {
         Some((at(0), PageSize::Size1G))
     );
     frames.release(block);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 #[test]
@@ -396,16 +405,16 @@ fn what_is_left_of_a_shared_block_is_trimmed() {
         // It is a block already: nothing happens.
         frames.trim(&mut rest, size, &mut retired).unwrap();
         assert_eq!(retired.frames(), GIB / PAGE_SIZE - kept);
-        assert_eq!(frames.figures().used, GIB / PAGE_SIZE);
+        assert_eq!(frames.statistics().used, GIB / PAGE_SIZE);
         frames.free_retired(&mut retired);
-        assert_eq!(frames.figures().used, kept);
+        assert_eq!(frames.statistics().used, kept);
         assert_eq!(
             (frames.block(page), frames.count(page)),
             (Some((start, size)), 1)
         );
         assert_eq!(frames.count(block.into_raw()), 0);
         frames.release(rest);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
         // The other parts came back as blocks; they are merged for the next round.
         if size == PageSize::Size2M {
             let parts: Vec<_> = (0..512)
@@ -427,7 +436,7 @@ fn the_memory_of_the_counts_is_not_free_for_others() {
         .map(|i| range(MIB2 + i * PAGE_SIZE, PAGE_SIZE))
         .filter(|page| !frames.ranges().any(|managed| managed.overlaps(*page)));
     let counts: Vec<_> = counts.collect();
-    assert_eq!(counts.len() as u64, frames.figures().counts);
+    assert_eq!(counts.len() as u64, frames.statistics().counts);
     assert!(counts.iter().all(|page| frames.overlaps(*page)));
     assert!(!frames.overlaps(range(0, MIB2)));
     assert!(!frames.overlaps(range(MIB2 + 64 * PAGE_SIZE, PAGE_SIZE)));
@@ -451,7 +460,7 @@ fn it_can_stand_in_a_static() {
         })
         .collect();
     threads.into_iter().for_each(|t| t.join().unwrap());
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 #[test]
@@ -461,7 +470,7 @@ fn retired_frames_are_not_given_out_before_they_are_freed() {
     let mut small = drain(&frames);
     let (kept, last) = (small.pop().unwrap(), small.pop().unwrap());
     let shared = frames.share(&kept).unwrap();
-    let used = frames.figures().used;
+    let used = frames.statistics().used;
     let mut retired = Retired::new();
     frames.retire(shared, &mut retired);
     assert!(retired.is_empty());
@@ -469,14 +478,17 @@ fn retired_frames_are_not_given_out_before_they_are_freed() {
     frames.retire(last, &mut retired);
     frames.retire(small.pop().unwrap(), &mut retired);
     frames.retire(block, &mut retired);
-    assert_eq!((retired.frames(), frames.figures().used), (514, used));
+    assert_eq!((retired.frames(), frames.statistics().used), (514, used));
     assert_eq!(frames.alloc(), Err(FrameError::OutOfFrames));
     assert_eq!(
         frames.share(&lent(gone)),
         Err(FrameError::NotAllocated(gone))
     );
     frames.free_retired(&mut retired);
-    assert_eq!((retired.frames(), frames.figures().used), (0, used - 514));
+    assert_eq!(
+        (retired.frames(), frames.statistics().used),
+        (0, used - 514)
+    );
     let block = frames.alloc_large(PageSize::Size2M).unwrap();
     let small_again = drain(&frames);
     assert_eq!(small_again.len(), 2);
@@ -533,7 +545,7 @@ fn an_audit_finds_references_that_are_missing_or_too_many() {
         frames.audit().reference(at),
         Err(FrameError::NotAllocated(at))
     );
-    assert_eq!(frames.figures().used, 512);
+    assert_eq!(frames.statistics().used, 512);
     release(&frames, [block, part(inside), part(inside)]);
 }
 
@@ -565,7 +577,7 @@ proptest! {
     #[test]
     fn agrees_with_a_map_of_counts(steps in prop::collection::vec(step(), 1..300)) {
         let frames = Arena::allocator(MIB2 - 3 * PAGE_SIZE, 3 + 2 * 512 + 20);
-        let total = frames.figures().total;
+        let total = frames.statistics().total;
         let mut handles: Vec<Frame> = vec![];
         let mut model: BTreeMap<Hpa, (u64, u32)> = BTreeMap::new();
         for step in steps {
@@ -597,7 +609,7 @@ proptest! {
                 }
                 Step::Refill(n) => {
                     let done = frames.refill(n);
-                    prop_assert!(done <= n && done <= frames.figures().zeroed && frames.figures().used == used);
+                    prop_assert!(done <= n && done <= frames.statistics().zeroed && frames.statistics().used == used);
                     continue;
                 }
             };
@@ -619,10 +631,10 @@ proptest! {
             for (at, (_, count)) in &model {
                 prop_assert_eq!(frames.count(*at), *count);
             }
-            prop_assert_eq!(frames.figures().used, model.values().map(|(len, _)| len).sum::<u64>());
+            prop_assert_eq!(frames.statistics().used, model.values().map(|(len, _)| len).sum::<u64>());
         }
         release(&frames, handles);
-        prop_assert_eq!(frames.figures().used, 0);
+        prop_assert_eq!(frames.statistics().used, 0);
         let all = drain(&frames);
         prop_assert_eq!(all.len() as u64, total);
         release(&frames, all);

@@ -9,7 +9,7 @@ mod text;
 use core::fmt;
 
 use crate::ept::{Census, Faults};
-use crate::frames::FrameFigures;
+use crate::frames::FrameStatistics;
 use crate::host::cmdline::CmdlineError;
 use crate::host::figures::Figures;
 use crate::host::fuzz::SnapshotError;
@@ -192,7 +192,7 @@ pub struct Report<'a> {
     /// The guests, in the order of their modules.
     pub guests: &'a [GuestSummary<'a>],
     /// The host's frames at the end.
-    pub frames: FrameFigures,
+    pub frames: FrameStatistics,
     /// Frames that a guest had and nobody gave back.
     pub leaked: u64,
     /// What the guests filed.

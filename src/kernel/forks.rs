@@ -180,7 +180,7 @@ impl Session<'_> {
     /// How many idle forks fit into a GiB, everything else that is there included. `counts` is of making and ending them.
     fn file_density(&self, options: &GuestOptions, forks: &ForksSummary, counts: Counts) {
         let alive = forks.generations.first().map_or(0, |all| all.alive_most);
-        let bytes = u128::from(self.machine.frames().figures().total) * u128::from(PAGE_SIZE);
+        let bytes = u128::from(self.machine.frames().statistics().total) * u128::from(PAGE_SIZE);
         let per_gib = (u128::from(alive) << 30).checked_div(bytes).unwrap_or(0);
         log::info!(
             "guest {}: {alive} idle forks in {} MiB",

@@ -11,7 +11,7 @@ use crate::run::Session;
 use crate::selftest::GuestTest;
 use arrayvec::ArrayVec;
 use offshoot::ept::Spaces;
-use offshoot::frames::{FrameAllocator, FrameFigures};
+use offshoot::frames::{FrameAllocator, FrameStatistics};
 use offshoot::host::cmdline::KernelOptions;
 use offshoot::host::modules::{BootModule, ModuleKind};
 use offshoot::host::quota::Explanations;
@@ -32,7 +32,7 @@ const TURNS_FOR_CONSOLE: u64 = 1000;
 /// Reports that there is no machine to run guests on, and ends the run.
 pub fn run_none(frames: &FrameAllocator<DirectMap>, error: &StartError) -> ! {
     log::error!("no guest can run: {error}");
-    report(&SUMMARIES.lock(), frames.figures(), 0);
+    report(&SUMMARIES.lock(), frames.statistics(), 0);
     power::end(Err(format_args!("{error}")));
 }
 
@@ -65,7 +65,7 @@ pub fn run_all(
         .divide(modules.iter().filter(|module| module.is_guest()).count());
     // From here on nobody waits for the console.
     console::queue_for(tsc_hz / TURNS_FOR_CONSOLE);
-    let before = frames.figures().used;
+    let before = frames.statistics().used;
     let mut first = Some(hand_over);
     let mut summaries = SUMMARIES.lock();
     for (index, module) in modules.iter().enumerate() {
@@ -105,7 +105,7 @@ pub fn run_all(
         // There are as many places as modules.
         let _ = summaries.try_push(summary);
     }
-    let figures = frames.figures();
+    let figures = frames.statistics();
     let leaked = figures.used.saturating_sub(before);
     drop(spaces);
     machine.stop();
@@ -133,7 +133,7 @@ pub fn run_all(
     }
 }
 
-fn report(guests: &Summaries, frames: FrameFigures, leaked: u64) {
+fn report(guests: &Summaries, frames: FrameStatistics, leaked: u64) {
     console::finish();
     let figures = FIGURES.lock();
     let report = Report {

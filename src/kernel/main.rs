@@ -74,7 +74,7 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
         Ok(frames) => frames,
         Err(error) => power::end(Err(format_args!("{error}"))),
     };
-    let figures = frames.figures();
+    let figures = frames.statistics();
     log::info!(
         "{} boot, {} MiB of memory in {} frames, {} modules",
         boot.protocol,

@@ -277,6 +277,6 @@ mod tests {
         let mut ending = template.end();
         while !ending.step(&mut cpu, 100) {}
         drop(spaces);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 }

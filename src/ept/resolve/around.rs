@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut Cpu::new(0));
         drop(spaces);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     /// The guest touches pages as it would: only what is not mapped yet makes a violation. Returns how many it made.
@@ -276,7 +276,7 @@ mod tests {
                 while space.query(Gpa::new(page * PAGE_SIZE)).unwrap().is_some() {
                     page += 1;
                 }
-                let figures = frames.figures();
+                let figures = frames.statistics();
                 if figures.free < figures.total / 8 {
                     break;
                 }

@@ -47,7 +47,7 @@ fn is_next_to_dense<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool 
 
 /// Whether an eighth of the host's frames would still be free.
 fn is_plentiful<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool {
-    let figures = cursor.ops().frames.figures();
+    let figures = cursor.ops().frames.statistics();
     figures
         .free
         .saturating_sub(PageSize::Size2M.bytes() / PAGE_SIZE)

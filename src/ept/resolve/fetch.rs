@@ -66,7 +66,7 @@ mod tests {
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut cpu);
         drop(spaces);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     fn leaf(space: &Space<'_, Arena>, gpa: u64) -> u64 {

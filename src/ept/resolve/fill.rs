@@ -260,7 +260,7 @@ mod tests {
 
     /// The tree, and how many frames are in use.
     fn state(space: &Space<'_, Arena>) -> (Census, u64) {
-        let used = space.frames.figures().used;
+        let used = space.frames.statistics().used;
         (space.census().unwrap(), used)
     }
 
@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut Cpu::new(0));
         drop(spaces);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     #[test]
@@ -392,11 +392,11 @@ mod tests {
         let mut ending = space.end();
         while !ending.step(&mut cpu, 100) {}
         let _ = fork.enter(&mut cpu);
-        let (used, flushes) = (frames.figures().used, cpu.flushes);
+        let (used, flushes) = (frames.statistics().used, cpu.flushes);
         let first = RAM + PAGE_SIZE;
         assert_eq!(write(&mut fork, first), Some(Fill::TakenOver));
         let _ = fork.enter(&mut cpu);
-        assert_eq!((frames.figures().used, cpu.flushes), (used, flushes));
+        assert_eq!((frames.statistics().used, cpu.flushes), (used, flushes));
 
         // What was written and then protected is still told as written once it is taken over.
         let page = gpas(first, PAGE_SIZE);
@@ -411,7 +411,7 @@ mod tests {
         let mut ending = fork.end();
         while !ending.step(&mut cpu, 100) {}
         drop(spaces);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     /// A page that was read and is written then, by a guest that runs on some CPUs: how many INVEPTs and INVVPIDs that takes.

@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut Cpu::new(0));
         drop(spaces);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     fn touch(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Fill {
@@ -170,14 +170,14 @@ mod tests {
             space.discard(gpas(2 * MIB2, 2 * MIB2)).unwrap();
             let mut cpu = Cpu::new(0);
             space.settle(&mut cpu);
-            let used = spaces.frames().figures().used;
+            let used = spaces.frames().statistics().used;
             let mut steps = 0;
             while let Ok(Resolution::Retry(Fill::Zeroing)) =
                 space.resolve(&violation(3 * MIB2, Access::WRITE))
             {
                 steps += 1;
                 // It is the space's, which can be given up at any time.
-                assert_eq!(spaces.frames().figures().used, used + 512);
+                assert_eq!(spaces.frames().statistics().used, used + 512);
                 assert_eq!(spaces.audit([&*space]), Ok(0));
                 assert_eq!(space.census().unwrap().large, 0);
             }
@@ -261,10 +261,10 @@ mod tests {
         with_space(4096, |spaces, space| {
             space.write(Gpa::new(2 * MIB2), b"old").unwrap();
             let mut fork = space.fork().unwrap();
-            let used = spaces.frames().figures().used;
+            let used = spaces.frames().statistics().used;
             assert_eq!(touch(&mut fork, 2 * MIB2, Access::WRITE), Fill::Copied);
             // Two tables, the one that the large page is split into, and the page.
-            assert_eq!(spaces.frames().figures().used, used + 4);
+            assert_eq!(spaces.frames().statistics().used, used + 4);
             fork.write(Gpa::new(2 * MIB2), b"new").unwrap();
             assert_eq!(
                 (read(space, 2 * MIB2, 3), read(&fork, 2 * MIB2, 3)),
@@ -286,12 +286,12 @@ mod tests {
     fn discarding_a_part_splits_it_and_gives_the_part_back() {
         with_space(4096, |spaces, space| {
             space.write(Gpa::new(2 * MIB2 + 0x4ffe), &[1; 4]).unwrap();
-            let used = spaces.frames().figures().used;
+            let used = spaces.frames().statistics().used;
             space
                 .discard(gpas(2 * MIB2 + 0x5000, 3 * PAGE_SIZE))
                 .unwrap();
             assert_eq!(read(space, 2 * MIB2 + 0x4ffe, 4), [1, 1, 0, 0]);
-            assert_eq!(spaces.frames().figures().used, used + 1 - 3);
+            assert_eq!(spaces.frames().statistics().used, used + 1 - 3);
             space.discard(gpas(2 * MIB2, MIB2)).unwrap();
             assert_eq!(space.census().unwrap().mapped(), 0);
         });
@@ -304,14 +304,14 @@ mod tests {
             with_space(4096, |spaces, space| {
                 space.write(Gpa::new(2 * MIB2), b"old").unwrap();
                 let mut fork = space.fork().unwrap();
-                let used = spaces.frames().figures().used;
+                let used = spaces.frames().statistics().used;
                 spaces.frames().allowance.store(allowed, SeqCst);
                 let result = fork.resolve(&violation(2 * MIB2, Access::WRITE));
                 spaces.frames().allowance.store(u64::MAX, SeqCst);
                 done = result.is_ok();
                 if !done {
                     // Two tables may be its own already.
-                    let more = spaces.frames().figures().used - used;
+                    let more = spaces.frames().statistics().used - used;
                     assert!([0, 2].contains(&more), "{more}");
                 }
                 assert_eq!(read(&fork, 2 * MIB2, 3), b"old");

@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(spaces.audit([&space]), Ok(0));
         finish(space, &mut cpu);
         drop(spaces);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     fn large(space: &Space<'_, Arena>) -> u64 {
@@ -107,11 +107,11 @@ mod tests {
                 let part = gpas(BLOCK + 0x5000, 3 * PAGE);
                 cpu.run(space, BLOCK, BLOCK, Access::WRITE).unwrap();
                 space.write(Gpa::new(BLOCK + 0x5ffe), b"kept").unwrap();
-                let used = spaces.frames().figures().used;
+                let used = spaces.frames().statistics().used;
                 for (write, execute) in [(false, true), (true, false), (false, false)] {
                     space.protect(part, write, execute).unwrap();
                     assert_eq!((large(space), space.regions().count()), (0, 3));
-                    assert_eq!(spaces.frames().figures().used, used + 1);
+                    assert_eq!(spaces.frames().statistics().used, used + 1);
                     let before = cpu.flushes;
                     cpu.run(space, BLOCK + 0x5000, BLOCK + 0x5000, Access::READ)
                         .unwrap();
@@ -125,7 +125,7 @@ mod tests {
                     }
                     assert!(cpu.flushes > before);
                     assert!(!cpu.is_stale(space.eptp(), spaces.frames().mem()));
-                    assert_eq!(spaces.frames().figures().used, used);
+                    assert_eq!(spaces.frames().statistics().used, used);
                 }
                 assert_eq!(read(space, BLOCK + 0x5ffe, 4), b"kept");
             },
@@ -234,10 +234,10 @@ mod tests {
                 let census = fork.census().unwrap();
                 assert_eq!((census.large, census.shared), (0, 512));
                 assert_eq!(spaces.audit([&*space, &fork]), Ok(0));
-                let used = spaces.frames().figures().used;
+                let used = spaces.frames().statistics().used;
                 fork.protect(part, true, true).unwrap();
                 assert_eq!(fork.census().unwrap().large, 512);
-                assert_eq!(spaces.frames().figures().used, used - 1);
+                assert_eq!(spaces.frames().statistics().used, used - 1);
                 assert_eq!(spaces.audit([&*space, &fork]), Ok(0));
                 // Writing copies what is written still.
                 fork.write(Gpa::new(BLOCK), b"new").unwrap();
@@ -361,7 +361,7 @@ mod tests {
             assert_eq!(spaces.audit([&space]), Ok(0));
             finish(space, &mut cpu);
             drop(spaces);
-            assert_eq!(frames.figures().used, 0);
+            assert_eq!(frames.statistics().used, 0);
         }
     }
 

@@ -151,15 +151,15 @@ mod tests {
     #[test]
     fn it_holds_what_was_noted_in_the_frames_that_it_tells() {
         let (frames, _) = memory(64);
-        let used = frames.figures().used;
+        let used = frames.statistics().used;
         let mut log = DirtyLog::new();
-        assert_eq!((log.len(), frames.figures().used), (0, used));
+        assert_eq!((log.len(), frames.statistics().used), (0, used));
         log.clear(&frames);
         for page in pages((0..1500).map(|i| i * 7919 % 1500)) {
             log.push(&frames, page);
         }
         assert_eq!((log.len(), log.coverage), (1500, Coverage::All));
-        assert_eq!(frames.figures().used - used, 3);
+        assert_eq!(frames.statistics().used - used, 3);
         assert_eq!(log.frames(frames.mem()).count(), 3);
         let mut shown = vec![];
         log.retain_in_order(&frames, |page| {
@@ -168,13 +168,13 @@ mod tests {
         });
         assert_eq!((shown, log.len()), (pages(0..1500), 1500));
         log.retain_in_order(&frames, |_| false);
-        assert_eq!((log.len(), frames.figures().used), (0, used));
+        assert_eq!((log.len(), frames.statistics().used), (0, used));
     }
 
     #[test]
     fn what_finds_no_frame_has_it_start_anew() {
         let (frames, _) = memory(64);
-        let used = frames.figures().used;
+        let used = frames.statistics().used;
         for allowed in 0..3 {
             let mut log = DirtyLog::new();
             log.clear(&frames);
@@ -183,7 +183,11 @@ mod tests {
                 log.push(&frames, page);
             }
             frames.allowance.store(u64::MAX, SeqCst);
-            assert_eq!((log.len(), frames.figures().used), (0, used), "{allowed}");
+            assert_eq!(
+                (log.len(), frames.statistics().used),
+                (0, used),
+                "{allowed}"
+            );
             let lost = Coverage::Below(Gpa::new(0));
             assert_eq!(log.coverage, lost, "{allowed}");
             // What is noted from now on is kept.
@@ -191,7 +195,7 @@ mod tests {
             assert_eq!((log.len(), log.coverage), (1, lost));
             log.clear(&frames);
             assert_eq!((log.len(), log.coverage), (0, Coverage::All));
-            assert_eq!(frames.figures().used, used);
+            assert_eq!(frames.statistics().used, used);
         }
     }
 

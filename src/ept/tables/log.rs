@@ -154,7 +154,7 @@ mod tests {
         assert!(!log.is_on() && log.records().len() == full);
         frames.allowance.store(u64::MAX, SeqCst);
         log.clear(&frames);
-        assert!(log.is_on() && log.records().is_empty() && frames.figures().used == 0);
+        assert!(log.is_on() && log.records().is_empty() && frames.statistics().used == 0);
         // One that nobody asked for stays off.
         let mut off = Log::default();
         off.lose();

@@ -39,7 +39,7 @@ fn state(space: &Space<'_, Arena>) -> State {
         regions: space.regions().copied().collect(),
         census: space.census().unwrap(),
         faults: space.faults(),
-        used: space.frames.figures().used,
+        used: space.frames.statistics().used,
         retired: space.tree.debt.retired.frames(),
         invalidations: space.invalidations(),
         written: read(space, RAM, PAGE_SIZE as usize),
@@ -69,7 +69,7 @@ fn with_space(test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>)) {
     assert_eq!(spaces.audit([&space]), Ok(0));
     finish(space, &mut cpu);
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 fn map_fails(space: &mut Space<'_, Arena>, region: Region) -> RegionError {
@@ -219,7 +219,7 @@ fn what_the_cpu_cannot_address_is_refused() {
     );
     finish(space, &mut Cpu::new(0));
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn a_fork_that_is_refused_a_change_is_reset_as_before() {
     let mut ending = template.end();
     while !ending.step(&mut cpu, 100) {}
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 #[test]

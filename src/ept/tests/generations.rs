@@ -634,7 +634,7 @@ fn try_to_live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Ta
         end(template.frozen.end(), &mut cpus);
     }
     drop(spaces);
-    match frames.figures().used {
+    match frames.statistics().used {
         0 => Ok(tally),
         used => Err(format!("{used} frames are lost")),
     }

@@ -33,7 +33,7 @@ fn with_space(test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>, &mut 
     assert_eq!(spaces.audit([&space]), Ok(0));
     finish(space, &mut cpu);
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 fn size(space: &Space<'_, Arena>, gpa: u64) -> Option<PageSize> {
@@ -91,7 +91,7 @@ fn a_partial_protection_splits_twice_and_its_end_merges_twice() {
         let part = BLOCK + 5 * MIB2 + 7 * PAGE_SIZE;
         cpu.run(space, part, part, Access::WRITE).unwrap();
         space.write(Gpa::new(part), b"kept").unwrap();
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         for len in [PAGE_SIZE, 3 * PAGE_SIZE, 600 * PAGE_SIZE] {
             space.protect(gpas(part, len), false, true).unwrap();
             assert_eq!(size(space, part), Some(PageSize::Size4K));
@@ -103,13 +103,13 @@ fn a_partial_protection_splits_twice_and_its_end_merges_twice() {
             assert_eq!(space.census().unwrap().large, PAGES);
             cpu.run(space, part, part, Access::WRITE).unwrap();
             assert!(!cpu.is_stale(space.eptp(), spaces.frames().mem()));
-            assert_eq!(spaces.frames().figures().used, used);
+            assert_eq!(spaces.frames().statistics().used, used);
         }
         // A whole part of 2 MiB splits once.
         let whole = gpas(BLOCK + 5 * MIB2, MIB2);
         space.protect(whole, true, false).unwrap();
         assert_eq!(size(space, part), Some(PageSize::Size2M));
-        assert_eq!(spaces.frames().figures().used, used + 1);
+        assert_eq!(spaces.frames().statistics().used, used + 1);
         space.protect(whole, true, true).unwrap();
         assert_eq!(size(space, part), Some(PageSize::Size1G));
         assert_eq!(read(space, part, 4), b"kept");
@@ -122,16 +122,16 @@ fn discarding_and_unmapping_parts_gives_them_back() {
         let part = BLOCK + 5 * MIB2 + 7 * PAGE_SIZE;
         cpu.run(space, part, part, Access::WRITE).unwrap();
         space.write(Gpa::new(part), b"gone").unwrap();
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         space.discard(gpas(part, PAGE_SIZE)).unwrap();
         assert_eq!(space.tree.debt.retired.frames(), 1);
         let _ = space.enter(cpu);
         // Two tables more, one page less.
-        assert_eq!(spaces.frames().figures().used, used + 2 - 1);
+        assert_eq!(spaces.frames().statistics().used, used + 2 - 1);
         assert_eq!(read(space, part, 4), [0; 4]);
         space.unmap(gpas(BLOCK + MIB2, MIB2)).unwrap();
         let _ = space.enter(cpu);
-        assert_eq!(spaces.frames().figures().used, used + 2 - 1 - 512);
+        assert_eq!(spaces.frames().statistics().used, used + 2 - 1 - 512);
         assert_eq!(space.regions().count(), 2);
         assert_eq!(spaces.audit([&*space]), Ok(0));
         space
@@ -147,10 +147,10 @@ fn a_fork_copies_the_small_page_that_it_writes() {
         let part = BLOCK + 5 * MIB2 + 7 * PAGE_SIZE;
         space.write(Gpa::new(part), b"old").unwrap();
         let mut fork = space.fork().unwrap();
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         assert_eq!(write(&mut fork, part), Fill::Copied);
         // One table is copied, two are what the large page is split into, and the page.
-        assert_eq!(spaces.frames().figures().used, used + 4);
+        assert_eq!(spaces.frames().statistics().used, used + 4);
         fork.write(Gpa::new(part), b"new").unwrap();
         assert_eq!(
             (read(space, part, 3), read(&fork, part, 3)),
@@ -184,13 +184,13 @@ fn what_is_left_of_a_shared_block_is_split_and_given_back() {
         let first = std::mem::replace(space, fork);
         finish(first, cpu);
         assert_eq!(spaces.audit([&*space]), Ok(0));
-        assert!(spaces.frames().figures().used > PAGES);
+        assert!(spaces.frames().statistics().used > PAGES);
         cpu.run(space, kept, kept, Access::WRITE).unwrap();
         assert_eq!(size(space, kept), Some(PageSize::Size2M));
         // Splitting that gives the rest of the block back.
         space.protect(gpas(kept, PAGE_SIZE), false, true).unwrap();
         let _ = space.enter(cpu);
-        assert!(spaces.frames().figures().used < 600);
+        assert!(spaces.frames().statistics().used < 600);
         assert_eq!(spaces.audit([&*space]), Ok(0));
         assert_eq!(read(space, kept, 4), b"kept");
         space.protect(gpas(kept, PAGE_SIZE), true, true).unwrap();

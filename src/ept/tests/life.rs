@@ -590,7 +590,7 @@ fn try_to_live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcom
         while !ending.step(a, 100) && !ending.step(b, 100) {}
     }
     drop(spaces);
-    match frames.figures().used {
+    match frames.statistics().used {
         0 => Outcome::Fine(life),
         used => wrong(format!("{used} frames are lost")),
     }

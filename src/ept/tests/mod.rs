@@ -126,7 +126,7 @@ fn with_space(frames: u64, test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, 
     assert_eq!(spaces.audit([&space]), Ok(0));
     finish(space, &mut cpu);
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 fn retry(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Fill {
@@ -147,16 +147,16 @@ fn refused(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Reason {
 #[test]
 fn ram_reads_as_zero_and_is_filled_by_the_first_write() {
     with_space(64, |spaces, space, cpu| {
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         assert_eq!(retry(space, 0x1008, Access::READ), Fill::ZeroShared);
         assert_eq!(retry(space, 0x2fff, Access::FETCH), Fill::ZeroShared);
         // Three tables and no frame.
-        assert_eq!(spaces.frames().figures().used, used + 3);
+        assert_eq!(spaces.frames().statistics().used, used + 3);
         assert_eq!(retry(space, 0x1008, Access::READ), Fill::Present);
         assert_eq!(retry(space, 0x1010, Access::WRITE), Fill::Zeroed);
         assert_eq!(retry(space, 0x1010, Access::WRITE), Fill::Present);
         assert_eq!(retry(space, 0x3000, Access::WRITE), Fill::Zeroed);
-        assert_eq!(spaces.frames().figures().used, used + 5);
+        assert_eq!(spaces.frames().statistics().used, used + 5);
         let census = space.census().unwrap();
         assert_eq!(
             (census.zero, census.filled, census.copied, census.tables),
@@ -217,7 +217,7 @@ fn host_bytes_are_shared_until_written_and_nothing_behind_them_is_seen() {
             );
             assert_eq!(read(space, start, expected.len()), expected);
         }
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         assert_eq!(retry(space, MODULE, Access::WRITE), Fill::Copied);
         assert_eq!(
             retry(space, MODULE + PAGE_SIZE, Access::WRITE),
@@ -231,7 +231,7 @@ fn host_bytes_are_shared_until_written_and_nothing_behind_them_is_seen() {
             retry(space, MODULE + 3 * PAGE_SIZE, Access::WRITE),
             Fill::Zeroed
         );
-        assert_eq!(spaces.frames().figures().used, used + 3);
+        assert_eq!(spaces.frames().statistics().used, used + 3);
         assert_eq!(read(space, MODULE, expected.len()), expected);
         space.write(Gpa::new(MODULE + 5), b"mine").unwrap();
         assert_eq!(
@@ -262,7 +262,7 @@ fn host_bytes_next_to_a_touched_page_are_mapped_too() {
                 RegionKind::CopyOnWrite(bytes),
             ))
             .unwrap();
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         space.write(Gpa::new(base), b"own").unwrap();
         assert_eq!(
             retry(space, base + PAGE_SIZE, Access::READ),
@@ -285,7 +285,7 @@ fn host_bytes_next_to_a_touched_page_are_mapped_too() {
             [host_byte(2 * PAGE_SIZE)]
         );
         // Tables and the one page that was written.
-        assert_eq!(spaces.frames().figures().used, used + 1 + 4);
+        assert_eq!(spaces.frames().statistics().used, used + 1 + 4);
         assert_eq!(
             retry(space, base + 2 * PAGE_SIZE, Access::WRITE),
             Fill::Copied
@@ -479,14 +479,14 @@ fn memory_types_that_cannot_be_are_refused() {
         assert_eq!(add(mtrrs, bytes, MemoryType::WriteBack), allowed);
         assert!(!add(mtrrs, bytes, MemoryType::WriteThrough));
     }
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 #[test]
 fn copying_checks_the_whole_range_before_a_byte_moves() {
     with_space(64, |spaces, space, _| {
         let end = 16 * PAGE_SIZE;
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         let none = |gpa: u64| AccessError {
             gpa: Gpa::new(gpa),
             reason: Reason::NoRegion,
@@ -514,7 +514,7 @@ fn copying_checks_the_whole_range_before_a_byte_moves() {
             Reason::NotMemory { tag: 6 }
         );
         // Nothing was filled by any of that.
-        assert_eq!(spaces.frames().figures().used, used);
+        assert_eq!(spaces.frames().statistics().used, used);
         space.write(Gpa::new(end - 8), &bytes).unwrap();
         space.load(Gpa::new(ROM + PAGE_SIZE - 4), &bytes).unwrap();
         assert_eq!(
@@ -545,19 +545,19 @@ fn a_fork_shares_all_and_copies_what_either_writes() {
                 .unwrap();
         }
         retry(space, 9 * PAGE_SIZE, Access::READ);
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         let mut fork = space.fork().unwrap();
-        assert_eq!(spaces.frames().figures().used, used + 1);
+        assert_eq!(spaces.frames().statistics().used, used + 1);
         assert_eq!(spaces.audit([&*space, &fork]), Ok(0));
         assert_eq!(fork.census().unwrap().private, 1);
         // Reading what is mapped copies nothing.
         assert_eq!(retry(&mut fork, 0x10, Access::READ), Fill::Present);
-        assert_eq!(spaces.frames().figures().used, used + 1);
+        assert_eq!(spaces.frames().statistics().used, used + 1);
         // The first write copies three tables and the page, the next only the page.
         assert_eq!(retry(&mut fork, 0x10, Access::WRITE), Fill::Copied);
-        assert_eq!(spaces.frames().figures().used, used + 5);
+        assert_eq!(spaces.frames().statistics().used, used + 5);
         assert_eq!(retry(&mut fork, 0x1010, Access::WRITE), Fill::Copied);
-        assert_eq!(spaces.frames().figures().used, used + 6);
+        assert_eq!(spaces.frames().statistics().used, used + 6);
         fork.write(Gpa::new(0), &[0xf0; 16]).unwrap();
         space.write(Gpa::new(0), &[0xa0; 16]).unwrap();
         assert_eq!(
@@ -584,19 +584,19 @@ fn a_fork_shares_all_and_copies_what_either_writes() {
         assert_eq!(spaces.audit([&*space, &grandchild]), Ok(0));
         finish(grandchild, cpu);
         // All tables and pages are the first's alone again: writing takes over and copies nothing.
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         for page in 0..8 {
             let fill = retry(space, page * PAGE_SIZE, Access::WRITE);
             assert!(matches!(fill, Fill::TakenOver | Fill::Present), "{fill:?}");
         }
-        assert_eq!(spaces.frames().figures().used, used);
+        assert_eq!(spaces.frames().statistics().used, used);
     });
 }
 
 #[test]
 fn discarded_memory_is_as_before_the_first_touch() {
     with_space(64, |spaces, space, _| {
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         space.write(Gpa::new(0x1ffc), &[1; 8]).unwrap();
         space.write(Gpa::new(MODULE), &[9]).unwrap();
         assert!(matches!(
@@ -616,7 +616,7 @@ fn discarded_memory_is_as_before_the_first_touch() {
         // Emptied tables went too: the guest has never run, so nothing had to wait.
         assert_eq!(
             (
-                spaces.frames().figures().used,
+                spaces.frames().statistics().used,
                 space.tree.debt.retired.frames()
             ),
             (used, 0)
@@ -754,13 +754,13 @@ fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
         let mut idle = Cpu::new(2);
         cpu.run(space, 0, 0, Access::WRITE).unwrap();
         other.run(space, 0, 0, Access::READ).unwrap();
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         space.discard(gpas(0, PAGE_SIZE)).unwrap();
         // The page and its three tables.
         assert_eq!(
             (
                 space.tree.debt.retired.frames(),
-                spaces.frames().figures().used
+                spaces.frames().statistics().used
             ),
             (4, used)
         );
@@ -775,7 +775,7 @@ fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
         let _ = space.enter(&mut other);
         assert_eq!((space.tree.debt.retired.frames(), other.flushes), (0, 1));
         assert_eq!(
-            (spaces.frames().figures().used, space.invalidations()),
+            (spaces.frames().statistics().used, space.invalidations()),
             (used - 4, 2)
         );
         // A first mapping and added permission owe nothing.
@@ -803,7 +803,7 @@ fn the_end_takes_bounded_steps_and_gives_back_what_was_held_alone() {
         retry(&mut space, page * PAGE_SIZE, Access::WRITE);
     }
     let fork = space.fork().unwrap();
-    let used = frames.figures().used;
+    let used = frames.statistics().used;
     let mut cpu = Cpu::new(0);
     let mut ending = space.end();
     let mut steps = |ending: &mut Ending<'_, Arena>, entries| {
@@ -815,13 +815,13 @@ fn the_end_takes_bounded_steps_and_gives_back_what_was_held_alone() {
     };
     // The one entry of its root that can be in use, the root, and nothing that the fork shares.
     assert_eq!(steps(&mut ending, 1), 2);
-    assert_eq!(frames.figures().used, used - 1);
+    assert_eq!(frames.statistics().used, used - 1);
     assert_eq!(spaces.audit([&fork]), Ok(0));
     // One table of each level, by eights, and the tables: the last region ends in the fourth GiB. Of ten entries are two eights.
     let looked_at: u64 = [1, 1, 64, 64].map(|eights| eights + 1).iter().sum();
     assert_eq!(steps(&mut fork.end(), 10), looked_at.div_ceil(2));
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 /// Has the leaf of `gpa` lead to another frame. Returns the one that it led to.
@@ -930,7 +930,7 @@ fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
                     }
                     let fork = (prepared == 2).then(|| space.fork().unwrap());
                     let before = read(space, gpa, 16);
-                    let used = spaces.frames().figures().used;
+                    let used = spaces.frames().statistics().used;
                     let held: Vec<&Space<'_, _>> = fork.iter().collect();
                     spaces.frames().allowance.store(allowed, SeqCst);
                     let result = space.resolve(&violation(gpa, access));
@@ -939,7 +939,7 @@ fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
                         Ok(_) => done = true,
                         Err(error) => {
                             assert_eq!(error.reason, Reason::OutOfFrames);
-                            assert_eq!(spaces.frames().figures().used, used);
+                            assert_eq!(spaces.frames().statistics().used, used);
                         }
                     }
                     assert_eq!(read(space, gpa, 16), before);

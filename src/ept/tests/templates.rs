@@ -46,7 +46,7 @@ macro_rules! finish {
         while !ending.step(&mut $cpu, 100) {}
         let frames = $spaces.frames();
         drop($spaces);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     };
 }
 
@@ -74,9 +74,9 @@ fn both() -> [EptCapability; 2] {
 #[test]
 fn a_fork_takes_one_frame_however_much_there_is() {
     template!(spaces, template, cpu, all_capabilities());
-    let used = spaces.frames().figures().used;
+    let used = spaces.frames().statistics().used;
     let forks: Vec<_> = (0..20).map(|_| template.fork().unwrap()).collect();
-    assert_eq!(spaces.frames().figures().used, used + 20);
+    assert_eq!(spaces.frames().statistics().used, used + 20);
     for fork in &forks {
         assert_eq!((byte(fork, RAM), byte(fork, RAM + 3 * PAGE_SIZE)), (1, 4));
         assert_eq!(fork.census().unwrap().private, 1);
@@ -143,7 +143,7 @@ fn pages_that_are_not_written_for_long_go() {
         guest_write(&mut fork, &mut cpu, gpa, 0xee);
     }
     assert_eq!(fork.reset(&template, Reset::Auto).unwrap().copied, 4);
-    let used = spaces.frames().figures().used;
+    let used = spaces.frames().statistics().used;
     for round in 1..=IDLE {
         guest_write(&mut fork, &mut cpu, RAM, 0xdd);
         let restored = fork.reset(&template, Reset::Auto).unwrap();
@@ -155,7 +155,7 @@ fn pages_that_are_not_written_for_long_go() {
         assert_eq!(restored.kept, 4 - gone);
     }
     let _ = fork.enter(&mut cpu);
-    assert_eq!(spaces.frames().figures().used, used - 3);
+    assert_eq!(spaces.frames().statistics().used, used - 3);
     assert_eq!(byte(&fork, MODULE), host_byte(0));
     // They can be written again.
     guest_write(&mut fork, &mut cpu, MODULE, 0xcc);
@@ -195,15 +195,15 @@ fn a_page_that_is_read_before_it_is_written_is_logged_once() {
 fn a_cold_reset_gives_back_all_but_the_root() {
     template!(spaces, template, cpu, all_capabilities());
     let mut fork = template.fork().unwrap();
-    let used = spaces.frames().figures().used;
+    let used = spaces.frames().statistics().used;
     for gpa in [RAM, HIGH, MODULE] {
         guest_write(&mut fork, &mut cpu, gpa, 0xee);
     }
-    assert!(spaces.frames().figures().used > used);
+    assert!(spaces.frames().statistics().used > used);
     let restored = fork.reset(&template, Reset::Cold).unwrap();
     assert!(restored.cold && restored.dropped == 3 && restored.kept == 0);
     let _ = fork.enter(&mut cpu);
-    assert_eq!(spaces.frames().figures().used, used);
+    assert_eq!(spaces.frames().statistics().used, used);
     assert_eq!(
         (byte(&fork, RAM), byte(&fork, HIGH), byte(&fork, MODULE)),
         (1, 0, host_byte(0))
@@ -330,13 +330,13 @@ fn a_page_that_is_harvested_again_and_again_is_noted_once() {
         template!(spaces, template, cpu, capability);
         let mut fork = template.fork().unwrap();
         guest_write(&mut fork, &mut cpu, RAM, 7);
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         for _ in 0..1000 {
             guest_write(&mut fork, &mut cpu, RAM, 7);
             assert_eq!(fork.harvest_dirty(gpas(RAM, PAGE_SIZE), |_, _| ()), Ok(1));
         }
         let _ = fork.enter(&mut cpu);
-        assert_eq!(spaces.frames().figures().used, used);
+        assert_eq!(spaces.frames().statistics().used, used);
         assert_eq!(template.remember_working_set(&fork), Ok(1));
         let restored = fork.reset(&template, Reset::Warm).unwrap();
         assert_eq!((restored.copied, restored.kept), (1, 1));
@@ -356,11 +356,11 @@ fn a_prefetched_fork_writes_its_working_set_without_a_violation() {
         }
         assert_eq!(template.remember_working_set(&first), Ok(3));
         let sum = template.checksum();
-        let used = spaces.frames().figures().used;
+        let used = spaces.frames().statistics().used;
         let (mut fork, given) = template.fork_prefetched().unwrap();
         assert_eq!((given, template.working_set()), (3, 3));
         // A root, three pages, their tables, and the log.
-        assert!(spaces.frames().figures().used - used <= 1 + 3 + 5 + 1);
+        assert!(spaces.frames().statistics().used - used <= 1 + 3 + 5 + 1);
         assert_eq!((byte(&fork, RAM), byte(&fork, MODULE)), (1, host_byte(0)));
         let before = fork.faults();
         for gpa in pages {
@@ -478,13 +478,13 @@ fn bad_input_is_refused_and_nothing_is_lost() {
     assert_eq!((byte(&fork, RAM), second.working_set()), (3, 0));
 
     // Without frames, or where a table has as many references as can be counted.
-    let used = frames.figures().used;
+    let used = frames.statistics().used;
     for left in 0..1 {
         frames.allowance.store(left, SeqCst);
         let error = template.fork().err();
         assert_eq!(error, Some(EditError::Tables(Reason::OutOfFrames)));
         frames.allowance.store(u64::MAX, SeqCst);
-        assert_eq!(frames.figures().used, used);
+        assert_eq!(frames.statistics().used, used);
     }
     let table = fork_table(&template);
     // SAFETY: the template holds it.
@@ -498,7 +498,7 @@ fn bad_input_is_refused_and_nothing_is_lost() {
     let refused = fork.reset(&template, Reset::Cold);
     assert!(matches!(refused, Err(ResetError::Frames(_))), "{refused:?}");
     frames.force_count(&handle, count);
-    assert_eq!((byte(&fork, RAM), frames.figures().used), (3, used));
+    assert_eq!((byte(&fork, RAM), frames.statistics().used), (3, used));
     // The log was lost with the attempt, so the next reset is a cold one.
     assert!(fork.reset(&template, Reset::Warm).unwrap().cold);
     assert_eq!(byte(&fork, RAM), 2);
@@ -511,7 +511,7 @@ fn bad_input_is_refused_and_nothing_is_lost() {
         while !ending.step(&mut cpu, 100) {}
     }
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 /// What has as many references as can be counted makes a change that needs another fail, wherever it stands, and then all is
@@ -579,7 +579,7 @@ fn a_count_that_would_overflow_leaves_all_as_it_was() {
     let mut ending = template.end();
     while !ending.step(&mut cpu, 100) {}
     drop(spaces);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 fn told(error: EditError) -> Reason {

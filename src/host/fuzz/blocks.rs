@@ -380,7 +380,7 @@ mod tests {
         }
         assert_eq!(settled, [(0x1002, 0x50), (0x3000, 0xc3)], "each once");
         drop(blocks);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     proptest::proptest! {

@@ -135,9 +135,9 @@ mod tests {
         assert_eq!(corpus.get(0), Some(&b""[..]));
         assert_eq!(corpus.choose(1), b"first");
         assert_eq!(corpus.get(2), Some(&[7; INPUT_MAX][..]));
-        assert_eq!((corpus.len(), frames.figures().used), (3, 3));
+        assert_eq!((corpus.len(), frames.statistics().used), (3, 3));
         drop(corpus);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
         let mut corpus = Corpus::new(&frames);
         while corpus.keep(b"input").is_ok() {}
         let kept = corpus.len();
-        assert_eq!(frames.figures().free, 0);
+        assert_eq!(frames.statistics().free, 0);
         assert_eq!(corpus.keep(b"x"), Err(FrameError::OutOfFrames));
         assert_eq!(
             (corpus.len(), corpus.get(kept - 1)),

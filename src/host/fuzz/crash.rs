@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(crashes.all().len(), CRASHES_MAX);
         assert_eq!(crashes.all()[CRASHES_MAX - 1].input().len(), INPUT_MAX);
         drop(crashes);
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     #[test]

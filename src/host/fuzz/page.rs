@@ -139,19 +139,19 @@ mod tests {
         assert!(bits.ones().eq([7]));
         other.clear();
         assert_eq!(other.ones().count(), 0);
-        assert_eq!(frames.figures().used, 4);
+        assert_eq!(frames.statistics().used, 4);
         drop((bits, other));
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 
     #[test]
     fn running_out_of_frames_gives_back_what_was_taken() {
         let frames = Arena::allocator(0x10_0000, 8);
-        let all = frames.figures().free as usize;
+        let all = frames.statistics().free as usize;
         assert_eq!(
             Bits::new(&frames, BITS_PER_PAGE * (all + 1)).err(),
             Some(FrameError::OutOfFrames)
         );
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 }

@@ -333,7 +333,7 @@ impl<M: PhysMem, H: Host> Target for Snapshot<'_, '_, '_, '_, M, H> {
     }
 
     fn exhausted(&self) -> SnapshotError {
-        SnapshotError::Exhausted(self.machine.frames().figures().total * PAGE_SIZE)
+        SnapshotError::Exhausted(self.machine.frames().statistics().total * PAGE_SIZE)
     }
 
     fn coverage(&self) -> (u32, u32) {

@@ -175,7 +175,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
     ) -> Result<Self::Fork, ForkEnd> {
         let frames = self.machine.frames();
         // The first one may find what later ones share.
-        let before = (slot.fork < 2).then(|| frames.figures().used);
+        let before = (slot.fork < 2).then(|| frames.statistics().used);
         let message = message(slot);
         let guest = if self.prefetch {
             let made = template.frozen.fork_prefetched(self.machine, &message);
@@ -195,7 +195,7 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
             ForkEnd::NoFrame(error)
         })?;
         if let Some(before) = before {
-            self.idle_frames = frames.figures().used.saturating_sub(before);
+            self.idle_frames = frames.statistics().used.saturating_sub(before);
         }
         Ok(fork)
     }

@@ -106,7 +106,7 @@ pub(super) struct Moment {
 impl Moment {
     pub fn now<M: PhysMem>(frames: &FrameAllocator<M>) -> Self {
         Self {
-            frames: frames.figures().used,
+            frames: frames.statistics().used,
             counts: Counts::now(),
             ticks: now(),
         }
@@ -115,7 +115,7 @@ impl Moment {
     /// What was done since.
     pub fn price<M: PhysMem>(self, frames: &FrameAllocator<M>) -> Price {
         let ticks = now().wrapping_sub(self.ticks);
-        let used = frames.figures().used;
+        let used = frames.statistics().used;
         Price::new(ticks, self.counts.so_far(), used.abs_diff(self.frames))
     }
 }

@@ -58,7 +58,7 @@ fn busy() -> GuestSummary<'static> {
     busy
 }
 
-const FRAMES: FrameFigures = FrameFigures {
+const FRAMES: FrameStatistics = FrameStatistics {
     total: 131_000,
     free: 130_988,
     used: 12,

@@ -293,15 +293,15 @@ mod tests {
         let fill = |bytes: &mut [u8; PAGE_SIZE as usize]| bytes.fill(1);
         for (logs, held) in [(false, 3), (true, 4)] {
             let all = Bitmaps::new(&frames, &fill, logs).unwrap();
-            assert_eq!((all.held(), frames.figures().used), (held, held));
+            assert_eq!((all.held(), frames.statistics().used), (held, held));
             all.give_back(&frames);
-            assert_eq!(frames.figures().used, 0);
+            assert_eq!(frames.statistics().used, 0);
             // One frame too few, whichever it is.
             for there in 0..held {
                 frames.allowance.store(there, SeqCst);
                 let made = Bitmaps::new(&frames, &fill, logs);
                 assert_eq!(made.err(), Some(FrameError::OutOfFrames));
-                assert_eq!(frames.figures().used, 0);
+                assert_eq!(frames.statistics().used, 0);
             }
             frames.allowance.store(u64::MAX, SeqCst);
         }

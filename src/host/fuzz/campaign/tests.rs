@@ -156,7 +156,7 @@ fn what_is_hidden_behind_conditions_is_found() {
         assert_eq!(toy.lengths[..2], [1, 0], "the first inputs come first");
         assert!(toy.lengths.iter().all(|len| *len <= 64));
     }
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 /// A parser with conditions on two bytes far apart, one of which shows only where the other holds, and one on a value
@@ -274,7 +274,7 @@ fn a_target_that_cannot_go_on_ends_it() {
     assert_eq!(last, Some(Err(FrameError::OutOfFrames)));
     assert_eq!(campaign.stats().executions, 3);
     drop(campaign);
-    assert_eq!(frames.figures().used, 0);
+    assert_eq!(frames.statistics().used, 0);
 }
 
 #[test]
@@ -317,6 +317,6 @@ fn without_frames_there_is_no_campaign() {
         let inputs = [&b"a"[..], b"b"];
         let made = Campaign::new(&frames, LIMITS, 1, Dictionary::default(), inputs);
         assert_eq!(made.err(), Some(FrameError::OutOfFrames), "{left}");
-        assert_eq!(frames.figures().used, 0);
+        assert_eq!(frames.statistics().used, 0);
     }
 }
