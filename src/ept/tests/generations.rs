@@ -717,6 +717,30 @@ fn a_life_of_resets() -> Vec<Step> {
     steps
 }
 
+/// Whatever a fork reads and then writes, its log has once: the life looks after each step.
+#[test]
+fn what_is_read_and_then_written_is_logged_once() {
+    let mut steps = vec![
+        Step::Freeze { space: 0 },
+        Step::Fork {
+            template: 0,
+            prefetched: false,
+        },
+    ];
+    for write in [None, Some(1)] {
+        steps.extend((0..11).map(|page| Step::Guest {
+            space: 0,
+            cpu: 0,
+            page,
+            alias: false,
+            write,
+        }));
+    }
+    for machine in machines() {
+        live(&steps, machine, None).unwrap();
+    }
+}
+
 /// The steps that the properties are about are really taken.
 #[test]
 fn a_life_has_resets_of_both_kinds() {
