@@ -3,6 +3,7 @@
 use crate::ept::hw::violation::{Access, Violation};
 use crate::ept::spaces::edit::EditError;
 use crate::ept::spaces::space::Space;
+use crate::ept::tables::entry::WRITE;
 use crate::ept::tables::log::Log;
 use crate::ept::templates::error::ResetError;
 use crate::ept::templates::template::FrozenSpace;
@@ -65,6 +66,10 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
                 slot.word().fetch_and(!away, Ordering::AcqRel);
             }
             given += 1;
+        }
+        if away & WRITE != 0 {
+            // The write that takes a page over notes it.
+            fork.tree.log.clear(frames);
         }
         Ok((fork, given))
     }
