@@ -165,12 +165,14 @@ impl<M: PhysMem> Space<'_, M> {
             }
             let len = (last.as_u64() - first.as_u64()).min(left - 1) + 1;
             let end = Gpa::new(first.as_u64() + len - 1);
+            let mut lost = false;
             scan(self.tree.view(frames), first, end, |leaf| {
                 // A large one may have begun in the part before.
-                if leaf.is_dirty() {
-                    log.push(frames, leaf.gpa);
-                }
+                lost |= leaf.is_dirty() && !log.push(frames, leaf.gpa);
             });
+            if lost {
+                return log.coverage;
+            }
             if end < last {
                 return Coverage::Below(Gpa::new(end.as_u64() + 1));
             }
