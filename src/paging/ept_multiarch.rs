@@ -3,7 +3,7 @@
 use memory_addr::VirtAddr;
 use page_table_multiarch::{PageTable64, PagingMetaData};
 
-use super::ept_entry::EptEntry;
+use super::ept::EptEntry;
 
 /// EPT for `page_table_multiarch`.
 pub struct EptMetaData;

@@ -43,17 +43,18 @@
 //! ```
 
 mod access;
+mod attr;
 mod buffer;
 mod change;
 mod cursor;
 mod edit;
-mod ept_attr;
-mod ept_entry;
-mod ept_format;
+mod entry;
+mod ept;
 #[cfg(feature = "ept")]
 mod ept_multiarch;
 mod error;
 mod format;
+mod levels;
 mod link_spaces;
 mod map;
 mod merge;
@@ -70,17 +71,16 @@ mod translate;
 mod unmap;
 mod word;
 mod x86;
-mod x86_entry;
 
 pub use access::{
     EntryOf, FormatOf, MayMoveTable, MayNotMoveTable, MoveOf, Never, ResultOf, TableMovability,
     TableOf, TableOps, TableReadOps, VirtOf,
 };
+pub use attr::Attr;
 pub use buffer::GuestPageTableBuffer;
 pub use cursor::Cursor;
-pub use ept_attr::{EptAttr, MemoryType};
-pub use ept_entry::EptEntry;
-pub use ept_format::Ept;
+pub use entry::{Layout, Pte};
+pub use ept::{Ept, EptAttr, EptBits, EptEntry, MemoryType};
 #[cfg(feature = "ept")]
 pub use ept_multiarch::{EptMetaData, ExtendedPageTable};
 pub use error::{Fault, PagingError};
@@ -88,6 +88,7 @@ pub use format::{
     Content, ContentOf, Decoded, DecodedOf, Entry, Error, Format, MAX_LEVELS, Mapping, MappingOf,
     Rights, Write,
 };
+pub use levels::Levels;
 pub use link_spaces::{TableRoots, space_aware_map};
 pub use map::map;
 pub use merge::merge;
@@ -101,9 +102,9 @@ pub use translate::{Translate, translate};
 pub use unmap::{Emptied, unmap};
 pub use word::AtomicWord;
 pub use x86::{
-    Amd64, Amd64Attr, Amd64Entry, GuestAmd64, GuestPae, HostAmd64, I686, I686Attr, I686Entry, X86,
+    Amd64, Amd64Attr, Amd64Entry, Bits32, Bits64, GuestAmd64, GuestPae, HostAmd64, I686, I686Attr,
+    I686Entry, X86,
 };
-pub use x86_entry::{Bits32, Bits64, Width, X86Attr, X86Entry};
 
 #[cfg(test)]
 mod model;
