@@ -61,7 +61,7 @@ impl TableReadOps for Tables<'_> {
     fn root(&self) -> Gpa {
         self.1
     }
-    fn read_entry(&self, table: Gpa, index: usize) -> Option<<GuestAmd64 as Format>::Entry> {
+    unsafe fn read_entry(&self, table: Gpa, index: usize) -> Option<<GuestAmd64 as Format>::Entry> {
         let mut bytes = [0; 8];
         let at = table.checked_add(index as u64 * 8)?;
         self.0.read(at, &mut bytes).ok()?;

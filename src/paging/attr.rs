@@ -91,7 +91,6 @@ impl<L: Layout> Attr<L> {
     const SOFT_HIGH_SHIFT: u32 = L::SOFT_HIGH.trailing_zeros() - L::SOFT_LOW.count_ones();
 
     /// The bits of a leaf of `level`, without its address.
-    #[inline(always)]
     pub(super) const fn leaf_bits(self, level: u8) -> u64 {
         match level {
             1 => self.0,
@@ -108,7 +107,6 @@ impl<L: Layout> Attr<L> {
         })
     }
     /// The bits of an entry of `level` that is to be filled with zeroes.
-    #[inline(always)]
     pub(super) const fn zero_bits(self, level: u8) -> u64 {
         let later = (self.0 & L::ABSENT) << ZERO_SHIFT;
         self.leaf_bits(level) & !L::ABSENT | later | ZERO_MARK & L::ADDRESS

@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use super::access::{MayNotMoveTable, Never, TableOps, TableReadOps};
+use super::access::{MayNotMoveTable, TableOps, TableReadOps};
 use super::format::{Entry, Format};
 use super::link_spaces::TableRoots;
 use crate::addr::{Address, PAGE_SIZE};
@@ -10,8 +10,7 @@ use crate::addr::{Address, PAGE_SIZE};
 /// Tables in a buffer of bytes that will stand at a given physical address of the guest. Tables are taken from it one
 /// after the other, so the buffer's beginning, up to [`GuestPageTableBuffer::used`], is what must be copied there.
 ///
-/// It can hold the trees of several spaces: [`GuestPageTableBuffer::add_root`] and
-/// [`GuestPageTableBuffer::set_root`].
+/// It can hold the trees of several spaces: [`GuestPageTableBuffer::add_root`] and [`TableRoots::select_root`].
 pub struct GuestPageTableBuffer<'b, F: Format> {
     bytes: &'b mut [u8],
     base: F::Phys,
@@ -19,7 +18,6 @@ pub struct GuestPageTableBuffer<'b, F: Format> {
     used: usize,
     /// Tables given back, each holding the place of the next one; 0 ends the list.
     free: Option<usize>,
-    initial_root: F::Phys,
     root: F::Phys,
     format: PhantomData<F>,
 }
@@ -38,7 +36,6 @@ impl<'b, F: Format> GuestPageTableBuffer<'b, F> {
             base,
             used: 0,
             free: None,
-            initial_root: base,
             root: base,
             format: PhantomData,
         };
@@ -47,15 +44,7 @@ impl<'b, F: Format> GuestPageTableBuffer<'b, F> {
     }
     /// The root that the buffer was made with: at its beginning.
     pub fn initial_root(&self) -> F::Phys {
-        self.initial_root
-    }
-    /// Chooses the root that operations start from. `false`, and nothing is changed, where no table can be there.
-    pub fn set_root(&mut self, root: F::Phys) -> bool {
-        let known = root.is_aligned(PAGE_SIZE) && self.offset(root, 0).is_some();
-        if known {
-            self.root = root;
-        }
-        known
+        self.base
     }
     /// An empty root more; it does not become the one that operations start from.
     pub fn add_root(&mut self) -> Option<F::Phys> {
@@ -67,12 +56,8 @@ impl<'b, F: Format> GuestPageTableBuffer<'b, F> {
     }
     /// The bytes in use.
     pub fn into_bytes(self) -> &'b mut [u8] {
-        let Self { bytes, used, .. } = self;
-        match bytes.get_mut(..used) {
-            Some(used) => used,
-            // `used` is never more than the length.
-            None => &mut [],
-        }
+        // `used` is never more than the length.
+        self.bytes.get_mut(..self.used).unwrap_or_default()
     }
 
     /// Where an entry of a table in use is in the buffer.
@@ -91,7 +76,10 @@ impl<F: Format> TableReadOps for GuestPageTableBuffer<'_, F> {
     fn root(&self) -> F::Phys {
         self.root
     }
-    fn read_entry(&self, table: F::Phys, index: usize) -> Option<F::Entry> {
+    fn is_root(&self, table: F::Phys) -> bool {
+        table.is_aligned(PAGE_SIZE) && self.offset(table, 0).is_some()
+    }
+    unsafe fn read_entry(&self, table: F::Phys, index: usize) -> Option<F::Entry> {
         let at = self.offset(table, index)?;
         let mut word = [0; 8];
         let bytes = self.bytes.get(at..at.checked_add(F::Entry::BYTES)?)?;
@@ -118,7 +106,7 @@ impl<F: Format> TableOps for GuestPageTableBuffer<'_, F> {
         self.free = next;
         Some(F::Phys::new(self.base.as_u64() + at as u64))
     }
-    fn free_table(&mut self, table: F::Phys) {
+    unsafe fn free_table(&mut self, table: F::Phys) {
         let Some(at) = self.offset(table, 0) else {
             return;
         };
@@ -128,44 +116,18 @@ impl<F: Format> TableOps for GuestPageTableBuffer<'_, F> {
             self.free = Some(at);
         }
     }
-    fn write_entry(&mut self, table: F::Phys, index: usize, entry: F::Entry) -> Option<()> {
+    unsafe fn write_entry(&mut self, table: F::Phys, index: usize, entry: F::Entry) -> Option<()> {
         let at = self.offset(table, index)?;
         let bytes = self.bytes.get_mut(at..at.checked_add(F::Entry::BYTES)?)?;
         bytes.copy_from_slice(entry.to_bits().to_le_bytes().get(..F::Entry::BYTES)?);
         Some(())
     }
-    fn compare_exchange(
-        &mut self,
-        table: F::Phys,
-        index: usize,
-        old: F::Entry,
-        new: F::Entry,
-    ) -> Option<Result<(), F::Entry>> {
-        // The buffer is ours alone.
-        let found = self.read_entry(table, index)?;
-        if found != old {
-            return Some(Err(found));
-        }
-        self.write_entry(table, index, new).map(Ok)
-    }
-
-    fn must_move(&self, _table: F::Phys, _level: u8) -> Option<Never> {
-        None
-    }
-    fn move_table(&mut self, from: Never, _level: u8, _to: F::Phys) -> Result<(), F::Phys> {
-        match from {}
-    }
-    fn drop_shared(&mut self, table: Never, _level: u8) {
-        match table {}
-    }
-    fn set_root(&mut self, from: Never, _to: F::Phys) {
-        match from {}
-    }
 }
 
 impl<F: Format> TableRoots for GuestPageTableBuffer<'_, F> {
     fn select_root(&mut self, root: F::Phys) -> Option<()> {
-        self.set_root(root).then_some(())
+        self.root = self.is_root(root).then_some(root)?;
+        Some(())
     }
     fn share_table(&mut self, _table: F::Phys, _level: u8) {}
 }

@@ -17,17 +17,17 @@
 
 use page_table_entry::GenericPTE;
 
-use super::access::{EntryOf, ResultOf, TableMovability, TableOf, TableOps};
+use super::access::{EntryOf, ResultOf, TableMovability, TableOps};
 use super::edit::{Edit, report};
-use super::format::{Content, Decoded, DecodedOf, Entry, Format, MappingOf, Rights};
+use super::format::{Content, Decoded, Entry, Format, MappingOf, Rights};
 use super::part::Part;
-use super::query::decode_at;
+use super::table::{Says, Table};
 
 /// What an operation is asked about: the part of its range that is in one slot.
-pub(super) struct Slot<F: Format> {
-    pub(super) part: Part<F>,
+pub(super) struct Slot<O: TableOps> {
+    pub(super) part: Part<O::Format>,
     /// What the slot holds.
-    pub(super) says: DecodedOf<F>,
+    pub(super) says: Says<O>,
     /// It refers to a table that other trees refer to as well.
     pub(super) shared: bool,
 }
@@ -59,9 +59,9 @@ pub(super) trait Operation<O: TableOps> {
     const LOWEST: Lowest = Lowest::Decides;
 
     /// What is to become of a slot.
-    fn decide(&mut self, slot: &Slot<O::Format>) -> ResultOf<O, Decision>;
+    fn decide(&mut self, slot: &Slot<O>) -> ResultOf<O, Decision>;
     /// The entry to put; `None` where the slot stays as it is after all.
-    fn put(&mut self, slot: &Slot<O::Format>) -> Option<EntryOf<O>> {
+    fn put(&mut self, slot: &Slot<O>) -> Option<EntryOf<O>> {
         let _ = slot;
         None
     }
@@ -71,27 +71,21 @@ pub(super) trait Operation<O: TableOps> {
     }
     /// What is to replace `child`, the table that the slot refers to, when all in it is done. Its leaves are not
     /// disposed of.
-    fn after(
-        &mut self,
-        ops: &mut O,
-        slot: &Slot<O::Format>,
-        child: TableOf<O>,
-    ) -> Option<EntryOf<O>> {
+    fn after(&mut self, ops: &mut O, slot: &Slot<O>, child: Table<O>) -> Option<EntryOf<O>> {
         let _ = (ops, slot, child);
         None
     }
-    /// Does the part of the range that is in `table` at once, where it can. The table is a lowest one, or a new one of any
+    /// Does the part of the range that is in `table` at once, where it can, and says so. The table is a lowest one, or a new one of any
     /// content, which is to hold nothing else.
-    #[inline(always)]
     fn run(
         &mut self,
         edit: &mut Edit<'_, O>,
-        table: TableOf<O>,
+        table: Table<O>,
         part: Part<O::Format>,
         new: bool,
-    ) -> Option<ResultOf<O, ()>> {
+    ) -> ResultOf<O, bool> {
         let _ = (edit, table, part, new);
-        None
+        Ok(false)
     }
 }
 
@@ -103,45 +97,30 @@ pub(super) fn change<O: TableOps, V: Operation<O>>(
     operation: &mut V,
 ) -> ResultOf<O, ()> {
     let all = Part::new(O::Format::LEVELS, va, last);
-    let root = ops.root();
+    let root = Table::root(ops);
     let mut plan = Plan {
         ops,
         operation,
         search: false,
+        splits: false,
     };
-    let need = plan.table(Place::Table(root), all, false)?;
-    if !need.changes {
+    let Some(tables) = plan.table(Place::Table(root), all, false)? else {
         return Ok(());
-    }
-    Edit::run(ops, need.tables, |edit| {
+    };
+    let splits = plan.splits;
+    Edit::run(ops, tables, |edit| {
         let root = edit.own_root()?;
-        if V::LOWEST != Lowest::Untouched && (O::Movability::MOVES || need.tables > 0) {
+        if V::LOWEST != Lowest::Untouched && (O::Movability::MOVES || splits) {
             edit.prepare(operation, root, all)?;
         }
         edit.perform(operation, root, all)
     })
 }
 
-/// What the slots of a part ask for.
-#[derive(Default)]
-struct Need {
-    /// Anything at all.
-    changes: bool,
-    /// Tables: copies, those of the parts of leaves, and new ones.
-    tables: u64,
-}
-
-impl Need {
-    const NO_TABLE: Self = Self {
-        changes: true,
-        tables: 0,
-    };
-}
-
 /// A table that is there, or one that will be made and says the same in each slot.
-enum Place<F: Format> {
-    Table(F::Phys),
-    Made(DecodedOf<F>),
+enum Place<O: TableOps> {
+    Table(Table<O>),
+    Made(Says<O>),
 }
 
 /// The first pass.
@@ -150,71 +129,73 @@ struct Plan<'p, O, V> {
     operation: &'p mut V,
     /// It ends at the first change.
     search: bool,
+    /// A leaf was found that is to be split.
+    splits: bool,
 }
 
 impl<O: TableOps, V: Operation<O>> Plan<'_, O, V> {
-    /// `above` says that a table above will be copied, so that this one is shared at the latest then.
+    /// How many tables the slots of the part ask for: copies, those of the parts of leaves, and new ones; `None` where nothing
+    /// changes. `above` says that a table above will be copied, so that this one is shared at the latest then.
     fn table(
         &mut self,
-        place: Place<O::Format>,
+        place: Place<O>,
         part: Part<O::Format>,
         above: bool,
-    ) -> ResultOf<O, Need> {
+    ) -> ResultOf<O, Option<u64>> {
         let shared = match place {
             Place::Table(table) => is_shared(self.ops, table, part.level, above),
             Place::Made(_) => false,
         };
         if part.level == 1 && V::LOWEST != Lowest::Decides && !shared {
-            return Ok(Need::NO_TABLE);
+            return Ok(Some(0));
         }
-        let mut need = Need::default();
+        let mut need = None;
         for part in part.slots() {
             let says = match place {
-                Place::Table(table) => decode_at(self.ops, table, part.level, part.va)?,
+                Place::Table(table) => table.look(self.ops, part)?.1,
                 Place::Made(says) => says,
             };
             let slot = Slot::new(self.ops, part, says, shared);
-            match (self.operation.decide(&slot)?, says) {
-                (Decision::Skip, _) => {}
+            let tables = match (self.operation.decide(&slot)?, says) {
+                (Decision::Skip, _) => None,
                 (Decision::Put, Decoded::Table { table, .. }) => {
                     // What goes must be readable, and the operation may not want it to go.
                     self.table(Place::Table(table), part.below(), shared)?;
-                    need.changes = true;
+                    Some(0)
                 }
-                (Decision::Put, Decoded::Content(_)) => need.changes = true,
+                (Decision::Put, Decoded::Content(_)) => Some(0),
                 (Decision::Inside, Decoded::Table { table, .. }) => {
                     let below = self.table(Place::Table(table), part.below(), shared)?;
-                    need.changes |= below.changes || V::LOWEST == Lowest::Untouched;
-                    need.tables += below.tables;
+                    below.or((V::LOWEST == Lowest::Untouched).then_some(0))
                 }
-                (Decision::Inside, Decoded::Content(_)) => {
-                    need.changes = true;
-                    need.tables += 1;
-                    if part.level > 2 {
-                        need.tables += self.table(Place::Made(says), part.below(), false)?.tables;
+                (Decision::Inside, Decoded::Content(content)) => {
+                    self.splits |= content.is_mapped();
+                    match part.level {
+                        2 => Some(1),
+                        _ => self
+                            .table(Place::Made(says), part.below(), false)?
+                            .map(|n| n + 1),
                     }
                 }
-            }
-            if self.search && need.changes {
-                break;
+            };
+            if let Some(tables) = tables {
+                need = Some(need.unwrap_or(u64::from(shared)) + tables);
+                if self.search {
+                    break;
+                }
             }
         }
-        need.tables += u64::from(shared && need.changes);
         Ok(need)
     }
 }
 
-#[inline(always)]
-fn is_shared<O: TableOps>(ops: &O, table: TableOf<O>, level: u8, above: bool) -> bool {
-    O::Movability::MOVES && (above || ops.must_move(table, level).is_some())
+fn is_shared<O: TableOps>(ops: &O, table: Table<O>, level: u8, above: bool) -> bool {
+    O::Movability::MOVES && (above || table.must_move(ops, level).is_some())
 }
 
-impl<F: Format> Slot<F> {
+impl<O: TableOps> Slot<O> {
     #[inline(always)]
-    fn new<O>(ops: &O, part: Part<F>, says: DecodedOf<F>, above: bool) -> Self
-    where
-        O: TableOps<Format = F>,
-    {
+    fn new(ops: &O, part: Part<O::Format>, says: Says<O>, above: bool) -> Self {
         let shared = match says {
             Decoded::Table { table, .. } => is_shared(ops, table, part.level - 1, above),
             Decoded::Content(_) => false,
@@ -228,7 +209,7 @@ impl<O: TableOps> Edit<'_, O> {
     fn prepare<V: Operation<O>>(
         &mut self,
         operation: &mut V,
-        table: TableOf<O>,
+        table: Table<O>,
         part: Part<O::Format>,
     ) -> ResultOf<O, ()> {
         if part.level == 1 {
@@ -245,8 +226,17 @@ impl<O: TableOps> Edit<'_, O> {
                     rights,
                 } => {
                     let closed = slot.shared || !rights.contains(Rights::WRITE);
-                    if O::Movability::MOVES && closed && !self.is_changed(operation, child, part)? {
-                        continue;
+                    if O::Movability::MOVES && closed {
+                        let mut search = Plan {
+                            ops: &*self.ops,
+                            operation,
+                            search: true,
+                            splits: false,
+                        };
+                        let below = search.table(Place::Table(child), part.below(), false)?;
+                        if below.is_none() {
+                            continue;
+                        }
                     }
                     self.own(table, part, child, rights)?
                 }
@@ -258,33 +248,15 @@ impl<O: TableOps> Edit<'_, O> {
         Ok(())
     }
 
-    /// Whether anything in `child`, which a slot refers to, is to change.
-    fn is_changed<V: Operation<O>>(
-        &self,
-        operation: &mut V,
-        child: TableOf<O>,
-        slot: Part<O::Format>,
-    ) -> ResultOf<O, bool> {
-        let mut search = Plan {
-            ops: &*self.ops,
-            operation,
-            search: true,
-        };
-        let need = search.table(Place::Table(child), slot.below(), false)?;
-        Ok(need.changes)
-    }
-
     /// The third pass: writes the slots of the range in `table`, which is private.
     fn perform<V: Operation<O>>(
         &mut self,
         operation: &mut V,
-        table: TableOf<O>,
+        table: Table<O>,
         part: Part<O::Format>,
     ) -> ResultOf<O, ()> {
-        if part.level == 1
-            && let Some(done) = operation.run(self, table, part, false)
-        {
-            return done;
+        if part.level == 1 && operation.run(self, table, part, false)? {
+            return Ok(());
         }
         for part in part.slots() {
             let (old, slot) = self.slot(table, part)?;
@@ -298,7 +270,7 @@ impl<O: TableOps> Edit<'_, O> {
                         self.put(operation, table, part, old, entry)?;
                         continue;
                     };
-                    self.write(table, part, entry)?;
+                    table.write(self.ops, part, entry)?;
                     self.ops.note_replaced();
                     self.dispose(child, part.below(), &mut |leaf| operation.removed(leaf))?;
                 }
@@ -309,22 +281,19 @@ impl<O: TableOps> Edit<'_, O> {
                         self.perform(operation, child, part.below())?;
                     }
                     if let Some(entry) = operation.after(self.ops, &slot, child) {
-                        self.write(table, part, entry)?;
+                        table.write(self.ops, part, entry)?;
                         self.ops.note_replaced();
-                        self.ops.retire_table(child, part.level - 1);
+                        child.retire(self.ops, part.level - 1);
                     }
                 }
                 (Decision::Inside, Decoded::Content(_)) => {
                     // It is complete before anything refers to it.
                     let child = self.take()?;
-                    match operation.run(self, child, part.below(), true) {
-                        Some(done) => done?,
-                        None => {
-                            self.clear(child, part.below())?;
-                            self.perform(operation, child, part.below())?;
-                        }
+                    if !operation.run(self, child, part.below(), true)? {
+                        child.clear(self.ops, part.below())?;
+                        self.perform(operation, child, part.below())?;
                     }
-                    self.write(table, part, O::Format::table_entry(child))?;
+                    table.link(self.ops, part, child)?;
                 }
             }
         }
@@ -337,7 +306,7 @@ impl<O: TableOps> Edit<'_, O> {
     fn put<V: Operation<O>>(
         &mut self,
         operation: &mut V,
-        table: TableOf<O>,
+        table: Table<O>,
         part: Part<O::Format>,
         old: EntryOf<O>,
         entry: EntryOf<O>,
@@ -356,15 +325,8 @@ impl<O: TableOps> Edit<'_, O> {
 
     /// What the slot of `table` (private) for a part of the range holds.
     #[inline(always)]
-    fn slot(
-        &self,
-        table: TableOf<O>,
-        part: Part<O::Format>,
-    ) -> ResultOf<O, (EntryOf<O>, Slot<O::Format>)> {
-        let entry = self.read(table, part)?;
-        match O::Format::decode(part.level, entry) {
-            Ok(says) => Ok((entry, Slot::new(self.ops, part, says, false))),
-            Err(fault) => Err(part.bad(fault)),
-        }
+    fn slot(&self, table: Table<O>, part: Part<O::Format>) -> ResultOf<O, (EntryOf<O>, Slot<O>)> {
+        let (entry, says) = table.look(self.ops, part)?;
+        Ok((entry, Slot::new(self.ops, part, says, false)))
     }
 }

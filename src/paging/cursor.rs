@@ -1,12 +1,10 @@
-//! One slot of the tables: found by one descent, changed by one store.
+//! One slot of the tables: found by one descent, made ready by another, changed by one store.
 
-use super::access::{EntryOf, FormatOf, TableMovability, TableOf, TableOps, VirtOf};
-use super::error::{Fault, PagingError};
-use super::format::{
-    Content, ContentOf, Decoded, DecodedOf, Entry, Error, Format, FormatExt, MAX_LEVELS, Rights,
-    slot,
-};
-use super::query::{Reached, bad};
+use super::access::{FormatOf, ResultOf, TableMovability, TableOf, TableOps, VirtOf};
+use super::edit::Edit;
+use super::format::{Content, ContentOf, Decoded, DecodedOf, Error, Format, FormatExt, Rights};
+use super::part::Part;
+use super::table::Table;
 use crate::addr::PageSize;
 
 /// The slot that translates an address: its entry can be looked at, tables made ready for a change, and the entry
@@ -16,22 +14,17 @@ use crate::addr::PageSize;
 /// not be written in place, and can fail, in which case nothing has changed. After it [`Cursor::set`] cannot fail for
 /// want of memory. Between the steps, [`Cursor::ops`] is at hand, for instance to take a frame.
 pub struct Cursor<'o, O: TableOps> {
-    pub(super) ops: &'o mut O,
-    pub(super) va: u64,
+    ops: &'o mut O,
     /// The level asked for.
-    pub(super) target: u8,
-    /// The level of the slot: above `target` where a leaf or nothing is in the way.
-    pub(super) level: u8,
-    /// The tables from the root to the slot's, by their level less 1.
-    pub(super) path: [TableOf<O>; MAX_LEVELS],
-    pub(super) entry: EntryOf<O>,
-    pub(super) content: ContentOf<O::Format>,
-    /// The highest level whose table must move, or whose entry must be opened again; 0 where none must.
-    pub(super) fix: u8,
+    target: u8,
+    /// The slot, of a level above `target` where a leaf or nothing is in the way.
+    pub(super) at: Part<FormatOf<O>>,
+    pub(super) table: Table<O>,
+    content: ContentOf<O::Format>,
     /// The highest level whose table must move; 0 where none must.
-    pub(super) moves: u8,
-    /// What the tables above let through.
-    pub(super) rights: Rights,
+    moves: u8,
+    /// Whether some table must move, or the entry that refers to it must be opened again.
+    closed: bool,
 }
 
 impl<'o, O: TableOps> Cursor<'o, O> {
@@ -39,7 +32,6 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     ///
     /// # Errors
     /// The address cannot be translated, there is no such leaf, or an entry on the way is bad.
-    #[inline]
     pub fn new(
         ops: &'o mut O,
         address: VirtOf<O>,
@@ -49,162 +41,70 @@ impl<'o, O: TableOps> Cursor<'o, O> {
         Self::at_level(ops, va, FormatOf::<O>::level_of(size)?)
     }
 
-    /// The slot for a page of the smallest size in `table`, which must be the lowest table for `address`. It and all tables
-    /// above it must be such that nothing is left for [`Cursor::prepare`] to do.
-    ///
-    /// # Errors
-    /// The address cannot be translated, or there is no leaf of the smallest size.
-    #[inline]
-    pub fn in_table(
-        ops: &'o mut O,
-        address: VirtOf<O>,
-        table: TableOf<O>,
-    ) -> Result<Self, Error<O::Format>> {
-        let va = FormatOf::<O>::va_of(address)?;
-        let mut cursor = Self {
-            va,
-            target: 1,
-            level: 1,
-            path: [table; MAX_LEVELS],
-            entry: EntryOf::<O>::EMPTY,
-            content: Content::Unmapped,
-            fix: 0,
-            moves: 0,
-            rights: Rights::ALL,
-            ops,
-        };
-        let Some(entry) = cursor.ops.read_entry(table, cursor.index()) else {
-            return Err(bad::<O::Format>(va, 1, Fault::NotMemory));
-        };
-        cursor.entry = entry;
-        match O::Format::decode(1, entry) {
-            Ok(Decoded::Content(content)) => cursor.content = content,
-            Ok(Decoded::Table { .. }) => return Err(bad::<O::Format>(va, 1, Fault::Reserved)),
-            Err(fault) => return Err(bad::<O::Format>(va, 1, fault)),
-        }
-        Ok(cursor)
-    }
-
-    #[inline(always)]
     pub(super) fn at_level(ops: &'o mut O, va: u64, target: u8) -> Result<Self, Error<O::Format>> {
-        let mut at = Reached::root(ops);
-        let mut path = [at.table; MAX_LEVELS];
-        let (mut fix, mut moves) = (0, 0);
-        let mut granted = Rights::ALL;
+        let mut table = Table::root(ops);
+        let mut at = Part::at(O::Format::LEVELS, va);
+        let (mut moves, mut closed) = (0, false);
         loop {
-            let found = at.descend(ops, va, target, |table, level| {
-                if O::Movability::MOVES
-                    && !O::WRITE_MEANS_PRIVATE
-                    && moves == 0
-                    && ops.must_move(table, level).is_some()
-                {
-                    moves = level;
-                    fix = level.max(fix);
-                }
-                path[slot(level)] = table;
-            });
-            let level = at.level;
-            let Some(entry) = found else {
-                return Err(bad::<O::Format>(va, level, Fault::NotMemory));
-            };
-            match O::Format::decode(level, entry) {
-                Ok(Decoded::Table {
+            if O::Movability::MOVES && moves == 0 && table.must_move(ops, at.level).is_some() {
+                (moves, closed) = (at.level, true);
+            }
+            match table.look(ops, at)?.1 {
+                Decoded::Table { .. } if at.level <= target => return Err(at.taken()),
+                Decoded::Table {
                     table: next,
                     rights,
-                }) if level > target => {
-                    if O::Movability::MOVES && fix == 0 && !rights.contains(Rights::WRITE) {
-                        // The entry is opened when the table below has been made private.
-                        fix = level - 1;
-                        if O::WRITE_MEANS_PRIVATE {
-                            // From here on anything may be shared.
-                            moves = fix;
-                        }
-                    }
-                    granted = granted.and(rights);
-                    at = Reached {
-                        table: next,
-                        level: level - 1,
-                    };
+                } => {
+                    closed |= O::Movability::MOVES && !rights.contains(Rights::WRITE);
+                    table = next;
+                    at = at.below();
                 }
-                Ok(decoded) => {
-                    let content = match decoded {
-                        Decoded::Content(content) => content,
-                        Decoded::Table { .. } => {
-                            return Err(PagingError::AlreadyMapped {
-                                address: O::Format::virt(va & !O::Format::span_mask(level)),
-                                level,
-                            });
-                        }
-                    };
+                Decoded::Content(content) => {
                     return Ok(Self {
                         ops,
-                        va,
                         target,
-                        level,
-                        path,
-                        entry,
+                        at,
+                        table,
                         content,
-                        fix,
                         moves,
-                        rights: granted,
+                        closed,
                     });
                 }
-                Err(fault) => return Err(bad::<O::Format>(va, level, fault)),
             }
         }
     }
 
     /// The level of the slot: that of the size asked for, or higher where a larger leaf or nothing stands there.
-    #[inline]
     pub fn level(&self) -> u8 {
-        self.level
+        self.at.level
     }
     /// The size of the page that the slot can hold, or `None` where it can hold a table only.
     pub fn size(&self) -> Option<PageSize> {
-        O::Format::leaf_size(self.level)
-    }
-    /// The first address that the slot translates.
-    pub fn start(&self) -> VirtOf<O> {
-        O::Format::virt(self.va & !O::Format::span_mask(self.level))
+        O::Format::leaf_size(self.at.level)
     }
     /// The table that the slot is in. It is another one after [`Cursor::prepare`] where tables were added or moved.
     pub fn table(&self) -> TableOf<O> {
-        self.path[slot(self.level)]
+        self.table.address()
     }
     /// Which entry of the table the slot is.
     pub fn index(&self) -> usize {
-        O::Format::index(self.va, self.level)
-    }
-    /// The entry as it was read.
-    #[inline]
-    pub fn entry(&self) -> EntryOf<O> {
-        self.entry
+        self.at.index()
     }
     /// What the entry says by itself, without what the tables above deny.
-    #[inline]
     pub fn content(&self) -> ContentOf<O::Format> {
         self.content
     }
     /// Whether [`Cursor::set`] can be called at once: the tables are there and may be written in place.
-    #[inline]
     pub fn is_ready(&self) -> bool {
-        (!O::Movability::MOVES || self.fix == 0) && !self.lacks_tables()
+        !self.closed && !self.lacks_tables()
     }
     /// The access to the tables.
-    #[inline]
     pub fn ops(&mut self) -> &mut O {
         self.ops
     }
 
-    /// What the tables above let through; what they deny, the leaf cannot grant. Those that may move are opened by
-    /// [`Cursor::prepare`].
-    pub fn rights(&self) -> Rights {
-        self.rights
-    }
-
-    #[inline(always)]
-    pub(super) fn lacks_tables(&self) -> bool {
-        self.level > self.target && matches!(self.content, Content::Unmapped)
+    fn lacks_tables(&self) -> bool {
+        self.at.level > self.target && matches!(self.content, Content::Unmapped)
     }
 
     /// Makes the slot ready to be written: every table down to the size asked for there, private and granting
@@ -212,12 +112,48 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     ///
     /// # Errors
     /// There is no table left. What is mapped is as it was.
-    #[inline]
     pub fn prepare(&mut self) -> Result<(), Error<O::Format>> {
         if self.is_ready() {
             return Ok(());
         }
-        self.make_ready()
+        let (level, va) = (self.at.level, self.at.va);
+        let bottom = if self.lacks_tables() {
+            self.target
+        } else {
+            level
+        };
+        // A copy of each table from the first that must move down, and each missing one.
+        let copies = if self.moves > 0 {
+            self.moves + 1 - level
+        } else {
+            0
+        };
+        self.table = Edit::run(self.ops, (copies + level - bottom).into(), |edit| {
+            let mut table = edit.own_root()?;
+            for level in (bottom + 1..=O::Format::LEVELS).rev() {
+                let at = Part::at(level, va);
+                table = match table.look(edit.ops, at)?.1 {
+                    Decoded::Table {
+                        table: below,
+                        rights,
+                    } => edit.own(table, at, below, rights)?,
+                    Decoded::Content(_) => {
+                        let below = edit.take()?;
+                        below.clear(edit.ops, at.below())?;
+                        table.link(edit.ops, at, below)?;
+                        below
+                    }
+                };
+            }
+            Ok(table)
+        })?;
+        self.at = Part::at(bottom, va);
+        (self.moves, self.closed) = (0, false);
+        // The copy may have taken rights from the leaf.
+        if let Decoded::Content(content) = self.table.look(self.ops, self.at)?.1 {
+            self.content = content;
+        }
+        Ok(())
     }
 
     /// Replaces the entry by one store, after [`Cursor::prepare`] if need be. What stood there before is the caller's
@@ -226,76 +162,31 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     /// # Errors
     /// A larger leaf is in the way, the content does not fit the slot, or a table is missing. What is mapped is as it
     /// was.
-    #[inline]
     pub fn set(&mut self, content: ContentOf<O::Format>) -> Result<(), Error<O::Format>> {
         if self.lacks_tables() && matches!(content, Content::Unmapped) {
             return Ok(());
         }
-        self.check(content)?;
+        if self.at.level > self.target && !self.lacks_tables() {
+            return Err(self.at.taken());
+        }
+        O::Format::check(self.target, content, 1)?;
         self.prepare()?;
-        let entry = O::Format::encode(self.level, content);
-        self.write(self.index(), entry)?;
-        self.entry = entry;
+        let entry = O::Format::encode(self.at.level, content);
+        self.table.write(self.ops, self.at, entry)?;
         self.content = content;
         Ok(())
     }
 
-    /// As [`Cursor::set`] with a page, made for the case that the slot is ready.
-    ///
-    /// # Errors
-    /// As of [`Cursor::set`].
-    #[inline(always)]
-    pub fn set_page(
-        &mut self,
-        phys: TableOf<O>,
-        attr: <O::Format as Format>::Attr,
-    ) -> Result<(), Error<O::Format>> {
-        let content = Content::Page { phys, attr };
-        if self.level != self.target || !self.is_ready() {
-            return self.set(content);
-        }
-        O::Format::check(self.target, content)?;
-        let entry = O::Format::encode(self.target, content);
-        self.write(O::Format::index(self.va, self.target), entry)?;
-        (self.entry, self.content) = (entry, content);
-        Ok(())
-    }
-
-    /// Whether a slot of the size asked for can hold the content, and nothing larger is in the way.
-    #[inline(always)]
-    fn check(&self, content: ContentOf<O::Format>) -> Result<(), Error<O::Format>> {
-        if self.level > self.target && !self.lacks_tables() {
-            return Err(PagingError::AlreadyMapped {
-                address: self.start(),
-                level: self.level,
-            });
-        }
-        O::Format::check(self.target, content)
-    }
-
-    /// What another slot of the same table holds: a neighbour that may be filled in the same go.
+    /// What another slot of the same table holds.
     ///
     /// # Errors
     /// The entry is bad.
-    pub fn neighbour(&self, index: usize) -> Result<DecodedOf<O::Format>, Error<O::Format>> {
-        let fault = match self.ops.read_entry(self.table(), index) {
-            Some(entry) => match O::Format::decode(self.level, entry) {
-                Ok(decoded) => return Ok(decoded),
-                Err(fault) => fault,
-            },
-            None => Fault::NotMemory,
-        };
-        Err(bad::<O::Format>(self.va, self.level, fault))
-    }
-
-    #[inline(always)]
-    fn write(&mut self, index: usize, entry: EntryOf<O>) -> Result<(), Error<O::Format>> {
-        match self
-            .ops
-            .write_entry(self.path[slot(self.level)], index, entry)
-        {
-            Some(()) => Ok(()),
-            None => Err(bad::<O::Format>(self.va, self.level, Fault::NotMemory)),
-        }
+    pub fn neighbour(&self, index: usize) -> ResultOf<O, DecodedOf<O::Format>> {
+        let at = Part::at(
+            self.at.level,
+            (index as u64) << O::Format::shift(self.at.level),
+        );
+        let entry = self.table.read(self.ops, at)?;
+        O::Format::decode(at.level, entry).map_err(|fault| self.at.bad(fault))
     }
 }

@@ -1,19 +1,19 @@
 //! What every change of tables is made of: private tables, splitting, the removal of whole sub-trees, all from tables taken
 //! before.
 
-use super::access::{EntryOf, FormatOf, MoveOf, ResultOf, TableMovability, TableOf, TableOps};
+use super::access::{EntryOf, FormatOf, MoveOf, ResultOf, TableMovability, TableOps};
 use super::error::{Fault, PagingError};
-use super::format::{
-    Content, ContentOf, Decoded, Entry, Format, FormatExt, Mapping, MappingOf, Rights,
-};
+use super::format::{Content, ContentOf, Decoded, Entry, Format, FormatExt, MappingOf, Rights};
 use super::part::Part;
+use super::query::mapping;
+use super::table::Table;
 
 /// A change in progress: what was found possible is being done.
 pub(super) struct Edit<'o, O: TableOps> {
     pub(super) ops: &'o mut O,
     /// Tables that nothing refers to yet. Each refers to the next one by its first entry, so any number can be kept without
     /// memory for a list.
-    reserve: Option<TableOf<O>>,
+    reserve: Option<Table<O>>,
 }
 
 impl<'o, O: TableOps> Edit<'o, O> {
@@ -24,26 +24,24 @@ impl<'o, O: TableOps> Edit<'o, O> {
         change: impl FnOnce(&mut Self) -> ResultOf<O, T>,
     ) -> ResultOf<O, T> {
         let mut edit = Self { ops, reserve: None };
-        let mut done = Ok(());
-        for _ in 0..tables {
-            done = edit.stock();
-            if done.is_err() {
-                break;
-            }
-        }
+        let done = (0..tables).try_for_each(|_| edit.stock());
         let done = done.and_then(|()| change(&mut edit));
         while let Ok(table) = edit.take() {
-            edit.ops.free_table(table);
+            table.free(edit.ops);
         }
         done
     }
 
     /// Adds a table to the reserve.
     fn stock(&mut self) -> ResultOf<O, ()> {
-        let table = self.ops.alloc_table().ok_or(PagingError::OutOfTables)?;
-        let link = self.reserve.map_or(Entry::EMPTY, O::Format::table_entry);
-        if self.ops.write_entry(table, 0, link).is_none() {
-            self.ops.free_table(table);
+        let table = Table::alloc(self.ops)?;
+        let first = Part::at(2, 0);
+        let linked = match self.reserve {
+            Some(next) => table.link(self.ops, first, next),
+            None => table.write(self.ops, first, Entry::EMPTY),
+        };
+        if linked.is_err() {
+            table.free(self.ops);
             return Err(PagingError::OutOfTables);
         }
         self.reserve = Some(table);
@@ -51,51 +49,11 @@ impl<'o, O: TableOps> Edit<'o, O> {
     }
 
     /// A table of any content from the reserve.
-    pub(super) fn take(&mut self) -> ResultOf<O, TableOf<O>> {
-        // As many were taken as can be needed, so neither of these happens.
+    pub(super) fn take(&mut self) -> ResultOf<O, Table<O>> {
+        // As many were taken as can be needed, so this does not happen.
         let table = self.reserve.ok_or(PagingError::OutOfTables)?;
-        let link = self.ops.read_entry(table, 0);
-        let link = link.ok_or(PagingError::OutOfTables)?;
-        self.reserve = O::Format::open_table(link);
+        self.reserve = table.open(self.ops, 0);
         Ok(table)
-    }
-
-    /// Makes `table` hold nothing.
-    pub(super) fn clear(&mut self, table: TableOf<O>, part: Part<O::Format>) -> ResultOf<O, ()> {
-        self.fill(table, part, (0, FormatOf::<O>::ENTRIES), 0, 0)
-    }
-
-    /// Writes a number of entries of `table` from an index on: the first of these bits, each next one greater by `step`.
-    #[inline(always)]
-    pub(super) fn fill(
-        &mut self,
-        table: TableOf<O>,
-        part: Part<O::Format>,
-        (first, count): (usize, usize),
-        bits: u64,
-        step: u64,
-    ) -> ResultOf<O, ()> {
-        let done = self.ops.write_run(table, first, count, bits, step);
-        done.ok_or_else(|| part.bad(Fault::NotMemory))
-    }
-
-    /// The entry for an address.
-    #[inline(always)]
-    pub(super) fn read(&self, table: TableOf<O>, at: Part<O::Format>) -> ResultOf<O, EntryOf<O>> {
-        let entry = self.ops.read_entry(table, at.index());
-        entry.ok_or_else(|| at.bad(Fault::NotMemory))
-    }
-
-    /// Replaces the entry for an address by one store.
-    #[inline(always)]
-    pub(super) fn write(
-        &mut self,
-        table: TableOf<O>,
-        at: Part<O::Format>,
-        entry: EntryOf<O>,
-    ) -> ResultOf<O, ()> {
-        let done = self.ops.write_entry(table, at.index(), entry);
-        done.ok_or_else(|| at.bad(Fault::NotMemory))
     }
 
     /// Replaces the leaf `old` for `va`, of which the CPU may meanwhile have noted that it was used, by what `new` makes
@@ -103,7 +61,7 @@ impl<'o, O: TableOps> Edit<'o, O> {
     #[inline(always)]
     pub(super) fn replace(
         &mut self,
-        table: TableOf<O>,
+        table: Table<O>,
         at: Part<O::Format>,
         mut old: EntryOf<O>,
         mut new: impl FnMut(&mut Self, EntryOf<O>) -> ResultOf<O, EntryOf<O>>,
@@ -111,13 +69,12 @@ impl<'o, O: TableOps> Edit<'o, O> {
         loop {
             let entry = new(self, old)?;
             if !O::Format::hardware_may_change(old) {
-                self.write(table, at, entry)?;
+                table.write(self.ops, at, entry)?;
                 break;
             }
-            match self.ops.compare_exchange(table, at.index(), old, entry) {
-                Some(Ok(())) => break,
-                Some(Err(found)) => old = found,
-                None => return Err(at.bad(Fault::NotMemory)),
+            match table.compare_exchange(self.ops, at, old, entry)? {
+                Ok(()) => break,
+                Err(found) => old = found,
             }
         }
         if old != Entry::EMPTY {
@@ -127,60 +84,47 @@ impl<'o, O: TableOps> Edit<'o, O> {
     }
 
     /// The root, private.
-    pub(super) fn own_root(&mut self) -> ResultOf<O, TableOf<O>> {
-        let root = self.ops.root();
-        let Some(from) = self.ops.must_move(root, O::Format::LEVELS) else {
+    pub(super) fn own_root(&mut self) -> ResultOf<O, Table<O>> {
+        let root = Table::root(self.ops);
+        let Some(from) = root.must_move(self.ops, O::Format::LEVELS) else {
             return Ok(root);
         };
         let copy = self.copy(from, O::Format::LEVELS)?;
-        self.ops.set_root(from, copy);
+        copy.set_root(self.ops, from);
         Ok(copy)
     }
 
     /// A copy of a table that must move.
-    fn copy(&mut self, from: MoveOf<O>, level: u8) -> ResultOf<O, TableOf<O>> {
+    fn copy(&mut self, from: MoveOf<O>, level: u8) -> ResultOf<O, Table<O>> {
         let copy = self.take()?;
-        let moved = self.ops.move_table(from, level, copy);
-        self.unless_refused(copy, moved)
-    }
-
-    /// A table from the reserve, unless what it takes one for has as many references as can be counted.
-    fn unless_refused(
-        &mut self,
-        table: TableOf<O>,
-        done: Result<(), TableOf<O>>,
-    ) -> ResultOf<O, TableOf<O>> {
-        match done {
-            Ok(()) => Ok(table),
-            Err(phys) => {
-                self.ops.free_table(table);
-                Err(PagingError::TooManyReferences { phys })
-            }
+        if let Err(phys) = copy.copy(self.ops, from, level) {
+            copy.free(self.ops);
+            return Err(PagingError::TooManyReferences { phys });
         }
+        Ok(copy)
     }
 
     /// The table `child` that the entry of `table` (private) refers to, private and not restricted.
-    #[inline]
     pub(super) fn own(
         &mut self,
-        table: TableOf<O>,
+        table: Table<O>,
         at: Part<O::Format>,
-        child: TableOf<O>,
+        child: Table<O>,
         rights: Rights,
-    ) -> ResultOf<O, TableOf<O>> {
+    ) -> ResultOf<O, Table<O>> {
         if !O::Movability::MOVES {
             return Ok(child);
         }
         let level = at.level - 1;
-        let private = match self.ops.must_move(child, level) {
+        let private = match child.must_move(self.ops, level) {
             Some(from) => self.copy(from, level)?,
             None if rights.contains(Rights::WRITE) => return Ok(child),
             None => {
-                self.ops.reopen_table(child, level);
+                child.reopen(self.ops, level);
                 child
             }
         };
-        self.write(table, at, O::Format::table_entry(private))?;
+        table.link(self.ops, at, private)?;
         Ok(private)
     }
 
@@ -189,13 +133,15 @@ impl<'o, O: TableOps> Edit<'o, O> {
     /// made again.
     pub(super) fn split(
         &mut self,
-        table: TableOf<O>,
+        table: Table<O>,
         at: Part<O::Format>,
         old: EntryOf<O>,
-    ) -> ResultOf<O, TableOf<O>> {
+    ) -> ResultOf<O, Table<O>> {
         let child = self.take()?;
-        let split = self.ops.split_leaf(old, at.level);
-        let child = self.unless_refused(child, split)?;
+        if let Err(phys) = table.split_leaf(self.ops, old, at.level) {
+            child.free(self.ops);
+            return Err(PagingError::TooManyReferences { phys });
+        }
         let below = at.below();
         self.replace(table, at, old, |edit, old| {
             let content = match O::Format::decode(at.level, old) {
@@ -205,8 +151,8 @@ impl<'o, O: TableOps> Edit<'o, O> {
             };
             let bits = O::Format::encode(below.level, content).to_bits();
             let step = content.step(O::Format::span_mask(below.level) + 1);
-            edit.fill(child, below, (0, FormatOf::<O>::ENTRIES), bits, step)?;
-            Ok(O::Format::table_entry(child))
+            child.fill(edit.ops, below, (0, FormatOf::<O>::ENTRIES), bits, step)?;
+            Ok(O::Format::table_entry(child.address()))
         })?;
         Ok(child)
     }
@@ -215,40 +161,40 @@ impl<'o, O: TableOps> Edit<'o, O> {
     /// `removed` of each leaf that is gone. Of what is shared with other trees only the reference is dropped.
     pub(super) fn dispose(
         &mut self,
-        table: TableOf<O>,
+        table: Table<O>,
         part: Part<O::Format>,
         removed: &mut impl FnMut(MappingOf<O::Format>),
     ) -> ResultOf<O, ()> {
-        if let Some(shared) = self.ops.must_move(table, part.level) {
-            self.ops.drop_shared(shared, part.level);
+        if table.drop_shared(self.ops, part.level) {
             return Ok(());
         }
         for slot in part.slots() {
-            // An entry that makes no sense was no mapping.
-            match O::Format::decode(slot.level, self.read(table, slot)?) {
-                Ok(Decoded::Table { table, .. }) => self.dispose(table, slot.below(), removed)?,
-                Ok(Decoded::Content(content)) => report(slot, content, removed),
+            match table.look(self.ops, slot) {
+                Ok((_, Decoded::Table { table, .. })) => {
+                    self.dispose(table, slot.below(), removed)?;
+                }
+                Ok((_, Decoded::Content(content))) => report(slot, content, removed),
+                Err(
+                    error @ PagingError::Bad {
+                        fault: Fault::NotMemory,
+                        ..
+                    },
+                ) => return Err(error),
+                // An entry that makes no sense was no mapping.
                 Err(_) => {}
             }
         }
-        self.ops.retire_table(table, part.level);
+        table.retire(self.ops, part.level);
         Ok(())
     }
 }
 
 /// Tells `removed` of a leaf that is gone.
-#[inline(always)]
 pub(super) fn report<F: Format>(
     slot: Part<F>,
     content: ContentOf<F>,
     removed: &mut impl FnMut(MappingOf<F>),
 ) {
-    if let (true, Some(size)) = (content.is_mapped(), F::leaf_size(slot.level)) {
-        let virt = F::virt(slot.va);
-        removed(Mapping {
-            virt,
-            size,
-            content,
-        });
-    }
+    let leaf = mapping::<F>(slot.start(), slot.level, Rights::ALL, content);
+    leaf.into_iter().for_each(removed);
 }

@@ -9,7 +9,8 @@ use page_table_entry::{GenericPTE, MappingFlags};
 use super::format::{Entry, Rights};
 use super::word::AtomicWord;
 
-/// Where in an entry what stands. What an entry does not have is 0.
+/// Where in an entry what stands; what it does not have is 0. Where nothing else is said it is as in x86's own tables (SDM
+/// "Format of a Page-Table Entry that Maps a 4-KByte Page", volume 3A, tables in 4.3 and 4.5).
 pub trait Layout: Copy + Eq + fmt::Debug + Send + Sync + 'static {
     /// The word that an entry is in memory.
     type Word: AtomicWord;
@@ -18,7 +19,7 @@ pub trait Layout: Copy + Eq + fmt::Debug + Send + Sync + 'static {
     /// Those of the address.
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     /// An entry of which none of these is set is not present.
-    const PRESENT: u64;
+    const PRESENT: u64 = 1 << 0;
     /// What must be 0 where nothing is present.
     const ABSENT: u64 = Self::PRESENT;
     /// The permission to read; 0 where all that is present can be read. Writing alone is a misconfiguration.
@@ -30,32 +31,31 @@ pub trait Layout: Copy + Eq + fmt::Debug + Send + Sync + 'static {
     /// The bit that forbids to execute.
     const NO_EXECUTE: u64 = 0;
     /// The permission of user mode.
-    const USER: u64;
+    const USER: u64 = 1 << 2;
     /// In an entry that is not of the last level: this is a leaf.
     const LEAF: u64 = 1 << 7;
     /// The CPU has used it.
-    const ACCESSED: u64;
+    const ACCESSED: u64 = 1 << 5;
     /// The CPU has written the page.
-    const DIRTY: u64;
+    const DIRTY: u64 = 1 << 6;
     /// The translation survives a load of CR3.
-    const GLOBAL: u64 = 0;
+    const GLOBAL: u64 = 1 << 8;
     /// In a leaf of the last level: the highest bit of what chooses its memory type. In others it is 5 bits above.
-    const PAT: u64 = 0;
+    const PAT: u64 = 1 << 7;
     /// The bits that choose the memory type, and must be 0 in what refers to a table where [`Self::READ`] is a bit.
-    const MEMORY: u64;
-    /// The memory type for RAM, and that for devices.
-    const CACHED: u64;
+    const MEMORY: u64 = 3 << 3;
+    /// The memory type for RAM.
+    const CACHED: u64 = 0;
     /// That for devices.
-    const UNCACHED: u64;
+    const UNCACHED: u64 = Self::MEMORY;
     /// A bit that is ours: copy-on-write.
-    const COW: u64;
-    /// The system's bits below the address, and above.
-    const SOFT_LOW: u64;
-    /// Those above.
+    const COW: u64 = 1 << 9;
+    /// The system's bits below the address.
+    const SOFT_LOW: u64 = 3 << 10;
+    /// The system's bits above.
     const SOFT_HIGH: u64 = 0;
 
     /// Whether the CPU accepts the memory type.
-    #[inline(always)]
     fn has_memory_type(bits: u64) -> bool {
         let _ = bits;
         true
@@ -97,7 +97,6 @@ pub(super) fn rights_of<L: Layout>(bits: u64) -> Rights {
 }
 
 /// The bits of an entry without what `rights` does not contain.
-#[inline(always)]
 pub(super) fn restricted<L: Layout>(bits: u64, rights: Rights) -> u64 {
     let unless = |right, bits| if rights.contains(right) { 0 } else { bits };
     let read = if L::READ == 0 { 0 } else { L::READ | L::WRITE };

@@ -39,6 +39,8 @@ impl Layout for EptBits {
     const USER: u64 = 1 << 10;
     const ACCESSED: u64 = 1 << 8;
     const DIRTY: u64 = 1 << 9;
+    const GLOBAL: u64 = 0;
+    const PAT: u64 = 0;
     const MEMORY: u64 = TYPE | IGNORE_PAT;
     const CACHED: u64 = WRITE_BACK;
     const UNCACHED: u64 = 0;
@@ -46,7 +48,6 @@ impl Layout for EptBits {
     const SOFT_LOW: u64 = 1 << 11;
     const SOFT_HIGH: u64 = 0x7ff << 53;
 
-    #[inline(always)]
     fn has_memory_type(bits: u64) -> bool {
         MemoryType::from_bits((bits & TYPE) >> 3).is_some()
     }
@@ -104,7 +105,6 @@ impl Pte<EptBits> {
         Self::from_bits(self.0 & !EptBits::WRITE)
     }
     /// What a page's or a table's entry of the lowest levels refers to.
-    #[inline(always)]
     pub const fn frame(self) -> Hpa {
         Hpa::new(self.0 & EptBits::ADDRESS)
     }

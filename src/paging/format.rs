@@ -14,12 +14,6 @@ pub const MAX_LEVELS: usize = 4;
 /// The error of an operation on tables of format `F`.
 pub type Error<F> = PagingError<<F as Format>::Virt, <F as Format>::Phys>;
 
-/// Where the table of `level` is in an array. The masking tells the compiler that it is inside.
-#[inline(always)]
-pub(super) fn slot(level: u8) -> usize {
-    (level as usize).wrapping_sub(1) % MAX_LEVELS
-}
-
 /// An entry of some format: what [`GenericPTE`] lacks is its width and a way from the bits.
 pub trait Entry: GenericPTE + Eq {
     /// The word that an entry is in memory.
@@ -109,7 +103,6 @@ impl<P: Copy, A: Copy> Content<P, A> {
         !matches!(self, Self::Unmapped)
     }
     /// Who may do what with it.
-    #[inline(always)]
     pub fn attr(self) -> Option<A> {
         match self {
             Self::Page { attr, .. } | Self::ZeroOnDemand { attr } => Some(attr),
@@ -131,8 +124,26 @@ impl<P: Copy, A: Copy> Content<P, A> {
             Self::Unmapped => Self::Unmapped,
         }
     }
+    /// This, where `next` is the same `bytes` further on and `join` makes one of both's attributes.
+    pub(super) fn joined(
+        self,
+        next: Self,
+        bytes: u64,
+        join: impl FnOnce(A, A) -> Option<A>,
+    ) -> Option<Self>
+    where
+        P: Address,
+    {
+        match (self, next) {
+            (Self::Page { phys, .. }, Self::Page { phys: p, .. })
+                if phys.checked_add(bytes) == Some(p) => {}
+            (Self::ZeroOnDemand { .. }, Self::ZeroOnDemand { .. }) => {}
+            _ => return None,
+        }
+        let attr = join(self.attr()?, next.attr()?)?;
+        Some(self.with_attr(|_| Some(attr)))
+    }
     /// What the bits of the leaf for the next `bytes` are greater by.
-    #[inline(always)]
     pub(super) const fn step(self, bytes: u64) -> u64 {
         match self {
             Self::Page { .. } => bytes,
@@ -173,11 +184,11 @@ impl<V: Address, P: Address, A: Copy> Mapping<V, P, A> {
 
 /// An entry, understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decoded<P, A> {
+pub enum Decoded<P, A, T = P> {
     /// A table one level down.
     Table {
         /// Where it is.
-        table: P,
+        table: T,
         /// What the entry lets through.
         rights: Rights,
     },
@@ -252,7 +263,6 @@ pub(super) trait FormatExt: Format {
         12 + Self::INDEX_BITS * (level as u32 - 1)
     }
     /// Bytes that one entry of `level` covers, less 1.
-    #[inline(always)]
     fn span_mask(level: u8) -> u64 {
         (1 << Self::shift(level)) - 1
     }
@@ -268,14 +278,16 @@ pub(super) trait FormatExt: Format {
             .find(|&level| Self::leaf_size(level) == Some(size))
             .ok_or(PagingError::NoSuchLeaf { size })
     }
-    /// Whether a leaf of `level` can refer to the content.
+    /// Whether leaves of `level` can refer to `len` bytes of the content.
     #[inline(always)]
-    fn check(level: u8, content: ContentOf<Self>) -> Result<(), Error<Self>> {
+    fn check(level: u8, content: ContentOf<Self>, len: u64) -> Result<(), Error<Self>> {
         if let Content::Page { phys, .. } = content {
             if phys.as_u64() & Self::span_mask(level) != 0 {
                 return Err(PagingError::UnalignedPhys { phys });
             }
-            if phys.as_u64() >> Self::PHYS_BITS != 0 {
+            // No range is so long that its last address could be small again.
+            let last = phys.as_u64().wrapping_add(len.saturating_sub(1));
+            if (phys.as_u64() | last) >> Self::PHYS_BITS != 0 {
                 return Err(PagingError::PhysTooWide { phys });
             }
         }
@@ -317,12 +329,12 @@ pub(super) trait FormatExt: Format {
                 false => Err(out_of_range(start, len)),
             };
         };
+        let half = u32::from(Self::SIGN_EXTENDED);
         match start.checked_add(more) {
             // Both ends in the same half: then all between them is.
             Some(last)
                 if Self::is_canonical(start)
-                    && Self::is_canonical(last)
-                    && (start.as_u64() ^ last.as_u64()) >> 63 == 0 =>
+                    && (start.as_u64() ^ last.as_u64()) >> (Self::VIRT_BITS - half) == 0 =>
             {
                 let first = start.as_u64() & Self::VIRT_MASK;
                 Ok(Some((first, first + more)))

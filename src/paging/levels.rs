@@ -43,6 +43,13 @@ const fn reserved<L: Layout>() -> u64 {
     if L::READ == 0 { 0 } else { L::MEMORY }
 }
 
+/// Out of line: both bits are noted of nearly all that is replaced, and one branch tells (walker's row `unmap_range`).
+#[cold]
+#[inline(never)]
+fn is_present<L: Layout>(bits: u64) -> bool {
+    bits & L::PRESENT != 0
+}
+
 impl<T: Levels> Format for T {
     type Virt = T::Virt;
     type Phys = T::Phys;
@@ -60,17 +67,14 @@ impl<T: Levels> Format for T {
         <T as Levels>::leaf_size(level)
     }
 
-    #[inline(always)]
     fn leaf_bits(level: u8, attr: Self::Attr) -> u64 {
         attr.leaf_bits(level)
     }
 
-    #[inline(always)]
     fn zero_bits(level: u8, attr: Self::Attr) -> u64 {
         attr.zero_bits(level)
     }
 
-    #[inline(always)]
     fn table_entry(table: T::Phys) -> Self::Entry {
         Entry::from_bits(table.as_u64() | open::<T::Layout>() | T::Layout::ACCESSED)
     }
@@ -130,24 +134,20 @@ impl<T: Levels> Format for T {
         (rest & (open | closed) == 0).then(|| T::Phys::new(entry.0 & T::Layout::ADDRESS))
     }
 
-    #[inline(always)]
     fn rights(attr: Self::Attr) -> Rights {
         rights_of::<T::Layout>(attr.0)
     }
 
-    #[inline(always)]
     fn restrict(attr: Self::Attr, by: Rights) -> Option<Self::Attr> {
         let left = Attr::from_bits(restricted::<T::Layout>(attr.0, by));
         left.has(T::Layout::PRESENT).then_some(left)
     }
 
-    #[inline(always)]
     fn hardware_may_change(entry: Self::Entry) -> bool {
         let noted = T::Layout::ACCESSED | T::Layout::DIRTY;
-        entry.0 & T::Layout::PRESENT != 0 && entry.0 & noted != noted
+        entry.0 & noted != noted && is_present::<T::Layout>(entry.0)
     }
 
-    #[inline(always)]
     fn merge_status(attr: Self::Attr, other: Self::Attr) -> Self::Attr {
         Attr::from_bits(attr.0 | other.0 & (T::Layout::ACCESSED | T::Layout::DIRTY))
     }

@@ -1,12 +1,12 @@
 //! Building several spaces so that they share what they shared where they were walked.
 
-use super::access::{FormatOf, ResultOf, TableOf, TableOps, TableReadOps};
+use super::access::{ResultOf, TableOf, TableOps, VirtOf};
 use super::cursor::Cursor;
 use super::error::{Fault, PagingError};
-use super::format::{Content, Error, Format, FormatExt, Rights};
-use super::path::path;
-use super::query::bad;
-use super::spaces::{SpaceItem, SpaceItemOf, SpaceReference};
+use super::format::{Content, Decoded, Format, FormatExt};
+use super::part::Part;
+use super::spaces::{SpaceItem, SpaceItemOf};
+use super::table::Table;
 
 /// Access to tables of several spaces, one at a time.
 pub trait TableRoots: TableOps {
@@ -31,30 +31,60 @@ pub fn space_aware_map<O: TableRoots>(
     item: &SpaceItemOf<O::Format>,
 ) -> ResultOf<O, ()> {
     match *item {
-        SpaceItem::AnotherSpace(reference) if reference.depth == 0 => {
-            share_root(ops, roots, space, reference)
-        }
-        SpaceItem::AnotherSpace(reference) => link(ops, roots, space, reference),
         SpaceItem::ThisSpace(leaf) => {
             select(ops, roots, space, leaf.virt)?;
             Cursor::new(ops, leaf.virt, leaf.size)?.set(leaf.content)
         }
         SpaceItem::Table { depth, va, rights } => {
+            let at = entry_above::<O>(depth, va)?;
             select(ops, roots, space, va)?;
-            let level = level_at::<O::Format>(depth, va)?;
-            let translated = O::Format::va_of(va)?;
-            let child = table_or_empty(ops, translated, level)?;
-            write_link(ops, translated, level, child, rights)
+            let table = table_or_empty(ops, at.below())?.address();
+            let entry = O::Format::restricted_table(table, rights);
+            table_or_empty(ops, at)?.write(ops, at, entry)
+        }
+        SpaceItem::AnotherSpace(reference) => {
+            let start = reference.our_va;
+            select(ops, roots, reference.space, reference.their_va)?;
+            if reference.depth == 0 {
+                let theirs = ops.root();
+                return match roots.get_mut(space) {
+                    Some(ours @ None) => {
+                        ops.share_table(theirs, O::Format::LEVELS);
+                        *ours = Some(theirs);
+                        Ok(())
+                    }
+                    Some(Some(_)) => Err(Part::<O::Format>::at(O::Format::LEVELS, 0).taken()),
+                    None => Err(PagingError::OutOfRange { start, len: 0 }),
+                };
+            }
+            let theirs = entry_above::<O>(reference.depth, reference.their_va)?;
+            let table = table_at(ops, theirs.below());
+            let table = table.ok_or_else(|| theirs.bad(Fault::NotMemory))?.address();
+            let ours = entry_above::<O>(reference.depth, start)?;
+            select(ops, roots, space, start)?;
+            let parent = table_or_empty(ops, ours)?;
+            if !matches!(
+                parent.look(ops, ours)?.1,
+                Decoded::Content(Content::Unmapped)
+            ) {
+                return Err(ours.taken());
+            }
+            ops.share_table(table, theirs.level - 1);
+            let entry = O::Format::restricted_table(table, reference.rights);
+            parent.write(ops, ours, entry)
         }
     }
 }
 
-/// The level of a table so far below the root, where there is one.
-fn level_at<F: Format>(depth: u8, va: F::Virt) -> Result<u8, Error<F>> {
-    match F::LEVELS.checked_sub(depth) {
-        Some(level) if level > 0 && level < F::LEVELS => Ok(level),
-        _ => Err(PagingError::OutOfRange { start: va, len: 0 }),
+/// The entry for the table so far below the root, where there is one.
+fn entry_above<O: TableOps>(depth: u8, va: VirtOf<O>) -> ResultOf<O, Part<O::Format>> {
+    if depth == 0 || depth >= O::Format::LEVELS {
+        return Err(PagingError::OutOfRange { start: va, len: 0 });
     }
+    Ok(Part::at(
+        O::Format::LEVELS + 1 - depth,
+        O::Format::va_of(va)?,
+    ))
 }
 
 /// Makes the operations start from the root of `space`, which is made where it is not there yet.
@@ -62,118 +92,48 @@ fn select<O: TableRoots>(
     ops: &mut O,
     roots: &mut [Option<TableOf<O>>],
     space: usize,
-    va: <O::Format as Format>::Virt,
+    start: VirtOf<O>,
 ) -> ResultOf<O, ()> {
-    let no_such_space = PagingError::OutOfRange { start: va, len: 0 };
-    let place = roots.get_mut(space).ok_or(no_such_space)?;
+    let place = roots.get_mut(space);
+    let place = place.ok_or(PagingError::OutOfRange { start, len: 0 })?;
+    let at = Part::at(O::Format::LEVELS, 0);
     let root = match *place {
         Some(root) => root,
         None => {
-            let root = ops.alloc_table().ok_or(PagingError::OutOfTables)?;
-            if ops
-                .write_run(root, 0, FormatOf::<O>::ENTRIES, 0, 0)
-                .is_none()
-            {
-                ops.free_table(root);
+            let root = Table::alloc(ops)?;
+            if root.clear(ops, at).is_err() {
+                root.free(ops);
                 return Err(PagingError::OutOfTables);
             }
-            *place = Some(root);
-            root
+            *place.insert(root.address())
         }
     };
-    let bad_root = bad::<O::Format>(0, O::Format::LEVELS, Fault::NotMemory);
-    ops.select_root(root).ok_or(bad_root)
+    ops.select_root(root)
+        .ok_or_else(|| at.bad(Fault::NotMemory))
 }
 
-fn share_root<O: TableRoots>(
-    ops: &mut O,
-    roots: &mut [Option<TableOf<O>>],
-    space: usize,
-    reference: SpaceReference<<O::Format as Format>::Virt>,
-) -> ResultOf<O, ()> {
-    select(ops, roots, reference.space, reference.their_va)?;
-    let theirs = ops.root();
-    let start = reference.our_va;
-    match roots.get_mut(space) {
-        Some(ours @ None) => {
-            ops.share_table(theirs, O::Format::LEVELS);
-            *ours = Some(theirs);
-            Ok(())
-        }
-        Some(Some(_)) => Err(PagingError::AlreadyMapped {
-            address: start,
-            level: O::Format::LEVELS,
-        }),
-        None => Err(PagingError::OutOfRange { start, len: 0 }),
-    }
-}
-
-/// Links the table that another space has at its address at ours.
-fn link<O: TableRoots>(
-    ops: &mut O,
-    roots: &mut [Option<TableOf<O>>],
-    space: usize,
-    reference: SpaceReference<<O::Format as Format>::Virt>,
-) -> ResultOf<O, ()> {
-    let level = level_at::<O::Format>(reference.depth, reference.our_va)?;
-    let ours = O::Format::va_of(reference.our_va)?;
-    let theirs = O::Format::va_of(reference.their_va)?;
-
-    select(ops, roots, reference.space, reference.their_va)?;
-    let table = table_at(ops, theirs, level)
-        .ok_or_else(|| bad::<O::Format>(theirs, level + 1, Fault::NotMemory))?;
-
-    select(ops, roots, space, reference.our_va)?;
-    if level + 1 < O::Format::LEVELS {
-        table_or_empty(ops, ours, level + 1)?;
-    }
-    let cursor = Cursor::at_level(ops, ours, level + 1)?;
-    if cursor.content() != Content::Unmapped {
-        return Err(taken(&cursor));
-    }
-    ops.share_table(table, level);
-    write_link(ops, ours, level, table, reference.rights)
-}
-
-/// Makes the entry above refer to the table of `level`.
-fn write_link<O: TableRoots>(
-    ops: &mut O,
-    va: u64,
-    level: u8,
-    table: TableOf<O>,
-    rights: Rights,
-) -> ResultOf<O, ()> {
-    let not_memory = || bad::<O::Format>(va, level + 1, Fault::NotMemory);
-    let parent = table_at(ops, va, level + 1).ok_or_else(not_memory)?;
-    let entry = O::Format::restricted_table(table, rights);
-    ops.write_entry(parent, O::Format::index(va, level + 1), entry)
-        .ok_or_else(not_memory)
-}
-
-/// The table of `level` for `va`, an empty one where there is none.
-fn table_or_empty<O: TableRoots>(ops: &mut O, va: u64, level: u8) -> ResultOf<O, TableOf<O>> {
-    if let Some(table) = table_at(ops, va, level) {
+/// The table that has the entry, an empty one where there is none.
+fn table_or_empty<O: TableRoots>(ops: &mut O, at: Part<O::Format>) -> ResultOf<O, Table<O>> {
+    if let Some(table) = table_at(ops, at) {
         return Ok(table);
     }
-    let mut cursor = Cursor::at_level(ops, va, level)?;
+    let mut cursor = Cursor::at_level(ops, at.va, at.level)?;
     cursor.prepare()?;
-    if cursor.level() != level {
-        return Err(taken(&cursor));
-    }
-    Ok(cursor.table())
-}
-
-fn taken<O: TableOps>(cursor: &Cursor<'_, O>) -> Error<O::Format> {
-    PagingError::AlreadyMapped {
-        address: cursor.start(),
-        level: cursor.level(),
+    match cursor.at.level == at.level {
+        true => Ok(cursor.table),
+        false => Err(cursor.at.taken()),
     }
 }
 
-/// The table of `level` for `va` in the tree of the selected root.
-fn table_at<O: TableReadOps>(ops: &O, va: u64, level: u8) -> Option<TableOf<O>> {
-    let mut steps = path(ops, O::Format::virt(va));
-    steps
-        .find(|step| step.level == level)
-        .map(|step| step.table)
+/// The table that has the entry, in the tree of the selected root.
+fn table_at<O: TableOps>(ops: &O, at: Part<O::Format>) -> Option<Table<O>> {
+    let mut table = Table::root(ops);
+    for level in (at.level + 1..=O::Format::LEVELS).rev() {
+        let Ok((_, Decoded::Table { table: next, .. })) = table.look(ops, Part::at(level, at.va))
+        else {
+            return None;
+        };
+        table = next;
+    }
+    Some(table)
 }

@@ -1,12 +1,12 @@
 //! Mapping a range.
 
-use super::access::{EntryOf, FormatOf, ResultOf, TableMovability, TableOf, TableOps, VirtOf};
+use super::access::{EntryOf, FormatOf, ResultOf, TableMovability, TableOps, VirtOf};
 use super::change::{Decision, Operation, Slot, change};
 use super::edit::Edit;
-use super::error::{Fault, PagingError};
-use super::format::{Content, ContentOf, Decoded, Entry, Format, FormatExt, MAX_LEVELS, Rights};
+use super::error::PagingError;
+use super::format::{Content, ContentOf, Decoded, Entry, Format, FormatExt, Rights};
 use super::part::Part;
-use super::query::{bad, decode_at, lowest};
+use super::table::Table;
 use super::unmap::{Emptied, Unmap};
 use crate::addr::{Address, PageSize};
 
@@ -25,102 +25,43 @@ pub fn map<O: TableOps>(
     content: ContentOf<O::Format>,
     largest: PageSize,
 ) -> ResultOf<O, ()> {
-    let pages = FormatOf::<O>::pages(start, len)?;
-    let largest = FormatOf::<O>::level_of(largest)?;
-    if let Content::Page { phys, .. } = content {
-        if !phys.is_aligned(0x1000) {
-            return Err(PagingError::UnalignedPhys { phys });
-        }
-        let last = phys.as_u64().checked_add(len.saturating_sub(1));
-        if last.is_none_or(|last| last >> O::Format::PHYS_BITS != 0) {
-            return Err(PagingError::PhysTooWide { phys });
-        }
-    }
-    let Some((va, last)) = pages else {
-        return Ok(());
-    };
+    // Nearly always it is one page, in a table that is there and in place of nothing: for the rows `map_pages` and `map_random`
+    // of `make bench-walker`.
     if !O::Movability::MOVES
+        && len == 0x1000
+        && start.is_aligned(len)
         && content.is_mapped()
-        && may_be_one_run::<O::Format>(va, last, largest)
-        && let Some(table) = lowest(ops, va)
+        && O::Format::level_of(largest).is_ok()
+        && O::Format::check(1, content, len).is_ok()
+        && let Ok(va) = O::Format::va_of(start)
+        && let Some(table) = Table::lowest(ops, va)
+        && table.entry(ops, O::Format::index(va, 1)) == Some(EntryOf::<O>::EMPTY)
     {
-        return map_run(ops, table, va, last, content);
+        return table.write(ops, Part::at(1, va), O::Format::encode(1, content));
     }
-    map_anywhere(ops, va, last, content, largest)
+    map_anywhere(ops, start, len, content, largest)
 }
 
-/// Whether the range lies in one table of level 1 and has no part that could become a larger leaf.
-#[inline(always)]
-fn may_be_one_run<F: Format>(va: u64, last: u64, largest: u8) -> bool {
-    let mask = F::span_mask(2);
-    (va ^ last) & !mask == 0 && (largest == 1 || last - va != mask)
-}
-
-/// The frequent case, a few pages in a table that is there.
-#[inline(always)]
-fn map_run<O: TableOps>(
-    ops: &mut O,
-    table: TableOf<O>,
-    va: u64,
-    last: u64,
-    content: ContentOf<O::Format>,
-) -> ResultOf<O, ()> {
-    let mut at = va;
-    loop {
-        // Nearly always the entry is zero, and that is nothing in every format.
-        let index = O::Format::index(at, 1);
-        if ops.read_entry(table, index) != Some(EntryOf::<O>::EMPTY)
-            && decode_at(ops, table, 1, at)? != Decoded::Content(Content::Unmapped)
-        {
-            return Err(PagingError::AlreadyMapped {
-                address: O::Format::virt(at),
-                level: 1,
-            });
-        }
-        at += 0x1000;
-        if at > last {
-            break;
-        }
-    }
-    let first = O::Format::index(va, 1);
-    let entry = O::Format::encode(1, content);
-    let done = if last - va == 0xfff {
-        ops.write_entry(table, first, entry)
-    } else {
-        let count = O::Format::index(last, 1) + 1 - first;
-        ops.write_run(table, first, count, entry.to_bits(), content.step(0x1000))
-    };
-    match done {
-        Some(()) => Ok(()),
-        None => Err(bad::<O::Format>(va, 1, Fault::NotMemory)),
-    }
-}
-
-/// Any range.
 #[inline(never)]
 fn map_anywhere<O: TableOps>(
     ops: &mut O,
-    va: u64,
-    last: u64,
+    start: VirtOf<O>,
+    len: u64,
     content: ContentOf<O::Format>,
-    largest: u8,
+    largest: PageSize,
 ) -> ResultOf<O, ()> {
+    let pages = FormatOf::<O>::pages(start, len)?;
+    let largest = FormatOf::<O>::level_of(largest)?;
+    O::Format::check(1, content, len)?;
+    let Some((va, last)) = pages else {
+        return Ok(());
+    };
     if !content.is_mapped() {
         let (emptied, removed) = (Emptied::Keep, |_| ());
         return change(ops, va, last, &mut Unmap { emptied, removed });
     }
-    let mut bits = [0; MAX_LEVELS];
-    for level in 1..=largest {
-        bits[(level as usize - 1) % MAX_LEVELS] = O::Format::bits_of(level, content);
-    }
-    let (is_page, to_phys) = match content {
-        Content::Page { phys, .. } => (true, phys.as_u64().wrapping_sub(va)),
-        _ => (false, 0),
-    };
     let mut map = Map {
-        bits,
-        is_page,
-        to_phys,
+        va,
         largest,
         content,
     };
@@ -129,32 +70,26 @@ fn map_anywhere<O: TableOps>(
 
 /// What is to be mapped.
 struct Map<F: Format> {
-    /// The bits of a leaf by its level less 1, the address left out.
-    bits: [u64; MAX_LEVELS],
-    /// Whether there is an address, and what is to be added to a virtual one to get it.
-    is_page: bool,
-    to_phys: u64,
+    /// Where the range starts, and the level of the largest leaf.
+    va: u64,
     largest: u8,
+    /// What is at its start.
     content: ContentOf<F>,
 }
 
 impl<F: Format> Map<F> {
     /// The address that the page for `va` has, 0 where there is no page.
-    #[inline(always)]
     fn phys(&self, va: u64) -> u64 {
-        if self.is_page {
-            va.wrapping_add(self.to_phys)
-        } else {
-            0
+        match self.content {
+            Content::Page { phys, .. } => phys.as_u64() + (va - self.va),
+            _ => 0,
         }
     }
     /// The bits of the leaf of `level` for `va`.
-    #[inline(always)]
     fn bits(&self, level: u8, va: u64) -> u64 {
-        self.bits[(level as usize - 1) % MAX_LEVELS] | self.phys(va)
+        F::bits_of(level, self.content) | self.phys(va)
     }
     /// Whether the part, all in one slot, becomes one leaf there.
-    #[inline(always)]
     fn is_leaf(&self, slot: Part<F>) -> bool {
         let aligned = slot.va | self.phys(slot.va);
         slot.level <= self.largest && aligned & F::span_mask(slot.level) == 0 && slot.is_whole()
@@ -163,27 +98,29 @@ impl<F: Format> Map<F> {
 
 impl<O: TableOps> Operation<O> for Map<O::Format> {
     #[inline(always)]
-    fn decide(&mut self, slot: &Slot<O::Format>) -> ResultOf<O, Decision> {
+    fn decide(&mut self, slot: &Slot<O>) -> ResultOf<O, Decision> {
         let is_leaf = self.is_leaf(slot.part);
-        let (address, level) = (O::Format::virt(slot.part.va), slot.part.level);
         match slot.says {
             // Tables that may move are opened.
             Decoded::Table { rights, .. } if !O::Movability::MOVES && !is_leaf => {
                 let asked = self.content.attr().map_or(Rights::NONE, O::Format::rights);
                 if !rights.contains(asked) {
-                    return Err(PagingError::Restricted { address, level });
+                    let address = O::Format::virt(slot.part.va);
+                    return Err(PagingError::Restricted {
+                        address,
+                        level: slot.part.level,
+                    });
                 }
             }
             Decoded::Table { .. } | Decoded::Content(Content::Unmapped) => {}
-            Decoded::Content(_) => return Err(PagingError::AlreadyMapped { address, level }),
+            Decoded::Content(_) => return Err(slot.part.taken()),
         }
         Ok(match is_leaf {
             true => Decision::Put,
             false => Decision::Inside,
         })
     }
-    #[inline(always)]
-    fn put(&mut self, slot: &Slot<O::Format>) -> Option<EntryOf<O>> {
+    fn put(&mut self, slot: &Slot<O>) -> Option<EntryOf<O>> {
         Some(Entry::from_bits(self.bits(slot.part.level, slot.part.va)))
     }
     /// What stands there is known to be nothing, so that a run of leaves is written at once.
@@ -191,25 +128,25 @@ impl<O: TableOps> Operation<O> for Map<O::Format> {
     fn run(
         &mut self,
         edit: &mut Edit<'_, O>,
-        table: TableOf<O>,
+        table: Table<O>,
         part: Part<O::Format>,
         new: bool,
-    ) -> Option<ResultOf<O, ()>> {
+    ) -> ResultOf<O, bool> {
         let mask = O::Format::span_mask(part.level);
         let ends = part.va | self.phys(part.va) | part.last.wrapping_add(1);
         if part.level > self.largest || ends & mask != 0 {
-            return None;
+            return Ok(false);
         }
         let (first, count) = part.run();
         let behind = first + count;
         let step = self.content.step(mask + 1);
         let bits = self.bits(part.level, part.va);
-        let mut done = edit.fill(table, part, (first, count), bits, step);
+        table.fill(edit.ops, part, (first, count), bits, step)?;
         if new && count < O::Format::ENTRIES {
             for rest in [(0, first), (behind, O::Format::ENTRIES - behind)] {
-                done = done.and_then(|()| edit.fill(table, part, rest, 0, 0));
+                table.fill(edit.ops, part, rest, 0, 0)?;
             }
         }
-        Some(done)
+        Ok(true)
     }
 }

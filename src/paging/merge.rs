@@ -1,10 +1,12 @@
 //! Merging tables of equal neighbours into large leaves.
 
-use super::access::{EntryOf, FormatOf, ResultOf, TableMovability, TableOf, TableOps, VirtOf};
+use super::access::{EntryOf, FormatOf, ResultOf, TableMovability, TableOps, VirtOf};
 use super::change::{Decision, Lowest, Operation, Slot, change};
-use super::format::{Content, ContentOf, Decoded, FormatExt, Rights};
-use super::query::{decode_at, effective};
-use crate::addr::{Address, PageSize};
+use super::format::{ContentOf, Decoded, FormatExt, Rights};
+use super::part::Part;
+use super::query::effective;
+use super::table::Table;
+use crate::addr::PageSize;
 
 /// Replaces each table in `len` bytes from `start` on, all of whose leaves say the same of pages that lie one behind the
 /// other, by a leaf no larger than `largest`; it is accessed or dirty where one of them was, and grants no more than the
@@ -39,18 +41,13 @@ struct Merge {
 impl<O: TableOps> Operation<O> for Merge {
     const LOWEST: Lowest = Lowest::Untouched;
 
-    fn decide(&mut self, slot: &Slot<O::Format>) -> ResultOf<O, Decision> {
+    fn decide(&mut self, slot: &Slot<O>) -> ResultOf<O, Decision> {
         Ok(match slot.says {
             Decoded::Table { .. } if !slot.shared => Decision::Inside,
             _ => Decision::Skip,
         })
     }
-    fn after(
-        &mut self,
-        ops: &mut O,
-        slot: &Slot<O::Format>,
-        child: TableOf<O>,
-    ) -> Option<EntryOf<O>> {
+    fn after(&mut self, ops: &mut O, slot: &Slot<O>, child: Table<O>) -> Option<EntryOf<O>> {
         let Decoded::Table { rights, .. } = slot.says else {
             return None;
         };
@@ -60,7 +57,7 @@ impl<O: TableOps> Operation<O> for Merge {
             return None;
         }
         let content = effective::<O::Format>(merged(ops, child, part.level, part.va)?, rights);
-        if !content.is_mapped() || !ops.merge_leaves(child, part.level - 1) {
+        if !content.is_mapped() || !child.merge_leaves(ops, part.level - 1) {
             return None;
         }
         self.gone += 1;
@@ -71,37 +68,17 @@ impl<O: TableOps> Operation<O> for Merge {
 /// The leaf of `level` that says what the leaves of `child` say, if there is one.
 fn merged<O: TableOps>(
     ops: &O,
-    child: TableOf<O>,
+    child: Table<O>,
     level: u8,
     va: u64,
 ) -> Option<ContentOf<O::Format>> {
     let step = O::Format::span_mask(level - 1) + 1;
-    let leaf = |n| match decode_at(ops, child, level - 1, va + n * step) {
-        Ok(Decoded::Content(content)) if content.is_mapped() => Some(content),
+    let leaf = |n| match child.look(ops, Part::at(level - 1, va + n * step)) {
+        Ok((_, Decoded::Content(content))) if content.is_mapped() => Some(content),
         _ => None,
     };
     let mut leaves = 1..FormatOf::<O>::ENTRIES as u64;
-    let whole = leaves.try_fold(leaf(0)?, |whole, n| joined(ops, whole, leaf(n)?, n * step))?;
-    O::Format::check(level, whole).is_ok().then_some(whole)
-}
-
-/// `first` and what stands `offset` bytes behind it as one.
-fn joined<O: TableOps>(
-    ops: &O,
-    first: ContentOf<O::Format>,
-    next: ContentOf<O::Format>,
-    offset: u64,
-) -> Option<ContentOf<O::Format>> {
-    match (first, next) {
-        (Content::Page { phys, attr }, Content::Page { phys: p, attr: a })
-            if phys.checked_add(offset) == Some(p) =>
-        {
-            ops.merge_attr(attr, a)
-                .map(|attr| Content::Page { phys, attr })
-        }
-        (Content::ZeroOnDemand { attr }, Content::ZeroOnDemand { attr: a }) => ops
-            .merge_attr(attr, a)
-            .map(|attr| Content::ZeroOnDemand { attr }),
-        _ => None,
-    }
+    let join = |attr, other| ops.merge_attr(attr, other);
+    let whole = leaves.try_fold(leaf(0)?, |whole, n| whole.joined(leaf(n)?, n * step, join))?;
+    O::Format::check(level, whole, 1).is_ok().then_some(whole)
 }

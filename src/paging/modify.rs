@@ -34,16 +34,13 @@ impl<F: Format> Leaf<F> {
     /// The leaf cannot refer to the page. Nothing has changed.
     pub fn set_page(&mut self, phys: F::Phys, attr: F::Attr) -> Result<(), Error<F>> {
         let content = Content::Page { phys, attr };
-        F::check(self.level, content)?;
+        F::check(self.level, content, 1)?;
         self.content = content;
         Ok(())
     }
     /// Changes the attributes alone.
     pub fn set_attr(&mut self, change: impl FnOnce(F::Attr) -> F::Attr) {
-        match &mut self.content {
-            Content::Page { attr, .. } | Content::ZeroOnDemand { attr } => *attr = change(*attr),
-            Content::Unmapped => {}
-        }
+        self.content = self.content.with_attr(|attr| Some(change(attr)));
     }
     /// Has the first access be given zeroed memory.
     pub fn set_zero_on_demand(&mut self, attr: F::Attr) {
@@ -90,16 +87,14 @@ pub fn protect<O: TableOps>(
 struct Modify<C>(C);
 
 impl<O: TableOps, C: FnMut(&mut Leaf<O::Format>)> Operation<O> for Modify<C> {
-    #[inline(always)]
-    fn decide(&mut self, slot: &Slot<O::Format>) -> ResultOf<O, Decision> {
+    fn decide(&mut self, slot: &Slot<O>) -> ResultOf<O, Decision> {
         Ok(match slot.says {
             Decoded::Content(Content::Unmapped) => Decision::Skip,
             Decoded::Content(_) if slot.part.is_whole() => Decision::Put,
             _ => Decision::Inside,
         })
     }
-    #[inline(always)]
-    fn put(&mut self, slot: &Slot<O::Format>) -> Option<EntryOf<O>> {
+    fn put(&mut self, slot: &Slot<O>) -> Option<EntryOf<O>> {
         let Decoded::Content(content) = slot.says else {
             return None;
         };
@@ -132,7 +127,7 @@ struct Split {
 }
 
 impl<O: TableOps> Operation<O> for Split {
-    fn decide(&mut self, slot: &Slot<O::Format>) -> ResultOf<O, Decision> {
+    fn decide(&mut self, slot: &Slot<O>) -> ResultOf<O, Decision> {
         Ok(match slot.says {
             Decoded::Content(Content::Unmapped) => Decision::Skip,
             _ if slot.part.level > self.target => Decision::Inside,

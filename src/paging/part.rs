@@ -2,11 +2,11 @@
 
 use core::marker::PhantomData;
 
-use super::error::Fault;
-use super::format::{Error, Format, FormatExt};
-use super::query::bad;
+use super::error::{Fault, PagingError};
+use super::format::{Error, Format, FormatExt, MAX_LEVELS};
 
 /// The part of a range that is in one table, or in one slot of it.
+#[derive(Clone, Copy)]
 pub(super) struct Part<F> {
     /// The level of the table.
     pub(super) level: u8,
@@ -15,14 +15,6 @@ pub(super) struct Part<F> {
     pub(super) last: u64,
     format: PhantomData<F>,
 }
-
-impl<F> Clone for Part<F> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<F> Copy for Part<F> {}
 
 impl<F: Format> Part<F> {
     #[inline(always)]
@@ -57,7 +49,6 @@ impl<F: Format> Part<F> {
         })
     }
     /// Whether it is the whole of a slot.
-    #[inline(always)]
     pub(super) fn is_whole(self) -> bool {
         self.last - self.va == F::span_mask(self.level)
     }
@@ -67,13 +58,39 @@ impl<F: Format> Part<F> {
         F::index(self.va, self.level)
     }
     /// The first entry and how many there are.
-    #[inline(always)]
     pub(super) fn run(self) -> (usize, usize) {
         let first = self.index();
         (first, F::index(self.last, self.level) + 1 - first)
     }
+    /// The place of the level in an array. The masking tells the compiler that it is inside.
+    pub(super) const fn place(self) -> usize {
+        (self.level as usize).wrapping_sub(1) % MAX_LEVELS
+    }
+    /// The first address that the first entry translates.
+    pub(super) fn start(self) -> F::Virt {
+        F::virt(self.va & !F::span_mask(self.level))
+    }
     /// The error for the first entry.
+    #[cold]
     pub(super) fn bad(self, fault: Fault) -> Error<F> {
-        bad::<F>(self.va, self.level, fault)
+        PagingError::Bad {
+            address: self.start(),
+            level: self.level,
+            fault,
+        }
+    }
+    /// That no more entries may be read.
+    pub(super) fn limit_reached(self) -> Error<F> {
+        PagingError::LimitReached {
+            address: F::virt(self.va),
+            level: self.level,
+        }
+    }
+    /// That something is in the way.
+    pub(super) fn taken(self) -> Error<F> {
+        PagingError::AlreadyMapped {
+            address: self.start(),
+            level: self.level,
+        }
     }
 }

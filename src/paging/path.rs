@@ -2,7 +2,7 @@
 
 use super::access::{TableOf, TableReadOps, VirtOf};
 use super::format::{Entry, Format, FormatExt, MAX_LEVELS};
-use super::query::find_seeing;
+use super::table::Table;
 use crate::addr::Address;
 
 /// One entry on the way to an address.
@@ -26,7 +26,7 @@ pub fn path<O: TableReadOps>(
     let va = address.as_u64() & O::Format::VIRT_MASK;
     let mut steps = [None; MAX_LEVELS];
     // What is wrong with the last entry is to be seen in it.
-    let _ = find_seeing(ops, va, |level, table, entry| {
+    let _ = Table::find(ops, va, |level, table, entry| {
         steps[(O::Format::LEVELS - level) as usize % MAX_LEVELS] = Some(Step {
             level,
             table,

@@ -3,9 +3,8 @@
 use super::word::AtomicWord;
 use core::marker::PhantomData;
 
-use super::access::{MayNotMoveTable, Never, TableOps, TableReadOps};
+use super::access::{MayNotMoveTable, TableOps, TableReadOps};
 use super::format::{Entry, Format, FormatExt};
-use super::link_spaces::TableRoots;
 use crate::addr::Hpa;
 use crate::frames::PhysMem;
 
@@ -17,21 +16,12 @@ pub trait TableAlloc {
     fn free(&mut self, frame: Hpa);
 }
 
-impl<A: TableAlloc + ?Sized> TableAlloc for &mut A {
-    fn alloc(&mut self) -> Option<Hpa> {
-        (**self).alloc()
-    }
-    fn free(&mut self, frame: Hpa) {
-        (**self).free(frame);
-    }
-}
-
 /// The words of one table.
 ///
 /// # Safety
 /// `table` must be the address of a frame for which [`PhysMem::ptr`] keeps its promise, that is used as a table.
 #[inline(always)]
-pub unsafe fn table_words<F: Format, M: PhysMem + ?Sized>(
+unsafe fn table_words<F: Format, M: PhysMem + ?Sized>(
     memory: &M,
     table: Hpa,
 ) -> &[<F::Entry as Entry>::Word] {
@@ -39,20 +29,6 @@ pub unsafe fn table_words<F: Format, M: PhysMem + ?Sized>(
     // SAFETY: the caller vouches for a whole, aligned frame, which is as long as a table of any format. The words are
     // atomic, so that others, the CPU's page walk among them, may change them meanwhile.
     unsafe { core::slice::from_raw_parts(first, F::ENTRIES) }
-}
-
-/// One entry of a table, its index kept inside the table.
-///
-/// # Safety
-/// As for [`table_words`].
-#[inline(always)]
-unsafe fn word<F: Format, M: PhysMem + ?Sized>(
-    memory: &M,
-    table: Hpa,
-    index: usize,
-) -> &<F::Entry as Entry>::Word {
-    // SAFETY: as the caller says; the masked index is inside the table.
-    unsafe { table_words::<F, M>(memory, table).get_unchecked(index & (F::ENTRIES - 1)) }
 }
 
 /// The tables of one tree of host frames that nothing shares.
@@ -69,8 +45,7 @@ impl<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> PhysTables<'m, F, M, A> 
     /// # Safety
     /// Every table that can be reached from `root` must be a frame for which `memory` keeps the promise of
     /// [`PhysMem`], and so must be every frame that `alloc` gives. Nothing else may change the tables as long as this
-    /// lives, other than a CPU that sets accessed and dirty. And no other address than that of such a table may be
-    /// passed to the methods of [`TableReadOps`], [`TableOps`] and [`TableRoots`]: the walker does not.
+    /// lives, other than a CPU that sets accessed and dirty.
     pub unsafe fn new(memory: &'m M, alloc: A, root: Hpa) -> Self {
         Self {
             memory,
@@ -90,7 +65,8 @@ impl<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> PhysTables<'m, F, M, A> 
         let root = alloc.alloc()?;
         // SAFETY: the caller vouches for the frames of `alloc`; the root refers to nothing once it is zeroed.
         let mut tables = unsafe { Self::new(memory, alloc, root) };
-        tables.write_run(root, 0, F::ENTRIES, 0, 0)?;
+        // SAFETY: it is the root.
+        unsafe { tables.write_run(root, 0, F::ENTRIES, 0, 0) }?;
         Some(tables)
     }
     /// Where the tables' frames come from.
@@ -98,11 +74,12 @@ impl<'m, F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> PhysTables<'m, F, M, A> 
         &mut self.alloc
     }
 
+    /// # Safety
+    /// `table` must be one of this tree.
     #[inline(always)]
-    fn word(&self, table: Hpa, index: usize) -> &<F::Entry as Entry>::Word {
-        // SAFETY: the walker asks only for the root, for what it has allocated, and for what entries of those refer
-        // to, which are all tables in frames of `memory` by the promise given to `new`.
-        unsafe { word::<F, M>(self.memory, table, index) }
+    unsafe fn word(&self, table: Hpa, index: usize) -> &<F::Entry as Entry>::Word {
+        // SAFETY: all tables are in frames of `memory` by the promise given to `new`; the masked index is inside.
+        unsafe { table_words::<F, M>(self.memory, table).get_unchecked(index & (F::ENTRIES - 1)) }
     }
 }
 
@@ -114,8 +91,10 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A> TableReadOps for PhysTables<
         self.root
     }
     #[inline(always)]
-    fn read_entry(&self, table: Hpa, index: usize) -> Option<F::Entry> {
-        Some(F::Entry::from_bits(self.word(table, index).load()))
+    unsafe fn read_entry(&self, table: Hpa, index: usize) -> Option<F::Entry> {
+        // SAFETY: the caller's.
+        let word = unsafe { self.word(table, index) };
+        Some(F::Entry::from_bits(word.load()))
     }
 }
 
@@ -128,28 +107,29 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
     fn alloc_table(&mut self) -> Option<Hpa> {
         self.alloc.alloc()
     }
-    fn free_table(&mut self, table: Hpa) {
+    unsafe fn free_table(&mut self, table: Hpa) {
         self.alloc.free(table);
     }
     #[inline(always)]
-    fn write_entry(&mut self, table: Hpa, index: usize, entry: F::Entry) -> Option<()> {
-        self.word(table, index).store(entry.to_bits());
+    unsafe fn write_entry(&mut self, table: Hpa, index: usize, entry: F::Entry) -> Option<()> {
+        // SAFETY: the caller's.
+        unsafe { self.word(table, index) }.store(entry.to_bits());
         Some(())
     }
-    #[inline]
-    fn compare_exchange(
+    unsafe fn compare_exchange(
         &mut self,
         table: Hpa,
         index: usize,
         old: F::Entry,
         new: F::Entry,
     ) -> Option<Result<(), F::Entry>> {
-        let word = self.word(table, index);
+        // SAFETY: the caller's.
+        let word = unsafe { self.word(table, index) };
         let result = word.compare_exchange(old.to_bits(), new.to_bits());
         Some(result.map_err(F::Entry::from_bits))
     }
     #[inline]
-    fn write_run(
+    unsafe fn write_run(
         &mut self,
         table: Hpa,
         first: usize,
@@ -157,7 +137,7 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
         mut bits: u64,
         step: u64,
     ) -> Option<()> {
-        // SAFETY: as in `word`.
+        // SAFETY: as in `word`; `table` is the caller's.
         let words = unsafe { table_words::<F, M>(self.memory, table) };
         // Eight at a time: counting and comparing would cost more than storing.
         let (eights, rest) = words
@@ -175,28 +155,4 @@ impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableOps
         }
         Some(())
     }
-
-    #[inline(always)]
-    fn must_move(&self, _table: Hpa, _level: u8) -> Option<Never> {
-        None
-    }
-    fn move_table(&mut self, from: Never, _level: u8, _to: Hpa) -> Result<(), Hpa> {
-        match from {}
-    }
-    fn drop_shared(&mut self, table: Never, _level: u8) {
-        match table {}
-    }
-    fn set_root(&mut self, from: Never, _to: Hpa) {
-        match from {}
-    }
-}
-
-impl<F: Format<Phys = Hpa>, M: PhysMem + ?Sized, A: TableAlloc> TableRoots
-    for PhysTables<'_, F, M, A>
-{
-    fn select_root(&mut self, root: Hpa) -> Option<()> {
-        self.root = root;
-        Some(())
-    }
-    fn share_table(&mut self, _table: Hpa, _level: u8) {}
 }

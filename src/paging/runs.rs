@@ -45,12 +45,13 @@ impl<V: Address, P: Address, A: Copy + Eq, I: Iterator<Item = Item<V, P, A>>> It
             Ok(leaf) => leaf,
             Err(error) => return Some(Err(error)),
         };
+        let same = |a, b| (a == b).then_some(a);
         let mut len = first.size.bytes();
         for leaf in self.leaves.by_ref() {
             match leaf {
                 Ok(leaf)
                     if first.virt.checked_add(len) == Some(leaf.virt)
-                        && is_behind(first.content, leaf.content, len) =>
+                        && first.content.joined(leaf.content, len, same).is_some() =>
                 {
                     len += leaf.size.bytes();
                 }
@@ -65,16 +66,5 @@ impl<V: Address, P: Address, A: Copy + Eq, I: Iterator<Item = Item<V, P, A>>> It
             len,
             content: first.content,
         }))
-    }
-}
-
-/// Whether `next` is what stands `len` bytes behind the beginning of `first`.
-fn is_behind<P: Address, A: Eq>(first: Content<P, A>, next: Content<P, A>, len: u64) -> bool {
-    match (first, next) {
-        (Content::Page { phys, attr }, Content::Page { phys: p, attr: a }) => {
-            phys.checked_add(len) == Some(p) && attr == a
-        }
-        (Content::ZeroOnDemand { attr }, Content::ZeroOnDemand { attr: a }) => attr == a,
-        _ => false,
     }
 }

@@ -1,9 +1,11 @@
 //! Several spaces at once: walking them so that what they share is found.
 
-use super::access::{FormatOf, TableOf, TableReadOps};
-use super::format::{Decoded, Error, Format, FormatExt, MAX_LEVELS, Mapping, Rights, slot};
+use super::access::{FormatOf, ResultOf, TableOf, TableReadOps};
+use super::error::Fault;
+use super::format::{Decoded, Format, FormatExt, Mapping, Rights};
+use super::part::Part;
 use super::query::mapping;
-use super::trail::Trail;
+use super::table::Table;
 use crate::addr::Address;
 
 /// A sub-tree that was met before, in this space or in one that comes earlier.
@@ -55,200 +57,134 @@ struct SeenTable<P> {
     va: u64,
 }
 
-enum Met<P> {
-    First,
-    Before(SeenTable<P>),
-    NoRoom,
-}
-
 impl<P> Seen<P> {
     /// A free place.
     pub const FREE: Self = Self(None);
 }
 
-/// Walks the spaces that start at `roots`, and returns each item with the place of its space among them. A table that is
-/// met a second time at the same level is returned as a reference to where it was met first, so the items can be rebuilt
+/// Walks the spaces that start at `roots`, and shows each item with the place of its space among them. A table that is
+/// met a second time at the same level is shown as a reference to where it was met first, so the items can be rebuilt
 /// in their order by [`space_aware_map`](super::space_aware_map).
 ///
 /// Each table is walked once for each level it is used at, whatever refers to it: tables that refer to themselves end
-/// there too. `seen` has room for as many tables as may be met, and `limit` is the number of entries that may be read;
-/// when either is used up, or a table is bad, the last item is an error.
-pub fn walk_va_spaces<'a, O: TableReadOps>(
-    ops: &'a O,
-    roots: &'a [TableOf<O>],
-    seen: &'a mut [Seen<TableOf<O>>],
+/// there too. `seen` has room for as many tables as may be met, and `limit` is the number of entries that may be read.
+///
+/// # Errors
+/// A table is bad, no tree can start at a root, or one of the limits is reached; what was shown before is right. Or an error of
+/// `show`, which ends the walk.
+pub fn walk_va_spaces<O: TableReadOps>(
+    ops: &O,
+    roots: &[TableOf<O>],
+    seen: &mut [Seen<TableOf<O>>],
     limit: u64,
-) -> WalkSpaces<'a, O> {
+    show: impl FnMut(usize, SpaceItemOf<O::Format>) -> ResultOf<O, ()>,
+) -> ResultOf<O, ()> {
     seen.fill(Seen::FREE);
-    WalkSpaces {
-        trail: Trail::new(ops, ops.root(), 0, limit),
-        roots,
+    let mut walk = Walk {
+        ops,
         seen,
+        left: limit,
         space: 0,
-        inside: false,
-        climbing: false,
-        returned: 0,
-        entered: [0; MAX_LEVELS],
+        shown: 0,
+        show,
+    };
+    let all = Part::new(O::Format::LEVELS, 0, FormatOf::<O>::VIRT_MASK);
+    for (space, &root) in roots.iter().enumerate() {
+        let root = Table::at_root(ops, root).ok_or_else(|| all.bad(Fault::NotMemory))?;
+        walk.space = space;
+        walk.meet(root, all, Rights::ALL)?;
     }
+    Ok(())
 }
 
-/// See [`walk_va_spaces`].
-pub struct WalkSpaces<'a, O: TableReadOps> {
-    /// Each table on it with what the entry that refers to it lets through.
-    trail: Trail<'a, O>,
-    roots: &'a [TableOf<O>],
+struct Walk<'a, O: TableReadOps, S> {
+    ops: &'a O,
     seen: &'a mut [Seen<TableOf<O>>],
-    /// The space that is being walked, or that comes next.
+    /// Entries that may still be read.
+    left: u64,
+    /// The space that is being walked.
     space: usize,
-    /// That space has been entered.
-    inside: bool,
-    /// The trail may have passed the end of a table.
-    climbing: bool,
-    /// Items returned so far, and when each table on the way was entered.
-    returned: u64,
-    entered: [u64; MAX_LEVELS],
+    /// Items shown so far.
+    shown: u64,
+    show: S,
 }
 
-type Item<F> = Result<(usize, SpaceItemOf<F>), Error<F>>;
+impl<O, S> Walk<'_, O, S>
+where
+    O: TableReadOps,
+    S: FnMut(usize, SpaceItemOf<O::Format>) -> ResultOf<O, ()>,
+{
+    fn show(&mut self, item: SpaceItemOf<O::Format>) -> ResultOf<O, ()> {
+        self.shown += 1;
+        (self.show)(self.space, item)
+    }
 
-impl<O: TableReadOps> WalkSpaces<'_, O> {
-    /// Looks the table up; remembers it where it is new.
-    fn meet(&mut self, table: TableOf<O>, level: u8, va: u64) -> Met<TableOf<O>> {
-        let places = self.seen.len();
-        let hash = (table.as_u64() >> 12)
-            .wrapping_add((level as u64) << 56)
+    /// Where the table was met before; `None` where it is new, and is remembered.
+    fn look_up(&mut self, new: SeenTable<TableOf<O>>) -> Result<Option<SeenTable<TableOf<O>>>, ()> {
+        let hash = (new.table.as_u64() >> 12)
+            .wrapping_add((new.level as u64) << 56)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let start = if places == 0 {
-            0
-        } else {
-            (hash >> 20) as usize % places
-        };
+        let start = (hash >> 20) as usize % self.seen.len().max(1);
         let (before, from) = self.seen.split_at_mut(start);
         for place in from.iter_mut().chain(before) {
             match place.0 {
-                Some(known) if known.table == table && known.level == level => {
-                    return Met::Before(known);
+                Some(known) if known.table == new.table && known.level == new.level => {
+                    return Ok(Some(known));
                 }
                 Some(_) => {}
                 None => {
-                    let space = self.space;
-                    place.0 = Some(SeenTable {
-                        table,
-                        level,
-                        space,
-                        va,
-                    });
-                    return Met::First;
+                    place.0 = Some(new);
+                    return Ok(None);
                 }
             }
         }
-        Met::NoRoom
+        Err(())
     }
 
-    fn reference(
-        &self,
-        known: SeenTable<TableOf<O>>,
-        va: u64,
-        rights: Rights,
-    ) -> Option<Item<O::Format>> {
-        let reference = SpaceReference {
-            depth: O::Format::LEVELS - known.level,
-            space: known.space,
-            our_va: O::Format::virt(va),
-            their_va: O::Format::virt(known.va),
-            rights,
-        };
-        Some(Ok((self.space, SpaceItem::AnotherSpace(reference))))
-    }
-
-    /// Enters the next space.
-    fn enter(&mut self) -> Option<Item<O::Format>> {
-        let root = *self.roots.get(self.space)?;
-        self.trail = Trail::new(self.trail.ops, root, 0, self.trail.limit);
-        match self.meet(root, O::Format::LEVELS, 0) {
-            Met::First => {
-                self.inside = true;
-                None
-            }
-            Met::Before(known) => {
-                let item = self.reference(known, 0, Rights::ALL);
-                self.space += 1;
-                item
-            }
-            Met::NoRoom => self.stop(self.trail.limit_reached()),
+    /// Shows what is below a table that was not met before, and what is to be said of the table itself.
+    fn meet(&mut self, table: Table<O>, part: Part<O::Format>, rights: Rights) -> ResultOf<O, ()> {
+        let depth = O::Format::LEVELS - part.level;
+        let met = self.look_up(SeenTable {
+            table: table.address(),
+            level: part.level,
+            space: self.space,
+            va: part.va,
+        });
+        let our_va = O::Format::virt(part.va);
+        // Of a table for which there is no room, the entry that refers to it is told.
+        let level = (part.level + 1).min(O::Format::LEVELS);
+        if let Some(known) =
+            met.map_err(|()| Part::<O::Format>::at(level, part.va).limit_reached())?
+        {
+            return self.show(SpaceItem::AnotherSpace(SpaceReference {
+                depth,
+                space: known.space,
+                our_va,
+                their_va: O::Format::virt(known.va),
+                rights,
+            }));
         }
-    }
-
-    /// Goes up to the table that has the next entry, and tells of one of which not all was told.
-    fn climb(&mut self) -> Option<Item<O::Format>> {
-        loop {
-            let (left, (_, rights)) = (self.trail.level, self.trail.table());
-            if !self.trail.leave() {
-                break;
-            }
-            if rights != Rights::ALL || self.entered[slot(left)] == self.returned {
-                let va = (self.trail.at - 1) & !O::Format::span_mask(left + 1);
-                let item = SpaceItem::Table {
-                    depth: O::Format::LEVELS - left,
-                    va: O::Format::virt(va),
-                    rights,
-                };
-                return Some(Ok((self.space, item)));
-            }
-        }
-        self.climbing = false;
-        if self.trail.at > FormatOf::<O>::VIRT_MASK {
-            self.inside = false;
-            self.space += 1;
-        }
-        None
-    }
-
-    /// Looks at one entry.
-    fn step(&mut self) -> Option<Item<O::Format>> {
-        let (at, level) = (self.trail.at, self.trail.level);
-        let item = match self.trail.look() {
-            Ok(Decoded::Table { table, rights }) => match self.meet(table, level - 1, at) {
-                Met::First => {
-                    self.trail.enter(table, rights);
-                    self.entered[slot(level - 1)] = self.returned;
-                    return None;
+        let shown = self.shown;
+        for slot in part.slots() {
+            self.left = self
+                .left
+                .checked_sub(1)
+                .ok_or_else(|| slot.limit_reached())?;
+            match table.look(self.ops, slot)?.1 {
+                Decoded::Table { table, rights } => self.meet(table, slot.below(), rights)?,
+                Decoded::Content(content) => {
+                    let virt = slot.start();
+                    if let Some(leaf) = mapping::<O::Format>(virt, slot.level, Rights::ALL, content)
+                    {
+                        self.show(SpaceItem::ThisSpace(leaf))?;
+                    }
                 }
-                Met::Before(known) => self.reference(known, at, rights),
-                Met::NoRoom => return self.stop(self.trail.limit_reached()),
-            },
-            Ok(Decoded::Content(content)) => {
-                let leaf = mapping::<O::Format>(at, level, Rights::ALL, content);
-                leaf.map(|leaf| Ok((self.space, SpaceItem::ThisSpace(leaf))))
-            }
-            Err(error) => return self.stop(error),
-        };
-        self.trail.pass();
-        self.climbing = true;
-        item
-    }
-
-    fn stop(&mut self, error: Error<O::Format>) -> Option<Item<O::Format>> {
-        self.space = self.roots.len();
-        Some(Err(error))
-    }
-}
-
-impl<O: TableReadOps> Iterator for WalkSpaces<'_, O> {
-    type Item = Item<O::Format>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while self.space < self.roots.len() {
-            let item = match (self.inside, self.climbing) {
-                (false, _) => self.enter(),
-                (true, true) => self.climb(),
-                (true, false) => self.step(),
-            };
-            if item.is_some() {
-                self.returned += 1;
-                return item;
             }
         }
-        None
+        if depth > 0 && (rights != Rights::ALL || self.shown == shown) {
+            let va = our_va;
+            self.show(SpaceItem::Table { depth, va, rights })?;
+        }
+        Ok(())
     }
 }

@@ -154,7 +154,8 @@ impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
         self.pool.borrow_mut().get_mut(table.as_u64()).unwrap().0[index] = bits;
     }
     pub fn peek(&self, table: F::Phys, index: usize) -> F::Entry {
-        self.read_entry(table, index).unwrap()
+        // SAFETY: any address may be asked for.
+        unsafe { self.read_entry(table, index) }.unwrap()
     }
     /// All that is mapped.
     pub fn leaves(&self) -> Vec<MappingOf<F>> {
@@ -228,67 +229,67 @@ impl<F: Format, const MOVES: bool> TableReadOps for Tree<F, MOVES> {
     fn root(&self) -> F::Phys {
         self.root
     }
-    fn read_entry(&self, table: F::Phys, index: usize) -> Option<F::Entry> {
+    fn is_root(&self, table: F::Phys) -> bool {
+        self.pool.borrow().get(table.as_u64()).is_some()
+    }
+    unsafe fn read_entry(&self, table: F::Phys, index: usize) -> Option<F::Entry> {
         let pool = self.pool.borrow();
         let (entries, _) = pool.get(table.as_u64())?;
         Some(F::Entry::from_bits(entries[index]))
     }
 }
 
-macro_rules! table_ops {
-    ($moves:literal, $movability:ty, |$tree:ident, $table:ident| $must_move:expr, $move_table:expr, $drop_shared:expr) => {
-        impl<F: Format> TableOps for Tree<F, $moves> {
-            type Movability = $movability;
-            fn alloc_table(&mut self) -> Option<F::Phys> {
-                self.alloc()
-            }
-            fn free_table(&mut self, table: F::Phys) {
-                self.pool.borrow_mut().free(table.as_u64());
-            }
-            fn write_entry(&mut self, table: F::Phys, index: usize, entry: F::Entry) -> Option<()> {
-                let mut pool = self.pool.borrow_mut();
-                let (entries, count) = pool.get_mut(table.as_u64())?;
-                assert_eq!(*count, 1, "a shared table is not written");
-                entries[index] = entry.to_bits();
-                Some(())
-            }
-            fn compare_exchange(
-                &mut self,
-                table: F::Phys,
-                index: usize,
-                old: F::Entry,
-                new: F::Entry,
-            ) -> Option<Result<(), F::Entry>> {
-                let found = self.read_entry(table, index)?;
-                if found != old {
-                    return Some(Err(found));
-                }
-                self.write_entry(table, index, new).map(Ok)
-            }
-            fn must_move(&self, $table: F::Phys, _level: u8) -> Option<MoveOf<Self>> {
-                let $tree = self;
-                $must_move
-            }
-            fn move_table(
-                &mut self,
-                from: MoveOf<Self>,
-                _level: u8,
-                _to: F::Phys,
-            ) -> Result<(), F::Phys> {
-                let how: fn(&mut Self, MoveOf<Self>, u8, F::Phys) = $move_table;
-                how(self, from, _level, _to);
-                Ok(())
-            }
-            fn drop_shared(&mut self, from: MoveOf<Self>, _level: u8) {
-                let how: fn(&mut Self, MoveOf<Self>, u8) = $drop_shared;
-                how(self, from, _level)
-            }
-            fn set_root(&mut self, _from: MoveOf<Self>, to: F::Phys) {
-                self.root = to;
-            }
-        }
-    };
+impl<F: Format, const MOVES: bool> Tree<F, MOVES> {
+    fn write(&mut self, table: F::Phys, index: usize, entry: F::Entry) -> Option<()> {
+        let mut pool = self.pool.borrow_mut();
+        let (entries, count) = pool.get_mut(table.as_u64())?;
+        assert_eq!(*count, 1, "a shared table is not written");
+        entries[index] = entry.to_bits();
+        Some(())
+    }
 }
+
+impl<F: Format> TableOps for Fixed<F> {
+    type Movability = MayNotMoveTable;
+    fn alloc_table(&mut self) -> Option<F::Phys> {
+        self.alloc()
+    }
+    unsafe fn free_table(&mut self, table: F::Phys) {
+        self.pool.borrow_mut().free(table.as_u64());
+    }
+    unsafe fn write_entry(&mut self, table: F::Phys, index: usize, entry: F::Entry) -> Option<()> {
+        self.write(table, index, entry)
+    }
+}
+
+impl<F: Format> TableOps for Movable<F> {
+    type Movability = MayMoveTable;
+    fn alloc_table(&mut self) -> Option<F::Phys> {
+        self.alloc()
+    }
+    unsafe fn free_table(&mut self, table: F::Phys) {
+        self.pool.borrow_mut().free(table.as_u64());
+    }
+    unsafe fn write_entry(&mut self, table: F::Phys, index: usize, entry: F::Entry) -> Option<()> {
+        self.write(table, index, entry)
+    }
+    fn must_move(&self, table: F::Phys, _level: u8) -> Option<F::Phys> {
+        let pool = self.pool.borrow();
+        let shared = pool.get(table.as_u64()).is_some_and(|e| e.1 > 1);
+        shared.then_some(table)
+    }
+    unsafe fn move_table(&mut self, from: F::Phys, level: u8, to: F::Phys) -> Result<(), F::Phys> {
+        self.copy_shared(from, level, to);
+        Ok(())
+    }
+    unsafe fn drop_shared(&mut self, from: F::Phys, level: u8) {
+        self.drop_ref(from.as_u64(), level);
+    }
+    unsafe fn set_root(&mut self, _from: F::Phys, to: F::Phys) {
+        self.root = to;
+    }
+}
+
 impl<F: Format, const MOVES: bool> TableRoots for Tree<F, MOVES>
 where
     Self: TableOps<Format = F>,
@@ -302,23 +303,3 @@ where
         self.pool.borrow_mut().get_mut(table.as_u64()).unwrap().1 += 1;
     }
 }
-
-table_ops!(
-    false,
-    MayNotMoveTable,
-    |_tree, _table| None,
-    |_, from, _, _| match from {},
-    |_, from, _| match from {}
-);
-table_ops!(
-    true,
-    MayMoveTable,
-    |tree, table| (tree
-        .pool
-        .borrow()
-        .get(table.as_u64())
-        .is_some_and(|e| e.1 > 1))
-    .then_some(table),
-    Self::copy_shared,
-    |tree, table, level| tree.drop_ref(table.as_u64(), level)
-);

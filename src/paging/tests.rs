@@ -499,8 +499,8 @@ impl TableReadOps for Racing {
     fn root(&self) -> Gpa {
         self.tree.root()
     }
-    fn read_entry(&self, table: Gpa, index: usize) -> Option<Amd64Entry> {
-        self.tree.read_entry(table, index)
+    unsafe fn read_entry(&self, table: Gpa, index: usize) -> Option<Amd64Entry> {
+        Some(self.tree.peek(table, index))
     }
 }
 impl TableOps for Racing {
@@ -510,11 +510,12 @@ impl TableOps for Racing {
         self.fresh.push(table);
         Some(table)
     }
-    fn free_table(&mut self, table: Gpa) {
-        self.tree.free_table(table);
+    unsafe fn free_table(&mut self, table: Gpa) {
+        // SAFETY: the caller's.
+        unsafe { self.tree.free_table(table) };
     }
-    fn write_entry(&mut self, table: Gpa, index: usize, entry: Amd64Entry) -> Option<()> {
-        let old = self.read_entry(table, index)?.to_bits();
+    unsafe fn write_entry(&mut self, table: Gpa, index: usize, entry: Amd64Entry) -> Option<()> {
+        let old = self.tree.peek(table, index).to_bits();
         let in_use = !self.fresh.contains(&table)
             && old & 1 != 0
             && old & 0x60 != 0x60
@@ -523,9 +524,10 @@ impl TableOps for Racing {
             !in_use,
             "an entry that the CPU may change is not just overwritten"
         );
-        self.tree.write_entry(table, index, entry)
+        // SAFETY: the caller's.
+        unsafe { self.tree.write_entry(table, index, entry) }
     }
-    fn compare_exchange(
+    unsafe fn compare_exchange(
         &mut self,
         table: Gpa,
         index: usize,
@@ -538,19 +540,8 @@ impl TableOps for Racing {
             let used = self.tree.peek(table, index).to_bits() | bit;
             self.tree.poke(table, index, used);
         }
-        self.tree.compare_exchange(table, index, old, new)
-    }
-    fn must_move(&self, _table: Gpa, _level: u8) -> Option<Never> {
-        None
-    }
-    fn move_table(&mut self, from: Never, _level: u8, _to: Gpa) -> Result<(), Gpa> {
-        match from {}
-    }
-    fn drop_shared(&mut self, table: Never, _level: u8) {
-        match table {}
-    }
-    fn set_root(&mut self, from: Never, _to: Gpa) {
-        match from {}
+        // SAFETY: the caller's.
+        unsafe { self.tree.compare_exchange(table, index, old, new) }
     }
 }
 
@@ -633,10 +624,13 @@ fn tables_that_refer_to_themselves_cost_what_the_limit_allows() {
     assert_eq!(address.as_u64(), leaves << 12);
     // Each table counts once for each level, so the walk over spaces ends by itself.
     let mut seen = [Seen::FREE; 8];
-    let items: Vec<_> = walk_va_spaces(&tree, &[root], &mut seen, u64::MAX)
-        .map(Result::unwrap)
-        .collect();
-    assert_eq!(items.len(), 512 + 3 * 511);
+    let mut items = 0;
+    let count = |_, _| {
+        items += 1;
+        Ok(())
+    };
+    walk_va_spaces(&tree, &[root], &mut seen, u64::MAX, count).unwrap();
+    assert_eq!(items, 512 + 3 * 511);
     tree.poke(root, 0, 0);
     tree.forget();
 }
@@ -659,8 +653,8 @@ fn a_table_outside_memory_is_an_error_that_says_where() {
     );
     let mut seen = [Seen::FREE; 8];
     assert_eq!(
-        walk_va_spaces(&tree, &[root], &mut seen, u64::MAX).last(),
-        Some(Err(bad))
+        walk_va_spaces(&tree, &[root], &mut seen, u64::MAX, |_, _| Ok(())),
+        Err(bad)
     );
     assert_eq!(map(&mut tree, address, 0x1000, page(0), K4), Err(bad));
     assert_eq!(
@@ -784,7 +778,6 @@ fn a_cursor_opens_what_was_write_protected_above() {
     tree.set_left(0);
     let mut cursor = Cursor::new(&mut tree, at, K4).unwrap();
     assert!(!cursor.is_ready());
-    assert!(!cursor.rights().contains(Rights::WRITE));
     cursor.prepare().unwrap();
     assert!(tree.peek(root, 0).grants_write());
 }
@@ -805,10 +798,7 @@ fn a_cursor_works_at_every_level() {
             })
         );
         cursor.set(page(0x1000)).unwrap();
-        assert_eq!(
-            (cursor.level(), cursor.index(), cursor.start()),
-            (1, 1, Gva::new(0x20_1000))
-        );
+        assert_eq!((cursor.level(), cursor.index()), (1, 1));
         assert_eq!(cursor.neighbour(2), Ok(Decoded::Content(Content::Unmapped)));
     }
     assert_eq!(tree.leaves().len(), 1);
@@ -850,8 +840,10 @@ fn a_buffer_holds_several_trees_and_is_what_the_guest_will_see() {
     )
     .unwrap();
     let second = buffer.add_root().unwrap();
-    assert!(!buffer.set_root(Gpa::new(0x10_0008)) && !buffer.set_root(Gpa::new(0x10_3000)));
-    assert!(buffer.set_root(second));
+    for none in [0x10_0008, 0x10_3000] {
+        assert_eq!(buffer.select_root(Gpa::new(none)), None);
+    }
+    buffer.select_root(second).unwrap();
     assert_eq!(virt_to_phys(&buffer, Gva::new(0x40_0000)), Ok(None));
     map(
         &mut buffer,
@@ -864,10 +856,13 @@ fn a_buffer_holds_several_trees_and_is_what_the_guest_will_see() {
     // No room: an error, and what was written past the end is nowhere.
     let full = map(&mut buffer, Gva::new(0), 0x80_0000, content(0), K4);
     assert_eq!(full, Err(PagingError::OutOfTables));
-    assert_eq!(buffer.read_entry(Gpa::new(0x10_5000), 0), None);
-    assert_eq!(buffer.read_entry(Gpa::new(0xf_f000), 0), None);
+    for outside in [0x10_5000, 0xf_f000] {
+        // SAFETY: the buffer looks at what it is asked for.
+        assert_eq!(unsafe { buffer.read_entry(Gpa::new(outside), 0) }, None);
+    }
     assert_eq!(
-        buffer.write_entry(Gpa::new(0x10_5000), 0, I686Entry::EMPTY),
+        // SAFETY: likewise.
+        unsafe { buffer.write_entry(Gpa::new(0x10_5000), 0, I686Entry::EMPTY) },
         None
     );
     unmap(
@@ -886,7 +881,7 @@ fn a_buffer_holds_several_trees_and_is_what_the_guest_will_see() {
         K4,
     )
     .unwrap();
-    assert!(buffer.set_root(buffer.initial_root()));
+    buffer.select_root(buffer.initial_root()).unwrap();
     assert_eq!(
         virt_to_phys(&buffer, Gva::new(0x40_0000)),
         Ok(Some(Gpa::new(0x1000)))

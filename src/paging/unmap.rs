@@ -1,10 +1,11 @@
 //! Unmapping a range.
 
-use super::access::{EntryOf, FormatOf, ResultOf, TableOf, TableOps, VirtOf};
+use super::access::{EntryOf, FormatOf, ResultOf, TableOps, VirtOf};
 use super::change::{Decision, Lowest, Operation, Slot, change};
 use super::edit::{Edit, report};
 use super::format::{Content, Decoded, Entry, Format, FormatExt, MappingOf};
 use super::part::Part;
+use super::table::Table;
 
 /// What happens to tables that come to hold nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +44,7 @@ pub(super) struct Unmap<R> {
 impl<O: TableOps, R: FnMut(MappingOf<O::Format>)> Operation<O> for Unmap<R> {
     const LOWEST: Lowest = Lowest::Any;
 
-    #[inline(always)]
-    fn decide(&mut self, slot: &Slot<O::Format>) -> ResultOf<O, Decision> {
+    fn decide(&mut self, slot: &Slot<O>) -> ResultOf<O, Decision> {
         let goes = match slot.says {
             Decoded::Content(Content::Unmapped) => return Ok(Decision::Skip),
             Decoded::Content(_) => true,
@@ -55,16 +55,14 @@ impl<O: TableOps, R: FnMut(MappingOf<O::Format>)> Operation<O> for Unmap<R> {
             false => Decision::Inside,
         })
     }
-    #[inline(always)]
-    fn put(&mut self, _: &Slot<O::Format>) -> Option<EntryOf<O>> {
+    fn put(&mut self, _: &Slot<O>) -> Option<EntryOf<O>> {
         Some(Entry::EMPTY)
     }
-    #[inline(always)]
     fn removed(&mut self, leaf: MappingOf<O::Format>) {
         (self.removed)(leaf);
     }
-    fn after(&mut self, ops: &mut O, _: &Slot<O::Format>, child: TableOf<O>) -> Option<EntryOf<O>> {
-        let is_empty = |index| ops.read_entry(child, index) == Some(Entry::EMPTY);
+    fn after(&mut self, ops: &mut O, _: &Slot<O>, child: Table<O>) -> Option<EntryOf<O>> {
+        let is_empty = |index| child.entry(ops, index) == Some(Entry::EMPTY);
         let goes = self.emptied == Emptied::Retire && (0..FormatOf::<O>::ENTRIES).all(is_empty);
         goes.then_some(Entry::EMPTY)
     }
@@ -73,27 +71,22 @@ impl<O: TableOps, R: FnMut(MappingOf<O::Format>)> Operation<O> for Unmap<R> {
     fn run(
         &mut self,
         edit: &mut Edit<'_, O>,
-        table: TableOf<O>,
+        table: Table<O>,
         part: Part<O::Format>,
         _: bool,
-    ) -> Option<ResultOf<O, ()>> {
+    ) -> ResultOf<O, bool> {
         let mut at = part.va;
         while at < part.last {
             let slot = Part::at(1, at);
-            let done = edit.read(table, slot).and_then(|old| {
-                if old != Entry::EMPTY {
-                    let old = edit.replace(table, slot, old, |_, _| Ok(Entry::EMPTY))?;
-                    if let Ok(Decoded::Content(content)) = O::Format::decode(1, old) {
-                        report(slot, content, &mut self.removed);
-                    }
+            let old = table.read(edit.ops, slot)?;
+            if old != Entry::EMPTY {
+                let old = edit.replace(table, slot, old, |_, _| Ok(Entry::EMPTY))?;
+                if let Ok(Decoded::Content(content)) = O::Format::decode(1, old) {
+                    report(slot, content, &mut self.removed);
                 }
-                Ok(())
-            });
-            if done.is_err() {
-                return Some(done);
             }
             at += 0x1000;
         }
-        Some(Ok(()))
+        Ok(true)
     }
 }

@@ -12,17 +12,6 @@ use super::format::Write;
 use super::levels::Levels;
 use crate::addr::{Address, Gpa, Gva, Hpa, Hva, PageSize};
 
-const PRESENT: u64 = 1 << 0;
-const USER: u64 = 1 << 2;
-/// Write-through (PWT) and cache-disable (PCD).
-const MEMORY: u64 = 3 << 3;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const PAT: u64 = 1 << 7;
-const GLOBAL: u64 = 1 << 8;
-const COW: u64 = 1 << 9;
-const SOFT_LOW: u64 = 3 << 10;
-
 /// Entries of 32 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bits32;
@@ -34,33 +23,11 @@ impl Layout for Bits32 {
     type Word = AtomicU32;
     const ALL: u64 = 0xffff_ffff;
     const ADDRESS: u64 = 0xffff_f000;
-    const PRESENT: u64 = PRESENT;
-    const USER: u64 = USER;
-    const ACCESSED: u64 = ACCESSED;
-    const DIRTY: u64 = DIRTY;
-    const GLOBAL: u64 = GLOBAL;
-    const PAT: u64 = PAT;
-    const MEMORY: u64 = MEMORY;
-    const CACHED: u64 = 0;
-    const UNCACHED: u64 = MEMORY;
-    const COW: u64 = COW;
-    const SOFT_LOW: u64 = SOFT_LOW;
 }
 
 impl Layout for Bits64 {
     type Word = AtomicU64;
-    const PRESENT: u64 = PRESENT;
     const NO_EXECUTE: u64 = 1 << 63;
-    const USER: u64 = USER;
-    const ACCESSED: u64 = ACCESSED;
-    const DIRTY: u64 = DIRTY;
-    const GLOBAL: u64 = GLOBAL;
-    const PAT: u64 = PAT;
-    const MEMORY: u64 = MEMORY;
-    const CACHED: u64 = 0;
-    const UNCACHED: u64 = MEMORY;
-    const COW: u64 = COW;
-    const SOFT_LOW: u64 = SOFT_LOW;
     /// Bits 52 to 62 (59 to 62 hold the protection key where that is enabled).
     const SOFT_HIGH: u64 = 0x7ff << 52;
 }
@@ -111,7 +78,6 @@ impl<const LARGE: bool> Levels for I686<LARGE> {
     const INDEX_BITS: u32 = 10;
     const LEAF: u64 = if LARGE { Bits32::LEAF } else { 0 };
 
-    #[inline(always)]
     fn leaf_size(level: u8) -> Option<PageSize> {
         match level {
             1 => Some(PageSize::Size4K),
@@ -124,7 +90,7 @@ impl<const LARGE: bool> Levels for I686<LARGE> {
 impl<L: X86> Attr<L> {
     /// A supervisor page, read-only, not executable where that can be, write-back, accessed and dirty already set, so that
     /// the CPU need not write to the tables.
-    pub const READ: Self = Self::from_bits(PRESENT | ACCESSED | DIRTY | L::NO_EXECUTE);
+    pub const READ: Self = Self::from_bits(L::PRESENT | L::ACCESSED | L::DIRTY | L::NO_EXECUTE);
     /// As [`Self::READ`], and writable.
     pub const READ_WRITE: Self = Self::READ.with_write(Write::Allowed);
     /// As [`Self::READ`], and executable.
@@ -132,27 +98,27 @@ impl<L: X86> Attr<L> {
 
     /// Whether user mode may use the page.
     pub const fn user(self) -> bool {
-        self.has(USER)
+        self.has(L::USER)
     }
     /// Sets whether user mode may use the page.
     pub const fn with_user(self, on: bool) -> Self {
-        self.with(USER, on)
+        self.with(L::USER, on)
     }
     /// Whether the translation survives a load of CR3.
     pub const fn global(self) -> bool {
-        self.has(GLOBAL)
+        self.has(L::GLOBAL)
     }
     /// Sets whether the translation survives a load of CR3.
     pub const fn with_global(self, on: bool) -> Self {
-        self.with(GLOBAL, on)
+        self.with(L::GLOBAL, on)
     }
     /// The entry of the page attribute table that holds the memory type: PAT, PCD and PWT as a number of 3 bits.
     pub const fn pat_index(self) -> u8 {
-        ((self.0 & MEMORY) >> 3 | (self.0 & PAT) >> 5) as u8
+        ((self.0 & L::MEMORY) >> 3 | (self.0 & L::PAT) >> 5) as u8
     }
     /// Chooses an entry of the page attribute table; of `index` the lowest 3 bits count.
     pub const fn with_pat_index(self, index: u8) -> Self {
         let index = index as u64;
-        Self::from_bits(self.0 & !(MEMORY | PAT) | (index & 3) << 3 | (index & 4) << 5)
+        Self::from_bits(self.0 & !(L::MEMORY | L::PAT) | (index & 3) << 3 | (index & 4) << 5)
     }
 }

@@ -45,7 +45,10 @@ pub(in crate::ept) fn fill_large<M: PhysMem>(
         match zeroed(frames, &mut cursor.ops().tree.zeroing, size) {
             Ok(None) => return Ok(Some(Fill::Zeroing)),
             Ok(Some(block)) => {
-                if let Err(error) = cursor.set_page(block.address(), Origin::Filled.mark(written)) {
+                if let Err(error) = cursor.set(Content::Page {
+                    phys: block.address(),
+                    attr: Origin::Filled.mark(written),
+                }) {
                     frames.release(block);
                     return Err(error.into());
                 }
@@ -89,7 +92,7 @@ pub(in crate::ept) fn write_to_large<M: PhysMem>(
             if wanted == attr {
                 return Ok(Some(Fill::Present));
             }
-            cursor.set_page(phys, wanted)?;
+            cursor.set(Content::Page { phys, attr: wanted })?;
             let present = attr.write() == wanted.write() && attr.execute() == wanted.execute();
             return Ok(Some(if present {
                 Fill::Present

@@ -125,7 +125,7 @@ impl Opening {
                 }
                 cursor.prepare()?;
                 let attr = attr.with_execute(true).with_user_execute(true);
-                cursor.set_page(phys, attr)?;
+                cursor.set(Content::Page { phys, attr })?;
                 Ok(Some(Fill::TakenOver))
             }
             (Content::Page { .. }, Some(size)) if level > 1 => {

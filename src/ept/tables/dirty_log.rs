@@ -41,8 +41,7 @@ impl DirtyLog {
     /// Notes the page, and returns whether it is; where there is no room or no frame, the log is lost.
     #[inline(always)]
     pub fn push<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, page: Gpa) -> bool {
-        let noted =
-            self.pages.len() < PAGES && self.pages.push(frames, page.as_u64()).is_ok();
+        let noted = self.pages.len() < PAGES && self.pages.push(frames, page.as_u64()).is_ok();
         if !noted {
             self.lose(frames);
         }

@@ -127,28 +127,27 @@ impl<M: PhysMem> TableReadOps for Tables<'_, M> {
         self.tree.root()
     }
     #[inline(always)]
-    fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
+    unsafe fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
         Some(self.entry(table, index))
     }
 }
 
 impl<M: PhysMem> TableOps for Tables<'_, M> {
     type Movability = MayMoveTable;
-    const WRITE_MEANS_PRIVATE: bool = true;
 
     fn alloc_table(&mut self) -> Option<Hpa> {
         // It is copied or set to zero as a whole.
         add(Counted::Bytes, PAGE_SIZE);
         self.frames.alloc().ok().map(|frame| frame.into_raw())
     }
-    fn free_table(&mut self, table: Hpa) {
+    unsafe fn free_table(&mut self, table: Hpa) {
         self.frames.release(unlinked(table));
     }
-    fn retire_table(&mut self, table: Hpa, _level: u8) {
+    unsafe fn retire_table(&mut self, table: Hpa, _level: u8) {
         self.retire(unlinked(table));
     }
     #[inline(always)]
-    fn write_entry(&mut self, table: Hpa, index: usize, entry: EptEntry) -> Option<()> {
+    unsafe fn write_entry(&mut self, table: Hpa, index: usize, entry: EptEntry) -> Option<()> {
         self.word(table, index)
             .store(self.checked(entry), Ordering::Release);
         Some(())
@@ -157,7 +156,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     fn note_replaced(&mut self) {
         self.tree.debt.incur();
     }
-    fn compare_exchange(
+    unsafe fn compare_exchange(
         &mut self,
         table: Hpa,
         index: usize,
@@ -178,17 +177,18 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
     fn must_move(&self, table: Hpa, _level: u8) -> Option<Hpa> {
         (self.frames.count(table) > 1).then_some(table)
     }
-    fn move_table(&mut self, from: Hpa, level: u8, to: Hpa) -> Result<(), Hpa> {
+    unsafe fn move_table(&mut self, from: Hpa, level: u8, to: Hpa) -> Result<(), Hpa> {
         self.copy_shared(from, level, to)
             .map_err(FrameError::frame)?;
         self.note_replaced();
-        self.drop_shared(from, level);
+        // SAFETY: the walker links the copy in its place.
+        unsafe { self.drop_shared(from, level) };
         Ok(())
     }
-    fn drop_shared(&mut self, table: Hpa, level: u8) {
+    unsafe fn drop_shared(&mut self, table: Hpa, level: u8) {
         self.drop_table(unlinked(table), level);
     }
-    fn reopen_table(&mut self, table: Hpa, level: u8) {
+    unsafe fn reopen_table(&mut self, table: Hpa, level: u8) {
         // What was written before is of a time when others had the table too. The tables below stay closed until they are
         // needed, so that what they hold is looked at then.
         let clean = self.tree.dirty.clear;
@@ -203,7 +203,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
             }
         });
     }
-    fn split_leaf(&mut self, entry: EptEntry, level: u8) -> Result<(), Hpa> {
+    unsafe fn split_leaf(&mut self, entry: EptEntry, level: u8) -> Result<(), Hpa> {
         let Decoded::Content(Content::Page { phys, attr }) = decode(level, entry) else {
             return Ok(());
         };
@@ -249,7 +249,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         let both = Ept::merge_status(attr, other);
         (Ept::merge_status(other, attr) == both).then_some(both)
     }
-    fn merge_leaves(&mut self, table: Hpa, level: u8) -> bool {
+    unsafe fn merge_leaves(&mut self, table: Hpa, level: u8) -> bool {
         let Decoded::Content(Content::Page { phys, .. }) = decode(level, self.entry(table, 0))
         else {
             return false;
@@ -276,7 +276,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         first.into_raw();
         done
     }
-    fn set_root(&mut self, from: Hpa, to: Hpa) {
+    unsafe fn set_root(&mut self, from: Hpa, to: Hpa) {
         debug_assert_eq!(from, to, "nobody shares the top table");
     }
 }

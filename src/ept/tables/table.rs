@@ -227,7 +227,7 @@ impl<M: PhysMem> TableReadOps for Table<'_, M> {
         self.address
     }
     #[inline(always)]
-    fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
+    unsafe fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
         // The walker asks for the root, and for what entries of a table refer to as tables.
         let table = Self {
             address: table,

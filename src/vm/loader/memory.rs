@@ -4,7 +4,7 @@ use core::cell::Cell;
 
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE};
 use crate::ept::{Near, words_by};
-use crate::paging::{Entry, Format, GuestAmd64, MayNotMoveTable, Never, TableOps, TableReadOps};
+use crate::paging::{Entry, Format, GuestAmd64, MayNotMoveTable, TableOps, TableReadOps};
 
 type GuestEntry = <GuestAmd64 as Format>::Entry;
 
@@ -111,7 +111,7 @@ impl<M: GuestMemory> TableReadOps for GuestTables<'_, M> {
     fn root(&self) -> Gpa {
         self.room.start()
     }
-    fn read_entry(&self, table: Gpa, index: usize) -> Option<GuestEntry> {
+    unsafe fn read_entry(&self, table: Gpa, index: usize) -> Option<GuestEntry> {
         let at = self.place(table, index)?;
         let mut bytes = [0; GuestEntry::BYTES];
         self.note(at, self.memory.read(at, &mut bytes))?;
@@ -131,33 +131,19 @@ impl<M: GuestMemory> TableOps for GuestTables<'_, M> {
         self.taken += 1;
         Some(table)
     }
-    fn free_table(&mut self, table: Gpa) {
+    unsafe fn free_table(&mut self, table: Gpa) {
         // Tables are counted before they are taken, so what comes back was taken last.
         if table.as_u64() == self.room.start().as_u64() + (self.taken - 1) * PAGE_SIZE {
             self.taken -= 1;
         }
     }
-    fn write_entry(&mut self, table: Gpa, index: usize, entry: GuestEntry) -> Option<()> {
+    unsafe fn write_entry(&mut self, table: Gpa, index: usize, entry: GuestEntry) -> Option<()> {
         let at = self.place(table, index)?;
         let result = self.memory.write(at, &entry.to_bits().to_le_bytes());
         self.note(at, result)
     }
-    fn compare_exchange(
-        &mut self,
-        table: Gpa,
-        index: usize,
-        old: GuestEntry,
-        new: GuestEntry,
-    ) -> Option<Result<(), GuestEntry>> {
-        // The guest does not run, so nobody else changes its tables.
-        let found = self.read_entry(table, index)?;
-        if found != old {
-            return Some(Err(found));
-        }
-        self.write_entry(table, index, new).map(Ok)
-    }
     /// A large leaf a time through guest memory would cost a walk of the space each.
-    fn write_run(
+    unsafe fn write_run(
         &mut self,
         table: Gpa,
         first: usize,
@@ -181,18 +167,5 @@ impl<M: GuestMemory> TableOps for GuestTables<'_, M> {
             index += now;
         }
         Some(())
-    }
-
-    fn must_move(&self, _table: Gpa, _level: u8) -> Option<Never> {
-        None
-    }
-    fn move_table(&mut self, from: Never, _level: u8, _to: Gpa) -> Result<(), Gpa> {
-        match from {}
-    }
-    fn drop_shared(&mut self, table: Never, _level: u8) {
-        match table {}
-    }
-    fn set_root(&mut self, from: Never, _to: Gpa) {
-        match from {}
     }
 }

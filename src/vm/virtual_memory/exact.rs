@@ -254,7 +254,7 @@ impl<M: GuestMemory, F: GuestFormat> TableReadOps for Tables<'_, M, F> {
     fn root(&self) -> Gpa {
         self.root
     }
-    fn read_entry(&self, table: Gpa, index: usize) -> Option<F::Entry> {
+    unsafe fn read_entry(&self, table: Gpa, index: usize) -> Option<F::Entry> {
         let bytes = F::Entry::BYTES as u64;
         let at = table.checked_add(bytes * index as u64)?;
         match self.memory.words(at) {

@@ -190,7 +190,7 @@ impl<M: GuestMemory> TableReadOps for Tables<'_, '_, M> {
         self.root
     }
     #[inline(always)]
-    fn read_entry(&self, table: Gpa, index: usize) -> Option<Amd64Entry> {
+    unsafe fn read_entry(&self, table: Gpa, index: usize) -> Option<Amd64Entry> {
         let at = table.checked_add(index as u64 * 8)?;
         let mut near = self.near.get();
         let [bits] = self.memory.words_near(at, &mut near).ok()?;

@@ -4,7 +4,9 @@ use crate::access::{Access, Attempt};
 use crate::tables::{fill, map_to, must};
 use crate::{Bench, load_cr3};
 use offshoot::addr::{Gpa, Gva, PAGE_SIZE};
-use offshoot::paging::{Amd64Attr, GuestAmd64, GuestPageTableBuffer, TableReadOps, virt_to_phys};
+use offshoot::paging::{
+    Amd64Attr, GuestAmd64, GuestPageTableBuffer, TableReadOps, TableRoots, virt_to_phys,
+};
 
 const SIZE: u64 = 1 << 20;
 const AT: u64 = 0xffff_9000_1234_5000;
@@ -22,7 +24,8 @@ pub fn check(bench: &mut Bench) {
         panic!("no room for a root");
     };
     for (root, spot) in [first, second].into_iter().zip(bench.spots) {
-        assert!(buffer.set_root(root), "{root} is not in the buffer");
+        let known = buffer.select_root(root);
+        assert!(known.is_some(), "{root} is not in the buffer");
         fill(&mut buffer, bench.info);
         map_to(&mut buffer, AT, PAGE_SIZE, spot.phys, Amd64Attr::READ_WRITE);
         let phys = must(virt_to_phys(&buffer, Gva::new(AT)));

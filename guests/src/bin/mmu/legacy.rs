@@ -6,8 +6,8 @@ use crate::crossing::{Crossing, Op, Paging, USER_BASE};
 use crate::tables::{Tables, WRITES, must};
 use offshoot::addr::{Gpa, Gva, PAGE_SIZE, PageSize};
 use offshoot::paging::{
-    Content, Emptied, Entry, I686, I686Attr, I686Entry, MappingOf, PagingError, TableOps,
-    TableReadOps, Write, map, merge, modify, protect, query, split, translate, unmap,
+    Content, Emptied, Entry, I686, I686Attr, I686Entry, MappingOf, PagingError, TableReadOps,
+    Write, map, merge, modify, protect, query, split, translate, unmap,
 };
 use offshoot_guest::trap;
 

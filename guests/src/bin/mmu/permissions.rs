@@ -5,8 +5,8 @@ use crate::tables::{WRITES, must};
 use crate::{Bench, has_leaf, invlpg};
 use offshoot::addr::{Gpa, Gva, PAGE_SIZE, PageSize};
 use offshoot::paging::{
-    Amd64Attr, Amd64Entry, Content, Emptied, Entry, MappingOf, PagingError, TableOps, TableReadOps,
-    map, query, translate, unmap,
+    Amd64Attr, Amd64Entry, Content, Emptied, Entry, MappingOf, PagingError, map, query, translate,
+    unmap,
 };
 use offshoot_guest::trap::{GP, PF, PF_PRESENT};
 use offshoot_guest::{println, probe};

@@ -6,8 +6,8 @@ use crate::tables::{Tables, map_to, must, space};
 use crate::{Bench, load_cr3};
 use offshoot::addr::{Gpa, Gva, PAGE_SIZE};
 use offshoot::paging::{
-    Amd64Attr, GuestAmd64, Seen, SpaceItem, TableOps, TableReadOps, Write, protect,
-    space_aware_map, walk_va_spaces,
+    Amd64Attr, GuestAmd64, Seen, SpaceItem, TableReadOps, Write, protect, space_aware_map,
+    walk_va_spaces,
 };
 
 /// In a table that both spaces have.
@@ -41,11 +41,12 @@ pub fn check_rebuilt(bench: &mut Bench) {
     let mut roots = [None; 2];
     let mut seen = [Seen::FREE; TABLES];
     let mut references = 0_u64;
-    for item in walk_va_spaces(&tables, &[first, second], &mut seen, ENTRIES) {
-        let (space, item) = must(item);
+    let rebuild = |space, item| {
         references += u64::from(matches!(item, SpaceItem::AnotherSpace(_)));
-        must(space_aware_map(&mut rebuilt, &mut roots, space, &item));
-    }
+        space_aware_map(&mut rebuilt, &mut roots, space, &item)
+    };
+    let walked = walk_va_spaces(&tables, &[first, second], &mut seen, ENTRIES, rebuild);
+    must(walked);
     // Memory, the user's view of it, and the shared page: an entry of the root each.
     let what = format_args!("shared sub-trees");
     bench.checks.equal(what, references, 3);

@@ -4,8 +4,8 @@ use core::cell::Cell;
 use core::marker::PhantomData;
 use offshoot::addr::{Address, Gpa, Gva, PAGE_SIZE, PageSize};
 use offshoot::paging::{
-    Amd64Attr, AtomicWord, Content, Entry, EntryOf, Format, GuestAmd64, MayNotMoveTable, Never,
-    TableOps, TableReadOps, TableRoots, Write, map, query, translate,
+    Amd64Attr, AtomicWord, Content, Entry, EntryOf, Format, GuestAmd64, MayNotMoveTable, TableOps,
+    TableReadOps, TableRoots, Write, map, query, translate,
 };
 use offshoot_guest::StartInfo;
 use offshoot_guests::space;
@@ -117,6 +117,17 @@ impl<'f, F: Format<Phys = Gpa>> Tables<'f, F> {
         inside.then(|| unsafe { &*(at.as_u64() as *const <F::Entry as Entry>::Word) })
     }
 
+    /// An entry of a table, if there is such memory.
+    pub fn read_entry(&self, table: Gpa, index: usize) -> Option<F::Entry> {
+        Some(F::Entry::from_bits(self.word(table, index)?.load()))
+    }
+
+    /// Replaces it.
+    pub fn write_entry(&mut self, table: Gpa, index: usize, entry: F::Entry) -> Option<()> {
+        self.word(table, index)?.store(entry.to_bits());
+        Some(())
+    }
+
     /// The table and the index of the entry for `address` at `level`, which must be reached through tables.
     pub fn place(&self, address: u64, level: u8) -> Option<(Gpa, usize)> {
         let mut table = self.root;
@@ -138,8 +149,11 @@ impl<F: Format<Phys = Gpa>> TableReadOps for Tables<'_, F> {
     fn root(&self) -> Gpa {
         self.root
     }
-    fn read_entry(&self, table: Gpa, index: usize) -> Option<F::Entry> {
-        Some(F::Entry::from_bits(self.word(table, index)?.load()))
+    fn is_root(&self, table: Gpa) -> bool {
+        self.word(table, 0).is_some()
+    }
+    unsafe fn read_entry(&self, table: Gpa, index: usize) -> Option<F::Entry> {
+        Self::read_entry(self, table, index)
     }
 }
 
@@ -149,14 +163,13 @@ impl<F: Format<Phys = Gpa>> TableOps for Tables<'_, F> {
     fn alloc_table(&mut self) -> Option<Gpa> {
         Some(Gpa::new(self.frames.table()))
     }
-    fn free_table(&mut self, table: Gpa) {
+    unsafe fn free_table(&mut self, table: Gpa) {
         self.frames.give_back(table.as_u64());
     }
-    fn write_entry(&mut self, table: Gpa, index: usize, entry: F::Entry) -> Option<()> {
-        self.word(table, index)?.store(entry.to_bits());
-        Some(())
+    unsafe fn write_entry(&mut self, table: Gpa, index: usize, entry: F::Entry) -> Option<()> {
+        Self::write_entry(self, table, index, entry)
     }
-    fn compare_exchange(
+    unsafe fn compare_exchange(
         &mut self,
         table: Gpa,
         index: usize,
@@ -166,19 +179,6 @@ impl<F: Format<Phys = Gpa>> TableOps for Tables<'_, F> {
         let word = self.word(table, index)?;
         let result = word.compare_exchange(old.to_bits(), new.to_bits());
         Some(result.map_err(F::Entry::from_bits))
-    }
-
-    fn must_move(&self, _: Gpa, _: u8) -> Option<Never> {
-        None
-    }
-    fn move_table(&mut self, from: Never, _: u8, _: Gpa) -> Result<(), Gpa> {
-        match from {}
-    }
-    fn drop_shared(&mut self, table: Never, _: u8) {
-        match table {}
-    }
-    fn set_root(&mut self, from: Never, _: Gpa) {
-        match from {}
     }
 }
 
@@ -200,7 +200,7 @@ impl TableReadOps for Loaders<'_> {
     fn root(&self) -> Gpa {
         Gpa::new(self.0.root)
     }
-    fn read_entry(&self, table: Gpa, index: usize) -> Option<EntryOf<Self>> {
+    unsafe fn read_entry(&self, table: Gpa, index: usize) -> Option<EntryOf<Self>> {
         let at = table.checked_add(index as u64 * 8)?.as_u64();
         (at < self.0.memory).then(|| Entry::from_bits(peek(at)))
     }
