@@ -1,6 +1,6 @@
 //! One slot of the tables: found by one descent, made ready by another, changed by one store.
 
-use super::access::{FormatOf, ResultOf, TableMovability, TableOf, TableOps, VirtOf};
+use super::access::{FormatOf, ResultOf, TableMovability, TableOps, VirtOf};
 use super::edit::Edit;
 use super::format::{Content, ContentOf, Decoded, DecodedOf, Error, Format, FormatExt, Rights};
 use super::part::Part;
@@ -81,10 +81,6 @@ impl<'o, O: TableOps> Cursor<'o, O> {
     /// The size of the page that the slot can hold, or `None` where it can hold a table only.
     pub fn size(&self) -> Option<PageSize> {
         O::Format::leaf_size(self.at.level)
-    }
-    /// The table that the slot is in. It is another one after [`Cursor::prepare`] where tables were added or moved.
-    pub fn table(&self) -> TableOf<O> {
-        self.table.address()
     }
     /// Which entry of the table the slot is.
     pub fn index(&self) -> usize {

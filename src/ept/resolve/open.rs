@@ -1,7 +1,7 @@
 //! The slot for a page where none is there that may be written in place: tables are missing, or shared with others, or a large
 //! page is above.
 
-use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE, PageSize};
 use crate::ept::error::Reason;
 use crate::ept::hw::violation::Violation;
 use crate::ept::regions::backing::{Backing, Source};
@@ -57,39 +57,34 @@ impl<M: PhysMem> Space<'_, M> {
         }
         // Of a large page that became this space's own nothing is logged, nor where something went wrong half-way.
         let unlogged = match done {
-            Ok(Err(Fill::Zeroed | Fill::TakenOver)) => violation.is_write(),
+            Ok(Some(Fill::Zeroed | Fill::TakenOver)) => violation.is_write(),
             _ => false,
         };
         if unlogged {
             self.tree.log.lose();
         }
-        match done? {
-            Err(fill) => {
-                self.faults.count(fill);
-                Ok(Some(fill))
-            }
-            Ok(table) => {
-                self.tree.begin_in(gpa, table);
-                Ok(None)
-            }
+        let done = done?;
+        if let Some(fill) = done {
+            self.faults.count(fill);
         }
+        Ok(done)
     }
 }
 
 impl Opening {
-    /// The lowest table, made or copied as are those above it. `Err(fill)`: a large page is there, or is to be, and that was done.
+    /// Makes or copies the lowest table and those above it. Or a large page is there, or is to be, and that was done.
     fn make_ready<M: PhysMem>(
         &self,
         tables: &mut Tables<'_, M>,
         spare: &mut Option<Frame>,
-    ) -> Result<Result<Hpa, Fill>, Reason> {
+    ) -> Result<Option<Fill>, Reason> {
         let (page, write) = (self.page, self.violation.is_write());
         let frames = tables.frames;
         let mut cursor = Cursor::new(&mut *tables, page, PageSize::Size4K)?;
         let is_page = matches!(cursor.content(), Content::Page { .. });
         if is_page && !write || cursor.level() > 1 && (is_page || self.large.is_some()) {
             if let Some(fill) = self.look_above(tables, spare)? {
-                return Ok(Err(fill));
+                return Ok(Some(fill));
             }
             cursor = Cursor::new(tables, page, PageSize::Size4K)?;
         }
@@ -97,7 +92,7 @@ impl Opening {
             reserve(frames, spare)?;
         }
         cursor.prepare()?;
-        Ok(Ok(cursor.table()))
+        Ok(None)
     }
 
     /// Does what has to be done where a large page is, or is to be. `None`: the rest is for the slot.

@@ -153,11 +153,6 @@ impl Tree {
         LeafSlot { word, number }
     }
 
-    /// Has [`Tree::find_slot`] find `table`, which must be the lowest table for `gpa`, ready to be written.
-    pub fn begin_in(&mut self, gpa: Gpa, table: Hpa) {
-        self.recent = (gpa.as_u64() / PAGE_SIZE, table);
-    }
-
     /// The number of the page that was put last, as far as nothing else was changed since.
     #[inline(always)]
     pub fn last_page(&self) -> u64 {
