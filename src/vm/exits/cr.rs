@@ -70,7 +70,7 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
             cs: self.processor.access_rights(SegmentRegister::Cs)?,
             tr_16_bit: TSS_16.contains(&tr.segment_type()),
         };
-        match cr::write(before, segments, write, &self.limits) {
+        match cr::write(before, segments, write, self.limits) {
             Ok(change) => self.change_control_registers(before, change),
             Err(CrFault::Gp) => self.raise(Event::GENERAL_PROTECTION),
             Err(CrFault::Unsupported(what)) => self.stop(Outcome::ControlRegister(what)),
