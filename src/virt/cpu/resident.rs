@@ -64,7 +64,7 @@ pub const SWITCHED_MSRS: [(u32, &str); 6] = [
     (msr::IA32_TSC_AUX, "IA32_TSC_AUX"),
 ];
 
-/// The registers that stay in the CPU, beside [`ExtendedState`].
+/// The registers that stay in the CPU, beside [`ExtendedState`](super::ExtendedState).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resident {
     /// XCR0; without meaning on a CPU without XSAVE.

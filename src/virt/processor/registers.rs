@@ -200,7 +200,7 @@ pub trait Registers {
     fn breakpoint_addresses(&self) -> [u64; 4];
     /// Sets CR2.
     fn set_cr2(&mut self, address: Gva);
-    /// Sets one of [`SWITCHED_MSRS`](super::cpu::SWITCHED_MSRS).
+    /// Sets one of [`SWITCHED_MSRS`](crate::virt::cpu::SWITCHED_MSRS).
     ///
     /// # Safety
     /// The CPU has it and accepts `value`.
