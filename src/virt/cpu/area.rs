@@ -51,7 +51,7 @@ impl EntryArea {
 
     /// After an exit to the host, which uses no x87 instruction: has the area hold the selectors of the last x87 instruction
     /// and its operand instead of the upper halves of their offsets, where those are 0 or nothing to the guest's code.
-    pub(crate) fn keep_selectors(&mut self, is_64_bit_code: impl FnOnce() -> bool) {
+    pub fn keep_selectors(&mut self, is_64_bit_code: impl FnOnce() -> bool) {
         let keep = self.extended.has_short_x87_pointers() || !is_64_bit_code();
         self.selectors = keep.into();
         if keep {
@@ -77,8 +77,13 @@ impl Default for EntryArea {
     }
 }
 
-pub(crate) const RSP: usize = offset_of!(EntryArea, host_rsp);
-pub(crate) const GUARDS: usize = offset_of!(EntryArea, guards);
-pub(crate) const DUE: usize = offset_of!(EntryArea, due);
-pub(crate) const REGS: usize = offset_of!(EntryArea, regs);
-pub(crate) const SELECTORS: usize = offset_of!(EntryArea, selectors);
+/// Where an entry routine finds the host RSP.
+pub const RSP: usize = offset_of!(EntryArea, host_rsp);
+/// Where it finds what is done before every entry.
+pub const GUARDS: usize = offset_of!(EntryArea, guards);
+/// Where it finds whether a flush is due.
+pub const DUE: usize = offset_of!(EntryArea, due);
+/// Where it finds the general registers.
+pub const REGS: usize = offset_of!(EntryArea, regs);
+/// Where it finds whether the x87 state has selectors.
+pub const SELECTORS: usize = offset_of!(EntryArea, selectors);

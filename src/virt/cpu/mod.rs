@@ -6,8 +6,7 @@ pub(crate) mod guard;
 mod resident;
 mod this_cpu;
 
-pub use area::EntryArea;
-pub(crate) use area::{DUE, GUARDS, REGS, RSP, SELECTORS};
+pub use area::{DUE, EntryArea, GUARDS, REGS, RSP, SELECTORS};
 pub use extended::{ExtendedState, restore_vector, save_vector};
 pub use guard::Guard;
 pub use resident::{
