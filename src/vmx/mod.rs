@@ -32,19 +32,14 @@ pub mod start_state;
 pub mod vmcs;
 pub mod vpid;
 
-pub use advance::{
-    advance_rip, advance_rip_by, advance_rip_from, pend_breakpoints, repeat, restart, undo_step,
-};
-pub use capabilities::{Capabilities, FeatureControl, VmxUnavailable};
-pub use control_choice::{UnmetControls, choose_controls};
+pub use capabilities::Capabilities;
+pub use control_choice::choose_controls;
 pub use controls::ControlSet;
-pub use dump::{dump_vmcs, report_failed_entry, summarize_vmcs};
-pub use entry_check::{CheckGroup, FailedChecks, failed_checks};
-pub use exit::{EntryFailure, Exit};
+pub use exit::EntryFailure;
 pub use fields::{Field, Field16, Field32, Field64, FieldNatural};
 pub use guest_state::GuestState;
 pub use instruction_error::{InstructionError, VmFail};
-pub use start_state::{HostState, Start64};
+pub use start_state::Start64;
 pub use vmcs::{Vmcs, VmcsError};
 
 /// CPUs as recorded, and a VMCS, for the tests of this layer and of those above.

@@ -794,10 +794,10 @@ fn no_vmcs_makes_checks_or_dump_panic() {
                 let failed = failed_checks(group, &vmcs, &capabilities).unwrap();
                 text.push_str(&failed.to_string());
             }
-            super::super::dump_vmcs(&vmcs, &mut text).unwrap();
+            super::super::dump::dump_vmcs(&vmcs, &mut text).unwrap();
             assert!(text.contains("VMCS"));
             let _ = interrupted_event(&vmcs).map(|event| event.map(|e| reinject(&mut vmcs, e)));
-            super::super::advance_rip(&mut vmcs).unwrap();
+            super::super::advance::advance_rip(&mut vmcs).unwrap();
         }
     }
 }
