@@ -5,7 +5,7 @@
 //! claims is checked against the memory that can be read. Of the firmware's program code one value is read, without running it:
 //! that of `\_S5`.
 
-use crate::addr::Hpa;
+use crate::addr::{AddrRange, Hpa};
 use acpi::AcpiError;
 use acpi::address::{AddressSpace, GenericAddress};
 use acpi::fadt::Fadt;
@@ -111,8 +111,17 @@ impl Root {
     }
 }
 
-impl Power {
-    /// Finds out from the tables.
+/// The tables that say it: one is copied, of the other it is known where it is. To go through that takes a while, so it is for
+/// when somebody asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Tables {
+    fadt: Fadt,
+    pm1_control_bytes: u8,
+    dsdt: AddrRange<Hpa>,
+}
+
+impl Tables {
+    /// Finds them.
     ///
     /// # Errors
     /// What was looked for and could not be found or read.
@@ -134,12 +143,35 @@ impl Power {
         let dsdt = fadt
             .dsdt_address()
             .map_err(|_| Unknown::Missing("address of the DSDT"))?;
-        let dsdt = table(memory, "DSDT", Hpa::new(dsdt as u64))?;
-        let types = s5(&dsdt[HEADER as usize..]).ok_or(Unknown::NoS5)?;
-        Self::of(&fadt, bytes, types)
+        let start = Hpa::new(dsdt as u64);
+        let len = table(memory, "DSDT", start)?.len() as u64;
+        let dsdt = AddrRange::new(start, len).ok_or(Unknown::Unreadable("DSDT", start))?;
+        let pm1_control_bytes = bytes.get(PM1_CONTROL_BYTES).copied().unwrap_or(0);
+        Ok(Self {
+            fadt,
+            pm1_control_bytes,
+            dsdt,
+        })
     }
 
-    fn of(fadt: &Fadt, fadt_bytes: &[u8], [a, b]: [u8; 2]) -> Result<Self, Unknown> {
+    /// Where the DSDT is, which must still be there and readable for [`Tables::power`].
+    pub const fn dsdt(&self) -> AddrRange<Hpa> {
+        self.dsdt
+    }
+
+    /// What they say.
+    ///
+    /// # Errors
+    /// What could not be found or read.
+    pub fn power(&self, memory: &impl Memory) -> Result<Power, Unknown> {
+        let dsdt = table(memory, "DSDT", self.dsdt.start())?;
+        let types = s5(&dsdt[HEADER as usize..]).ok_or(Unknown::NoS5)?;
+        Power::of(&self.fadt, self.pm1_control_bytes, types)
+    }
+}
+
+impl Power {
+    fn of(fadt: &Fadt, pm1_control_bytes: u8, [a, b]: [u8; 2]) -> Result<Self, Unknown> {
         let flags = fadt.flags;
         let reset = flags.supports_system_reset_via_fadt().then(|| {
             let port = port("reset", fadt.reset_register());
@@ -157,8 +189,7 @@ impl Power {
             return Ok(power);
         }
         // The crate multiplies this by 8 as it is.
-        let bytes = fadt_bytes.get(PM1_CONTROL_BYTES);
-        if bytes.is_none_or(|bytes| !PM1_CONTROL_SIZES.contains(bytes)) {
+        if !PM1_CONTROL_SIZES.contains(&pm1_control_bytes) {
             return Err(Unknown::NotAPort("PM1a control"));
         }
         let sleep = |kind: u8| u16::from(kind) << PM1_TYPE | PM1_ENABLE;
@@ -337,7 +368,7 @@ mod tests {
 
     fn find(machine: &Machine, rsdp: &[u8]) -> Result<Power, Unknown> {
         let root = Root::of(rsdp).ok_or(Unknown::Missing("RSDP"))?;
-        Power::find(machine, root)
+        Tables::find(machine, root)?.power(machine)
     }
 
     #[test]

@@ -52,10 +52,7 @@ extern "C" fn start(magic: u32, info: u32, hand_over: u64) -> ! {
         // SAFETY: the boot tables map it, and those to come will map it elsewhere first.
         unsafe { console::show(kind, first) };
     }
-    match boot.power {
-        Ok(power) => power::set_power(power),
-        Err(unknown) => log::debug!("{unknown}"),
-    }
+    power::set_acpi(boot.acpi);
     boot.log_lost();
     mtrr::init(&mut boot, options.selftest.and_then(mtrr::SelfTest::of));
     run(&boot, &options, hand_over)

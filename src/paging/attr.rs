@@ -17,6 +17,15 @@ const PAT_SHIFT: u32 = 5;
 const ZERO_MARK: u64 = 0x000a_2e80_5a2e_0000;
 const ZERO_SHIFT: u32 = 13;
 
+/// The bit that is [`Layout::PAT`] in a leaf of `level`, where it is in the place of a bit of the address.
+#[inline(always)]
+pub(super) const fn high_pat<L: Layout>(level: u8) -> u64 {
+    match level {
+        1 => 0,
+        _ => L::PAT << PAT_SHIFT,
+    }
+}
+
 impl<L: Layout> Attr<L> {
     /// Bits of [`Self::soft`].
     pub const SOFT_BITS: u32 = L::SOFT_LOW.count_ones() + L::SOFT_HIGH.count_ones();
@@ -91,6 +100,7 @@ impl<L: Layout> Attr<L> {
     const SOFT_HIGH_SHIFT: u32 = L::SOFT_HIGH.trailing_zeros() - L::SOFT_LOW.count_ones();
 
     /// The bits of a leaf of `level`, without its address.
+    #[inline(always)]
     pub(super) const fn leaf_bits(self, level: u8) -> u64 {
         match level {
             1 => self.0,

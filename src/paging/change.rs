@@ -75,6 +75,11 @@ pub(super) trait Operation<O: TableOps> {
         let _ = (ops, slot, child);
         None
     }
+    /// Whether all slots of the part, which are in a lowest table, are sure to be put, without a look at what each decodes to.
+    fn is_free(&self, ops: &O, table: Table<O>, part: Part<O::Format>) -> bool {
+        let _ = (ops, table, part);
+        false
+    }
     /// Does the part of the range that is in `table` at once, where it can, and says so. The table is a lowest one, or a new one of any
     /// content, which is to hold nothing else.
     fn run(
@@ -148,6 +153,12 @@ impl<O: TableOps, V: Operation<O>> Plan<'_, O, V> {
         };
         if part.level == 1 && V::LOWEST != Lowest::Decides && !shared {
             return Ok(Some(0));
+        }
+        if part.level == 1
+            && let Place::Table(table) = place
+            && self.operation.is_free(self.ops, table, part)
+        {
+            return Ok(Some(u64::from(shared)));
         }
         let mut need = None;
         for part in part.slots() {

@@ -97,6 +97,7 @@ pub(super) fn rights_of<L: Layout>(bits: u64) -> Rights {
 }
 
 /// The bits of an entry without what `rights` does not contain.
+#[inline(always)]
 pub(super) fn restricted<L: Layout>(bits: u64, rights: Rights) -> u64 {
     let unless = |right, bits| if rights.contains(right) { 0 } else { bits };
     let read = if L::READ == 0 { 0 } else { L::READ | L::WRITE };

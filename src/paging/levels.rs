@@ -2,7 +2,7 @@
 
 use core::fmt::Debug;
 
-use super::attr::Attr;
+use super::attr::{Attr, high_pat};
 use super::entry::{Layout, Pte, is_misconfigured, open, restricted, rights_of};
 use super::error::Fault;
 use super::format::{Content, Decoded, DecodedOf, Entry, Format, FormatExt, Rights};
@@ -111,7 +111,7 @@ impl<T: Levels> Format for T {
         // SDM table "Format of a PML4 Entry": bit 7 is reserved. In a leaf of 4 MiB, bits 20:13 would be the bits above 32
         // of the address (PSE-36), which this format does not use.
         let attr = Attr::<T::Layout>::of_leaf(level, bits);
-        let phys = bits & T::Layout::ADDRESS & !attr.leaf_bits(level);
+        let phys = bits & T::Layout::ADDRESS & !high_pat::<T::Layout>(level);
         if Self::leaf_size(level).is_none() || phys & Self::span_mask(level) != 0 {
             return Err(Fault::Reserved);
         }
@@ -138,9 +138,11 @@ impl<T: Levels> Format for T {
         rights_of::<T::Layout>(attr.0)
     }
 
+    #[inline(always)]
     fn restrict(attr: Self::Attr, by: Rights) -> Option<Self::Attr> {
         let left = Attr::from_bits(restricted::<T::Layout>(attr.0, by));
-        left.has(T::Layout::PRESENT).then_some(left)
+        // Where reading is no bit, what is present stays so.
+        (T::Layout::READ == 0 || left.has(T::Layout::PRESENT)).then_some(left)
     }
 
     fn hardware_may_change(entry: Self::Entry) -> bool {

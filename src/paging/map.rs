@@ -123,6 +123,11 @@ impl<O: TableOps> Operation<O> for Map<O::Format> {
     fn put(&mut self, slot: &Slot<O>) -> Option<EntryOf<O>> {
         Some(Entry::from_bits(self.bits(slot.part.level, slot.part.va)))
     }
+    /// Nearly always each entry is zero, and that is nothing in every format.
+    fn is_free(&self, ops: &O, table: Table<O>, part: Part<O::Format>) -> bool {
+        let (first, count) = part.run();
+        (first..first + count).all(|index| table.entry(ops, index) == Some(EntryOf::<O>::EMPTY))
+    }
     /// What stands there is known to be nothing, so that a run of leaves is written at once.
     #[inline(always)]
     fn run(

@@ -3,7 +3,7 @@
 use super::layout::{self, BOOT_MAPPED};
 use multiboot2::{FramebufferField, FramebufferTag, FramebufferType};
 use offshoot::addr::{AddrRange, Hpa};
-use offshoot::host::acpi::{self, Power, Root};
+use offshoot::host::acpi::{self, Power, Root, Tables};
 use offshoot::host::screen::{Channel, PixelFormat};
 
 /// The screen that the boot loader has set up: where its memory is, and what that holds.
@@ -48,7 +48,7 @@ pub fn screen(tag: &FramebufferTag) -> Option<Screen> {
     Some(Screen { memory, kind })
 }
 
-/// What the boot tables map of the firmware's memory.
+/// The firmware's memory, as far as the boot tables map it; later only what the boot information says to keep.
 pub struct Firmware;
 
 impl acpi::Memory for Firmware {
@@ -61,6 +61,12 @@ impl acpi::Memory for Firmware {
     }
 }
 
-pub fn power(root: Option<Root>) -> Result<Power, acpi::Unknown> {
-    Power::find(&Firmware, root.ok_or(acpi::Unknown::Missing("RSDP"))?)
+/// Finds ACPI's tables.
+pub fn acpi_tables(root: Option<Root>) -> Result<Tables, acpi::Unknown> {
+    Tables::find(&Firmware, root.ok_or(acpi::Unknown::Missing("RSDP"))?)
+}
+
+/// What they say, of which the kernel's own tables map what is needed.
+pub fn power(tables: Result<Tables, acpi::Unknown>) -> Result<Power, acpi::Unknown> {
+    tables?.power(&Firmware)
 }

@@ -5,17 +5,18 @@ use multiboot2::{BootInformation, BootInformationHeader};
 use offshoot::addr::{AddrRange, Hpa};
 use offshoot::ept::Mtrrs;
 use offshoot::frames::MemoryMap;
-use offshoot::host::acpi::{self, Power, Root};
+use offshoot::host::acpi::{self, Root, Tables};
 use offshoot::virt::cpu::ThisCpu;
 use offshoot::virt::cpuid::address_bits;
 
-use super::firmware::{Firmware, Screen, ScreenKind, power, screen};
+use super::firmware::{Firmware, Screen, ScreenKind, acpi_tables, screen};
 use super::layout::{self, BOOT_MAPPED, DIRECT_MAPPED};
 
 /// The most modules; one more ends the boot with an error.
 pub const MAX_MODULES: usize = 128;
-/// The most structures of the boot loader's own: the text of each module, the command line, and one to spare.
-const KEEP_MAX: usize = MAX_MODULES + 2;
+/// The most structures of the boot loader's own and the firmware's: the text of each module, the command line, a table, and one
+/// to spare.
+const KEEP_MAX: usize = MAX_MODULES + 3;
 
 const MULTIBOOT2_MAGIC: u32 = multiboot2::MAGIC;
 /// Bytes of a root pointer of ACPI 2 and later; what is behind an older one does not count.
@@ -48,11 +49,11 @@ pub struct BootInfo {
     /// Bytes of usable memory at addresses that the CPU does not have.
     pub beyond: u64,
     modules: [Option<Module>; MAX_MODULES],
-    /// The boot loader's own structures, with the texts.
+    /// The boot loader's own structures, with the texts, and a table of the firmware's.
     pub keep: [Option<AddrRange<Hpa>>; KEEP_MAX],
     pub screen: Option<Screen>,
-    /// How the machine is switched off.
-    pub power: Result<Power, acpi::Unknown>,
+    /// ACPI's tables that say how the machine is switched off.
+    pub acpi: Result<Tables, acpi::Unknown>,
 }
 
 /// Why the boot information cannot be used.
@@ -114,7 +115,7 @@ impl BootInfo {
         modules: [None; MAX_MODULES],
         keep: [None; KEEP_MAX],
         screen: None,
-        power: Err(acpi::Unknown::Missing("RSDP")),
+        acpi: Err(acpi::Unknown::Missing("RSDP")),
     };
 
     /// The boot modules, in order.
@@ -171,6 +172,11 @@ impl BootInfo {
         let slot = slots.find(|slot| slot.is_none());
         *slot.ok_or(BootError::TooManyTexts)? = Some(range);
         Ok(())
+    }
+    fn add_acpi(&mut self, root: Option<Root>) -> Result<(), BootError> {
+        self.acpi = acpi_tables(root);
+        self.acpi
+            .map_or(Ok(()), |tables| self.add_keep(tables.dsdt()))
     }
     /// Says what of the firmware's memory map there was no room for.
     pub fn log_lost(&self) {
@@ -283,7 +289,7 @@ unsafe fn multiboot2(info: u32) -> Result<BootInfo, BootError> {
         boot.rsdp_v1_tag()
             .map(|rsdp| Root::Rsdt(Hpa::new(rsdp.rsdt_address() as u64)))
     };
-    out.power = power(xsdt.or_else(rsdt));
+    out.add_acpi(xsdt.or_else(rsdt))?;
     Ok(out)
 }
 
@@ -361,7 +367,7 @@ unsafe fn pvh(info: u32) -> Result<BootInfo, BootError> {
         }
     }
     let rsdp = acpi::Memory::bytes(&Firmware, Hpa::new(start.rsdp), RSDP_BYTES);
-    out.power = power(rsdp.filter(|_| start.rsdp != 0).and_then(Root::of));
+    out.add_acpi(rsdp.filter(|_| start.rsdp != 0).and_then(Root::of))?;
     Ok(out)
 }
 

@@ -2,8 +2,9 @@
 
 use super::clock;
 use super::console::{self, say};
+use super::firmware;
 use core::fmt;
-use offshoot::host::acpi::{Enable, PortWrite, Power};
+use offshoot::host::acpi::{Enable, PortWrite, Power, Tables, Unknown};
 use offshoot::host::cmdline::{DEFAULT_END_AFTER, Duration, End};
 use spin::Mutex;
 use x86_64::instructions::port::Port;
@@ -17,19 +18,19 @@ const PATIENCE: u64 = 3;
 struct Plan {
     end: End,
     after: Duration,
-    /// How the machine does it, where that is known.
-    power: Option<Power>,
+    /// What says how the machine does it.
+    acpi: Result<Tables, Unknown>,
 }
 
 static PLAN: Mutex<Plan> = Mutex::new(Plan {
     end: End::PowerOff,
     after: DEFAULT_END_AFTER,
-    power: None,
+    acpi: Err(Unknown::Missing("RSDP")),
 });
 
 /// Says how the machine is switched off and reset.
-pub fn set_power(power: Power) {
-    PLAN.lock().power = Some(power);
+pub fn set_acpi(tables: Result<Tables, Unknown>) {
+    PLAN.lock().acpi = tables;
 }
 
 /// Says what is to happen at the end, and how long after.
@@ -89,7 +90,10 @@ fn carry_out(plan: &Plan) {
         core::hint::spin_loop();
     }
     console::show_line(format_args!("{what}        "));
-    let known = plan.power.unwrap_or_default();
+    let known = firmware::power(plan.acpi).unwrap_or_else(|unknown| {
+        log::warn!("{unknown}");
+        Power::default()
+    });
     match plan.end {
         End::PowerOff => switch_off(&known, hz),
         End::Reset | End::Halt => reset(&known, hz),
