@@ -112,6 +112,7 @@ impl<M: PhysMem> Tables<'_, M> {
     }
 
     /// Puts an entry, which brings its reference along, into the top table, and drops the reference that was there.
+    #[inline]
     pub fn replace_top(&mut self, index: usize, entry: EptEntry) {
         let word = self.word(self.root(), index);
         if entry == EptEntry::EMPTY && word.load(Ordering::Relaxed) == 0 {
