@@ -55,6 +55,19 @@ pub fn advance_to(vmcb: &mut Vmcb, next: u64) {
     }
 }
 
+/// What the completion of some elements of a repeated string instruction entails: it is executed again for the others, so RIP stays,
+/// and RFLAGS.RF is 1: it has met its instruction breakpoint.
+pub fn repeat(vmcb: &mut Vmcb) {
+    complete(vmcb);
+    set_resume_flag(vmcb);
+}
+
+/// Sets RFLAGS.RF: the instruction does not meet its breakpoint again when it is executed again.
+pub fn set_resume_flag(vmcb: &mut Vmcb) {
+    let rflags = vmcb.get(RFLAGS);
+    vmcb.set(RFLAGS, rflags | RFLAGS_RF);
+}
+
 #[cold]
 fn complete(vmcb: &mut Vmcb) {
     let rflags = vmcb.get(RFLAGS);
@@ -73,9 +86,8 @@ fn complete(vmcb: &mut Vmcb) {
 /// does not meet its breakpoint again when it is executed again.
 pub fn raise(vmcb: &mut Vmcb, event: Event) {
     // #DB can be a trap, #DF and #MC are aborts.
-    if !matches!(event.vector(), 1 | 8 | 18) {
-        let rflags = vmcb.get(RFLAGS);
-        vmcb.set(RFLAGS, rflags | RFLAGS_RF);
+    if event.is_fault() {
+        set_resume_flag(vmcb);
     }
     Injection::of(event).inject(vmcb);
 }
@@ -159,6 +171,17 @@ mod tests {
         Injection::NMI.inject(&mut vmcb);
         advance_by(&mut vmcb, 2);
         assert_eq!(vmcb.get(EVENT_INJECTION), 0x8000_0202);
+    }
+
+    #[test]
+    fn a_repetition_stays_where_it_is_and_is_stepped() {
+        let mut vmcb = at(0x1000);
+        vmcb.set(RFLAGS, 0x102);
+        vmcb.set(INTERRUPT_SHADOW, 1);
+        repeat(&mut vmcb);
+        assert_eq!((vmcb.get(RFLAGS), vmcb.get(RIP)), (0x1_0102, 0x1000));
+        assert_eq!(vmcb.get(INTERRUPT_SHADOW), 0);
+        assert_eq!(vmcb.get(EVENT_INJECTION), 0x8000_0301);
     }
 
     #[test]

@@ -80,6 +80,22 @@ impl Injection {
         }
     }
 
+    /// The same, as the layers above know it. That a software event has an instruction of some length is known by RIP alone.
+    pub const fn event(self) -> Event {
+        let kind = match (self.kind, self.vector) {
+            (Kind::Interrupt, _) => EventKind::ExternalInterrupt,
+            (Kind::Nmi, _) => EventKind::Nmi,
+            (Kind::Exception, 3 | 4) => EventKind::SoftwareException,
+            (Kind::Exception, _) => EventKind::HardwareException,
+            (Kind::SoftwareInterrupt, _) => EventKind::SoftwareInterrupt,
+        };
+        let event = Event::plain(self.vector, kind);
+        match self.code {
+            Some(code) => event.code(code as u16),
+            None => event,
+        }
+    }
+
     /// The event whose delivery the last exit interrupted, if there is one.
     ///
     /// # Errors
@@ -151,6 +167,12 @@ impl Injection {
         }
         vmcb.set(EVENT_INJECTION, bits);
     }
+}
+
+/// Whether a software event is to be delivered at the next entry.
+pub fn is_injecting_software(vmcb: &Vmcb) -> bool {
+    let bits = vmcb.get(EVENT_INJECTION);
+    bits & VALID != 0 && Injection::from_bits(bits).is_ok_and(Injection::is_software)
 }
 
 /// Whether an event is to be delivered at the next entry.
@@ -244,6 +266,7 @@ mod tests {
             let mut vmcb = protected();
             vmcb.set(EXIT_INTERRUPTION, bits);
             let event = Injection::interrupted(&vmcb).unwrap().unwrap();
+            assert_eq!(Injection::of(event.event()), event);
             event.inject(&mut vmcb);
             assert_eq!(vmcb.get(EVENT_INJECTION), bits, "{bits:#x}");
         }

@@ -60,6 +60,8 @@ fields! {
     AVIC_LOGICAL_TABLE: u64 = 0x0f0, NEVER, "AVIC logical table";
     AVIC_PHYSICAL_TABLE: u64 = 0x0f8, NEVER, "AVIC physical table";
     VMSA: u64 = 0x108, NEVER, "address of the VMSA";
+    VISIBLE_CR0: u64 = 0x3e0, NEVER, "CR0 as the guest sees it";
+    VISIBLE_CR4: u64 = 0x3e8, NEVER, "CR4 as the guest sees it";
     SELECTOR_OF_ES: u16 = 0x400, SEGMENTS, "ES selector";
     ATTRIBUTES_OF_ES: u16 = 0x402, SEGMENTS, "ES attributes";
     LIMIT_OF_ES: u32 = 0x404, SEGMENTS, "ES limit";

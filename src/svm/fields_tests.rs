@@ -49,7 +49,11 @@ const CONTROL: &[(u16, &str)] = &[
     (8, "AVIC physical table"),
     (8, ""),
     (8, "address of the VMSA"),
-    (16 + 2 + 22 + 8 + 8 + 664 + 32, ""),
+    (16 + 2 + 22 + 8 + 8 + 664, ""),
+    // The host's to use.
+    (8, "CR0 as the guest sees it"),
+    (8, "CR4 as the guest sees it"),
+    (16, ""),
 ];
 
 const SAVE: &[(u16, &str)] = &[

@@ -6,6 +6,7 @@
 //! - What it is given and gives back: [`vmcb`], [`fields`], [`segment`], [`start_state`].
 //! - Under which number it caches what a guest uses: [`asid`].
 //! - What an exit says: [`exit`], [`reason`], [`nested_fault`], [`exiting`]; going on: [`advance`], [`event`].
+//! - A guest's processor for the layers above: [`loaded`], [`left`].
 //! - What went wrong: [`entry_check`], [`dump`].
 
 pub mod advance;
@@ -21,10 +22,14 @@ pub mod exiting;
 pub mod feature;
 pub mod fields;
 pub mod intercept;
+pub mod left;
+pub mod loaded;
 pub mod nested_fault;
 mod neutral;
 pub mod permission_map;
 pub mod reason;
+#[cfg(test)]
+mod scripted;
 pub mod segment;
 pub mod start_state;
 pub mod vmcb;
@@ -40,3 +45,9 @@ pub use nested_fault::NestedFault;
 pub use permission_map::{IoMap, MsrMap};
 pub use reason::Reason;
 pub use vmcb::Vmcb;
+
+#[cfg(test)]
+pub(crate) mod fake {
+    pub(crate) use super::capabilities::tests::{epyc, qemu};
+    pub(crate) use super::scripted::{ScriptedCpu, Step, left, refuse};
+}

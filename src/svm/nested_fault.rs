@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::neutral::{Access, Cause};
+use super::neutral::{Access, Cause, Violation};
 use crate::addr::Gpa;
 
 const PRESENT: u64 = 1 << 0;
@@ -59,6 +59,16 @@ impl NestedFault {
     /// Whether an entry has a bit that must be 0: our tables are wrong.
     pub const fn is_misconfiguration(self) -> bool {
         self.has(RESERVED)
+    }
+    /// The same for the spaces. That it has dropped what was cached of the page is nowhere promised.
+    pub const fn violation(self) -> Violation {
+        Violation::told(
+            self.gpa,
+            self.access(),
+            self.cause(),
+            self.is_present(),
+            self.is_of_shadow_stack(),
+        )
     }
     /// Whether the page is used as a shadow stack, which no guest of ours has.
     pub const fn is_of_shadow_stack(self) -> bool {
@@ -120,6 +130,8 @@ mod tests {
                 "{code:#x}"
             );
             assert!(!fault.is_present() && !fault.is_misconfiguration());
+            let violation = fault.violation();
+            assert_eq!((violation.access(), violation.cause()), (expected, cause));
         }
         assert!(fault(FINAL | PRESENT | USER).is_present());
         assert!(fault(FINAL | RESERVED | USER).is_misconfiguration());

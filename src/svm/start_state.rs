@@ -78,6 +78,8 @@ pub fn write_start(vmcb: &mut Vmcb, start: &Start64) {
     ] {
         vmcb.set(field, value);
     }
+    vmcb.set(VISIBLE_CR0, vmcb.get(CR0));
+    vmcb.set(VISIBLE_CR4, vmcb.get(CR4));
     for of_system_calls in [
         STAR,
         LSTAR,

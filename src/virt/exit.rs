@@ -1,5 +1,5 @@
 //! Why a guest left the CPU: one list for both makers, by the numbers of Intel's, which has more (SDM "VMX Basic Exit Reasons",
-//! appendix C).
+//! appendix C). What only AMD's CPUs have comes behind, from 96 on.
 
 use core::fmt;
 
@@ -108,6 +108,17 @@ exit_reasons! {
     Wrmsrlist = 79 "WRMSRLIST",
     RdmsrImmediate = 84 "RDMSR with immediate operand",
     WrmsrImmediate = 85 "WRMSRNS with immediate operand",
+    Vmrun = 96 "VMRUN",
+    Vmload = 97 "VMLOAD",
+    Vmsave = 98 "VMSAVE",
+    Stgi = 99 "STGI",
+    Clgi = 100 "CLGI",
+    Skinit = 101 "SKINIT",
+    Invlpga = 102 "INVLPGA",
+    Invlpgb = 103 "INVLPGB",
+    Tlbsync = 104 "TLBSYNC",
+    Rdpru = 105 "RDPRU",
+    Mcommit = 106 "MCOMMIT",
 }
 
 /// The reasons by number. Looked up at every exit, so a table and not the comparisons of `try_from`.
@@ -124,12 +135,21 @@ static BY_NUMBER: [Option<ExitReason>; ExitReason::COUNT] = {
 
 impl ExitReason {
     /// One more than the highest number.
-    pub const COUNT: usize = 86;
+    pub const COUNT: usize = 107;
+
+    /// One more than the highest number that is Intel's.
+    pub const COUNT_ON_VMX: usize = 86;
 
     /// The reason with this number.
     #[inline(always)]
     pub fn from_number(number: u32) -> Option<Self> {
-        BY_NUMBER.get(number as usize).copied().flatten()
+        Self::from_number_below(number, Self::COUNT)
+    }
+    /// The same, where there are none from `end` on.
+    #[inline(always)]
+    pub fn from_number_below(number: u32, end: usize) -> Option<Self> {
+        let known = BY_NUMBER.get(..end)?;
+        known.get(number as usize).copied().flatten()
     }
 }
 
@@ -150,6 +170,8 @@ mod tests {
             assert_eq!(ExitReason::from_number(number.into()), expected);
         }
         assert!(ExitReason::ALL.is_sorted());
-        assert_eq!(ExitReason::ALL.len(), 78);
+        assert_eq!(ExitReason::ALL.len(), 89);
+        let of_intel = |number| ExitReason::from_number_below(number, ExitReason::COUNT_ON_VMX);
+        assert_eq!((0..1000).filter_map(of_intel).count(), 78);
     }
 }

@@ -8,6 +8,8 @@ use super::machine::Machine;
 use super::outcome::Outcome;
 use super::vcpu::VcpuError;
 use crate::frames::PhysMem;
+use crate::svm;
+use crate::svm::loaded::{Refused, UnknownInstruction};
 use crate::virt::Processor;
 use crate::vmx::VmcsError;
 use crate::vmx::controls::Secondary;
@@ -34,12 +36,15 @@ pub type ControlError = GuestVmcsError;
 pub enum StateError {
     /// In a VMCS.
     Vmcs(VmcsError),
+    /// With SVM.
+    Svm(UnknownInstruction),
 }
 
 impl fmt::Display for StateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vmcs(error) => error.fmt(f),
+            Self::Svm(error) => error.fmt(f),
         }
     }
 }
@@ -52,17 +57,26 @@ impl From<VmcsError> for StateError {
     }
 }
 
+impl From<UnknownInstruction> for StateError {
+    fn from(error: UnknownInstruction) -> Self {
+        Self::Svm(error)
+    }
+}
+
 /// A guest could not be entered: our bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryError {
     /// With VMX.
     Vmx(loaded::EntryError),
+    /// With SVM.
+    Svm(Refused),
 }
 
 impl fmt::Display for EntryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vmx(error) => error.fmt(f),
+            Self::Svm(error) => error.fmt(f),
         }
     }
 }
@@ -72,6 +86,12 @@ impl core::error::Error for EntryError {}
 impl From<loaded::EntryError> for EntryError {
     fn from(error: loaded::EntryError) -> Self {
         Self::Vmx(error)
+    }
+}
+
+impl From<Refused> for EntryError {
+    fn from(error: Refused) -> Self {
+        Self::Svm(error)
     }
 }
 
@@ -90,14 +110,25 @@ impl Found {
 pub(super) trait Cpu:
     Processor<Error: Into<StateError>, EntryError: Into<EntryError>>
 {
-    /// What an error of its own says.
-    fn own(error: EntryError) -> Self::EntryError;
+    /// What an error of its own says. `None`: it is another's.
+    fn own(error: EntryError) -> Option<Self::EntryError>;
 }
 
 impl<V: OnCpu> Cpu for Loaded<'_, V> {
-    fn own(error: EntryError) -> loaded::EntryError {
-        let EntryError::Vmx(error) = error;
-        error
+    fn own(error: EntryError) -> Option<loaded::EntryError> {
+        match error {
+            EntryError::Vmx(error) => Some(error),
+            EntryError::Svm(_) => None,
+        }
+    }
+}
+
+impl<C: svm::loaded::OnCpu> Cpu for svm::loaded::Loaded<'_, C> {
+    fn own(error: EntryError) -> Option<Refused> {
+        match error {
+            EntryError::Svm(error) => Some(error),
+            EntryError::Vmx(_) => None,
+        }
     }
 }
 

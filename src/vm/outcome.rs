@@ -65,8 +65,8 @@ pub enum Outcome {
 pub struct MemoryFault {
     /// The access, and why it cannot be.
     pub unresolved: Unresolved,
-    /// The linear address, where there was one.
-    pub gva: Gva,
+    /// The linear address, where there was one and the CPU tells it.
+    pub gva: Option<Gva>,
     /// The instruction that was executing.
     pub rip: Gva,
     /// An event was being delivered.
@@ -77,10 +77,12 @@ impl fmt::Display for MemoryFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Unresolved { violation, reason } = self.unresolved;
         write!(f, "{} at GPA {:#x}", violation.access(), violation.gpa())?;
-        match violation.cause() {
-            Cause::Translation => write!(f, " (GVA {:#x})", self.gva)?,
-            Cause::PageWalk => write!(f, " (page walk for GVA {:#x})", self.gva)?,
-            Cause::NoLinearAddress => f.write_str(" (no linear address)")?,
+        match (violation.cause(), self.gva) {
+            (Cause::Translation, Some(gva)) => write!(f, " (GVA {gva:#x})")?,
+            (Cause::Translation, None) => {}
+            (Cause::PageWalk, Some(gva)) => write!(f, " (page walk for GVA {gva:#x})")?,
+            (Cause::PageWalk, None) => f.write_str(" (page walk)")?,
+            (Cause::NoLinearAddress, _) => f.write_str(" (no linear address)")?,
         }
         write!(f, ", RIP {:#x}, {}", self.rip, violation.allowed())?;
         if self.during_delivery {
@@ -167,7 +169,7 @@ mod tests {
             let reason = Reason::NoRegion;
             let fault = MemoryFault {
                 unresolved: Unresolved { violation, reason },
-                gva: Gva::new(0x40_2008),
+                gva: Some(Gva::new(0x40_2008)),
                 rip: Gva::new(0x40_0010),
                 during_delivery,
             };

@@ -46,7 +46,10 @@ pub(super) fn explain<M: PhysMem, P: Cpu>(
             processor.summarize(out)?;
             writeln!(out)?;
         }
-        Outcome::Entry(error) => processor.report_failed_entry(P::own(*error), out)?,
+        Outcome::Entry(error) => match P::own(*error) {
+            Some(error) => processor.report_failed_entry(error, out)?,
+            None => processor.dump(out)?,
+        },
         Outcome::EptMisconfiguration(gpa) => {
             for step in space.path(*gpa) {
                 let Step {

@@ -126,6 +126,15 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
             let reason = unsafe { self.processor.enter::<X87_SELECTORS>(right, self.area) };
             let left = now();
             *in_guest = in_guest.wrapping_add(left.wrapping_sub(start));
+            if P::MAY_WANT_CODE
+                && self.processor.wants_code()
+                && let Some(next) = self.give_code()?
+            {
+                if matches!(next, Next::Stop) || left >= self.deadline {
+                    return Ok(());
+                }
+                continue;
+            }
             // The frequent ones are handled here, without a look into the table of reasons.
             let next = match reason {
                 CPUID => {
@@ -169,7 +178,7 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         self.area.flush_is_due();
         let handled = match u32::try_from(entered)
             .ok()
-            .and_then(ExitReason::from_number)
+            .and_then(|number| ExitReason::from_number_below(number, P::REASONS))
         {
             Some(reason) => {
                 self.stats.count(reason);
@@ -267,6 +276,9 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     fn rare_cpuid(&mut self, rax: u64) -> Result<(), P::Error> {
         // CR4.OSXSAVE is in the real register as the guest wrote it.
         let cr4 = self.processor.cr4()?;
+        if let Some(xcr0) = self.processor.unseen_xcr0() {
+            *self.xcr0 = xcr0;
+        }
         let xcr0 = *self.xcr0;
         let rcx = self.area.regs.get(Gpr::Rcx);
         let answer = self.cpuid.answer(rax, rcx, || Live {
@@ -307,5 +319,7 @@ fn set_cpuid(regs: &mut GuestRegs, answer: &CpuidResult) {
     regs.set(Gpr::Rdx, answer.edx.into());
 }
 
+#[cfg(test)]
+mod svm_tests;
 #[cfg(test)]
 mod tests;

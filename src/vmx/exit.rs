@@ -111,7 +111,8 @@ impl ExitReasonField {
             return Ok(Exit::EntryFailed(self.entry_failure(qualification()?)));
         }
         let number = self.basic();
-        Ok(ExitReason::from_number(number.into()).map_or(Exit::Unknown(number), Exit::Left))
+        let known = ExitReason::from_number_below(number.into(), ExitReason::COUNT_ON_VMX);
+        Ok(known.map_or(Exit::Unknown(number), Exit::Left))
     }
 
     #[cold]

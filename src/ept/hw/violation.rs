@@ -112,6 +112,28 @@ impl Violation {
         }
     }
 
+    /// A violation of which only this is told: what was tried and how, whether there was a page that could be read, and whether it
+    /// was used as a shadow stack.
+    pub const fn told(
+        gpa: Gpa,
+        access: Access,
+        cause: Cause,
+        readable: bool,
+        shadow_stack: bool,
+    ) -> Self {
+        let how = match cause {
+            Cause::Translation => LINEAR_VALID | TRANSLATED,
+            Cause::PageWalk => LINEAR_VALID,
+            Cause::NoLinearAddress => 0,
+        };
+        let more = readable as u32 * READABLE | shadow_stack as u32 * SHADOW_STACK;
+        let tried = Self::new(gpa, access).bits & (READ | WRITE | FETCH);
+        Self {
+            gpa,
+            bits: tried | how | more | PAST,
+        }
+    }
+
     /// What an exit qualification says, of whatever time.
     pub const fn decode(qualification: u64, gpa: Gpa) -> Self {
         Self {
@@ -274,6 +296,27 @@ mod tests {
         // SAFETY: no space is asked to resolve it.
         let left = unsafe { Violation::at_exit(0x83, Gpa::new(0)) };
         assert!(left.has_just_left() && left.is_write() && left.is_page_walk());
+    }
+
+    #[test]
+    fn what_is_told_is_what_is_read() {
+        for cause in [Cause::Translation, Cause::PageWalk, Cause::NoLinearAddress] {
+            for access in [Access::READ, Access::WRITE, Access::FETCH] {
+                for (readable, stack) in [(false, false), (true, false), (false, true)] {
+                    let told = Violation::told(Gpa::new(0x5008), access, cause, readable, stack);
+                    assert_eq!((told.access(), told.cause()), (access, cause));
+                    let allowed = Allowed {
+                        read: readable,
+                        ..Allowed::default()
+                    };
+                    assert_eq!(told.allowed(), allowed);
+                    assert_eq!((told.is_special(), told.is_beyond_us()), (stack, stack));
+                    assert!(!told.has_just_left());
+                }
+            }
+        }
+        let told = Violation::told(Gpa::new(0), Access::WRITE, Cause::Translation, false, false);
+        assert_eq!(told, Violation::new(Gpa::new(0), Access::WRITE));
     }
 
     #[test]

@@ -11,13 +11,14 @@ use core::fmt;
 use memory::{GUEST_CR3, GUEST_STACK, GuestMemory, MemoryError, page, permission_maps};
 use offshoot::addr::Hpa;
 use offshoot::frames::{FrameAllocator, PhysMem};
-use offshoot::svm::cpu::{EntryArea, HostFrames, Refused, StillOff, Svm};
+use offshoot::svm::cpu::{HostFrames, StillOff, Svm};
 use offshoot::svm::dump::report_refused_entry;
+use offshoot::svm::loaded::Refused;
 use offshoot::svm::start_state::{Addresses, write_controls, write_start};
 use offshoot::svm::{
     Asid, Capabilities, Chosen, Exit, SvmUnavailable, UnmetFeatures, Vmcb, choose,
 };
-use offshoot::virt::cpu::ThisCpu;
+use offshoot::virt::cpu::{EntryArea, ThisCpu};
 use offshoot::vmx::Start64;
 
 /// What `selftest=` calls it.
@@ -197,7 +198,7 @@ fn refusals(
         }
         say!("svm: refused with {what}:");
         // The console takes everything.
-        let _ = report_refused_entry(svm.refused(guest.vmcb), capabilities, &mut Out);
+        let _ = report_refused_entry(svm.refused(), capabilities, &mut Out);
     }
     // The same VMCB, with nothing wrong, is taken.
     guest.vmcb.clone_from(&right);

@@ -3,16 +3,17 @@
 use core::arch::naked_asm;
 
 use super::super::vmcb::Vmcb;
-use super::area::{EntryArea, GUEST, HOST, REGS};
+use crate::addr::Hpa;
+use crate::virt::cpu::{EntryArea, REGS, SELECTORS};
 
 const HOST_MXCSR: u32 = 0x1f80;
 static MXCSR: u32 = HOST_MXCSR;
 
-/// Enters the guest of `area` and returns at its next exit, or where VMRUN refuses the VMCB.
+/// Enters the guest whose VMCB is at `guest` and returns at its next exit, or where VMRUN refuses the VMCB.
 ///
 /// The host keeps its callee-saved registers on its stack. VMRUN saves and an exit loads its control registers, RFLAGS, RSP, and
-/// CS, SS, DS, ES, GDTR and IDTR; VMSAVE has saved the rest of its segments and the MSRs of system calls, once. XMM registers are
-/// the guest's until FXSAVE and again from FXRSTOR.
+/// CS, SS, DS, ES, GDTR and IDTR; VMSAVE has saved the rest of its segments and the MSRs of system calls in `host`, once. XMM
+/// registers are the guest's until FXSAVE and again from FXRSTOR.
 ///
 /// From CLGI to STGI nothing interrupts, not even an NMI or a machine check, while segments are the guest's: TR above all, which
 /// says on which stacks the host's handlers run. RFLAGS.IF of the host says whether a physical interrupt makes the guest exit; it
@@ -21,20 +22,32 @@ static MXCSR: u32 = HOST_MXCSR;
 /// `_vmcb` is where the host sees the guest's VMCB: nothing is done with it here, but the compiler must know that it changes.
 ///
 /// # Safety
-/// The guest's VMCB must be one that may be run, `area` must be the guest's and name it and the host's VMCB, into which VMSAVE has
-/// saved the host's state; EFER.SVME must be 1 and VM_HSAVE_PA be a frame that is nobody else's.
+/// The guest's VMCB must be one that may be run, `area` must be the guest's, and `host` name the VMCB into which VMSAVE has saved
+/// the host's state; EFER.SVME must be 1 and VM_HSAVE_PA be a frame that is nobody else's.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, _vmcb: *mut Vmcb) {
+pub(super) unsafe extern "sysv64" fn enter(
+    area: *mut EntryArea,
+    guest: Hpa,
+    host: Hpa,
+    _vmcb: *mut Vmcb,
+) {
     naked_asm!(
+        // Where the x87 state has selectors, REX.W would take them for upper halves.
+        "cmp qword ptr [rdi + {selectors}], 0",
+        "jne 2f",
         "fxrstor64 [rdi]",
+        "jmp 3f",
+        "2: fxrstor [rdi]",
+        "3:",
         "push rbx",
         "push rbp",
         "push r12",
         "push r13",
         "push r14",
         "push r15",
+        "push rdx",
         "push rdi",
-        "mov rax, [rdi + {guest}]",
+        "mov rax, rsi",
         "clgi",
         "sti",
         "vmload rax",
@@ -71,7 +84,7 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, _vmcb: *mut Vmc
         "mov [rax + {regs} + 112], r14",
         "mov [rax + {regs} + 120], r15",
         "pop rdi",
-        "mov rax, [rdi + {host}]",
+        "pop rax",
         "vmload rax",
         "cli",
         "stgi",
@@ -84,9 +97,8 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, _vmcb: *mut Vmc
         "pop rbp",
         "pop rbx",
         "ret",
-        guest = const GUEST,
-        host = const HOST,
         regs = const REGS,
+        selectors = const SELECTORS,
         mxcsr = sym MXCSR,
     )
 }
@@ -95,7 +107,7 @@ pub(super) unsafe extern "sysv64" fn enter(area: *mut EntryArea, _vmcb: *mut Vmc
 ///
 /// # Safety
 /// EFER.SVME must be 1, and `vmcb` be a frame that is nobody else's.
-pub(super) unsafe fn vmsave(vmcb: crate::addr::Hpa) {
+pub(super) unsafe fn vmsave(vmcb: Hpa) {
     // SAFETY: the caller's.
     unsafe {
         core::arch::asm!("vmsave rax", in("rax") vmcb.as_u64(), options(nostack, preserves_flags));

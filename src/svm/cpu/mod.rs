@@ -1,10 +1,7 @@
 //! The hardware edge: SVM on this CPU, entry and exit. Everything here executes instructions that only exist, or only make
 //! sense, in the kernel on a CPU with SVM.
 
-mod area;
 mod entry;
-
-pub use area::EntryArea;
 
 use core::fmt;
 
@@ -14,10 +11,12 @@ use super::asid::{Asid, Asids};
 use super::capabilities::{Capabilities, SvmSwitch, VM_CR, is_switched_off};
 use super::feature::{Feature, Features};
 use super::fields::{ASID, EXIT_CODE, RAX, RFLAGS, RIP, RSP, TLB_CONTROL};
+use super::loaded::Refused;
 use super::neutral::Gpr;
 use super::reason::INVALID;
 use super::vmcb::{Clean, Vmcb};
 use crate::addr::Hpa;
+use crate::virt::cpu::EntryArea;
 
 /// VM_HSAVE_PA: where VMRUN saves the host's state.
 const VM_HSAVE_PA: u32 = 0xc001_0117;
@@ -49,10 +48,6 @@ impl fmt::Display for StillOff {
 }
 
 impl core::error::Error for StillOff {}
-
-/// VMRUN has refused a VMCB: the guest has not run. [`Svm::refused`] has the one that was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused;
 
 /// SVM on this CPU, from when EFER.SVME is set until this is dropped.
 #[derive(Debug)]
@@ -128,11 +123,11 @@ impl<'c> Svm<'c> {
         vmcb.set(TLB_CONTROL, tag.control as u8);
         vmcb.set(RAX, area.regs.get(Gpr::Rax));
         self.note(vmcb, at);
-        (area.guest, area.host) = (at, self.frames.vmcb);
         // SAFETY: the caller's; SVM is on, and both of the host's frames are its own.
-        unsafe { entry::enter(area, vmcb) };
+        unsafe { entry::enter(area, at, self.frames.vmcb, vmcb) };
         area.regs.set(Gpr::Rax, vmcb.get(RAX));
         if vmcb.get(EXIT_CODE) as u32 == INVALID {
+            self.copy_controls(vmcb);
             return Err(Refused);
         }
         self.asids.entered(asid, tag);
@@ -157,9 +152,13 @@ impl<'c> Svm<'c> {
         self.copied = at;
     }
 
-    /// The VMCB that the last entry has refused, as it was then.
-    pub fn refused(&mut self, vmcb: &Vmcb) -> &Vmcb {
+    #[cold]
+    fn copy_controls(&mut self, vmcb: &Vmcb) {
         self.copy.copy_control_area(vmcb);
+    }
+
+    /// The VMCB that the last entry has refused, as it was then.
+    pub fn refused(&self) -> &Vmcb {
         self.copy
     }
 }

@@ -3,10 +3,10 @@
 use super::registers::Registers;
 use crate::addr::Gva;
 use crate::ept::Violation;
-use crate::virt::SegmentRegister;
 use crate::virt::control_registers::CrAccess;
 use crate::virt::event::{Event, EventKind};
 use crate::virt::io::{AddressSize, IoAccess};
+use crate::virt::{GuestRegs, SegmentRegister};
 
 /// An exit by a port instruction.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,20 @@ pub trait Exits: Registers {
     type PortDetail: Copy;
     /// Where an instruction is that exited.
     type Place: Copy;
+    /// Whether there are CPUs that do not tell enough of an instruction that exits, which its code must: see
+    /// [`Exits::wants_code`].
+    const MAY_WANT_CODE: bool = false;
+
+    /// Whether the exit can only be handled with the code of the instruction that has exited: [`Exits::take_code`] comes first.
+    #[inline(always)]
+    fn wants_code(&self) -> bool {
+        false
+    }
+    /// Takes from its code, as many bytes as are known, what the CPU does not tell of the instruction that has exited, and
+    /// returns whether it is one that can have done so.
+    fn take_code(&mut self, _code: &[u8], _regs: &GuestRegs) -> bool {
+        true
+    }
     /// The exit by a port instruction.
     ///
     /// # Errors
@@ -81,11 +95,11 @@ pub trait Exits: Registers {
     /// # Errors
     /// The state cannot be read.
     fn physical_address(&self) -> Result<u64, Self::Error>;
-    /// The linear address of the exit, where it has one.
+    /// The linear address of the exit, where it has one. `None`: the CPU does not tell it.
     ///
     /// # Errors
     /// The state cannot be read.
-    fn linear_address(&self) -> Result<Gva, Self::Error>;
+    fn linear_address(&self) -> Result<Option<Gva>, Self::Error>;
     /// Whether the exit came while an event was delivered.
     ///
     /// # Errors

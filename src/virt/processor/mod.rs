@@ -37,6 +37,9 @@ pub enum SpecialExit<E> {
 pub trait Processor: Progress + Invalidate {
     /// Why it could not be entered.
     type EntryError: Copy + fmt::Debug;
+    /// From where on there are no numbers of reasons for which it is left.
+    const REASONS: usize;
+
     /// Before a run in the space behind `eptp`, of so many ticks at most.
     ///
     /// # Errors

@@ -119,11 +119,11 @@ pub trait Registers {
     /// # Errors
     /// The state cannot be accessed.
     fn set_mode(&mut self, efer: u64) -> Result<(), Self::Error>;
-    /// The four entries of the top table of PAE paging that are in use.
+    /// The four entries of the top table of PAE paging that are in use. `None`: those in the guest's memory.
     ///
     /// # Errors
     /// The state cannot be read.
-    fn pdptes(&self) -> Result<[u64; 4], Self::Error>;
+    fn pdptes(&self) -> Result<Option<[u64; 4]>, Self::Error>;
     /// Sets them.
     ///
     /// # Errors
@@ -210,4 +210,9 @@ pub trait Registers {
     /// # Safety
     /// The CPU has XSAVE and accepts `value`.
     unsafe fn set_xcr0(&mut self, value: u64);
+    /// XCR0, where the guest may have set it without an exit.
+    #[inline(always)]
+    fn unseen_xcr0(&self) -> Option<u64> {
+        None
+    }
 }

@@ -33,9 +33,18 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
                 self.set_gpr(target, cr8)?;
                 return self.advance();
             }
-            // No control of ours makes these exit.
-            CrAccess::MovFrom { .. } => {
-                return self.stop(Outcome::UnexpectedExit(ExitReason::CrAccess));
+            // Where no read shadow gives the guest what it is to see, its reads exit.
+            CrAccess::MovFrom { register, target } => {
+                let visible = self.processor.visible_registers(&self.limits.masks())?;
+                let value = match register {
+                    ControlRegister::Cr0 => visible.cr0,
+                    ControlRegister::Cr4 => visible.cr4,
+                    ControlRegister::Cr3 | ControlRegister::Cr8 => {
+                        return self.stop(Outcome::UnexpectedExit(ExitReason::CrAccess));
+                    }
+                };
+                self.set_gpr(target, value)?;
+                return self.advance();
             }
             CrAccess::MovTo {
                 register: ControlRegister::Cr8,

@@ -4,7 +4,7 @@ use super::super::Host;
 use super::super::backend::Cpu;
 use super::super::console::Console;
 use super::super::io::{Ports, rax_after_in};
-use super::super::mmio::{Code, Instruction, PortAccess, Repeat, StringOp, Translated, Why, Width};
+use super::super::mmio::{Code, Instruction, PortAccess, Repeat, StringOp, Why, Width};
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
@@ -152,15 +152,16 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     ) -> Result<Next, P::Error> {
         let gva = self.processor.linear_address()?;
         let (translation, privilege) = self.view()?;
-        let found = GuestVirtual::new(self.space, &translation, privilege)
-            .look_up(gva, if access.input { Use::Write } else { Use::Read });
+        let memory = GuestVirtual::new(self.space, &translation, privilege);
+        let found = gva.and_then(|gva| {
+            let what = if access.input { Use::Write } else { Use::Read };
+            memory.look_up(gva, what).ok()
+        });
         let reported = Reported {
-            access: Translated {
-                gpa: found.map_or(Gpa::new(0), |found| found.gpa),
-                gva,
-                write: access.input,
-                device: None,
-            },
+            gpa: found.map_or(Gpa::new(0), |found| found.gpa),
+            gva,
+            write: access.input,
+            device: None,
             rip,
         };
         self.refuse(&reported, why, code)
@@ -180,7 +181,17 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         &self,
         registers: &ControlRegisters,
     ) -> Result<Translation, P::Error> {
-        Translation::new(registers, &self.limits.features, || self.processor.pdptes())
+        Translation::new(registers, &self.limits.features, || {
+            self.pdptes(registers.cr3)
+        })
+    }
+
+    /// The entries of the top table of PAE paging, as the CPU uses them. Where it would find no memory, there are none.
+    #[cold]
+    fn pdptes(&self, cr3: u64) -> Result<[u64; 4], P::Error> {
+        let held = self.processor.pdptes()?;
+        let in_memory = || self.space.words(Gpa::new(cr3 & 0xffff_ffe0));
+        Ok(held.unwrap_or_else(|| in_memory().unwrap_or_default()))
     }
 
     /// An access that the host made for the guest failed: what the guest would have got for it.

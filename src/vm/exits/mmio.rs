@@ -13,10 +13,29 @@ use crate::frames::PhysMem;
 
 /// What the CPU tells of an access.
 pub(super) struct Reported {
-    /// The access, and where it led.
-    pub access: Translated,
+    /// Where it led.
+    pub gpa: Gpa,
+    /// The linear address.
+    pub gva: Option<Gva>,
+    /// It was to be written.
+    pub write: bool,
+    /// The device there: see [`Translated`].
+    pub device: Option<(u32, u64)>,
     /// Where the instruction is.
     pub rip: Gva,
+}
+
+impl Reported {
+    /// The translation that the CPU has made, where it tells all of it.
+    #[inline(always)]
+    fn translated(&self) -> Option<Translated> {
+        Some(Translated {
+            gva: self.gva?,
+            gpa: self.gpa,
+            write: self.write,
+            device: self.device,
+        })
+    }
 }
 
 impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
@@ -30,15 +49,13 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         let gva = self.processor.linear_address()?;
         let rip = self.processor.rip()?;
         let reported = Reported {
-            access: Translated {
-                gpa: violation.gpa(),
-                gva: match violation.cause() {
-                    Cause::NoLinearAddress => Gva::new(0),
-                    Cause::Translation | Cause::PageWalk => gva,
-                },
-                write: violation.is_write(),
-                device,
+            gpa: violation.gpa(),
+            gva: match violation.cause() {
+                Cause::NoLinearAddress => None,
+                Cause::Translation | Cause::PageWalk => gva,
             },
+            write: violation.is_write(),
+            device,
             rip,
         };
         let why = match violation.cause() {
@@ -72,8 +89,8 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         let (bytes, known) = code.bytes();
         let refusal = Refusal {
             why,
-            gpa: reported.access.gpa,
-            gva: reported.access.gva,
+            gpa: reported.gpa,
+            gva: reported.gva,
             rip: reported.rip,
             bytes,
             known,
@@ -96,7 +113,8 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
             Ok(instruction) => instruction,
             Err(why) => return Ok(Err(why)),
         };
-        self.emulate::<false>(&instruction, &view, &translation, Some(&reported.access))
+        let translated = reported.translated();
+        self.emulate::<false>(&instruction, &view, &translation, translated.as_ref())
     }
 
     /// The instruction is not one that makes the access. That can be because the guest has changed its tables, and the

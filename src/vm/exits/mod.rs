@@ -2,6 +2,7 @@
 
 mod call;
 mod change;
+mod code;
 mod cr;
 mod emulate;
 mod events;
@@ -52,8 +53,8 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
                 self.stop(Outcome::EptMisconfiguration(Gpa::new(gpa)))
             }
             ExitReason::PmlFull => self.log_full(),
-            // The instruction is done, and the exit was its price.
-            ExitReason::BusLock => self.deliver_again(),
+            // The instruction is done, and the exit was its price. The firmware has had an SMI that was to exit.
+            ExitReason::BusLock | ExitReason::OtherSmi => self.deliver_again(),
             ExitReason::InstructionTimeout => self.instruction_timeout(),
             ExitReason::InitSignal => self.init_signal(),
             ExitReason::TaskSwitch => self.stop(Outcome::Unsupported("hardware task switch")),
@@ -91,7 +92,18 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
             | ExitReason::Rdmsrlist
             | ExitReason::Wrmsrlist
             | ExitReason::RdmsrImmediate
-            | ExitReason::WrmsrImmediate => self.raise(Event::INVALID_OPCODE),
+            | ExitReason::WrmsrImmediate
+            | ExitReason::Vmrun
+            | ExitReason::Vmload
+            | ExitReason::Vmsave
+            | ExitReason::Stgi
+            | ExitReason::Clgi
+            | ExitReason::Skinit
+            | ExitReason::Invlpga
+            | ExitReason::Invlpgb
+            | ExitReason::Tlbsync
+            | ExitReason::Rdpru
+            | ExitReason::Mcommit => self.raise(Event::INVALID_OPCODE),
             other => self.stop(Outcome::UnexpectedExit(other)),
         }
     }

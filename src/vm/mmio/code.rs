@@ -126,6 +126,31 @@ pub fn fetch<M: GuestMemory>(
     fetch_new(memory, mode, rip, decoded, code)
 }
 
+/// Fetches code at the linear address `rip` until `is_enough` of its bytes are known, or as many as an instruction can have, or as
+/// can be reached without a fault. Returns whether they are enough.
+///
+/// # Errors
+/// The fault of the first fetch.
+pub fn fetch_code<M: GuestMemory>(
+    memory: &GuestVirtual<'_, M>,
+    mode: CodeMode,
+    rip: Gva,
+    mut is_enough: impl FnMut(&[u8]) -> bool,
+) -> Result<bool, Why> {
+    let mut code = Code::NONE;
+    code.fetch(memory, rip).map_err(why)?;
+    loop {
+        let (bytes, known) = code.bytes();
+        if is_enough(bytes.get(..known.into()).unwrap_or_default()) {
+            return Ok(true);
+        }
+        let next = rip.as_u64().wrapping_add(known.into()) & mode.linear_mask();
+        if usize::from(known) >= LONGEST || code.fetch(memory, Gva::new(next)).is_err() {
+            return Ok(false);
+        }
+    }
+}
+
 #[inline(never)]
 fn fetch_new<M: GuestMemory>(
     memory: &GuestVirtual<'_, M>,

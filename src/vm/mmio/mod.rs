@@ -17,7 +17,7 @@ mod test_device;
 
 pub use crate::virt::CodeMode;
 pub use bus::{BusFault, GuestBus, Place, Places, PortAccess, Translated};
-pub use code::{Code, Decoded, fetch};
+pub use code::{Code, Decoded, fetch, fetch_code};
 pub use decode::{DecodeError, decode};
 pub use devices::{MmioDevices, TEST_DEVICE, TEST_DEVICE_ROM, test_device_regions};
 pub use execute::{Progress, State, Stop, execute};

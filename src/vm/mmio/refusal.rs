@@ -36,8 +36,8 @@ pub struct Refusal {
     pub why: Why,
     /// The address that was accessed.
     pub gpa: Gpa,
-    /// Its linear address.
-    pub gva: Gva,
+    /// Its linear address, where the CPU tells it.
+    pub gva: Option<Gva>,
     /// Where the instruction is.
     pub rip: Gva,
     /// Its bytes, and more.
@@ -67,10 +67,11 @@ impl fmt::Display for Refusal {
         let Self {
             why, gpa, gva, rip, ..
         } = self;
-        write!(
-            f,
-            "access to device memory at GPA {gpa:#x}, GVA {gva:#x}, RIP {rip:#x}: {why}"
-        )?;
+        write!(f, "access to device memory at GPA {gpa:#x}")?;
+        if let Some(gva) = gva {
+            write!(f, ", GVA {gva:#x}")?;
+        }
+        write!(f, ", RIP {rip:#x}: {why}")?;
         let known = self.bytes.get(..self.known.into()).unwrap_or_default();
         if !known.is_empty() {
             f.write_str(": bytes")?;

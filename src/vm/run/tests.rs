@@ -29,13 +29,13 @@ const GENERAL_PROTECTION: u64 = 0x8000_0b0d;
 const INVALID_OPCODE: u64 = 0x8000_0306;
 
 #[derive(Default)]
-struct TestHost {
-    printed: String,
-    interrupts: Vec<u8>,
-    nmis: usize,
-    machine_checks: usize,
+pub(super) struct TestHost {
+    pub printed: String,
+    pub interrupts: Vec<u8>,
+    pub nmis: usize,
+    pub machine_checks: usize,
     /// The byte that a breakpoint of the host's stands for.
-    breakpoint: Option<u8>,
+    pub breakpoint: Option<u8>,
 }
 
 impl Host for TestHost {
@@ -348,7 +348,7 @@ fn memory_that_is_not_the_guests_ends_it() {
             panic!("{turn:?}");
         };
         assert_eq!(fault.rip, Gva::new(RIP));
-        assert_eq!(fault.gva, Gva::new(NOWHERE));
+        assert_eq!(fault.gva, Some(Gva::new(NOWHERE)));
         assert!(!fault.during_delivery);
     });
 }

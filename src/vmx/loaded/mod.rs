@@ -19,6 +19,7 @@ use super::vmcs::{Vmcs, VmcsError};
 use crate::ept::{CpuId, Entered, Eptp, Invalidate, Space};
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::cpu::EntryArea;
+use crate::virt::exit::ExitReason;
 use crate::virt::processor::{Processor, SpecialExit};
 
 /// What [`OnCpu::enter`] returns where the entry failed, larger than any exit-reason field: VMfailInvalid.
@@ -145,6 +146,8 @@ unsafe impl<V: OnCpu> Invalidate for Loaded<'_, V> {
 
 impl<V: OnCpu> Processor for Loaded<'_, V> {
     type EntryError = EntryError;
+    const REASONS: usize = ExitReason::COUNT_ON_VMX;
+
     fn get_ready(&mut self, eptp: Eptp, ticks: u64) -> Result<(), VmcsError> {
         self.set_timer(ticks)?;
         self.vmcs.write64(Field64::EptPointer, eptp.as_u64())

@@ -98,8 +98,8 @@ impl<V: OnCpu> Registers for Loaded<'_, V> {
         self.vmcs.write32(Field32::EntryControls, word)
     }
     #[cold]
-    fn pdptes(&self) -> Result<[u64; 4], VmcsError> {
-        self.vmcs.read_four(PDPTES.map(Into::into))
+    fn pdptes(&self) -> Result<Option<[u64; 4]>, VmcsError> {
+        self.vmcs.read_four(PDPTES.map(Into::into)).map(Some)
     }
     fn set_pdptes(&mut self, entries: [u64; 4]) -> Result<(), VmcsError> {
         for (field, entry) in PDPTES.into_iter().zip(entries) {

@@ -1,0 +1,36 @@
+//! The code of an instruction at whose exit the CPU does not tell enough of it.
+
+use super::super::Host;
+use super::super::backend::Cpu;
+use super::super::mmio::{Why, fetch_code};
+use super::super::outcome::Outcome;
+use super::super::run::{Next, Running};
+use super::super::virtual_memory::{GuestVirtual, VirtualFault};
+use crate::frames::PhysMem;
+
+impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+    /// Gives the processor the code at RIP. Returns what comes in place of the handling of the exit: where the guest's tables do not
+    /// lead to the code any more, the page fault of its fetch.
+    #[inline(never)]
+    pub fn give_code(&mut self) -> Result<Option<Next>, P::Error> {
+        let rip = self.processor.rip()?;
+        let view = self.instruction_view(rip)?;
+        let translation = self.translation(&view.registers)?;
+        let memory = GuestVirtual::new(self.space, &translation, view.privilege);
+        let (processor, regs) = (&mut self.processor, &self.area.regs);
+        let given = fetch_code(&memory, view.mode, view.linear_rip, |code| {
+            processor.take_code(code, regs)
+        });
+        match given {
+            Ok(true) => Ok(None),
+            Err(Why::CodeFaults { address, code }) => {
+                let fault = VirtualFault::Page { address, code };
+                self.virtual_fault(fault).map(Some)
+            }
+            Ok(false) | Err(_) => {
+                let what = "an instruction that exits, of which its code does not tell enough";
+                self.stop(Outcome::Unsupported(what)).map(Some)
+            }
+        }
+    }
+}
