@@ -98,9 +98,7 @@ impl Asids {
     /// A number that nothing is cached under, or will not be once everything is dropped.
     fn renumber(&mut self, asid: &mut Asid) {
         if self.last == self.most {
-            self.generation += 1;
-            self.last = 0;
-            self.all_stale = true;
+            self.outdate_all();
         }
         self.last += 1;
         *asid = Asid {
@@ -108,6 +106,13 @@ impl Asids {
             generation: self.generation,
             stale: false,
         };
+    }
+
+    /// Nothing of what is cached of any guest may be used any more: all get new numbers, and the next VMRUN drops everything.
+    pub const fn outdate_all(&mut self) {
+        self.generation += 1;
+        self.last = 0;
+        self.all_stale = true;
     }
 
     /// VMRUN has taken the tag, that is, it has not refused the VMCB.

@@ -209,6 +209,24 @@ fn even_a_cpu_with_a_single_number_works() {
     }
 }
 
+#[test]
+fn when_all_is_outdated_everything_is_dropped_once() {
+    let mut asids = Asids::new(16, true);
+    let mut guests: [Asid; 2] = Default::default();
+    let mut run = |asids: &mut Asids, guest: usize| {
+        let tag = asids.make_ready(&mut guests[guest]);
+        asids.entered(&mut guests[guest], tag);
+        tag.control
+    };
+    run(&mut asids, 0);
+    run(&mut asids, 1);
+    assert_eq!(run(&mut asids, 0), TlbControl::Keep);
+    asids.outdate_all();
+    let after = [1, 0, 1, 0].map(|guest| run(&mut asids, guest));
+    let keep = TlbControl::Keep;
+    assert_eq!(after, [TlbControl::FlushAll, keep, keep, keep]);
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let guest = 0..4_usize;
     prop_oneof![

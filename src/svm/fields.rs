@@ -15,6 +15,13 @@ pub struct Named {
     pub name: &'static str,
 }
 
+impl Named {
+    /// What it is.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
 macro_rules! fields {
     ($($name:ident: $type:ty = $offset:literal, $clean:ident, $text:literal;)*) => {
         $(#[doc = $text] pub const $name: Field<$type> = Field::new($offset, Clean::$clean);)*

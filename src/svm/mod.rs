@@ -6,7 +6,7 @@
 //! - What it is given and gives back: [`vmcb`], [`fields`], [`segment`], [`start_state`].
 //! - Under which number it caches what a guest uses: [`asid`].
 //! - What an exit says: [`exit`], [`reason`], [`nested_fault`], [`exiting`]; going on: [`advance`], [`event`].
-//! - A guest's processor for the layers above: [`loaded`], [`left`].
+//! - A guest's processor for the layers above: [`loaded`], [`left`]; what of it is kept: [`guest_state`].
 //! - What went wrong: [`entry_check`], [`dump`].
 
 pub mod advance;
@@ -21,6 +21,7 @@ pub mod exit;
 pub mod exiting;
 pub mod feature;
 pub mod fields;
+pub mod guest_state;
 pub mod intercept;
 pub mod left;
 pub mod loaded;

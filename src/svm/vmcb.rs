@@ -14,6 +14,8 @@ use super::intercept::Intercepts;
 pub const VMCB_SIZE: usize = 4096;
 /// Where the save area begins: what a guest's processor is, in contrast to how it is run.
 pub const SAVE_AREA: usize = 0x400;
+/// Bytes of the save area up to its last field that VMRUN loads.
+pub const SAVED: usize = fields::DEBUGCTL.offset() as usize + 8 - SAVE_AREA;
 
 /// Groups of fields that a CPU with clean bits may keep (APM "VMCB Clean Field", 15.15.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +168,21 @@ impl Vmcb {
 
     /// Copies the save area up to its last field that VMRUN loads.
     pub fn copy_save_area(&mut self, from: &Self) {
-        self.copy(SAVE_AREA..fields::DEBUGCTL.offset() as usize + 8, from);
+        self.copy(SAVE_AREA..SAVE_AREA + SAVED, from);
+    }
+    /// Reads it.
+    pub fn read_save_area(&self, into: &mut [u8; SAVED]) {
+        if let Some(from) = self.0.get(SAVE_AREA..SAVE_AREA + SAVED) {
+            into.copy_from_slice(from);
+        }
+    }
+    /// Writes it, and has the CPU load it at the next entry.
+    pub fn write_save_area(&mut self, from: &[u8; SAVED]) {
+        if let Some(to) = self.0.get_mut(SAVE_AREA..SAVE_AREA + SAVED) {
+            to.copy_from_slice(from);
+        }
+        let clean = self.get(CLEAN) & !Clean::SAVED.0;
+        self.write(CLEAN, clean);
     }
     /// Copies the control area.
     pub fn copy_control_area(&mut self, from: &Self) {

@@ -2,6 +2,11 @@
 //! sense, in the kernel on a CPU with SVM.
 
 mod entry;
+mod guest;
+mod operation;
+
+pub use guest::{GuestVmcb, OnThisCpu};
+pub use operation::{Found, Operation, Platform, StartError};
 
 use core::fmt;
 
@@ -150,6 +155,11 @@ impl<'c> Svm<'c> {
     fn copy_all(&mut self, vmcb: &Vmcb, at: Hpa) {
         self.copy.copy_save_area(vmcb);
         self.copied = at;
+    }
+
+    /// Whatever is cached of any guest is not used any more.
+    pub(super) fn outdate_all(&mut self) {
+        self.asids.outdate_all();
     }
 
     #[cold]

@@ -22,6 +22,7 @@ use crate::virt::cpu::EntryArea;
 use crate::virt::exit::ExitReason;
 use crate::virt::processor::{Processor, SpecialExit};
 use instruction::Told;
+pub(in crate::svm) use registers::intercept_reads;
 
 /// VMRUN has refused the VMCB: the guest has not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
