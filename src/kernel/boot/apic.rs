@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use offshoot::addr::{Hpa, PAGE_SIZE};
 use x86::apic::xapic::{
     XAPIC_EOI, XAPIC_ISR0, XAPIC_LVT_CMCI, XAPIC_LVT_ERROR, XAPIC_LVT_LINT0, XAPIC_LVT_LINT1,
-    XAPIC_LVT_PMI, XAPIC_LVT_THERMAL, XAPIC_LVT_TIMER, XAPIC_SVR, XAPIC_TIMER_DIV_CONF,
-    XAPIC_TIMER_INIT_COUNT, XAPIC_VERSION,
+    XAPIC_LVT_PMI, XAPIC_LVT_THERMAL, XAPIC_LVT_TIMER, XAPIC_SVR, XAPIC_TIMER_CURRENT_COUNT,
+    XAPIC_TIMER_DIV_CONF, XAPIC_TIMER_INIT_COUNT, XAPIC_VERSION,
 };
 use x86::msr::{IA32_APIC_BASE, rdmsr, wrmsr};
 
@@ -22,6 +22,10 @@ const FIRST_MSR: u32 = 0x800;
 const MASKED: u32 = 1 << 16;
 const DELIVERY: u32 = 0b111 << 8;
 const VECTORS: u32 = 256;
+/// In the spurious-interrupt vector register: the APIC does something.
+const SOFTWARE_ENABLED: u32 = 1 << 8;
+/// The timer counts at the full rate.
+const BY_ONE: u32 = 0b1011;
 
 /// The local vector table, in the order in which CPUs came to have its entries.
 const ENTRIES: [u32; 7] = [
@@ -124,6 +128,37 @@ fn silence() {
     }
 }
 
+/// The timer, for interrupts of the kernel's own.
+#[derive(Clone, Copy)]
+pub struct Timer(Apic);
+
+impl Timer {
+    /// That of this CPU, if it has one that can be reached.
+    pub fn find() -> Option<Self> {
+        let apic = Apic::find()?;
+        apic.write(XAPIC_SVR, apic.read(XAPIC_SVR) | SOFTWARE_ENABLED);
+        apic.write(XAPIC_TIMER_DIV_CONF, BY_ONE);
+        Some(Self(apic))
+    }
+
+    /// Interrupts by `vector` once it has counted so far; 0 stops it.
+    pub fn start(self, vector: u8, count: u32) {
+        // Neither masked nor periodic.
+        self.0.write(XAPIC_LVT_TIMER, vector.into());
+        self.0.write(XAPIC_TIMER_INIT_COUNT, count);
+    }
+
+    /// How far it has to count still.
+    pub fn left(self) -> u32 {
+        self.0.read(XAPIC_TIMER_CURRENT_COUNT)
+    }
+
+    /// Acknowledges its interrupt.
+    pub fn end_of_interrupt(self) {
+        self.0.write(XAPIC_EOI, 0);
+    }
+}
+
 /// Acknowledges the interrupt of `vector` if it came through the local APIC; returns whether it did.
 pub fn end_of_interrupt(vector: u8) -> bool {
     let came = Apic::find().filter(|apic| apic.in_service(vector.into()));
@@ -184,10 +219,9 @@ fn use_msrs() {
 /// Has the timer interrupt by vector 64 for ever, as firmware may have left it.
 fn start_timer() {
     const PERIODIC: u32 = 1 << 17;
-    const BY_ONE: u32 = 0b1011;
     match Apic::find() {
         Some(apic) => {
-            apic.write(XAPIC_SVR, apic.read(XAPIC_SVR) | 1 << 8);
+            apic.write(XAPIC_SVR, apic.read(XAPIC_SVR) | SOFTWARE_ENABLED);
             apic.write(XAPIC_TIMER_DIV_CONF, BY_ONE);
             apic.write(XAPIC_LVT_TIMER, PERIODIC | 64);
             apic.write(XAPIC_TIMER_INIT_COUNT, 20_000);

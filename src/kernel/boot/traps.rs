@@ -6,7 +6,7 @@ use super::power;
 use super::segments::{TrapStack, on_a_stack};
 use super::{apic, mtrr};
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::registers::control::{Cr4, Cr4Flags};
@@ -14,6 +14,24 @@ use x86_64::structures::idt::InterruptDescriptorTable;
 
 /// The first vector that is not an exception.
 const EXCEPTIONS: usize = 32;
+
+/// Whether an interrupt may come now.
+static WINDOW: AtomicBool = AtomicBool::new(false);
+/// The vector of the one that has come, which is none of an exception.
+static TAKEN: AtomicU32 = AtomicU32::new(0);
+
+/// Lets the CPU take one interrupt, and returns its vector, if one was pending.
+pub fn take_interrupt() -> Option<u8> {
+    TAKEN.store(0, Ordering::SeqCst);
+    WINDOW.store(true, Ordering::SeqCst);
+    // SAFETY: what comes between is taken by the stubs, on a stack of their own, and they leave interrupts off.
+    unsafe { core::arch::asm!("sti", "nop", "cli") };
+    WINDOW.store(false, Ordering::SeqCst);
+    match TAKEN.load(Ordering::SeqCst) {
+        0 => None,
+        vector => Some(vector as u8),
+    }
+}
 
 /// What the stubs push, lowest address first.
 #[repr(C)]
@@ -58,6 +76,19 @@ global_asm!(
     ".set vector, vector + 1",
     ".endr",
     "trap_common:",
+    // An interrupt that `take_interrupt` lets in: it is noted, and the window is shut behind it.
+    "cmp byte ptr [rip + {window}], 0",
+    "je 2f",
+    "cmp qword ptr [rsp], {exceptions}",
+    "jb 2f",
+    "push rax",
+    "mov rax, [rsp + 8]",
+    "mov [rip + {taken}], eax",
+    "and qword ptr [rsp + 40], {no_interrupts}",
+    "pop rax",
+    "add rsp, 16",
+    "iretq",
+    "2:",
     "push rax",
     "push rbx",
     "push rcx",
@@ -78,6 +109,10 @@ global_asm!(
     "call {handler}",
     "ud2",
     handler = sym handle,
+    window = sym WINDOW,
+    taken = sym TAKEN,
+    exceptions = const EXCEPTIONS,
+    no_interrupts = const !0x200i32,
 );
 
 unsafe extern "C" {

@@ -129,6 +129,13 @@ svm_guest_count:
     jnz 2b
     hlt
 
+// Does nothing, for ever, and wants no interrupts.
+.global svm_guest_spin
+svm_guest_spin:
+    cli
+2:
+    jmp 2b
+
 .balign 16
 svm_gdtr:
     .word 23

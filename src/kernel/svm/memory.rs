@@ -48,6 +48,7 @@ in_code! {
     on_gp = "svm_on_gp";
     on_interrupt = "svm_on_interrupt";
     count = "svm_guest_count";
+    spin = "svm_guest_spin";
 }
 
 /// Where the guest sees what stands here in the image.
@@ -61,6 +62,11 @@ pub fn first_instruction() -> u64 {
 /// The first instruction of the guest that counts.
 pub fn counting_instruction() -> u64 {
     in_guest(count())
+}
+
+/// The first instruction of the guest that does not end.
+pub fn spinning_instruction() -> u64 {
+    in_guest(spin())
 }
 
 /// Why there is no memory for the guest.
@@ -110,10 +116,10 @@ pub fn page(frames: &'static FrameAllocator<DirectMap>) -> Result<Hpa, MemoryErr
     Ok(frames.alloc_zeroed()?.into_raw())
 }
 
-/// The permission maps, in which everything exits: they are larger than a frame, and lie in the image.
-pub fn permission_maps() -> (Hpa, Hpa) {
+/// The permission maps, in which every port exits: they are larger than a frame, and lie in the image.
+pub fn permission_maps(msrs: MsrMap) -> (Hpa, Hpa) {
     static MAPS: Once<(MsrMap, IoMap)> = Once::new();
-    let (msrs, ports) = MAPS.call_once(|| (MsrMap::ALL, IoMap::ALL));
+    let (msrs, ports) = MAPS.call_once(|| (msrs, IoMap::ALL));
     let physical = |address: u64| Hpa::new(address - KERNEL_BASE);
     (
         physical(&raw const *msrs as u64),

@@ -3,6 +3,7 @@
 
 mod memory;
 mod script;
+mod timer;
 
 use crate::boot::console::{Out, say};
 use crate::boot::layout::DirectMap;
@@ -16,7 +17,7 @@ use offshoot::svm::dump::report_refused_entry;
 use offshoot::svm::loaded::Refused;
 use offshoot::svm::start_state::{Addresses, write_controls, write_start};
 use offshoot::svm::{
-    Asid, Capabilities, Chosen, Exit, SvmUnavailable, UnmetFeatures, Vmcb, choose,
+    Asid, Capabilities, Chosen, Exit, MsrMap, SvmUnavailable, UnmetFeatures, Vmcb, choose,
 };
 use offshoot::virt::cpu::{EntryArea, ThisCpu};
 use offshoot::vmx::Start64;
@@ -99,6 +100,7 @@ fn test(frames: &'static FrameAllocator<DirectMap>) -> Result<(), Failed> {
     let guest = |rip| Guest::new(frames, &chosen, rip);
     script::every_exit(&mut svm, guest(memory::first_instruction())?)?;
     script::count(&mut svm, guest(memory::counting_instruction())?)?;
+    timer::stop_a_guest(&mut svm, guest(memory::spinning_instruction())?)?;
     refusals(&mut svm, &capabilities, guest(memory::first_instruction())?)
 }
 
@@ -125,7 +127,7 @@ impl Guest {
         rip: u64,
     ) -> Result<Self, MemoryError> {
         let at = page(frames)?;
-        let (msr_map, io_map) = permission_maps();
+        let (msr_map, io_map) = permission_maps(MsrMap::ALL);
         let memory = GuestMemory::new(frames)?;
         let addresses = Addresses {
             nested_cr3: memory.root(),
