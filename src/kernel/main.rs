@@ -102,7 +102,7 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
         ASSUMED_TSC_HZ
     });
     // SAFETY: in the kernel, with interrupts off and on tables that stay.
-    match unsafe { Machine::start(frames, options.mitigations) } {
+    match unsafe { Machine::start(frames, options.mitigations, ()) } {
         Ok(machine) => guests::run_all(machine, boot, options, tsc_hz, hand_over),
         Err(error) => guests::run_none(frames, &error),
     }

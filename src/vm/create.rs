@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::backend::Backend;
 use super::data::{DataError, SharedData};
 use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
@@ -105,14 +106,14 @@ impl<M: PhysMem> GuestMemory for Space<'_, M> {
     }
 }
 
-impl<'s, M: PhysMem> Guest<'s, M> {
+impl<'s, M: PhysMem, B: Backend> Guest<'s, M, B> {
     /// Makes a guest of an image.
     ///
     /// # Errors
     /// An image, data or devices that do not fit into the memory asked for, or too few frames. Everything taken is
     /// given back.
     pub fn create(
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         spaces: &'s Spaces<'_, M>,
         image: &Image<'_>,
         setup: &GuestSetup<'_>,
@@ -163,12 +164,12 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     }
 
     fn fill(
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         space: &mut Space<'s, M>,
         image: &Image<'_>,
         plan: &Plan,
         setup: &GuestSetup<'_>,
-    ) -> Result<Vcpu, GuestError> {
+    ) -> Result<Vcpu<B>, GuestError> {
         let ram = AddrRange::new(Gpa::new(0), plan.memory);
         let ram = ram.map(|range| Region::new(range, RegionKind::Ram));
         let data = setup.data.zip(plan.data_pages());
@@ -183,6 +184,6 @@ impl<'s, M: PhysMem> Guest<'s, M> {
                 .map_err(GuestError::Region)?;
         }
         let start = load(image, plan, space).map_err(GuestError::Write)?;
-        Vcpu::create(machine, space.eptp().as_u64(), &start).map_err(GuestError::Vcpu)
+        Vcpu::create(machine, space.eptp(), &start).map_err(GuestError::Vcpu)
     }
 }

@@ -4,7 +4,7 @@
 //! guest's space when the log is full, when somebody asks for dirty pages, and when the guest leaves the CPU. Nothing is
 //! logged for a guest before somebody has asked for the first time.
 
-use super::backend::Cpu;
+use super::backend::{Backend, Cpu};
 use super::machine::Machine;
 use super::run::Running;
 use super::stats::RunStats;
@@ -42,7 +42,7 @@ fn set_bits(bitmap: &mut [u8], first: Gpa, page: Gpa, size: PageSize) {
     }
 }
 
-impl<M: PhysMem> Guest<'_, M> {
+impl<M: PhysMem, B: Backend> Guest<'_, M, B> {
     /// Tells `page` of each page in the range that was written, by the guest or for it, since it was last told; see
     /// [`Space::harvest_dirty`]. From the first call on the CPU keeps a log of them, where it can: later calls cost in
     /// proportion to what was written.
@@ -51,12 +51,12 @@ impl<M: PhysMem> Guest<'_, M> {
     /// As of [`Space::harvest_dirty`].
     pub fn harvest_dirty(
         &mut self,
-        machine: &Machine<'_, M>,
+        machine: &Machine<'_, M, B>,
         range: AddrRange<Gpa>,
         page: impl FnMut(Gpa, PageSize),
     ) -> Result<u64, EditError> {
         let (space, stats) = self.dirty_parts();
-        if machine.cpu.found().logs {
+        if machine.logs {
             space.log_dirty();
         }
         harvest(space, stats, range, page)

@@ -1,5 +1,6 @@
 //! A guest, from turn to turn until its end.
 
+use super::backend::{Backend, OnVmx};
 use super::clock::now;
 use super::console::Printer;
 use super::devices::Devices;
@@ -26,9 +27,9 @@ const WAITING_MAX: usize = 1024;
 
 /// A guest. It ends by [`Guest::end`].
 #[must_use = "a guest that is dropped without `end` leaks its frames"]
-pub struct Guest<'s, M: PhysMem> {
+pub struct Guest<'s, M: PhysMem, B: Backend = OnVmx> {
     pub(super) space: Space<'s, M>,
-    pub(super) vcpu: Vcpu,
+    pub(super) vcpu: Vcpu<B>,
     pub(super) devices: Devices,
     pub(super) budget: u64,
     /// How much of the budget is used up.
@@ -49,7 +50,7 @@ pub struct Guest<'s, M: PhysMem> {
     pub stats: RunStats,
 }
 
-impl<'s, M: PhysMem> Guest<'s, M> {
+impl<'s, M: PhysMem, B: Backend> Guest<'s, M, B> {
     /// How many frames a guest holds beside those of its space: its VMCS and what goes with that.
     pub const FRAMES_HELD: u64 = 2;
 
@@ -57,7 +58,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     /// slice it gives the CPU away where it halts; without one that is over at once.
     pub fn run(
         &mut self,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         host: &mut impl Host,
         slice: Option<u64>,
     ) -> Turn {
@@ -175,7 +176,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 
     fn run_on(
         &mut self,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         host: &mut impl Host,
         slice: Option<u64>,
     ) -> Turn {
@@ -187,18 +188,18 @@ impl<'s, M: PhysMem> Guest<'s, M> {
 
     fn loaded(
         &mut self,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         host: &mut impl Host,
         slice: Option<u64>,
     ) -> Result<Turn, VcpuError> {
         self.asked = None;
         machine.let_in(self.tenant);
-        let processor = self.vcpu.control.load(&mut machine.cpu)?;
         let features = machine.resident;
         let host_resident = machine.host_resident;
         // SAFETY: the frame is this processor's own and was filled when it was made; nobody else looks at it as long as
         // the reference lives.
         let area = unsafe { &mut *self.vcpu.area_ptr(machine.frames) };
+        let processor = B::load(&mut self.vcpu.control, &mut machine.cpu)?;
         area.guard(&machine.guard);
         // SAFETY: the machine found the features on this CPU and switched XSAVE on. The state is a guest's as it was
         // read, or as after reset.
@@ -270,15 +271,19 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     ///
     /// # Errors
     /// The guest's VMCS cannot be loaded or written.
-    pub fn exit_on_breakpoints(&mut self, machine: &mut Machine<'_, M>) -> Result<(), VcpuError> {
-        Ok(self.vcpu.control.exit_on_breakpoints(&mut machine.cpu)?)
+    pub fn exit_on_breakpoints(
+        &mut self,
+        machine: &mut Machine<'_, M, B>,
+    ) -> Result<(), VcpuError> {
+        let control = &mut self.vcpu.control;
+        Ok(B::exit_on_breakpoints(control, &mut machine.cpu)?)
     }
 
     /// Where it is.
     ///
     /// # Errors
     /// The guest's VMCS cannot be loaded or read.
-    pub fn rip(&mut self, machine: &mut Machine<'_, M>) -> Result<Gva, VcpuError> {
+    pub fn rip(&mut self, machine: &mut Machine<'_, M, B>) -> Result<Gva, VcpuError> {
         self.vcpu.rip(machine)
     }
 
@@ -288,7 +293,7 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     }
 
     /// Has frames that it gave up come back at once, which else wait until it runs again.
-    pub fn settle(&mut self, machine: &mut Machine<'_, M>) {
+    pub fn settle(&mut self, machine: &mut Machine<'_, M, B>) {
         self.space.settle(&mut machine.cpu);
     }
 
@@ -303,13 +308,16 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     }
 
     /// Gives back all that it holds.
-    pub fn end(self, machine: &mut Machine<'_, M>) {
+    pub fn end(self, machine: &mut Machine<'_, M, B>) {
         self.vcpu.end(machine);
         end_space(self.space, machine);
     }
 }
 
-pub(super) fn end_space<M: PhysMem>(space: Space<'_, M>, machine: &mut Machine<'_, M>) {
+pub(super) fn end_space<M: PhysMem, B: Backend>(
+    space: Space<'_, M>,
+    machine: &mut Machine<'_, M, B>,
+) {
     let mut ending = space.end();
     while !ending.step(&mut machine.cpu, END_STEP) {}
 }

@@ -2,13 +2,11 @@
 
 use core::fmt;
 
-use super::backend::{CpuStartError, Found, Operation};
+use super::backend::{Backend, CpuFacts, CpuStartError, OnVmx, RegisterFixes};
 use super::cpuid::{CpuidTable, Features};
 use super::cr::Limits;
 use super::mitigations::{Choice, Facts, Lacking, Mitigations};
 use super::mmio::Decoded;
-use super::msr;
-use crate::addr::PAGE_SIZE;
 use crate::ept::EptCapability;
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::cpu::Guard;
@@ -36,9 +34,12 @@ impl fmt::Display for StartError {
 impl core::error::Error for StartError {}
 
 /// A CPU that runs guests.
-pub struct Machine<'f, M: PhysMem> {
+pub struct Machine<'f, M: PhysMem, B: Backend = OnVmx> {
     pub(super) frames: &'f FrameAllocator<M>,
-    pub(super) cpu: Operation,
+    pub(super) cpu: B::Operation,
+    /// Whether the CPU can log the pages that it marks dirty.
+    pub(super) logs: bool,
+    physical_bits: u8,
     pub(super) ept: EptCapability,
     pub(super) cpuid: CpuidTable,
     pub(super) limits: Limits,
@@ -74,44 +75,53 @@ impl Tenants {
     }
 }
 
-impl<'f, M: PhysMem> Machine<'f, M> {
-    /// Asks this CPU what it has, and turns VMX on.
+impl<'f, M: PhysMem, B: Backend> Machine<'f, M, B> {
+    /// Asks this CPU what it has, and turns its virtualization on.
     ///
     /// # Errors
     /// What this CPU lacks or its firmware has locked, or no frame.
     ///
     /// # Safety
-    /// To be called in the kernel, at CPL 0, with interrupts off, on tables that stay as they are. The hypervisor must
-    /// use nothing of what [`Resident`] lists, nor vector registers wider than XMM, as long as this lives.
-    pub unsafe fn start(frames: &'f FrameAllocator<M>, choice: Choice) -> Result<Self, StartError> {
-        let found = Found::on_this_cpu().map_err(StartError::Cpu)?;
+    /// To be called in the kernel, at CPL 0, with interrupts off, on tables and with segments that stay as they are. The
+    /// hypervisor must use nothing of what [`Resident`] lists, nor vector registers wider than XMM, as long as this lives.
+    pub unsafe fn start(
+        frames: &'f FrameAllocator<M>,
+        choice: Choice,
+        platform: B::Platform,
+    ) -> Result<Self, StartError> {
+        let found = B::find().map_err(StartError::Cpu)?;
+        let CpuFacts {
+            enabled,
+            fixed: RegisterFixes { cr0, cr4 },
+            ept,
+            physical_bits,
+            logs,
+        } = B::facts(&found);
         let facts = Facts::read(&ThisCpu);
         let mitigations = Mitigations::choose(choice, &facts).map_err(StartError::Mitigations)?;
         let guard = mitigations.guard();
         mitigations.tell(choice, &facts);
         // SAFETY: as the caller says.
-        let resident = unsafe { found.prepare() }.map_err(StartError::Cpu)?;
-        let enabled = found.enabled();
+        let resident = unsafe { B::prepare(&found) }.map_err(StartError::Cpu)?;
         let cpuid = CpuidTable::new(&|leaf, subleaf| ThisCpu.cpuid(leaf, subleaf), enabled);
         let features = cpuid.features();
-        let msrs = |bytes: &mut [u8; PAGE_SIZE as usize]| msr::fill_bitmap(bytes, &features);
         // SAFETY: as the caller says, after `prepare`; `choose` asks for no MSR that this CPU lacks.
-        let cpu = unsafe { Operation::start(frames, found, &guard, &msrs) };
-        let cpu = cpu.map_err(StartError::Cpu)?;
-        let capabilities = &cpu.found().capabilities;
+        let cpu = unsafe { B::start(frames, found, resident, &guard, &features, platform) };
         Ok(Self {
             frames,
+            cpu: cpu.map_err(StartError::Cpu)?,
+            logs,
+            physical_bits,
             ept: EptCapability {
                 execute_large: !mitigations.multihit,
-                ..capabilities.ept
+                ..ept
             },
             limits: Limits {
-                cr0: capabilities.cr0,
-                cr4: capabilities.cr4,
+                cr0,
+                cr4,
                 unrestricted: enabled.unrestricted,
                 features,
             },
-            cpu,
             cpuid,
             resident,
             // SAFETY: at CPL 0, as the caller says; the features are what `prepare` found.
@@ -140,7 +150,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
 
     /// Turns the CPU's virtualization off and gives every frame back.
     pub fn stop(self) {
-        self.cpu.stop(self.frames);
+        B::stop(self.cpu, self.frames);
     }
 
     /// The allocator behind this machine.
@@ -149,7 +159,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
     }
     /// Bits of a physical address.
     pub fn physical_bits(&self) -> u8 {
-        self.cpu.found().capabilities.physical_bits
+        self.physical_bits
     }
     /// What its EPT can do.
     pub fn ept(&self) -> EptCapability {
@@ -162,7 +172,7 @@ impl<'f, M: PhysMem> Machine<'f, M> {
 
     /// How many frames it holds.
     pub fn frames_held(&self) -> u64 {
-        self.cpu.frames_held()
+        B::frames_held(&self.cpu)
     }
 }
 

@@ -35,7 +35,7 @@ mod vcpu_state;
 pub mod virtual_memory;
 pub mod xcr0;
 
-pub use backend::{EntryError, StateError};
+pub use backend::{Backend, EntryError, OnSvm, OnVmx, StateError};
 pub use create::{GuestError, GuestSetup};
 pub use guest::Guest;
 pub use host::{Host, Words};

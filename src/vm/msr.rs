@@ -208,13 +208,19 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_SIZE], features: &Features) {
             byte.set_bit(bit, false);
         }
     };
-    for index in IN_VMCS.into_iter().chain(switched(features)) {
-        pass(index, 0);
+    for (index, write) in passed(features) {
+        pass(index, if write { WRITES } else { 0 });
     }
-    for index in WRITTEN_FREELY {
-        pass(index, WRITES);
-    }
-    pass(IA32_TIME_STAMP_COUNTER, 0);
+}
+
+/// The accesses that do not exit: to which register, and whether it is written.
+pub fn passed(features: &Features) -> impl Iterator<Item = (u32, bool)> + use<> {
+    let read = IN_VMCS
+        .into_iter()
+        .chain(switched(features))
+        .chain([IA32_TIME_STAMP_COUNTER]);
+    let read = read.map(|index| (index, false));
+    read.chain(WRITTEN_FREELY.map(|index| (index, true)))
 }
 
 /// The registers that a guest with these features reads without an exit and that neither exit nor entry switches: whoever enters

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use offshoot_abi::MESSAGE_MAX;
 
+use super::backend::{Backend, OnVmx};
 use super::clock::now;
 use super::devices::Devices;
 use super::guest::{Guest, end_space};
@@ -26,9 +27,9 @@ pub use error::{ForkError, FreezeError, PatchError, ResetError};
 ///
 /// It ends by [`Template::end`]. Its forks may outlive it, but cannot be reset any more.
 #[must_use = "a template that is dropped without `end` leaks its frames"]
-pub struct Template<'s, M: PhysMem> {
+pub struct Template<'s, M: PhysMem, B: Backend = OnVmx> {
     space: FrozenSpace<'s, M>,
-    state: VcpuState,
+    state: VcpuState<B>,
     /// Holds the entry area that the state refers to.
     area: Frame,
     devices: Devices,
@@ -41,7 +42,7 @@ pub struct Template<'s, M: PhysMem> {
     forks: AtomicU64,
 }
 
-impl<'s, M: PhysMem> Guest<'s, M> {
+impl<'s, M: PhysMem, B: Backend> Guest<'s, M, B> {
     /// Makes this guest a template. Nothing is copied. It must not run: after a turn that has not ended it.
     ///
     /// # Errors
@@ -49,8 +50,8 @@ impl<'s, M: PhysMem> Guest<'s, M> {
     #[allow(clippy::result_large_err)]
     pub fn freeze(
         mut self,
-        machine: &mut Machine<'_, M>,
-    ) -> Result<Template<'s, M>, (FreezeError, Self)> {
+        machine: &mut Machine<'_, M, B>,
+    ) -> Result<Template<'s, M, B>, (FreezeError, Self)> {
         let state = match self.frozen_state(machine) {
             Ok(state) => state,
             Err(error) => return Err((error, self)),
@@ -80,21 +81,24 @@ impl<'s, M: PhysMem> Guest<'s, M> {
         })
     }
 
-    fn frozen_state(&mut self, machine: &mut Machine<'_, M>) -> Result<VcpuState, FreezeError> {
+    fn frozen_state(
+        &mut self,
+        machine: &mut Machine<'_, M, B>,
+    ) -> Result<VcpuState<B>, FreezeError> {
         if self.ended.is_some() {
             return Err(FreezeError::Ended);
         }
         self.deliver_message(machine.frames)
             .map_err(FreezeError::Message)?;
         let state = self.vcpu.capture(machine).map_err(FreezeError::Vcpu)?;
-        match state.fields.has_event() {
+        match B::has_event(&state.fields) {
             false => Ok(state),
             true => Err(FreezeError::EventPending),
         }
     }
 }
 
-impl<'s, M: PhysMem> Template<'s, M> {
+impl<'s, M: PhysMem, B: Backend> Template<'s, M, B> {
     /// How many frames a template holds beside those of its space.
     pub const FRAMES_HELD: u64 = 1;
 
@@ -105,9 +109,9 @@ impl<'s, M: PhysMem> Template<'s, M> {
     /// No frame for it, or its message cannot be written. Nothing has changed.
     pub fn fork(
         &self,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         message: &[u8],
-    ) -> Result<Guest<'s, M>, ForkError> {
+    ) -> Result<Guest<'s, M, B>, ForkError> {
         let space = self.space.fork().map_err(ForkError::Space)?;
         self.fork_in(space, machine, message)
     }
@@ -118,9 +122,9 @@ impl<'s, M: PhysMem> Template<'s, M> {
     /// As of [`Template::fork`].
     pub fn fork_prefetched(
         &self,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         message: &[u8],
-    ) -> Result<(Guest<'s, M>, u64), ForkError> {
+    ) -> Result<(Guest<'s, M, B>, u64), ForkError> {
         let (space, pages) = self.space.fork_prefetched().map_err(ForkError::Space)?;
         Ok((self.fork_in(space, machine, message)?, pages))
     }
@@ -129,11 +133,11 @@ impl<'s, M: PhysMem> Template<'s, M> {
     fn fork_in(
         &self,
         space: Space<'s, M>,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         message: &[u8],
-    ) -> Result<Guest<'s, M>, ForkError> {
+    ) -> Result<Guest<'s, M, B>, ForkError> {
         let (begin, counts) = (now(), Counts::now());
-        let vcpu = match Vcpu::fork(machine, space.eptp().as_u64(), &self.state) {
+        let vcpu = match Vcpu::fork(machine, space.eptp(), &self.state) {
             Ok(vcpu) => vcpu,
             Err(error) => {
                 end_space(space, machine);
@@ -178,8 +182,8 @@ impl<'s, M: PhysMem> Template<'s, M> {
     /// A memory that is as it was, or a guest that has ended, by the error.
     pub fn reset(
         &self,
-        guest: &mut Guest<'s, M>,
-        machine: &mut Machine<'_, M>,
+        guest: &mut Guest<'s, M, B>,
+        machine: &mut Machine<'_, M, B>,
         how: Reset,
         message: &[u8],
     ) -> Result<Restored, ResetError> {
@@ -205,8 +209,8 @@ impl<'s, M: PhysMem> Template<'s, M> {
     /// Has the guest find the message when it runs.
     fn give_message(
         &self,
-        guest: &mut Guest<'s, M>,
-        machine: &Machine<'_, M>,
+        guest: &mut Guest<'s, M, B>,
+        machine: &Machine<'_, M, B>,
         message: &[u8],
     ) -> Result<(), AccessError> {
         let Some((buffer, message)) = self.part_told(message) else {
@@ -228,7 +232,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
     ///
     /// # Errors
     /// The fork is none of this template, or there is no frame for the list.
-    pub fn remember_working_set(&mut self, fork: &Guest<'s, M>) -> Result<u64, ept::ResetError> {
+    pub fn remember_working_set(&mut self, fork: &Guest<'s, M, B>) -> Result<u64, ept::ResetError> {
         self.space.remember_working_set(&fork.space)
     }
 
@@ -239,8 +243,8 @@ impl<'s, M: PhysMem> Template<'s, M> {
     /// The state of the processor cannot be read.
     pub fn differences(
         &self,
-        fork: &Guest<'s, M>,
-        machine: &mut Machine<'_, M>,
+        fork: &Guest<'s, M, B>,
+        machine: &mut Machine<'_, M, B>,
         message: &[u8],
         each: impl FnMut(Difference),
     ) -> Result<(), VcpuError> {
@@ -258,7 +262,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
     #[allow(clippy::result_large_err)]
     pub fn patch(
         self,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         change: impl FnOnce(&mut Space<'s, M>) -> Result<(), AccessError>,
     ) -> Result<Self, (PatchError, Self)> {
         match self.patched(machine, change) {
@@ -286,7 +290,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
 
     fn patched(
         &self,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
         change: impl FnOnce(&mut Space<'s, M>) -> Result<(), AccessError>,
     ) -> Result<(FrozenSpace<'s, M>, Frame), PatchError> {
         let mut space = self.space.fork().map_err(PatchError::Space)?;
@@ -325,7 +329,7 @@ impl<'s, M: PhysMem> Template<'s, M> {
     }
 
     /// Gives back all that it alone holds.
-    pub fn end(self, machine: &mut Machine<'_, M>) {
+    pub fn end(self, machine: &mut Machine<'_, M, B>) {
         machine.frames.release(self.area);
         let mut ending = self.space.end();
         while !ending.step(&mut machine.cpu, super::guest::END_STEP) {}

@@ -1,6 +1,6 @@
 //! A guest's processor: what the CPU holds of it, and what it does not.
 
-use super::backend::{ControlError, GuestControl, Start64};
+use super::backend::{Backend, ControlError, OnVmx, Start64, StateError};
 use super::clock::now;
 use super::loader::Start;
 use super::machine::Machine;
@@ -8,6 +8,7 @@ use super::outcome::Outcome;
 use super::vcpu_state::VcpuState;
 use crate::addr::Gva;
 use crate::counting::{Counted, add};
+use crate::ept::Eptp;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
 use crate::virt::Gpr;
 use crate::virt::cpu::{EntryArea, Resident};
@@ -20,6 +21,8 @@ pub enum VcpuError {
     Frames(FrameError),
     /// What the CPU holds of it could not be loaded or accessed.
     Control(ControlError),
+    /// Its state could not be read.
+    State(StateError),
 }
 
 impl core::fmt::Display for VcpuError {
@@ -27,6 +30,7 @@ impl core::fmt::Display for VcpuError {
         match self {
             Self::Frames(error) => error.fmt(f),
             Self::Control(error) => error.fmt(f),
+            Self::State(error) => error.fmt(f),
         }
     }
 }
@@ -48,6 +52,7 @@ impl From<VcpuError> for Outcome {
     fn from(error: VcpuError) -> Self {
         match error {
             VcpuError::Control(error) => error.into(),
+            VcpuError::State(error) => Self::State(error),
             VcpuError::Frames(_) => Self::Unsupported("no frame for its processor"),
         }
     }
@@ -56,8 +61,8 @@ impl From<VcpuError> for Outcome {
 /// A virtual processor. It ends by [`Vcpu::end`].
 #[must_use = "a processor that is dropped without `end` leaks its frames"]
 #[derive(Debug)]
-pub struct Vcpu {
-    pub(super) control: GuestControl,
+pub struct Vcpu<B: Backend = OnVmx> {
+    pub(super) control: B::Control,
     area: Frame,
     /// What stays in the CPU while the guest runs; here while it does not.
     pub(super) resident: Resident,
@@ -65,14 +70,14 @@ pub struct Vcpu {
     pub(super) cr8: u8,
 }
 
-impl Vcpu {
+impl<B: Backend> Vcpu<B> {
     /// A processor that starts in 64-bit mode at `start`, in the guest-physical space behind `eptp`.
     pub fn create<M: PhysMem>(
-        machine: &mut Machine<'_, M>,
-        eptp: u64,
+        machine: &mut Machine<'_, M, B>,
+        eptp: Eptp,
         start: &Start,
     ) -> Result<Self, VcpuError> {
-        let this = Self::new(machine)?;
+        let mut this = Self::new(machine)?;
         let mut area = EntryArea::new();
         area.regs.set(Gpr::Rdi, start.rdi.as_u64());
         // SAFETY: the frame is fresh, larger than the area and aligned to a page.
@@ -85,10 +90,8 @@ impl Vcpu {
         let limits = &machine.limits;
         let real_cr4 = |visible| limits.real_cr4(visible);
         let cpu = &mut machine.cpu;
-        match this
-            .control
-            .start_at(cpu, eptp, &limits.masks(), &at, real_cr4)
-        {
+        let control = &mut this.control;
+        match B::start_at(control, cpu, eptp, &limits.masks(), &at, real_cr4) {
             Ok(()) => Ok(this),
             Err(error) => {
                 this.end(machine);
@@ -99,9 +102,9 @@ impl Vcpu {
 
     /// A processor with the state of a frozen one, in the guest-physical space behind `eptp`.
     pub(super) fn fork<M: PhysMem>(
-        machine: &mut Machine<'_, M>,
-        eptp: u64,
-        state: &VcpuState,
+        machine: &mut Machine<'_, M, B>,
+        eptp: Eptp,
+        state: &VcpuState<B>,
     ) -> Result<Self, VcpuError> {
         let mut this = Self::new(machine)?;
         add(Counted::Bytes, size_of::<EntryArea>() as u64);
@@ -111,10 +114,7 @@ impl Vcpu {
         let masks = machine.limits.masks();
         let offset = || state.tsc.wrapping_sub(now());
         let cpu = &mut machine.cpu;
-        match this
-            .control
-            .assume(cpu, eptp, &masks, &state.fields, offset)
-        {
+        match B::assume(&mut this.control, cpu, eptp, &masks, &state.fields, offset) {
             Ok(()) => Ok(this),
             Err(error) => {
                 this.end(machine);
@@ -125,12 +125,12 @@ impl Vcpu {
 
     /// A processor without any state. The entry area has to be filled before it is used.
     #[inline(always)]
-    fn new<M: PhysMem>(machine: &mut Machine<'_, M>) -> Result<Self, VcpuError> {
-        let control = GuestControl::new(&mut machine.cpu, machine.frames)?;
+    fn new<M: PhysMem>(machine: &mut Machine<'_, M, B>) -> Result<Self, VcpuError> {
+        let control = B::control(&mut machine.cpu, machine.frames)?;
         let area = match machine.frames.alloc() {
             Ok(area) => area,
             Err(error) => {
-                end_control(control, machine);
+                B::end(control, &mut machine.cpu, machine.frames);
                 return Err(error.into());
             }
         };
@@ -145,9 +145,9 @@ impl Vcpu {
     /// Takes this processor's state, as it is while the guest does not run.
     pub(super) fn capture<M: PhysMem>(
         &self,
-        machine: &mut Machine<'_, M>,
-    ) -> Result<VcpuState, VcpuError> {
-        let (fields, offset) = self.control.capture(&mut machine.cpu)?;
+        machine: &mut Machine<'_, M, B>,
+    ) -> Result<VcpuState<B>, VcpuError> {
+        let (fields, offset) = B::capture(&self.control, &mut machine.cpu)?;
         Ok(VcpuState {
             area: self.area.address(),
             fields,
@@ -161,19 +161,18 @@ impl Vcpu {
     #[inline]
     pub(super) fn restore<M: PhysMem>(
         &mut self,
-        machine: &mut Machine<'_, M>,
-        state: &VcpuState,
+        machine: &mut Machine<'_, M, B>,
+        state: &VcpuState<B>,
     ) -> Result<(), VcpuError> {
         self.restore_area(machine.frames, state);
         let offset = || state.tsc.wrapping_sub(now());
-        Ok(self
-            .control
-            .restore(&mut machine.cpu, &state.fields, offset)?)
+        let (control, cpu) = (&mut self.control, &mut machine.cpu);
+        Ok(B::restore(control, cpu, &state.fields, offset)?)
     }
 
     /// What the CPU does not hold of the state.
     #[inline(always)]
-    fn restore_area<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, state: &VcpuState) {
+    fn restore_area<M: PhysMem>(&mut self, frames: &FrameAllocator<M>, state: &VcpuState<B>) {
         let of_state: *const EntryArea = frames.mem().ptr(state.area).cast();
         // SAFETY: both areas were filled when they were made and are in frames of their own; neither guest runs.
         unsafe { (*self.area_ptr(frames)).restore(&*of_state) };
@@ -182,18 +181,20 @@ impl Vcpu {
     }
 
     /// Gives back what the CPU holds; what is left is the frame of the entry area.
-    pub(super) fn into_area<M: PhysMem>(self, machine: &mut Machine<'_, M>) -> Frame {
-        end_control(self.control, machine);
+    pub(super) fn into_area<M: PhysMem>(self, machine: &mut Machine<'_, M, B>) -> Frame {
+        B::end(self.control, &mut machine.cpu, machine.frames);
         self.area
     }
 
     /// Where the guest is.
     pub(super) fn rip<M: PhysMem>(
         &mut self,
-        machine: &mut Machine<'_, M>,
+        machine: &mut Machine<'_, M, B>,
     ) -> Result<Gva, VcpuError> {
-        let processor = self.control.load(&mut machine.cpu)?;
-        Ok(processor.rip().map_err(ControlError::from)?)
+        let processor = B::load(&mut self.control, &mut machine.cpu)?;
+        processor
+            .rip()
+            .map_err(|error| VcpuError::State(error.into()))
     }
 
     /// The entry area, while the guest does not run.
@@ -209,14 +210,8 @@ impl Vcpu {
     }
 
     /// Gives its frames back.
-    pub fn end<M: PhysMem>(self, machine: &mut Machine<'_, M>) {
+    pub fn end<M: PhysMem>(self, machine: &mut Machine<'_, M, B>) {
         let area = self.into_area(machine);
         machine.frames.release(area);
-    }
-}
-
-fn end_control<M: PhysMem>(control: GuestControl, machine: &mut Machine<'_, M>) {
-    if let Err(fail) = control.end(&mut machine.cpu, machine.frames) {
-        log::error!("VMCLEAR of a VMCS that ends: {fail}");
     }
 }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::backend::GuestState;
+use super::backend::{Backend, OnVmx};
 use crate::addr::Hpa;
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::Gpr;
@@ -11,10 +11,10 @@ use crate::virt::cpu::{EntryArea, Resident};
 /// All that a guest's processor holds. The general registers, x87 and vector state are in an entry area in a frame of its
 /// own, which whoever has the state holds.
 #[derive(Clone, Debug)]
-pub(super) struct VcpuState {
+pub(super) struct VcpuState<B: Backend = OnVmx> {
     /// The frame of the entry area.
     pub area: Hpa,
-    pub fields: GuestState,
+    pub fields: B::State,
     pub resident: Resident,
     pub cr8: u8,
     /// The guest's time-stamp counter.
@@ -57,7 +57,7 @@ const GENERAL: [(Gpr, &str); 15] = [
     (Gpr::R15, "R15"),
 ];
 
-impl VcpuState {
+impl<B: Backend> VcpuState<B> {
     /// Tells `each` of everything in which `now` differs from this. Time goes on, so of the time-stamp counter only that
     /// it must not be behind. With `rax` RAX must hold that instead.
     pub fn differences<M: PhysMem>(
@@ -72,8 +72,8 @@ impl VcpuState {
                 each(Difference { name, frozen, now });
             }
         };
-        for ((field, frozen), (_, now)) in self.fields.iter().zip(now.fields.iter()) {
-            compare(field.name(), frozen, now);
+        for ((name, frozen), (_, now)) in B::named(&self.fields).zip(B::named(&now.fields)) {
+            compare(name, frozen, now);
         }
         for ((name, frozen), (_, now)) in self.resident.named().zip(now.resident.named()) {
             compare(name, frozen, now);
@@ -107,6 +107,7 @@ impl VcpuState {
 mod tests {
     use super::*;
     use crate::frames::arena::Arena;
+    use crate::vmx::GuestState;
     use crate::vmx::fake::FakeVmcs;
 
     #[test]
@@ -123,7 +124,7 @@ mod tests {
         };
         let mut vmcs = FakeVmcs::new();
         vmcs.set(crate::vmx::FieldNatural::GuestCr0, 0);
-        let at = |tsc| VcpuState {
+        let at = |tsc| VcpuState::<OnVmx> {
             area: area.address(),
             fields: GuestState::capture(&vmcs).unwrap(),
             resident: Resident::RESET,
