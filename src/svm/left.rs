@@ -2,7 +2,7 @@
 
 use super::fields::{EXIT_CODE, EXIT_INFO_1};
 use super::nested_fault::NestedFault;
-use super::reason::{CR_WRITE, DR_READ, DR_WRITE, EXCEPTION, EXCEPTIONS_END, Reason};
+use super::reason::{CR_READ, CR_WRITE, DR_READ, DR_WRITE, EXCEPTION, EXCEPTIONS_END, Reason};
 use super::vmcb::Vmcb;
 use crate::addr::Gpa;
 use crate::virt::exit::ExitReason;
@@ -43,15 +43,15 @@ fn nested(vmcb: &Vmcb) -> ExitReason {
 fn infrequent(code: u64) -> Option<ExitReason> {
     let number = u32::try_from(code).ok()?;
     Some(match number {
-        ..DR_READ => {
+        CR_READ..DR_READ => {
             const { assert!(CR_WRITE + 16 == DR_READ) }
             ExitReason::CrAccess
         }
-        ..EXCEPTION => {
+        DR_READ..EXCEPTION => {
             const { assert!(DR_WRITE + 16 == EXCEPTION) }
             ExitReason::MovDr
         }
-        ..EXCEPTIONS_END => ExitReason::ExceptionOrNmi,
+        EXCEPTION..EXCEPTIONS_END => ExitReason::ExceptionOrNmi,
         _ => match Reason::from_number(number)? {
             Reason::Interrupt => ExitReason::ExternalInterrupt,
             Reason::Nmi => ExitReason::ExceptionOrNmi,

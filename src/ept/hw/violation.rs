@@ -126,7 +126,7 @@ impl Violation {
             Cause::PageWalk => LINEAR_VALID,
             Cause::NoLinearAddress => 0,
         };
-        let more = readable as u32 * READABLE | shadow_stack as u32 * SHADOW_STACK;
+        let more = (readable as u32 * READABLE) | (shadow_stack as u32 * SHADOW_STACK);
         let tried = Self::new(gpa, access).bits & (READ | WRITE | FETCH);
         Self {
             gpa,
