@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use offshoot::addr::{Address, PageSize};
 use offshoot::paging::{
-    Content, Cursor, Emptied, Entry, Ept, Format, GuestAmd64, I686, MayNotMoveTable,
+    Content, Cursor, Emptied, Entry, Ept, Format, GuestAmd64, I686, MayNotMoveTable, Npt,
     RunsExt, Seen, TableOps, TableReadOps, merge, modify, query, query_seeing, split, translate,
     unmap, virt_to_phys, walk_va_spaces,
 };
@@ -190,10 +190,11 @@ pub fn run(input: &[u8], effort: &Effort) {
         return;
     };
     MEMORY.with_borrow_mut(|memory| {
-        match format % 3 {
+        match format % 4 {
             0 => steps_of::<GuestAmd64>(memory, steps, effort),
             1 => steps_of::<Ept>(memory, steps, effort),
-            _ => steps_of::<I686>(memory, steps, effort),
+            2 => steps_of::<I686>(memory, steps, effort),
+            _ => steps_of::<Npt>(memory, steps, effort),
         }
         memory.reset();
     });

@@ -97,6 +97,10 @@ impl<L: Layout> Attr<L> {
         let high = soft << Self::SOFT_HIGH_SHIFT & L::SOFT_HIGH;
         Self::from_bits(self.0 & !(L::SOFT_LOW | L::SOFT_HIGH) | low | high)
     }
+    /// Where in a leaf the bits of `soft` stand.
+    pub const fn soft_mask(soft: u16) -> u64 {
+        Self::from_bits(0).with_soft(soft).0
+    }
     const SOFT_HIGH_SHIFT: u32 = L::SOFT_HIGH.trailing_zeros() - L::SOFT_LOW.count_ones();
 
     /// The bits of a leaf of `level`, without its address.

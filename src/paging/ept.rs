@@ -1,13 +1,13 @@
 //! The EPT format: 4 levels of 512 entries (SDM "Extended Page-Table Mechanism (EPT)" and "EPT Paging-Structure Entries",
 //! volume 3C, 30.3).
 
-use core::fmt;
 use core::sync::atomic::AtomicU64;
 
 use super::attr::Attr;
 use super::entry::{Layout, Pte};
-use super::format::{Entry, Write};
+use super::format::Write;
 use super::levels::Levels;
+use super::nested::{MemoryType, Nested, NestedLayout};
 use crate::addr::{Gpa, Hpa};
 
 /// The format of tables that translate guest-physical to host-physical addresses.
@@ -53,64 +53,27 @@ impl Layout for EptBits {
     }
 }
 
-/// How memory is cached (SDM "Memory Type Used for Accesses to Guest-Physical Addresses"; the numbers are the MTRRs').
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum MemoryType {
-    /// UC.
-    Uncacheable = 0,
-    /// WC.
-    WriteCombining = 1,
-    /// WT.
-    WriteThrough = 4,
-    /// WP.
-    WriteProtected = 5,
-    /// WB.
-    WriteBack = 6,
-}
-
-impl MemoryType {
-    const fn from_bits(bits: u64) -> Option<Self> {
-        Some(match bits {
-            0 => Self::Uncacheable,
-            1 => Self::WriteCombining,
-            4 => Self::WriteThrough,
-            5 => Self::WriteProtected,
-            6 => Self::WriteBack,
-            _ => return None,
-        })
-    }
-}
-
-impl fmt::Display for MemoryType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Uncacheable => "uncacheable",
-            Self::WriteCombining => "write-combining",
-            Self::WriteThrough => "write-through",
-            Self::WriteProtected => "write-protected",
-            Self::WriteBack => "write-back",
-        })
-    }
-}
-
 /// An entry of an EPT table.
 pub type EptEntry = Pte<EptBits>;
 /// What an EPT leaf says of its page.
 pub type EptAttr = Attr<EptBits>;
 
-impl Pte<EptBits> {
-    /// This entry without the right to write. What it refers to and everything below becomes read-only.
-    pub fn write_protected(self) -> Self {
-        Self::from_bits(self.0 & !EptBits::WRITE)
+impl NestedLayout for EptBits {}
+
+impl Nested for Ept {
+    /// Write-back tables, which every CPU that runs guests has, and a walk of length 4 (SDM "Extended-Page-Table Pointer (EPTP)",
+    /// 26.6.11).
+    fn pointer_bits(accessed_dirty: bool) -> u64 {
+        6 | (4 - 1) << 3 | u64::from(accessed_dirty) << 6
     }
-    /// What a page's or a table's entry of the lowest levels refers to.
-    pub const fn frame(self) -> Hpa {
-        Hpa::new(self.0 & EptBits::ADDRESS)
+    fn page(memory_type: MemoryType) -> Option<EptAttr> {
+        // The type is ours alone: what a guest's PAT makes uncacheable has the host as write-back, and one frame with two types
+        // is undefined.
+        let attr = EptAttr::READ.with_memory_type(memory_type);
+        Some(attr.with_ignore_pat(true).with_accessed(true))
     }
-    /// Whether the entry grants writing.
-    pub const fn grants_write(self) -> bool {
-        self.0 & EptBits::WRITE != 0
+    fn with_fetch(attr: EptAttr, on: bool) -> EptAttr {
+        attr.with_execute(on).with_user_execute(on)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one walker for page tables of every format.
 //!
 //! A [`Format`] says how one kind of table encodes its entries: [`Amd64`] (a guest's and the hypervisor's own),
-//! [`I686`] and [`Ept`]. Access to the tables is a pair of traits, [`TableReadOps`] and [`TableOps`]; the operations
+//! [`I686`], [`Ept`] and [`Npt`]. Access to the tables is a pair of traits, [`TableReadOps`] and [`TableOps`]; the operations
 //! are functions over them:
 //!
 //! - [`query`], [`query_seeing`], [`virt_to_phys`], [`translate`] read; [`path`] shows the entries themselves; [`RunsExt::runs`] joins neighbours;
@@ -59,6 +59,8 @@ mod link_spaces;
 mod map;
 mod merge;
 mod modify;
+mod nested;
+mod npt;
 mod part;
 mod path;
 mod phys;
@@ -79,7 +81,7 @@ pub use attr::Attr;
 pub use buffer::GuestPageTableBuffer;
 pub use cursor::Cursor;
 pub use entry::{Layout, Pte};
-pub use ept::{Ept, EptAttr, EptBits, EptEntry, MemoryType};
+pub use ept::{Ept, EptAttr, EptBits, EptEntry};
 #[cfg(feature = "ept")]
 pub use ept_multiarch::{EptMetaData, ExtendedPageTable};
 pub use error::{Fault, PagingError};
@@ -92,6 +94,8 @@ pub use link_spaces::{TableRoots, space_aware_map};
 pub use map::map;
 pub use merge::merge;
 pub use modify::{Leaf, modify, protect, split};
+pub use nested::{MemoryType, Nested, NestedLayout};
+pub use npt::{Npt, NptAttr, NptBits, NptEntry};
 pub use path::{Step, path};
 pub use phys::{PhysTables, TableAlloc};
 pub use query::{query, query_seeing, virt_to_phys};

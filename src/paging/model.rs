@@ -79,6 +79,25 @@ impl TestFormat for Ept {
     }
     const SIZES: &'static [PageSize] = &[PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
 }
+impl TestFormat for Npt {
+    fn attr(seed: u16) -> NptAttr {
+        let types = [
+            MemoryType::WriteBack,
+            MemoryType::Uncacheable,
+            MemoryType::WriteThrough,
+        ];
+        let attr = Npt::page(types[seed as usize / 64 % 3]).unwrap();
+        Npt::with_fetch(attr, seed & 4 != 0)
+            .with_write([Write::Denied, Write::Allowed, Write::CopyFirst][seed as usize % 3])
+            .with_dirty(seed & 16 != 0)
+            .with_accessed(seed & 32 != 0)
+            .with_soft(seed >> 3)
+    }
+    fn with_write(attr: NptAttr, write: Write) -> NptAttr {
+        attr.with_write(write)
+    }
+    const SIZES: &'static [PageSize] = &[PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
+}
 
 /// A tree that may be able to fork.
 pub trait TestTree: TableOps + Sized {
@@ -570,6 +589,10 @@ proptest! {
         check::<Ept, false>(&ops);
     }
     #[test]
+    fn nested_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {
+        check::<Npt, false>(&ops);
+    }
+    #[test]
     fn pae_tables_do_what_a_map_does(ops in prop::collection::vec(op(), 1..40)) {
         check::<GuestPae, false>(&ops);
     }
@@ -584,6 +607,10 @@ proptest! {
     #[test]
     fn movable_ept_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..40)) {
         check::<Ept, true>(&ops);
+    }
+    #[test]
+    fn movable_nested_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..40)) {
+        check::<Npt, true>(&ops);
     }
     #[test]
     fn movable_i686_tables_do_what_maps_do(ops in prop::collection::vec(op(), 1..40)) {

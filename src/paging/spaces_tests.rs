@@ -125,6 +125,10 @@ proptest! {
         round_trip::<Ept, true>(&edits);
     }
     #[test]
+    fn nested_spaces_survive_a_round_trip(edits in edits()) {
+        round_trip::<Npt, true>(&edits);
+    }
+    #[test]
     fn i686_spaces_survive_a_round_trip(edits in edits()) {
         round_trip::<I686, false>(&edits);
     }

@@ -1013,6 +1013,7 @@ proptest! {
         inverse::<GuestPae>(seed, frame);
         inverse::<I686>(seed, frame);
         inverse::<Ept>(seed, frame);
+        inverse::<Npt>(seed, frame);
     }
     #[test]
     fn the_short_way_to_a_table_is_right(bits: u64, low in 0u64..0x1000, clear: bool) {
@@ -1022,6 +1023,7 @@ proptest! {
         open_or_not::<I686>(bits);
         open_or_not::<I686<false>>(bits);
         open_or_not::<Ept>(bits);
+        open_or_not::<Npt>(bits);
     }
     #[test]
     fn whatever_an_entry_holds_is_decoded_and_encoded_again(bits: u64, level in 1u8..=4) {
@@ -1032,6 +1034,9 @@ proptest! {
         }
         if let Ok(Decoded::Content(content @ Content::Page { .. })) = GuestAmd64::decode(level, Amd64Entry::from_bits(bits)) {
             prop_assert_eq!(GuestAmd64::encode(level, content).to_bits(), bits);
+        }
+        if let Ok(Decoded::Content(content @ Content::Page { .. })) = Npt::decode(level, NptEntry::from_bits(bits)) {
+            prop_assert_eq!(Npt::encode(level, content).to_bits(), bits);
         }
         if level < 3
             && let Ok(Decoded::Content(content @ Content::Page { .. })) = <I686>::decode(level, I686Entry::from_bits(bits))
