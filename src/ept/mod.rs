@@ -73,10 +73,12 @@ mod templates;
 #[cfg(test)]
 mod tests;
 
-pub use crate::paging::{Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType};
+pub use crate::paging::{
+    Ept, EptAttr, EptEntry, EptMetaData, ExtendedPageTable, MemoryType, Nested, Npt,
+};
 pub use check::audit::{Census, Flaw};
 pub use error::Reason;
-pub use hw::capability::{EptCapability, Eptp};
+pub use hw::capability::{Capability, EptCapability, Eptp, Features, NptCapability};
 pub use hw::debt::{CpuId, Invalidate};
 pub use hw::mtrr::{MtrrRegisters, Mtrrs, VARIABLE_MAX, VariableRegisters};
 pub use hw::violation::{Access, Allowed, Cause, Violation};

@@ -58,9 +58,12 @@ pub type EptEntry = Pte<EptBits>;
 /// What an EPT leaf says of its page.
 pub type EptAttr = Attr<EptBits>;
 
-impl NestedLayout for EptBits {}
+impl NestedLayout for EptBits {
+    const FETCH: u64 = Self::EXECUTE | Self::USER;
+}
 
 impl Nested for Ept {
+    const READ: EptAttr = EptAttr::READ;
     /// Write-back tables, which every CPU that runs guests has, and a walk of length 4 (SDM "Extended-Page-Table Pointer (EPTP)",
     /// 26.6.11).
     fn pointer_bits(accessed_dirty: bool) -> u64 {

@@ -11,6 +11,8 @@ use crate::addr::{Gpa, Hpa};
 
 /// A format of tables that translate guest-physical to host-physical addresses, of 512 entries each.
 pub trait Nested: Levels<Virt = Gpa, Phys = Hpa, Layout: NestedLayout> {
+    /// The leaf of a page that is read alone.
+    const READ: Attr<Self::Layout>;
     /// What stands in the pointer to the top table beside its address; `accessed_dirty`: the CPU is to set these.
     fn pointer_bits(accessed_dirty: bool) -> u64;
     /// The leaf of a page that is read alone, accessed, and that is cached so: as far as the format lets us, whatever the guest
@@ -21,7 +23,10 @@ pub trait Nested: Levels<Virt = Gpa, Phys = Hpa, Layout: NestedLayout> {
 }
 
 /// The layout of entries that refer to memory of the host.
-pub trait NestedLayout: Layout {}
+pub trait NestedLayout: Layout {
+    /// The permissions to fetch in all modes, where there are such; else [`Layout::NO_EXECUTE`] takes them away.
+    const FETCH: u64;
+}
 
 impl<L: NestedLayout> Pte<L> {
     /// This entry without the right to write. What it refers to and everything below becomes read-only.

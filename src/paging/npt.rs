@@ -36,7 +36,9 @@ impl Layout for NptBits {
     const SOFT_HIGH: u64 = Bits64::SOFT_HIGH;
 }
 
-impl NestedLayout for NptBits {}
+impl NestedLayout for NptBits {
+    const FETCH: u64 = 0;
+}
 
 /// An entry of a nested page table.
 pub type NptEntry = Pte<NptBits>;
@@ -82,6 +84,7 @@ impl Attr<NptBits> {
 }
 
 impl Nested for Npt {
+    const READ: NptAttr = NptAttr::READ;
     /// N_CR3 is the address alone; accessed and dirty are always set.
     fn pointer_bits(_accessed_dirty: bool) -> u64 {
         0

@@ -2,11 +2,13 @@
 
 use crate::addr::{AddrRange, Address, Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::ept::spaces::space::{Space, Spaces};
+use crate::ept::tables::entry::AttrOf;
 use crate::ept::tables::entry::Origin;
-use crate::ept::tables::table::TableSlot;
+use crate::ept::tables::table::{LEVELS, TableSlot};
 use crate::ept::tables::zeroing::Zeroing;
 use crate::frames::{Audit, FrameError, Miscount, PhysMem};
-use crate::paging::{Content, Decoded, Ept, EptAttr, Format, Rights, Write};
+use crate::paging::Nested;
+use crate::paging::{Content, Decoded, Rights, Write};
 use core::fmt;
 
 /// What does not hold.
@@ -108,18 +110,18 @@ impl Census {
 }
 
 /// A walk over all tables of one space.
-struct Walk<'w, 's, M: PhysMem> {
-    space: &'w Space<'s, M>,
+struct Walk<'w, 's, M: PhysMem, F: Nested> {
+    space: &'w Space<'s, M, F>,
     census: Census,
     /// Of the way to the last table of each level, less 1: whether all on it have a count of 1, and whether the audit is to be
     /// told what refers to what.
-    private: [bool; Ept::LEVELS as usize],
-    audited: [bool; Ept::LEVELS as usize],
+    private: [bool; LEVELS as usize],
+    audited: [bool; LEVELS as usize],
 }
 
-impl<M: PhysMem> Walk<'_, '_, M> {
+impl<M: PhysMem, F: Nested> Walk<'_, '_, M, F> {
     /// Walks all tables. `audit` is told of each reference, but of those in tables that it was told of before.
-    fn all(space: &Space<'_, M>, mut audit: Option<&mut Audit<'_, M>>) -> Result<Census, Flaw> {
+    fn all(space: &Space<'_, M, F>, mut audit: Option<&mut Audit<'_, M>>) -> Result<Census, Flaw> {
         let mut walk = Walk {
             space,
             census: Census::default(),
@@ -143,7 +145,7 @@ impl<M: PhysMem> Walk<'_, '_, M> {
 
     fn slot(
         &mut self,
-        slot: TableSlot<'_, M>,
+        slot: TableSlot<'_, M, F>,
         audit: &mut Option<&mut Audit<'_, M>>,
     ) -> Result<bool, Flaw> {
         let frames = self.space.frames;
@@ -185,20 +187,25 @@ impl<M: PhysMem> Walk<'_, '_, M> {
         }
     }
 
-    fn leaf(&mut self, gpa: Gpa, phys: Hpa, attr: EptAttr, pages: u64) -> Result<(), Flaw> {
+    fn leaf(&mut self, gpa: Gpa, phys: Hpa, attr: AttrOf<F>, pages: u64) -> Result<(), Flaw> {
         let space = self.space;
         let wrong = Flaw::Region { gpa, frame: phys };
         let region = space.regions.find(gpa).ok_or(wrong)?;
         let leaf = AddrRange::new(gpa, pages * PAGE_SIZE).ok_or(wrong)?;
         let writable = attr.write() == Write::Allowed;
+        // In all else a leaf is as its region has it.
+        let like = |page: AttrOf<F>, attr: AttrOf<F>| {
+            F::with_fetch(page, attr.execute())
+                .with_write(attr.write())
+                .with_accessed(attr.accessed())
+                .with_dirty(attr.dirty())
+                .with_soft(attr.soft())
+        };
         let allowed = region.range.contains_range(leaf)
             && (!writable || region.is_writable())
             && (!attr.execute() || region.execute)
-            && attr.memory_type() == region.memory_type
-            && attr.ignore_pat()
-            && (pages == 1
-                || space.spaces.capability.execute_large
-                || !attr.execute() && !attr.user_execute());
+            && F::page(region.memory_type).is_some_and(|page| attr == like(page, attr))
+            && (pages == 1 || space.spaces.features.execute_large || !attr.execute());
         let origin = Origin::of(attr);
         let at = region
             .kind
@@ -237,7 +244,7 @@ impl<M: PhysMem> Walk<'_, '_, M> {
     }
 }
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// Counts what the space holds, and checks what can be checked of it alone.
     ///
     /// # Errors
@@ -255,7 +262,7 @@ impl<M: PhysMem> Space<'_, M> {
     }
 }
 
-impl<M: PhysMem> Spaces<'_, M> {
+impl<M: PhysMem, F: Nested> Spaces<'_, M, F> {
     /// Checks what must always hold, over all spaces there are (it must be all): every frame's count equals the references to
     /// it, no path grants write to what is shared, and every leaf is what its region says. Nothing may run meanwhile.
     ///
@@ -265,7 +272,7 @@ impl<M: PhysMem> Spaces<'_, M> {
     /// The first flaw: of the tables, of a frame's count, or of what is owed.
     pub fn audit<'a, 's: 'a>(
         &'a self,
-        spaces: impl IntoIterator<Item = &'a Space<'s, M>>,
+        spaces: impl IntoIterator<Item = &'a Space<'s, M, F>>,
     ) -> Result<u64, Flaw>
     where
         M: 's,

@@ -7,6 +7,7 @@ use crate::ept::spaces::space::Space;
 use crate::ept::tables::table::TableSlot;
 use crate::ept::templates::template::FrozenSpace;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::paging::{Content, Decoded};
 
 /// An odd number of which many bits are set: the golden ratio.
@@ -16,7 +17,7 @@ fn add(sum: u64, word: u64) -> u64 {
     (sum.rotate_left(5) ^ word).wrapping_mul(FACTOR)
 }
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// A number made from every byte that is mapped and not in a page of zeroes, and from where. The time it takes is in
     /// proportion to that. The space must have no device passed through.
     ///
@@ -30,7 +31,7 @@ impl<M: PhysMem> Space<'_, M> {
         let zero = self.spaces.zero.address();
         let (mut sum, mut bytes) = (0, [0; PAGE_SIZE as usize]);
         let (first, last) = (Gpa::new(0), Gpa::new((1 << 48) - 1));
-        let mut leaf = |slot: TableSlot<'_, M>| {
+        let mut leaf = |slot: TableSlot<'_, M, F>| {
             let pages = match slot.says {
                 Decoded::Content(Content::Page { phys, .. }) if phys != zero => {
                     slot.table.size().bytes() / PAGE_SIZE
@@ -53,7 +54,7 @@ impl<M: PhysMem> Space<'_, M> {
     }
 }
 
-impl<M: PhysMem> FrozenSpace<'_, M> {
+impl<M: PhysMem, F: Nested> FrozenSpace<'_, M, F> {
     /// As [`Space::checksum`].
     ///
     /// # Errors

@@ -1,8 +1,71 @@
-//! What the CPU's EPT can do, and the pointer that it is given.
+//! What the CPU can do with tables of each format, and the pointer that it is given.
 
 use crate::addr::{Address, Hpa, PAGE_SIZE};
-use crate::paging::{Ept, Format};
+use crate::paging::{Ept, Format, Nested, Npt};
 use bit_field::BitField;
+
+/// What a CPU can do with the tables of one format.
+pub trait Capability {
+    /// The format.
+    type Format: Nested;
+    /// What spaces make use of.
+    fn features(&self) -> Features;
+}
+
+/// What spaces make use of where the CPU has it, whatever the format of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// The CPU sets accessed and dirty.
+    pub accessed_dirty: bool,
+    /// A CPU may also log where it sets dirty: a control of its own says which does.
+    pub log: bool,
+    /// Leaves larger than 4 KiB may be executable.
+    pub execute_large: bool,
+    /// Leaves of 2 MiB.
+    pub pages_2m: bool,
+    /// Leaves of 1 GiB.
+    pub pages_1g: bool,
+    /// Bits of a physical address.
+    pub physical_bits: u8,
+}
+
+/// What CPUs differ in that have nested page tables. All of them set accessed and dirty and have leaves of 2 MiB; none logs which
+/// pages it marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NptCapability {
+    /// Leaves of 1 GiB (CPUID Fn8000_0001 EDX bit 26).
+    pub pages_1g: bool,
+    /// Bits of a physical address (CPUID Fn8000_0008 EAX bits 7:0).
+    pub physical_bits: u8,
+}
+
+impl Capability for NptCapability {
+    type Format = Npt;
+    fn features(&self) -> Features {
+        Features {
+            accessed_dirty: true,
+            log: false,
+            execute_large: true,
+            pages_2m: true,
+            pages_1g: self.pages_1g,
+            physical_bits: self.physical_bits.min(<Npt as Format>::PHYS_BITS as u8),
+        }
+    }
+}
+
+impl Capability for EptCapability {
+    type Format = Ept;
+    fn features(&self) -> Features {
+        Features {
+            accessed_dirty: self.accessed_dirty,
+            log: self.accessed_dirty,
+            execute_large: self.execute_large,
+            pages_2m: self.pages_2m,
+            pages_1g: self.pages_1g,
+            physical_bits: self.physical_bits,
+        }
+    }
+}
 
 /// What the CPU reports of EPT and VPIDs in IA32_VMX_EPT_VPID_CAP (SDM "VPID and EPT Capabilities", appendix A.10). All
 /// false on a CPU with neither.
@@ -93,21 +156,17 @@ impl EptCapability {
     }
 }
 
-/// The value of the EPT pointer field (SDM "Extended-Page-Table Pointer (EPTP)", 26.6.11). Two spaces never have the same
-/// address part, so it also names the cached translations that INVEPT drops.
+/// The value of the EPT pointer field (SDM "Extended-Page-Table Pointer (EPTP)", 26.6.11), and of N_CR3 where the tables are
+/// nested page tables (APM volume 2, 15.25.3), which is the address part alone. Two spaces never have the same address part, so it
+/// also names the cached translations that INVEPT drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Eptp(u64);
 
 impl Eptp {
-    /// The pointer to the 4-level tables at `root`, the start of a frame.
-    pub(in crate::ept) fn new(root: Hpa, capability: &EptCapability, accessed_dirty: bool) -> Self {
+    /// The pointer to the tables of format `F` at `root`, the start of a frame.
+    pub(in crate::ept) fn new<F: Nested>(root: Hpa, features: Features) -> Self {
         debug_assert!(root.is_aligned(PAGE_SIZE));
-        let mut value = root.as_u64();
-        // Write-back, which every CPU that runs guests has for its tables.
-        value.set_bits(0..3, 6);
-        value.set_bits(3..6, 4 - 1);
-        value.set_bit(6, accessed_dirty && capability.accessed_dirty);
-        Self(value)
+        Self(root.as_u64() | F::pointer_bits(features.accessed_dirty))
     }
     /// The number for the VMCS and the INVEPT descriptor.
     pub const fn as_u64(self) -> u64 {
@@ -117,7 +176,7 @@ impl Eptp {
     pub const fn root(self) -> Hpa {
         Hpa::new(self.0 & 0x000f_ffff_ffff_f000)
     }
-    /// Whether the CPU sets accessed and dirty in these tables.
+    /// Whether the CPU is asked to set accessed and dirty in these tables. N_CR3 has no such bit: it always does.
     pub const fn accessed_dirty(self) -> bool {
         self.0 & 1 << 6 != 0
     }
@@ -189,16 +248,22 @@ mod tests {
     fn the_pointer_uses_only_what_the_cpu_has() {
         let all = EptCapability::typical();
         let root = Hpa::new(0x12_3456_7000);
-        assert_eq!(Eptp::new(root, &all, true).as_u64(), 0x12_3456_705e);
-        assert_eq!(Eptp::new(root, &all, false).as_u64(), 0x12_3456_701e);
+        let pointer = Eptp::new::<Ept>(root, all.features());
+        assert_eq!(pointer.as_u64(), 0x12_3456_705e);
         let old = EptCapability {
             accessed_dirty: false,
             ..all
         };
-        let pointer = Eptp::new(root, &old, true);
+        let pointer = Eptp::new::<Ept>(root, old.features());
         assert_eq!(
             (pointer.as_u64(), pointer.root(), pointer.accessed_dirty()),
             (0x12_3456_701e, root, false)
         );
+        let nested = NptCapability {
+            pages_1g: true,
+            physical_bits: 48,
+        };
+        let pointer = Eptp::new::<Npt>(root, nested.features());
+        assert_eq!((pointer.as_u64(), pointer.root()), (0x12_3456_7000, root));
     }
 }

@@ -9,10 +9,12 @@ use crate::ept::hw::violation::{Access, Violation};
 use crate::ept::regions::region::Region;
 use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
+use crate::ept::tables::entry::AttrOf;
 use crate::ept::tables::entry::Origin;
 use crate::ept::tables::policy::PagePolicy;
 use crate::frames::{FrameRef, PhysMem};
-use crate::paging::{Content, EptAttr, MAX_LEVELS, Step, path, query};
+use crate::paging::Nested;
+use crate::paging::{Content, MAX_LEVELS, Step, path, query};
 use core::fmt;
 
 /// Why bytes could not be copied, and where.
@@ -41,7 +43,7 @@ pub(in crate::ept) enum By {
     Loader,
 }
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// Copies guest bytes from `gpa` on out. What is untouched reads as what it would hold, and stays untouched.
     ///
     /// # Errors
@@ -215,7 +217,7 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn mapped(
         &self,
         gpa: Gpa,
-    ) -> Result<Option<(Hpa, PageSize, EptAttr)>, Reason> {
+    ) -> Result<Option<(Hpa, PageSize, AttrOf<F>)>, Reason> {
         let mapping = query(&self.tree.view(self.frames), gpa)?;
         Ok(mapping.and_then(|mapping| match mapping.content {
             Content::Page { attr, .. } => Some((mapping.phys_of(gpa)?, mapping.size, attr)),

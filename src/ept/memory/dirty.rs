@@ -29,11 +29,12 @@ use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE, PageSize};
 use crate::ept::spaces::edit::EditError;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::dirty_log::{Coverage, DirtyLog};
-use crate::ept::tables::entry::{DIRTY, HARVESTED};
+use crate::ept::tables::entry::Marks;
 use crate::ept::tables::leaf_edit::LeafEdit;
 use crate::ept::tables::table::{Table, TableSlot};
 use crate::frames::PhysMem;
-use crate::paging::{Content, Decoded, DecodedOf, Ept, Rights};
+use crate::paging::{Content, Decoded, DecodedOf, Rights};
+use crate::paging::{Layout, Nested};
 use core::convert::Infallible;
 use core::sync::atomic::Ordering;
 
@@ -43,7 +44,7 @@ const COMPLETED_AT_ONCE: u64 = 512;
 const LOG_SHORT: u64 = 256;
 const LOG_PART: u64 = 16;
 
-impl<M: PhysMem> TableSlot<'_, M> {
+impl<M: PhysMem, F: Nested> TableSlot<'_, M, F> {
     /// Whether a page is there.
     fn is_page(self) -> bool {
         matches!(self.says, Decoded::Content(Content::Page { .. }))
@@ -53,14 +54,14 @@ impl<M: PhysMem> TableSlot<'_, M> {
         start <= last.as_u64() && first.as_u64() <= start + (self.table.size().bytes() - 1)
     }
     fn is_dirty(self) -> bool {
-        self.word.load(Ordering::Acquire) & DIRTY != 0
+        self.word.load(Ordering::Acquire) & F::Layout::DIRTY != 0
     }
-    /// Takes the mark away, with `clear`, and leaves [`HARVESTED`]; returns whether there was one.
+    /// Takes the mark away, with `clear`, and leaves [`Marks::HARVESTED`]; returns whether there was one.
     fn harvest(self, edit: &mut LeafEdit<'_, M>, clear: u64) -> bool {
         let dirty = self.is_dirty();
         if dirty {
             // First, so that a reset never finds neither.
-            self.word.fetch_or(HARVESTED, Ordering::AcqRel);
+            self.word.fetch_or(F::Layout::HARVESTED, Ordering::AcqRel);
             edit.withdraw(self.word, clear);
         }
         dirty
@@ -68,27 +69,27 @@ impl<M: PhysMem> TableSlot<'_, M> {
 }
 
 /// Whether an entry refers to a table and grants write.
-fn is_open(says: DecodedOf<Ept>) -> bool {
+fn is_open<F: Nested>(says: DecodedOf<F>) -> bool {
     matches!(says, Decoded::Table { rights, .. } if rights.contains(Rights::WRITE))
 }
 
 /// Shows the leaves of the range that may be written, in order.
-fn scan<'a, M: PhysMem>(
-    top: Table<'a, M>,
+fn scan<'a, M: PhysMem, F: Nested>(
+    top: Table<'a, M, F>,
     first: Gpa,
     last: Gpa,
-    mut look: impl FnMut(TableSlot<'a, M>),
+    mut look: impl FnMut(TableSlot<'a, M, F>),
 ) {
     let walked: Result<(), Infallible> = top.walk(first, last, &mut |slot| {
         if slot.is_page() {
             look(slot);
         }
-        Ok(is_open(slot.says))
+        Ok(is_open::<F>(slot.says))
     });
     let Ok(()) = walked;
 }
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// Tells `page` of each page in the range that was written since it was last told, since the space was forked, or ever;
     /// in order, each once, and returns how many. The range must be in memory regions. The work is in proportion to the
     /// pages that were written where there is a log ([`Space::log_dirty`]), else to those that this space alone holds.
@@ -115,7 +116,7 @@ impl<M: PhysMem> Space<'_, M> {
         // The CPU does not mark a page again whose mark it has cached, nor does it notice that write is gone.
         let (top, mut edit) = self.tree.edit_leaves(frames);
         let mut found = 0;
-        let mut harvest = |leaf: TableSlot<'_, M>| {
+        let mut harvest = |leaf: TableSlot<'_, M, F>| {
             if leaf.harvest(&mut edit, clear) {
                 found += 1;
                 page(leaf.gpa, leaf.table.size());
@@ -128,7 +129,7 @@ impl<M: PhysMem> Space<'_, M> {
                 log.retain_in_order(frames, |gpa| {
                     let number = gpa.as_u64() / PageSize::Size2M.bytes();
                     let table = near.and_then(|(last, table)| (last == number).then_some(table));
-                    let slot = table.unwrap_or(top).find(gpa, is_open);
+                    let slot = table.unwrap_or(top).find(gpa, is_open::<F>);
                     near = (slot.table.level() == 1).then_some((number, slot.table));
                     // What is not mapped any more, or shared, is not dirty.
                     let outside = slot.is_page() && !slot.overlaps(first, last);
@@ -190,9 +191,9 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// Has dirty pages told by a log: from now on whoever runs the space calls [`Space::note_logged`] for each page that the
     /// CPU has noted, before the next harvest. It is for CPUs that mark pages and note which (SDM "Page-Modification
-    /// Logging", 30.3.6); returns whether this one marks them. Nothing changes where there is a log.
+    /// Logging", 30.3.6); returns whether this can be one. Nothing changes where there is a log.
     pub fn log_dirty(&mut self) -> bool {
-        if !self.eptp().accessed_dirty() {
+        if !self.spaces.features.log {
             return false;
         }
         if self.tree.dirty.log.is_none() {
@@ -223,8 +224,10 @@ impl<M: PhysMem> Space<'_, M> {
             return;
         }
         let top = self.tree.view(self.frames);
-        let slot = top.find(gpa, is_open);
-        if slot.is_page() && slot.word.fetch_or(DIRTY, Ordering::AcqRel) & DIRTY == 0 {
+        let slot = top.find(gpa, is_open::<F>);
+        if slot.is_page()
+            && slot.word.fetch_or(F::Layout::DIRTY, Ordering::AcqRel) & F::Layout::DIRTY == 0
+        {
             self.note_logged(gpa);
         }
     }

@@ -5,10 +5,12 @@ use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE};
 use crate::ept::error::Reason;
 use crate::ept::memory::bytes::{AccessError, By};
 use crate::ept::spaces::space::Space;
+use crate::ept::tables::entry::PteOf;
 use crate::ept::tables::entry::{Way, step};
 use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight};
 use crate::frames::{FrameRef, PhysMem};
-use crate::paging::{Entry, EptEntry};
+use crate::paging::Entry;
+use crate::paging::Nested;
 use core::sync::atomic::Ordering;
 
 /// The words that `read` finds from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
@@ -51,7 +53,7 @@ impl Near<'_> {
 const PAGE_SHIFT: u32 = 12;
 const TABLE_SHIFT: u32 = 21;
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// The words from `gpa`, taken as a multiple of 8, on. Those behind its page are 0.
     ///
     /// # Errors
@@ -90,7 +92,7 @@ impl<M: PhysMem> Space<'_, M> {
         {
             let index = (at >> PAGE_SHIFT) as usize % ENTRIES;
             let word = &table.as_flattened()[index];
-            return match step(1, EptEntry::from_bits(word.load(Ordering::Acquire))) {
+            return match step(1, PteOf::<F>::from_bits(word.load(Ordering::Acquire))) {
                 Way::Counted(frame) => Some(page(PAGE_SHIFT, frame)),
                 _ => None,
             };

@@ -3,8 +3,8 @@
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::hw::violation::Violation;
 use crate::ept::regions::region::{Region, RegionKind};
-use crate::ept::tables::entry::Origin;
-use crate::paging::{EptAttr, Write};
+use crate::ept::tables::entry::{AttrOf, Origin};
+use crate::paging::{Nested, Write};
 
 /// What a page holds that was never touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(in crate::ept) enum Source {
 /// Pages that lie one behind the other and are all treated alike: those of a region, or where it has host bytes, the whole
 /// pages of them, the page with the last of them, or those behind.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::ept) struct Backing {
+pub(in crate::ept) struct Backing<F: Nested> {
     start: u64,
     len: u64,
     /// What a violation may not say for that everything about it is here.
@@ -32,28 +32,28 @@ pub(in crate::ept) struct Backing {
     /// Of the first page.
     source: Source,
     /// The leaf of a page that was not written, beside whose frame it is.
-    pub read: EptAttr,
+    pub read: AttrOf<F>,
     /// The same for the zero page.
-    pub zero_page: EptAttr,
+    pub zero_page: AttrOf<F>,
     /// The leaf of a page that was written and was given a zeroed frame.
-    pub written: EptAttr,
+    pub written: AttrOf<F>,
     /// The same for a copy.
-    pub copied: EptAttr,
+    pub copied: AttrOf<F>,
     /// The tag of the region.
     pub tag: u32,
 }
 
-impl Backing {
+impl<F: Nested> Backing<F> {
     /// No page.
     pub const NONE: Self = Self {
         start: 0,
         len: 0,
         unusual: u32::MAX,
         source: Source::Model,
-        read: EptAttr::READ,
-        zero_page: EptAttr::READ,
-        written: EptAttr::READ,
-        copied: EptAttr::READ,
+        read: F::READ,
+        zero_page: F::READ,
+        written: F::READ,
+        copied: F::READ,
         tag: 0,
     };
 
@@ -61,14 +61,9 @@ impl Backing {
     /// counts as written: on CPUs that do not note writes, permission to write is what tells dirty pages. Where the CPU
     /// logs them, the mark is left to it.
     pub fn new(region: &Region, gpa: Gpa, marked: bool) -> Self {
-        let read = EptAttr::READ
-            .with_execute(region.execute)
-            .with_user_execute(region.execute)
-            .with_memory_type(region.memory_type)
-            // The type is the region's alone: what a guest's PAT makes uncacheable has the host as write-back, and one
-            // frame with two types is undefined.
-            .with_ignore_pat(true)
-            .with_accessed(true);
+        // A type that there is not no region has in which anything is mapped.
+        let read = F::page(region.memory_type).unwrap_or(F::READ);
+        let read = F::with_fetch(read, region.execute);
         let write = if region.is_writable() {
             Write::Allowed
         } else {
@@ -156,6 +151,7 @@ mod tests {
     use crate::addr::AddrRange;
     use crate::ept::hw::violation::Access;
     use crate::ept::tests::{device, host_bytes};
+    use crate::paging::Ept;
 
     fn region(kind: RegionKind) -> Region {
         let range = AddrRange::new(Gpa::new(0x10_0000), 16 * PAGE_SIZE).unwrap();
@@ -169,7 +165,7 @@ mod tests {
             let bytes = host_bytes(0x7000, len);
             let region = region(RegionKind::CopyOnWrite(bytes));
             for page in 0..16 {
-                let backing = Backing::new(&region, at(page), true);
+                let backing = Backing::<Ept>::new(&region, at(page), true);
                 assert!(backing.contains(at(page)));
                 let host = Hpa::new(0x7000 + page * PAGE_SIZE);
                 let expected = match page {
@@ -181,7 +177,7 @@ mod tests {
                 assert_eq!(backing.source_of(start), expected, "{len:#x} page {page}");
                 // Whatever is in it is treated so.
                 for other in (0..16).filter(|other| backing.contains(at(*other))) {
-                    let again = Backing::new(&region, at(other), true);
+                    let again = Backing::<Ept>::new(&region, at(other), true);
                     assert_eq!((again.start, again.len), (backing.start, backing.len));
                     assert_eq!(again.source, backing.source);
                 }
@@ -205,13 +201,13 @@ mod tests {
             (region(RegionKind::PassThrough(device)), true, true),
         ] {
             let gpa = region.range.start();
-            let backing = Backing::new(&region, gpa, true);
+            let backing = Backing::<Ept>::new(&region, gpa, true);
             let allows = |access| backing.allows(&Violation::new(gpa, access));
             let allowed = [Access::READ, Access::WRITE, Access::FETCH].map(allows);
             assert_eq!(allowed, [read, write, false], "{region:?}");
             let behind = Gpa::new(region.range.last().unwrap().as_u64() + 1);
             assert!(!backing.allows(&Violation::new(behind, Access::READ)));
-            assert!(!Backing::NONE.contains(gpa));
+            assert!(!Backing::<Ept>::NONE.contains(gpa));
             for bit in 12..=16 {
                 let special = Violation::decode(0x181 | 1 << bit, gpa);
                 assert!(!backing.allows(&special), "bit {bit}");

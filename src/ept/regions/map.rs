@@ -4,6 +4,7 @@ use crate::addr::{AddrRange, Address, Gpa, Hpa};
 use crate::ept::regions::backing::Backing;
 use crate::ept::regions::region::{MAX_REGIONS, Region, RegionError};
 use crate::frames::{FrameAllocator, FrameError, FrameRc, PhysMem};
+use crate::paging::Nested;
 use core::ops::Deref;
 
 /// The regions of a space, in order of their addresses.
@@ -153,15 +154,15 @@ impl RegionMap {
 }
 
 /// The regions of a space, which it may share with others, and what the last look-up found.
-pub(in crate::ept) struct Regions<'f, M: PhysMem> {
+pub(in crate::ept) struct Regions<'f, M: PhysMem, F: Nested> {
     map: FrameRc<'f, RegionMap, M>,
     /// The next look-up is likely for the same.
-    backing: Backing,
+    backing: Backing<F>,
     /// Whether a page that is made writable counts as written.
     marked: bool,
 }
 
-impl<'f, M: PhysMem> Regions<'f, M> {
+impl<'f, M: PhysMem, F: Nested> Regions<'f, M, F> {
     /// No regions.
     pub fn new(frames: &'f FrameAllocator<M>, width: u32) -> Result<Self, FrameError> {
         FrameRc::new(frames, RegionMap::new(width)).map(Self::of)
@@ -204,7 +205,7 @@ impl<'f, M: PhysMem> Regions<'f, M> {
 
     /// What the page at `gpa` is treated by, which [`Regions::backing`] is from then on.
     #[inline]
-    pub fn look_up(&mut self, gpa: Gpa) -> Option<&Backing> {
+    pub fn look_up(&mut self, gpa: Gpa) -> Option<&Backing<F>> {
         if !self.backing.contains(gpa) {
             let region = self.map.find(gpa)?;
             self.backing = Backing::new(region, gpa, self.marked);
@@ -214,12 +215,12 @@ impl<'f, M: PhysMem> Regions<'f, M> {
 
     /// What the last look-up found.
     #[inline(always)]
-    pub fn backing(&self) -> &Backing {
+    pub fn backing(&self) -> &Backing<F> {
         &self.backing
     }
 }
 
-impl<M: PhysMem> Deref for Regions<'_, M> {
+impl<M: PhysMem, F: Nested> Deref for Regions<'_, M, F> {
     type Target = RegionMap;
 
     #[inline(always)]

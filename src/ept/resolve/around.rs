@@ -9,16 +9,18 @@
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
+use crate::ept::tables::entry::AttrOf;
 use crate::ept::tables::entry::Origin;
 use crate::ept::tables::policy::{Around, MAX_AROUND};
 use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight};
 use crate::ept::tables::tree::LeafSlot;
 use crate::frames::{Frame, PhysMem};
-use crate::paging::{Ept, EptAttr, Format};
+use crate::paging::Format;
+use crate::paging::Nested;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// Has one violation map at most so many pages: 1 to [`MAX_AROUND`], and [`AROUND`](crate::ept::AROUND) where this is not
     /// called. Returns `false`, and changes nothing, where it is another number.
     pub fn set_around(&mut self, pages: u64) -> bool {
@@ -34,7 +36,7 @@ impl<M: PhysMem> Space<'_, M> {
     #[inline(never)]
     pub(in crate::ept) fn fill_run(
         &mut self,
-        slot: LeafSlot<'_>,
+        slot: LeafSlot<'_, F>,
         last: u64,
         write: bool,
     ) -> Option<Fill> {
@@ -65,7 +67,7 @@ impl<M: PhysMem> Space<'_, M> {
         // Which of them were mapped, a bit for each.
         let filled = if write {
             // Without marks of the CPU's it takes a violation to know that a page was written.
-            if !self.spaces.capability.accessed_dirty {
+            if !self.spaces.features.accessed_dirty {
                 return;
             }
             let attr = ram.written.with_dirty(false);
@@ -73,11 +75,11 @@ impl<M: PhysMem> Space<'_, M> {
             let Some(spare) = frames.zeroed_to_spare(goal) else {
                 return;
             };
-            map_run(table, first + 1..end, attr, spare)
+            map_run::<F>(table, first + 1..end, attr, spare)
         } else {
             let attr = ram.zero_page;
             let zero = core::iter::from_fn(|| frames.share(&self.spaces.zero).ok());
-            map_run(table, first + 1..end, attr, zero)
+            map_run::<F>(table, first + 1..end, attr, zero)
         };
         self.faults.around += u64::from(filled.count_ones());
         let mut left = filled;
@@ -94,7 +96,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// The host's bytes themselves, where nothing is, with those beside them in the same table. That takes no frame, so nobody
     /// pays for what is not asked for.
     #[inline(never)]
-    pub(in crate::ept) fn map_host_pages(&mut self, slot: LeafSlot<'_>, from: Hpa) -> Fill {
+    pub(in crate::ept) fn map_host_pages(&mut self, slot: LeafSlot<'_, F>, from: Hpa) -> Fill {
         let (backing, frames) = (self.regions.backing(), self.frames);
         let attr = Origin::Host.mark(backing.read);
         self.tree.put(slot, from, attr);
@@ -112,7 +114,7 @@ impl<M: PhysMem> Space<'_, M> {
                 let phys = from
                     .as_u64()
                     .wrapping_add(PAGE_SIZE.wrapping_mul(number.wrapping_sub(slot.number)));
-                word.store(phys | Ept::leaf_bits(1, attr), Ordering::Release);
+                word.store(phys | F::leaf_bits(1, attr), Ordering::Release);
             }
         }
         self.faults.host_mapped += 1;
@@ -123,10 +125,10 @@ impl<M: PhysMem> Space<'_, M> {
 /// Maps those of the pages, fewer than 64, that are not mapped in `table`, as long as there are frames. Returns which, a bit for
 /// each.
 #[inline(always)]
-fn map_run(
+fn map_run<F: Nested>(
     table: &[Eight; EIGHTS],
     pages: Range<u64>,
-    attr: EptAttr,
+    attr: AttrOf<F>,
     mut frames: impl Iterator<Item = Frame>,
 ) -> u64 {
     let mut filled = 0;
@@ -137,7 +139,7 @@ fn map_run(
             let Some(frame) = frames.next() else {
                 break;
             };
-            let bits = Ept::leaf_bits(1, attr) | frame.into_raw().as_u64();
+            let bits = F::leaf_bits(1, attr) | frame.into_raw().as_u64();
             word.store(bits, Ordering::Release);
             filled |= 1 << page;
         }

@@ -1,6 +1,6 @@
 //! What is done about a violation.
 //!
-//! One look at what is behind the page ([`Backing`](crate::ept::regions::backing::Backing)) and one at the slot of the tables
+//! One look at what is behind the page ([`Backing`](crate::ept::regions::backing::Backing<F>)) and one at the slot of the tables
 //! that translates it ([`Tree::slot`](crate::ept::tables::tree::Tree::slot)) decide, in [`Space::provide`]:
 //!
 //! | the slot holds | access | behind it: zeroes | host bytes | the last host bytes | a device |
@@ -25,12 +25,13 @@ use crate::ept::resolve::outcome::{Fill, Resolution, Unresolved};
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Holds;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 
 /// Access to data, in the decision.
 const READ: bool = false;
 const WRITE: bool = true;
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// Makes the access possible that the guest was denied, if it may have it.
     ///
     /// # Errors

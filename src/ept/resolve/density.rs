@@ -6,13 +6,14 @@ use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::PagePolicy;
 use crate::ept::tables::table::{ENTRIES, each_used};
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::paging::{Content, Cursor, Decoded};
 
 /// Whether a page of this size is wanted at the slot of the cursor, which is made for it.
-pub(in crate::ept) fn wants<M: PhysMem>(
+pub(in crate::ept) fn wants<M: PhysMem, F: Nested>(
     policy: PagePolicy,
     size: PageSize,
-    cursor: &mut Cursor<'_, Tables<'_, M>>,
+    cursor: &mut Cursor<'_, Tables<'_, M, F>>,
 ) -> bool {
     size <= policy.largest()
         && (policy != PagePolicy::Auto || is_plentiful(cursor) && is_next_to_dense(cursor))
@@ -23,7 +24,7 @@ pub(in crate::ept) fn wants<M: PhysMem>(
 const DENSE: usize = 384;
 
 /// Whether one of the two blocks of 2 MiB beside the slot is written nearly all over: then likely this one will be, too.
-fn is_next_to_dense<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool {
+fn is_next_to_dense<M: PhysMem, F: Nested>(cursor: &mut Cursor<'_, Tables<'_, M, F>>) -> bool {
     if cursor.size() != Some(PageSize::Size2M) {
         return false;
     }
@@ -37,7 +38,7 @@ fn is_next_to_dense<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool 
             Ok(Decoded::Table { table, .. }) => {
                 let mut written = 0;
                 each_used(cursor.ops().usable(table, 1), |_, _, bits| {
-                    written += usize::from(own_frame(bits).is_some());
+                    written += usize::from(own_frame::<F::Layout>(bits).is_some());
                 });
                 written >= DENSE
             }
@@ -46,7 +47,7 @@ fn is_next_to_dense<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool 
 }
 
 /// Whether an eighth of the host's frames would still be free.
-fn is_plentiful<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool {
+fn is_plentiful<M: PhysMem, F: Nested>(cursor: &mut Cursor<'_, Tables<'_, M, F>>) -> bool {
     let figures = cursor.ops().frames.statistics();
     figures
         .free
@@ -58,7 +59,7 @@ fn is_plentiful<M: PhysMem>(cursor: &mut Cursor<'_, Tables<'_, M>>) -> bool {
 mod tests {
     use super::*;
     use crate::addr::Gpa;
-    use crate::ept::hw::capability::EptCapability;
+    use crate::ept::hw::capability::{Capability, EptCapability};
     use crate::ept::hw::violation::Access;
     use crate::ept::regions::region::{Region, RegionKind};
     use crate::ept::spaces::space::{Space, Spaces};
@@ -82,10 +83,10 @@ mod tests {
             (Large1G, Small, Large2M, Small),
             (Auto, Small, Auto, Small),
         ] {
-            assert_eq!(policy.on(&cpu(false, false)), old);
-            assert_eq!(policy.on(&cpu(true, false)), usual);
-            assert_eq!(policy.on(&cpu(false, true)), odd);
-            assert_eq!(policy.on(&cpu(true, true)), policy);
+            assert_eq!(policy.on(cpu(false, false).features()), old);
+            assert_eq!(policy.on(cpu(true, false).features()), usual);
+            assert_eq!(policy.on(cpu(false, true).features()), odd);
+            assert_eq!(policy.on(cpu(true, true).features()), policy);
         }
     }
 

@@ -10,21 +10,20 @@ use crate::ept::resolve::outcome::Fill;
 use crate::ept::tables::entry::FETCHED;
 use crate::ept::tables::ops::Tables;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::paging::{protect, split};
 
 /// Makes small pages of what stands around `page` in the table of the lowest level, which may all be executed, as their region
 /// may be. On an error the guest's memory is as it was.
 #[cold]
-pub(in crate::ept) fn split_for_fetch<M: PhysMem>(
-    tables: &mut Tables<'_, M>,
+pub(in crate::ept) fn split_for_fetch<M: PhysMem, F: Nested>(
+    tables: &mut Tables<'_, M, F>,
     page: Gpa,
 ) -> Result<Fill, Reason> {
     split(&mut *tables, page, PageSize::Size4K)?;
     let size = PageSize::Size2M.bytes();
     protect(tables, page.align_down(size), size, |attr| {
-        attr.with_execute(true)
-            .with_user_execute(true)
-            .with_soft(attr.soft() | FETCHED)
+        F::with_fetch(attr, true).with_soft(attr.soft() | FETCHED)
     })?;
     Ok(Fill::TakenOver)
 }

@@ -8,17 +8,19 @@ use crate::ept::hw::violation::Violation;
 use crate::ept::regions::backing::Source;
 use crate::ept::resolve::outcome::Fill;
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::{DIRTY, EXECUTE, HARVESTED, Origin, decode};
+use crate::ept::tables::entry::Marks;
+use crate::ept::tables::entry::{Origin, decode};
+use crate::paging::{Attr, Layout, Nested, Pte};
 
 use crate::ept::tables::tree::LeafSlot;
 use crate::frames::{FrameRef, PhysMem};
-use crate::paging::{Content, Decoded, Entry, EptAttr, EptEntry};
+use crate::paging::{Content, Decoded, Entry};
 use core::sync::atomic::Ordering;
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// A zeroed frame, where nothing is.
     #[inline(always)]
-    pub(in crate::ept) fn fill(&mut self, slot: LeafSlot<'_>) -> Option<Fill> {
+    pub(in crate::ept) fn fill(&mut self, slot: LeafSlot<'_, F>) -> Option<Fill> {
         let frames = self.frames;
         let frame = frames.alloc_zeroed().ok()?;
         let attr = self.regions.backing().written;
@@ -32,7 +34,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// The zero page, where nothing is.
     #[inline(always)]
-    pub(in crate::ept) fn map_zero_page(&mut self, slot: LeafSlot<'_>) -> Option<Fill> {
+    pub(in crate::ept) fn map_zero_page(&mut self, slot: LeafSlot<'_, F>) -> Option<Fill> {
         let zero = self.frames.share(&self.spaces.zero).ok()?;
         let attr = self.regions.backing().zero_page;
         self.tree.put(slot, zero.into_raw(), attr);
@@ -45,7 +47,7 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn replace_zero_page(
         &mut self,
         violation: Violation,
-        slot: LeafSlot<'_>,
+        slot: LeafSlot<'_, F>,
     ) -> Option<Fill> {
         let frames = self.frames;
         let frame = frames.alloc_zeroed().ok()?;
@@ -63,7 +65,7 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn copy_or_take_over(
         &mut self,
         violation: Violation,
-        slot: LeafSlot<'_>,
+        slot: LeafSlot<'_, F>,
     ) -> Option<Fill> {
         let (frames, shared) = (self.frames, slot.entry().frame());
         // SAFETY: the entry stays where it is until the copy takes its place.
@@ -84,9 +86,9 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// The frame is nobody else's: permission is added, which owes nothing.
     #[inline(always)]
-    fn take_over(&mut self, slot: LeafSlot<'_>) -> Fill {
+    fn take_over(&mut self, slot: LeafSlot<'_, F>) -> Fill {
         let (frames, entry) = (self.frames, slot.entry());
-        let Decoded::Content(Content::Page { attr: old, .. }) = decode(1, entry) else {
+        let Decoded::Content(Content::Page { attr: old, .. }) = decode::<F>(1, entry) else {
             return self.count_present();
         };
         let attr = taken_over(old, self.regions.backing().written);
@@ -97,7 +99,7 @@ impl<M: PhysMem> Space<'_, M> {
         }
         // One that lost its mark, and write with it, to a harvest is logged already: else whoever harvests on and on would fill
         // all memory.
-        if self.tree.log.is_on() && entry.to_bits() & HARVESTED == 0 {
+        if self.tree.log.is_on() && entry.to_bits() & F::Layout::HARVESTED == 0 {
             self.tree.note(frames, slot.number);
         }
         self.faults.taken_over += 1;
@@ -109,7 +111,7 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn copy_host_page(
         &mut self,
         violation: Violation,
-        slot: LeafSlot<'_>,
+        slot: LeafSlot<'_, F>,
     ) -> Option<Fill> {
         let (frames, backing) = (self.frames, self.regions.backing());
         let Source::HostPage(first) = backing.source() else {
@@ -119,7 +121,7 @@ impl<M: PhysMem> Space<'_, M> {
         // SAFETY: these are bytes that `HostBytes::new` was promised to stay and to be reachable.
         let frame = unsafe { frames.alloc_host_copy(from) }.ok()?;
         let attr = backing.copied;
-        if slot.entry() == EptEntry::EMPTY {
+        if slot.entry() == Pte::EMPTY {
             self.tree.put_own(frames, slot, frame, attr);
         } else {
             let at = (violation, slot);
@@ -137,7 +139,7 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn map_source(
         &mut self,
         violation: Violation,
-        slot: LeafSlot<'_>,
+        slot: LeafSlot<'_, F>,
     ) -> Option<Fill> {
         match self.regions.backing().source_of(slot.page()) {
             Source::HostPage(from) => Some(self.map_host_pages(slot, from)),
@@ -155,7 +157,7 @@ impl<M: PhysMem> Space<'_, M> {
     #[cold]
     fn copy_host_part(
         &mut self,
-        slot: LeafSlot<'_>,
+        slot: LeafSlot<'_, F>,
         from: Hpa,
         len: u64,
         write: bool,
@@ -179,7 +181,7 @@ impl<M: PhysMem> Space<'_, M> {
 
     /// A device, whatever permission there was before.
     #[cold]
-    fn map_device(&mut self, slot: LeafSlot<'_>, device: Hpa) -> Fill {
+    fn map_device(&mut self, slot: LeafSlot<'_, F>, device: Hpa) -> Fill {
         let (old, attr) = (
             slot.entry(),
             Origin::Host.mark(self.regions.backing().written),
@@ -198,15 +200,15 @@ impl<M: PhysMem> Space<'_, M> {
     pub(in crate::ept) fn find_present(
         &mut self,
         violation: Violation,
-        slot: LeafSlot<'_>,
+        slot: LeafSlot<'_, F>,
     ) -> Fill {
         let (backing, entry) = (self.regions.backing(), slot.entry().to_bits());
-        let lacks_execute = entry & EXECUTE == 0 && backing.read.execute();
+        let lacks_execute = F::Layout::denies_fetch(entry) && backing.read.execute();
         if violation.is_write() && backing.written.dirty() {
-            slot.word().fetch_or(DIRTY, Ordering::AcqRel);
+            slot.word().fetch_or(F::Layout::DIRTY, Ordering::AcqRel);
         } else if violation.access().fetch && lacks_execute {
             // It was a part of a large page.
-            slot.word().fetch_or(EXECUTE, Ordering::AcqRel);
+            F::Layout::allow_fetch(slot.word());
             self.faults.taken_over += 1;
             return Fill::TakenOver;
         }
@@ -222,7 +224,7 @@ impl<M: PhysMem> Space<'_, M> {
 /// The leaf of a page whose frame is nobody else's that becomes `written`: whose it is stays, and whether it is to be told as
 /// dirty.
 #[inline(always)]
-pub(in crate::ept) fn taken_over(old: EptAttr, written: EptAttr) -> EptAttr {
+pub(in crate::ept) fn taken_over<L: Layout>(old: Attr<L>, written: Attr<L>) -> Attr<L> {
     written
         .with_soft(old.soft())
         .with_dirty(written.dirty() || old.dirty())

@@ -8,21 +8,23 @@ use crate::ept::error::Reason;
 use crate::ept::resolve::density::wants;
 use crate::ept::resolve::fill::taken_over;
 use crate::ept::resolve::outcome::Fill;
+use crate::ept::tables::entry::AttrOf;
 use crate::ept::tables::entry::Origin;
 use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::PagePolicy;
 use crate::ept::tables::zeroing::zeroed;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
-use crate::paging::{Content, Cursor, EptAttr, PagingError, split};
+use crate::paging::Nested;
+use crate::paging::{Content, Cursor, PagingError, split};
 
 /// Maps a zeroed page of the largest size that the policy wants, `range` covers, and there is. `None`: it is to be a small
 /// page.
 #[cold]
-pub(in crate::ept) fn fill_large<M: PhysMem>(
-    tables: &mut Tables<'_, M>,
+pub(in crate::ept) fn fill_large<M: PhysMem, F: Nested>(
+    tables: &mut Tables<'_, M, F>,
     range: AddrRange<Gpa>,
     page: Gpa,
-    written: EptAttr,
+    written: AttrOf<F>,
     policy: PagePolicy,
 ) -> Result<Option<Fill>, Reason> {
     let frames = tables.frames;
@@ -65,11 +67,11 @@ pub(in crate::ept) fn fill_large<M: PhysMem>(
 /// Makes a large page of `size` writable all of it, where nobody else refers to it; else splits it, and `None` says that `page`
 /// is to be copied alone.
 #[cold]
-pub(in crate::ept) fn write_to_large<M: PhysMem>(
-    tables: &mut Tables<'_, M>,
+pub(in crate::ept) fn write_to_large<M: PhysMem, F: Nested>(
+    tables: &mut Tables<'_, M, F>,
     page: Gpa,
     size: PageSize,
-    written: EptAttr,
+    written: AttrOf<F>,
     spare: &mut Option<Frame>,
 ) -> Result<Option<Fill>, Reason> {
     let frames = tables.frames;

@@ -13,18 +13,19 @@ use crate::ept::spaces::space::Space;
 use crate::ept::tables::ops::Tables;
 use crate::ept::tables::policy::PagePolicy;
 use crate::frames::{Frame, PhysMem};
+use crate::paging::Nested;
 use crate::paging::{Content, Cursor};
 
 /// What the tables are made ready for.
-struct Opening {
+struct Opening<F: Nested> {
     violation: Violation,
     page: Gpa,
-    backing: Backing,
+    backing: Backing<F>,
     /// The region, if large pages may be given in it, and how large.
     large: Option<(AddrRange<Gpa>, PagePolicy)>,
 }
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// Makes the slot that the violation is about one that may be written in place, and returns `None`; unless what is above it
     /// decides already what is done.
     #[cold]
@@ -71,11 +72,11 @@ impl<M: PhysMem> Space<'_, M> {
     }
 }
 
-impl Opening {
+impl<F: Nested> Opening<F> {
     /// Makes or copies the lowest table and those above it. Or a large page is there, or is to be, and that was done.
     fn make_ready<M: PhysMem>(
         &self,
-        tables: &mut Tables<'_, M>,
+        tables: &mut Tables<'_, M, F>,
         spare: &mut Option<Frame>,
     ) -> Result<Option<Fill>, Reason> {
         let (page, write) = (self.page, self.violation.is_write());
@@ -98,7 +99,7 @@ impl Opening {
     /// Does what has to be done where a large page is, or is to be. `None`: the rest is for the slot.
     fn look_above<M: PhysMem>(
         &self,
-        tables: &mut Tables<'_, M>,
+        tables: &mut Tables<'_, M, F>,
         spare: &mut Option<Frame>,
     ) -> Result<Option<Fill>, Reason> {
         let (page, written) = (self.page, self.backing.written);
@@ -119,7 +120,7 @@ impl Opening {
                     return Ok(None);
                 }
                 cursor.prepare()?;
-                let attr = attr.with_execute(true).with_user_execute(true);
+                let attr = F::with_fetch(attr, true);
                 cursor.set(Content::Page { phys, attr })?;
                 Ok(Some(Fill::TakenOver))
             }

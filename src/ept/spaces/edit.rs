@@ -6,6 +6,7 @@ use crate::ept::regions::region::RegionError;
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::entry::Origin;
 use crate::frames::{Frame, FrameError, PhysMem, Retired};
+use crate::paging::Nested;
 use crate::paging::{Content, Emptied, Write, protect, unmap};
 use core::fmt;
 
@@ -37,7 +38,7 @@ impl fmt::Display for EditError {
 
 impl core::error::Error for EditError {}
 
-impl<'s, M: PhysMem> Space<'s, M> {
+impl<'s, M: PhysMem, F: Nested> Space<'s, M, F> {
     /// Takes a range of whole pages, all of which must be in regions, from the space, and all that is mapped there. Regions
     /// that are partly in it are cut, except those of device models.
     ///
@@ -88,7 +89,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let mut tables = self.tree.tables(frames);
         // Write is given back by the next violation, to what is not shared.
         let done = protect(&mut tables, range.start(), range.len(), |attr| {
-            let attr = attr.with_execute(execute).with_user_execute(execute);
+            let attr = F::with_fetch(attr, execute);
             if write {
                 attr
             } else {

@@ -6,22 +6,23 @@ use crate::ept::spaces::space::Space;
 use crate::ept::tables::reach::Reach;
 use crate::ept::tables::teardown::Teardown;
 use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{Ept, Format};
+
+use crate::paging::{Ept, Nested};
 
 /// A space that is being taken apart.
 #[must_use = "what is left of the space is leaked unless `step` is called until it is done"]
-pub struct Ending<'s, M: PhysMem> {
+pub struct Ending<'s, M: PhysMem, F: Nested = Ept> {
     frames: &'s FrameAllocator<M>,
     eptp: Eptp,
     reach: Reach,
     debt: Debt,
-    tables: Teardown,
+    tables: Teardown<F>,
 }
 
-impl<'s, M: PhysMem> Space<'s, M> {
+impl<'s, M: PhysMem, F: Nested> Space<'s, M, F> {
     /// Ends the space. CPUs may still have translations cached, so nothing is given back before the first step on each
     /// CPU on which the guest ran.
-    pub fn end(mut self) -> Ending<'s, M> {
+    pub fn end(mut self) -> Ending<'s, M, F> {
         let frames = self.frames;
         self.tree.debt.incur();
         self.tree.dirty.release(frames);
@@ -35,7 +36,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
             reach,
             debt,
             // SAFETY: nobody else refers to the top table of a space.
-            tables: unsafe { Teardown::of(root, Ept::LEVELS) },
+            tables: unsafe { Teardown::of(root, F::LEVELS) },
         }
     }
 
@@ -46,7 +47,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     }
 }
 
-impl<M: PhysMem> Ending<'_, M> {
+impl<M: PhysMem, F: Nested> Ending<'_, M, F> {
     /// Pays what this CPU owes, then looks at up to `entries` entries, in whole eights. Returns whether all is given back;
     /// `false` also as long as another CPU has to pay first.
     pub fn step(&mut self, cpu: &mut impl Invalidate, entries: u64) -> bool {

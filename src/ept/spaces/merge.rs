@@ -5,9 +5,10 @@ use crate::ept::spaces::edit::{EditError, whole_pages};
 use crate::ept::spaces::space::Space;
 use crate::ept::tables::policy::PagePolicy;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::paging::merge;
 
-impl<M: PhysMem> Space<'_, M> {
+impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     /// Makes large pages, as large as the CPU has them, of small ones in a range of whole pages: of those that lie one behind
     /// the other in one region and in host memory, whose frames nobody else refers to, and that say the same. Pages that
     /// may be written are joined with such as may not be at the moment; the next write gives it to all. What was written
@@ -19,7 +20,7 @@ impl<M: PhysMem> Space<'_, M> {
     /// The range is not made of whole pages of memory, or there is no frame for a table.
     pub fn merge(&mut self, range: AddrRange<Gpa>) -> Result<u64, EditError> {
         whole_pages(range)?;
-        let largest = PagePolicy::Large1G.on(&self.spaces.capability).largest();
+        let largest = PagePolicy::Large1G.on(self.spaces.features).largest();
         self.merge_up_to(range, largest)
     }
 
@@ -59,7 +60,7 @@ mod tests {
     use crate::addr::Hpa;
     use crate::ept::check::audit::Census;
     use crate::ept::error::Reason;
-    use crate::ept::hw::capability::EptCapability;
+    use crate::ept::hw::capability::{Capability, EptCapability};
     use crate::ept::hw::violation::Access;
     use crate::ept::regions::region::{HostBytes, Region, RegionKind};
     use crate::ept::resolve::outcome::{Fill, Resolution};
@@ -85,7 +86,10 @@ mod tests {
         let mut space = spaces.create(40).unwrap();
         let ram = Region::new(gpas(MIB2 + 0x10_0000, 3 * MIB2), RegionKind::Ram);
         space.map(ram).unwrap();
-        assert_eq!(space.set_page_policy(policy), policy.on(&capability));
+        assert_eq!(
+            space.set_page_policy(policy),
+            policy.on(capability.features())
+        );
         let mut cpu = Cpu::new(0);
         test(&spaces, &mut space, &mut cpu);
         assert_eq!(spaces.audit([&space]), Ok(0));

@@ -1,7 +1,7 @@
 //! A space, and what all spaces of a machine share.
 
 use crate::addr::{AddrRange, Gpa};
-use crate::ept::hw::capability::{EptCapability, Eptp};
+use crate::ept::hw::capability::{Capability, Eptp, Features};
 use crate::ept::hw::debt::Invalidate;
 use crate::ept::hw::mtrr::Mtrrs;
 use crate::ept::regions::map::Regions;
@@ -10,31 +10,34 @@ use crate::ept::tables::policy::PagePolicy;
 use crate::ept::tables::tree::Tree;
 use crate::frames::{FrameAllocator, FrameError, FrameGuard, PhysMem};
 use crate::paging::MemoryType;
+use crate::paging::{Ept, Nested};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What all spaces share: the frames, the zero page, and what the CPU can do.
-pub struct Spaces<'f, M: PhysMem> {
+pub struct Spaces<'f, M: PhysMem, F: Nested = Ept> {
     /// The zero page.
     pub(in crate::ept) zero: FrameGuard<'f, M>,
-    pub(in crate::ept) capability: EptCapability,
+    pub(in crate::ept) features: Features,
+    format: PhantomData<F>,
     mtrrs: Option<Mtrrs>,
     /// The number of the last template.
     templates: AtomicU64,
 }
 
-impl<'f, M: PhysMem> Spaces<'f, M> {
+impl<'f, M: PhysMem, F: Nested> Spaces<'f, M, F> {
     /// Takes the frame that stands for all untouched memory.
     ///
     /// # Errors
     /// There is no frame for it.
     pub fn new(
         frames: &'f FrameAllocator<M>,
-        capability: EptCapability,
+        capability: impl Capability<Format = F>,
     ) -> Result<Self, FrameError> {
         Ok(Self {
             zero: FrameGuard::new(frames, frames.alloc_zeroed()?),
-            capability,
+            features: capability.features(),
+            format: PhantomData,
             mtrrs: None,
             templates: AtomicU64::new(0),
         })
@@ -53,15 +56,15 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
     ///
     /// # Errors
     /// There is no frame for its root.
-    pub fn create(&self, width: u32) -> Result<Space<'_, M>, FrameError> {
+    pub fn create(&self, width: u32) -> Result<Space<'_, M, F>, FrameError> {
         Ok(Space {
             spaces: self,
             frames: self.frames(),
             regions: Regions::new(
                 self.frames(),
-                width.min(48).min(self.capability.physical_bits.into()),
+                width.min(48).min(self.features.physical_bits.into()),
             )?,
-            tree: Tree::new(self.frames(), &self.capability)?,
+            tree: Tree::new(self.frames(), self.features)?,
             faults: Faults::default(),
             lineage: Lineage::default(),
         })
@@ -73,8 +76,8 @@ impl<'f, M: PhysMem> Spaces<'f, M> {
     }
 
     /// What the CPU can do.
-    pub fn capability(&self) -> &EptCapability {
-        &self.capability
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// The number of a new template: no other ever has it.
@@ -138,17 +141,17 @@ impl Faults {
 ///
 /// It ends by [`Space::end`]; one that is merely dropped leaks its frames.
 #[must_use = "a space that is dropped without `end` leaks its frames"]
-pub struct Space<'s, M: PhysMem> {
-    pub(in crate::ept) spaces: &'s Spaces<'s, M>,
+pub struct Space<'s, M: PhysMem, F: Nested = Ept> {
+    pub(in crate::ept) spaces: &'s Spaces<'s, M, F>,
     /// Those of `spaces`.
     pub(in crate::ept) frames: &'s FrameAllocator<M>,
-    pub(in crate::ept) tree: Tree,
-    pub(in crate::ept) regions: Regions<'s, M>,
+    pub(in crate::ept) tree: Tree<F>,
+    pub(in crate::ept) regions: Regions<'s, M, F>,
     pub(in crate::ept) faults: Faults,
     pub(in crate::ept) lineage: Lineage,
 }
 
-impl<'s, M: PhysMem> Space<'s, M> {
+impl<'s, M: PhysMem, F: Nested> Space<'s, M, F> {
     /// Gives a range of addresses to a region. It must not overlap another, and host memory behind it must not be memory whose
     /// frames are handed out: a guest could else come by the frames of the host or of another guest. Nothing is put into
     /// the tables before the first touch. Neighbours that differ in nothing are one region from then on.
@@ -157,7 +160,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// What is wrong with the region. Nothing has changed.
     pub fn map(&mut self, region: Region) -> Result<(), RegionError> {
         if let Some(host) = region.kind.host() {
-            let width = self.spaces.capability.physical_bits;
+            let width = self.spaces.features.physical_bits;
             let last = host.last().unwrap_or(host.start());
             if last.as_u64() >> width != 0 {
                 return Err(RegionError::HostTooWide { range: host, width });
@@ -176,7 +179,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     }
 
     /// Gives the guest a device at the addresses that it has in the host: write-combining where the machine has all of it
-    /// so, as the memory of a screen, else uncacheable.
+    /// so, as the memory of a screen, and the tables have that type; else uncacheable.
     ///
     /// # Errors
     /// As of [`Space::map`].
@@ -190,7 +193,9 @@ impl<'s, M: PhysMem> Space<'s, M> {
             .as_ref()
             .and_then(|mtrrs| mtrrs.type_of(host));
         let memory_type = match machine {
-            Some(MemoryType::WriteCombining) => MemoryType::WriteCombining,
+            Some(combining @ MemoryType::WriteCombining) if F::page(combining).is_some() => {
+                combining
+            }
             _ => MemoryType::Uncacheable,
         };
         self.map(Region {
@@ -204,13 +209,14 @@ impl<'s, M: PhysMem> Space<'s, M> {
         let (host, mtrrs) = (region.kind.host(), self.spaces.mtrrs.as_ref());
         let of_machine = host.and_then(|host| mtrrs?.type_of(host)) == Some(memory_type);
         let right = match (region.kind, memory_type) {
+            // Nothing is mapped.
+            (RegionKind::Mmio, _) => true,
+            _ if F::page(memory_type).is_none() => false,
             (RegionKind::PassThrough(_), MemoryType::Uncacheable) => true,
             (RegionKind::PassThrough(_), MemoryType::WriteCombining) => {
                 mtrrs.is_none_or(|mtrrs| mtrrs.offers(memory_type))
             }
             (RegionKind::PassThrough(_), _) => of_machine,
-            // Nothing is mapped.
-            (RegionKind::Mmio, _) => true,
             // The host reads and writes these frames too, as write-back; two types for one frame are undefined. So would
             // it be if the machine had another for the host's bytes.
             (_, MemoryType::WriteBack) => host.is_none() || mtrrs.is_none() || of_machine,
@@ -238,11 +244,11 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// Chooses of what size the pages are that a first write is given. Returns what comes of that on this CPU.
     pub fn set_page_policy(&mut self, policy: PagePolicy) -> PagePolicy {
-        self.tree.policy.pages = policy.on(&self.spaces.capability);
+        self.tree.policy.pages = policy.on(self.spaces.features);
         self.tree.policy.pages
     }
 
-    /// The EPT pointer. Only [`Space::enter`] gives the right to run the guest with it.
+    /// The pointer to the tables: EPTP or N_CR3. Only [`Space::enter`] gives the right to run the guest with it.
     pub fn eptp(&self) -> Eptp {
         self.tree.eptp
     }
@@ -276,7 +282,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// Makes it right to run the guest on this CPU: pays what invalidation this CPU owes. As long as the result lives, the
     /// space cannot be changed.
     #[inline]
-    pub fn enter(&mut self, cpu: &mut impl Invalidate) -> Entered<'_> {
+    pub fn enter(&mut self, cpu: &mut impl Invalidate) -> Entered<'_, F> {
         let eptp = self.eptp();
         self.tree.debt.pay(eptp, cpu, self.frames);
         self.tree.debt.run_on(cpu.cpu());
@@ -290,13 +296,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
 /// The right to run a guest in its space on this CPU, which owes no invalidation.
 #[must_use]
 #[derive(Debug)]
-pub struct Entered<'a> {
+pub struct Entered<'a, F = Ept> {
     eptp: Eptp,
-    space: PhantomData<&'a mut ()>,
+    space: PhantomData<(&'a mut (), F)>,
 }
 
-impl Entered<'_> {
-    /// The EPT pointer to run with.
+impl<F> Entered<'_, F> {
+    /// The pointer to the tables to run with: EPTP or N_CR3.
     pub const fn eptp(&self) -> Eptp {
         self.eptp
     }

@@ -1,6 +1,6 @@
 //! How writes are noted in the leaves of a tree, for [`Space::harvest_dirty`](crate::ept::Space::harvest_dirty).
 //!
-//! Two bits of a leaf tell, [`DIRTY`] and [`HARVESTED`](crate::ept::tables::entry::HARVESTED):
+//! Two bits of a leaf tell, [`DIRTY`](Layout::DIRTY) and [`HARVESTED`](crate::ept::tables::entry::Marks::HARVESTED):
 //!
 //! | the page of this leaf | dirty | harvested | by |
 //! |---|---|---|---|
@@ -11,11 +11,10 @@
 //! A harvest tells what is dirty; a warm reset copies back what has either bit.
 
 use crate::addr::Hpa;
-use crate::ept::hw::capability::EptCapability;
+use crate::ept::hw::capability::Features;
 use crate::ept::tables::dirty_log::DirtyLog;
-use crate::ept::tables::entry::{DIRTY, WRITE};
-
 use crate::frames::{FrameAllocator, PhysMem};
+use crate::paging::{Layout, Nested};
 
 /// How writes are noted in the leaves of one tree.
 #[derive(Debug)]
@@ -30,16 +29,22 @@ pub(in crate::ept) struct DirtyTracking {
 
 impl DirtyTracking {
     /// Nothing is dirty, and nobody keeps a log.
-    pub const fn new(capability: &EptCapability) -> Self {
+    pub const fn new<F: Nested>(features: Features) -> Self {
         Self {
-            clear: if capability.accessed_dirty {
-                DIRTY
+            clear: if features.accessed_dirty {
+                F::Layout::DIRTY
             } else {
-                DIRTY | WRITE
+                F::Layout::DIRTY | F::Layout::WRITE
             },
             every_write: false,
             log: None,
         }
+    }
+
+    /// Whether the CPU sets the bit; else whoever grants write does.
+    #[inline(always)]
+    pub const fn is_set_by_cpu<F: Nested>(&self) -> bool {
+        self.clear & F::Layout::WRITE == 0
     }
 
     /// Notes that leaves may be dirty which the log does not have.

@@ -2,25 +2,53 @@
 
 use crate::addr::Hpa;
 use crate::frames::{Frame, FrameRef};
-use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, EptAttr, EptEntry, Format};
+use crate::paging::{
+    Attr, Content, Decoded, DecodedOf, Entry, Format, Levels, Nested, NestedLayout, Pte,
+};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-// The bits of entries that are looked at and changed without decoding all of them; docs of `paging` tell the others.
-/// The permission to read: all entries in use have it.
-pub(in crate::ept) const READ: u64 = 1 << 0;
-/// The permission to write, in a leaf and in an entry that refers to a table.
-pub(in crate::ept) const WRITE: u64 = 1 << 1;
-/// The permissions to execute, in user mode too, where the CPU tells the modes apart.
-pub(in crate::ept) const EXECUTE: u64 = 1 << 2 | 1 << 10;
-/// In a leaf, and only there: it is one of a large page.
-pub(in crate::ept) const LARGE: u64 = 1 << 7;
-/// The mark of a leaf that it was written, by the CPU or by whoever gave write.
-pub(in crate::ept) const DIRTY: u64 = 1 << 9;
-/// The mark of a leaf that it had lost [`DIRTY`] to a harvest since the last reset, to which that must not be lost.
-pub(in crate::ept) const HARVESTED: u64 = 1 << 54;
-/// [`Origin::Zero`] and [`Origin::Host`] have it in a leaf; entries of tables have none.
-const NOT_OWN: u64 = 1 << 11;
-/// [`Origin::Host`] in a leaf.
-const HOST: u64 = NOT_OWN | 1 << 53;
+/// An entry of format `F`, and what a leaf of it says.
+pub(in crate::ept) type PteOf<F> = Pte<<F as Levels>::Layout>;
+pub(in crate::ept) type AttrOf<F> = Attr<<F as Levels>::Layout>;
+
+/// The bits of entries that are looked at and changed without decoding all of them, beside those of [`Layout`](crate::paging::Layout).
+pub(in crate::ept) trait Marks: NestedLayout {
+    /// All entries in use have it.
+    const USED: u64 = if Self::READ == 0 {
+        Self::PRESENT
+    } else {
+        Self::READ
+    };
+    /// The mark of a leaf that it had lost [`DIRTY`](crate::paging::Layout::DIRTY) to a harvest since the last reset, to which that must not be lost.
+    const HARVESTED: u64 = Attr::<Self>::soft_mask(1 << 2);
+    /// [`Origin::Zero`] and [`Origin::Host`] have it in a leaf; entries of tables have none.
+    const NOT_OWN: u64 = Attr::<Self>::soft_mask(Origin::Zero.bits());
+    /// [`Origin::Host`] in a leaf.
+    const HOST: u64 = Attr::<Self>::soft_mask(Origin::Host.bits());
+
+    /// Whether nothing may be fetched, of an entry in use.
+    #[inline(always)]
+    fn denies_fetch(bits: u64) -> bool {
+        bits & (Self::FETCH | Self::NO_EXECUTE) == Self::NO_EXECUTE
+    }
+    /// The same bits with fetching denied.
+    #[inline(always)]
+    fn no_fetch(bits: u64) -> u64 {
+        bits & !Self::FETCH | Self::NO_EXECUTE
+    }
+    /// Allows fetching in a leaf.
+    #[inline(always)]
+    fn allow_fetch(leaf: &AtomicU64) {
+        if Self::FETCH != 0 {
+            leaf.fetch_or(Self::FETCH, Ordering::AcqRel);
+        }
+        if Self::NO_EXECUTE != 0 {
+            leaf.fetch_and(!Self::NO_EXECUTE, Ordering::AcqRel);
+        }
+    }
+}
+
+impl<L: NestedLayout> Marks for L {}
 
 /// Where the frame behind a leaf came from. It stands in software bits of the leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +67,13 @@ impl Origin {
     const BITS: u16 = 3;
 
     /// The leaf with nothing in its software bits but this.
-    pub(in crate::ept) const fn alone(attr: EptAttr) -> EptAttr {
+    pub(in crate::ept) const fn alone<L: NestedLayout>(attr: Attr<L>) -> Attr<L> {
         attr.with_soft(attr.soft() & Self::BITS)
     }
 
     /// The origin that a leaf tells.
     #[inline(always)]
-    pub const fn of(attr: EptAttr) -> Self {
+    pub const fn of<L: NestedLayout>(attr: Attr<L>) -> Self {
         match attr.soft() & Self::BITS {
             0 => Self::Filled,
             1 => Self::Zero,
@@ -53,16 +81,18 @@ impl Origin {
             _ => Self::Host,
         }
     }
-    /// The leaf with this origin.
-    #[inline(always)]
-    pub const fn mark(self, attr: EptAttr) -> EptAttr {
-        let bits = match self {
+    const fn bits(self) -> u16 {
+        match self {
             Self::Filled => 0,
             Self::Zero => 1,
             Self::Copied => 2,
             Self::Host => 3,
-        };
-        attr.with_soft(attr.soft() & !Self::BITS | bits)
+        }
+    }
+    /// The leaf with this origin.
+    #[inline(always)]
+    pub const fn mark<L: NestedLayout>(self, attr: Attr<L>) -> Attr<L> {
+        attr.with_soft(attr.soft() & !Self::BITS | self.bits())
     }
     /// Whether the leaf holds a counted reference to its frame.
     #[inline(always)]
@@ -75,7 +105,7 @@ impl Origin {
 pub(in crate::ept) const FETCHED: u16 = 1 << 3;
 
 /// Whether the page was part of a large one from which instructions were fetched.
-pub(in crate::ept) fn was_fetched(attr: EptAttr) -> bool {
+pub(in crate::ept) fn was_fetched<L: NestedLayout>(attr: Attr<L>) -> bool {
     attr.soft() & FETCHED != 0
 }
 
@@ -97,15 +127,15 @@ pub(in crate::ept) enum Holds {
 impl Holds {
     /// Looks at an entry of a lowest table, which is as ours are.
     #[inline(always)]
-    pub fn of(entry: EptEntry) -> Self {
+    pub fn of<L: NestedLayout>(entry: Pte<L>) -> Self {
         let bits = entry.to_bits();
-        if bits & READ == 0 {
+        if bits & L::USED == 0 {
             Self::Hole
-        } else if bits & WRITE != 0 {
+        } else if bits & L::WRITE != 0 {
             Self::Writable
-        } else if bits & NOT_OWN == 0 {
+        } else if bits & L::NOT_OWN == 0 {
             Self::Frame
-        } else if bits & HOST == HOST {
+        } else if bits & L::HOST == L::HOST {
             Self::Host
         } else {
             Self::ZeroPage
@@ -115,8 +145,8 @@ impl Holds {
 
 /// The frame that a leaf of a lowest table refers to, if it is one that can be a space's own: filled or copied.
 #[inline]
-pub(in crate::ept) fn own_frame(bits: u64) -> Option<Hpa> {
-    (bits & READ != 0 && bits & NOT_OWN == 0).then(|| EptEntry::from_bits(bits).frame())
+pub(in crate::ept) fn own_frame<L: NestedLayout>(bits: u64) -> Option<Hpa> {
+    (bits & L::USED != 0 && bits & L::NOT_OWN == 0).then(|| Pte::<L>::from_bits(bits).frame())
 }
 
 /// Where an entry leads that is read through.
@@ -132,10 +162,10 @@ pub(in crate::ept) enum Way<T> {
 
 /// Looks where an entry of a table of `level` leads, which is as ours are: no table withholds reading.
 #[inline(always)]
-pub(in crate::ept) fn step(level: u8, entry: EptEntry) -> Way<Hpa> {
+pub(in crate::ept) fn step<L: NestedLayout>(level: u8, entry: Pte<L>) -> Way<Hpa> {
     let bits = entry.to_bits();
-    let is_leaf = level == 1 || bits & LARGE != 0;
-    if bits & READ == 0 || is_leaf && bits & HOST == HOST {
+    let is_leaf = level == 1 || bits & L::LEAF != 0;
+    if bits & L::USED == 0 || is_leaf && bits & L::HOST == L::HOST {
         Way::Other
     } else if is_leaf {
         Way::Counted(entry.frame())
@@ -147,10 +177,9 @@ pub(in crate::ept) fn step(level: u8, entry: EptEntry) -> Way<Hpa> {
 /// The table or the page to which an entry, as ours are, holds a counted reference: the fast path to what [`decode`] and
 /// [`Origin::is_counted`] say.
 #[inline(always)]
-pub(in crate::ept) fn counted(entry: EptEntry) -> Option<Hpa> {
-    const GRANTS: u64 = 7;
+pub(in crate::ept) fn counted<L: NestedLayout>(entry: Pte<L>) -> Option<Hpa> {
     let bits = entry.to_bits();
-    (bits & GRANTS != 0 && bits & HOST != HOST).then(|| entry.frame())
+    (bits & L::PRESENT != 0 && bits & L::HOST != L::HOST).then(|| entry.frame())
 }
 
 /// The reference of an entry, looked at.
@@ -158,7 +187,7 @@ pub(in crate::ept) fn counted(entry: EptEntry) -> Option<Hpa> {
 /// # Safety
 /// The entry must stand in a table of a space, and stay there as long as the result lives.
 #[inline(always)]
-pub(in crate::ept) unsafe fn lent<'a>(entry: EptEntry) -> Option<FrameRef<'a>> {
+pub(in crate::ept) unsafe fn lent<'a, L: NestedLayout>(entry: Pte<L>) -> Option<FrameRef<'a>> {
     // SAFETY: the caller's: tables hold what `Frame::into_raw` gave.
     counted(entry).map(|address| unsafe { FrameRef::from_raw(address) })
 }
@@ -168,21 +197,21 @@ pub(in crate::ept) unsafe fn lent<'a>(entry: EptEntry) -> Option<FrameRef<'a>> {
 /// # Safety
 /// The entry must have stood in a table of a space, and have been taken out for good, or be lost with its table.
 #[inline(always)]
-pub(in crate::ept) unsafe fn owned(entry: EptEntry) -> Option<Frame> {
+pub(in crate::ept) unsafe fn owned<L: NestedLayout>(entry: Pte<L>) -> Option<Frame> {
     // SAFETY: as above.
     counted(entry).map(|address| unsafe { Frame::from_raw(address) })
 }
 
 /// What an entry of a table of `level` says. An entry that cannot be decoded is a bug of ours; it says nothing.
 #[inline(always)]
-pub(in crate::ept) fn decode(level: u8, entry: EptEntry) -> DecodedOf<Ept> {
-    Ept::decode(level, entry).unwrap_or(Decoded::Content(Content::Unmapped))
+pub(in crate::ept) fn decode<F: Nested>(level: u8, entry: PteOf<F>) -> DecodedOf<F> {
+    F::decode(level, entry).unwrap_or(Decoded::Content(Content::Unmapped))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paging::{Rights, Write};
+    use crate::paging::{Ept, EptAttr, EptEntry, Rights, Write};
 
     #[test]
     fn the_quick_look_sees_what_is_there() {
@@ -210,7 +239,7 @@ mod tests {
         let table = Ept::table_entry(phys);
         let closed = Ept::restricted_table(phys, Rights::READ.or(Rights::EXECUTE));
         for entry in [EptEntry::EMPTY, table, closed, table.write_protected()] {
-            let told = match decode(3, entry) {
+            let told = match decode::<Ept>(3, entry) {
                 Decoded::Table { table, .. } => Some(table),
                 Decoded::Content(_) => None,
             };
@@ -226,7 +255,7 @@ mod tests {
                 for attr in attrs.map(|attr| origin.mark(attr.with_accessed(true))) {
                     let entry = EptEntry::from_bits(Ept::leaf_bits(level, attr) | phys.as_u64());
                     let page = Content::Page { phys, attr };
-                    assert_eq!(decode(level, entry), Decoded::Content(page));
+                    assert_eq!(decode::<Ept>(level, entry), Decoded::Content(page));
                     assert_eq!(counted(entry), origin.is_counted().then_some(phys));
                 }
             }

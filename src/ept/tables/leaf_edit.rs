@@ -3,7 +3,7 @@
 use crate::ept::hw::debt::Debt;
 use crate::ept::tables::entry::owned;
 use crate::frames::{FrameAllocator, PhysMem};
-use crate::paging::{Entry, EptEntry};
+use crate::paging::{Entry, NestedLayout, Pte};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Leaves of one space while they are changed other than by adding. When it is over, however it ends, what CPUs owe for it is
@@ -35,11 +35,11 @@ impl<'a, M: PhysMem> LeafEdit<'a, M> {
     }
 
     /// Puts a leaf, which brings its reference along, in place of another, whose reference ends.
-    pub fn replace(&mut self, leaf: &AtomicU64, new: EptEntry) {
+    pub fn replace<L: NestedLayout>(&mut self, leaf: &AtomicU64, new: Pte<L>) {
         self.replaced = true;
         let old = leaf.swap(new.to_bits(), Ordering::AcqRel);
         // SAFETY: it is not in the table any more.
-        if let Some(old) = unsafe { owned(EptEntry::from_bits(old)) } {
+        if let Some(old) = unsafe { owned(Pte::<L>::from_bits(old)) } {
             self.frames.retire(old, &mut self.debt.retired);
         }
     }

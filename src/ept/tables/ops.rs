@@ -6,27 +6,26 @@
 
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::counting::{Counted, add};
-use crate::ept::tables::entry::{DIRTY, EXECUTE, LARGE, Origin, WRITE, decode, owned, was_fetched};
+use crate::ept::tables::entry::{AttrOf, Marks, PteOf};
+use crate::ept::tables::entry::{Origin, decode, owned, was_fetched};
 use crate::ept::tables::table::{ENTRIES, Eight, Table, each_used};
 use crate::ept::tables::tree::Tree;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem};
-use crate::paging::{
-    Content, Decoded, Entry, Ept, EptAttr, EptEntry, Format, MayMoveTable, TableOps, TableReadOps,
-    Write,
-};
+use crate::paging::{Content, Decoded, Entry, Format, MayMoveTable, TableOps, TableReadOps, Write};
+use crate::paging::{Layout, Nested, Pte};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The tables of one space while they are changed. What is written says by itself whether it replaced something, which is owed
 /// from then on; when the change is over, however it ends, what nobody can reach any more is freed.
-pub(in crate::ept) struct Tables<'a, M: PhysMem> {
+pub(in crate::ept) struct Tables<'a, M: PhysMem, F: Nested> {
     pub frames: &'a FrameAllocator<M>,
-    pub tree: &'a mut Tree,
+    pub tree: &'a mut Tree<F>,
 }
 
-impl Tree {
+impl<F: Nested> Tree<F> {
     /// The tables, for an edit of any kind. `frames` is where they came from.
     #[inline(always)]
-    pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M> {
+    pub fn tables<'a, M: PhysMem>(&'a mut self, frames: &'a FrameAllocator<M>) -> Tables<'a, M, F> {
         self.log.lose();
         self.page_tables(frames)
     }
@@ -36,16 +35,16 @@ impl Tree {
     pub fn page_tables<'a, M: PhysMem>(
         &'a mut self,
         frames: &'a FrameAllocator<M>,
-    ) -> Tables<'a, M> {
+    ) -> Tables<'a, M, F> {
         self.forget_last();
         Tables { frames, tree: self }
     }
 }
 
-impl<'a, M: PhysMem> Tables<'a, M> {
+impl<'a, M: PhysMem, F: Nested> Tables<'a, M, F> {
     /// A table of `level`.
     #[inline(always)]
-    pub fn table(&self, table: Hpa, level: u8) -> Table<'a, M> {
+    pub fn table(&self, table: Hpa, level: u8) -> Table<'a, M, F> {
         // SAFETY: whoever calls asks for the root, a table that was allocated here, or one that an entry of those refers
         // to: all were made by edits of this kind, each entry holding the reference to its table.
         unsafe { Table::new(self.frames.mem(), table, level) }
@@ -73,7 +72,7 @@ impl<'a, M: PhysMem> Tables<'a, M> {
 
     /// An entry of a table.
     #[inline(always)]
-    pub fn entry(&self, table: Hpa, index: usize) -> EptEntry {
+    pub fn entry(&self, table: Hpa, index: usize) -> PteOf<F> {
         self.table(table, 1).entry(index)
     }
 
@@ -85,16 +84,16 @@ impl<'a, M: PhysMem> Tables<'a, M> {
 
     /// Puts an entry, which brings its reference along, where nothing stood.
     #[inline(always)]
-    pub fn put(&mut self, table: Hpa, index: usize, entry: EptEntry) {
+    pub fn put(&mut self, table: Hpa, index: usize, entry: PteOf<F>) {
         self.word(table, index)
             .store(entry.to_bits(), Ordering::Release);
     }
 
     /// The leaf as it may stand in a table of `level`.
     #[inline(always)]
-    pub fn for_level(&self, level: u8, leaf: EptAttr) -> EptAttr {
+    pub fn for_level(&self, level: u8, leaf: AttrOf<F>) -> AttrOf<F> {
         if level > 1 && !self.tree.execute_large {
-            leaf.with_execute(false).with_user_execute(false)
+            F::with_fetch(leaf, false)
         } else {
             leaf
         }
@@ -102,37 +101,37 @@ impl<'a, M: PhysMem> Tables<'a, M> {
 
     /// The entry as it may stand in a table, whoever has made it.
     #[inline(always)]
-    fn checked(&self, entry: EptEntry) -> u64 {
+    fn checked(&self, entry: PteOf<F>) -> u64 {
         let bits = entry.to_bits();
-        if bits & LARGE != 0 && !self.tree.execute_large {
-            bits & !EXECUTE
+        if bits & F::Layout::LEAF != 0 && !self.tree.execute_large {
+            F::Layout::no_fetch(bits)
         } else {
             bits
         }
     }
 }
 
-impl<M: PhysMem> Drop for Tables<'_, M> {
+impl<M: PhysMem, F: Nested> Drop for Tables<'_, M, F> {
     #[inline(always)]
     fn drop(&mut self) {
         self.tree.debt.free_unreachable(self.frames);
     }
 }
 
-impl<M: PhysMem> TableReadOps for Tables<'_, M> {
-    type Format = Ept;
+impl<M: PhysMem, F: Nested> TableReadOps for Tables<'_, M, F> {
+    type Format = F;
 
     #[inline(always)]
     fn root(&self) -> Hpa {
         self.tree.root()
     }
     #[inline(always)]
-    unsafe fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
+    unsafe fn read_entry(&self, table: Hpa, index: usize) -> Option<PteOf<F>> {
         Some(self.entry(table, index))
     }
 }
 
-impl<M: PhysMem> TableOps for Tables<'_, M> {
+impl<M: PhysMem, F: Nested> TableOps for Tables<'_, M, F> {
     type Movability = MayMoveTable;
 
     fn alloc_table(&mut self) -> Option<Hpa> {
@@ -147,7 +146,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         self.retire(unlinked(table));
     }
     #[inline(always)]
-    unsafe fn write_entry(&mut self, table: Hpa, index: usize, entry: EptEntry) -> Option<()> {
+    unsafe fn write_entry(&mut self, table: Hpa, index: usize, entry: PteOf<F>) -> Option<()> {
         self.word(table, index)
             .store(self.checked(entry), Ordering::Release);
         Some(())
@@ -160,9 +159,9 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         &mut self,
         table: Hpa,
         index: usize,
-        old: EptEntry,
-        new: EptEntry,
-    ) -> Option<Result<(), EptEntry>> {
+        old: PteOf<F>,
+        new: PteOf<F>,
+    ) -> Option<Result<(), PteOf<F>>> {
         let word = self.word(table, index);
         let done = word.compare_exchange(
             old.to_bits(),
@@ -170,7 +169,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
             Ordering::AcqRel,
             Ordering::Acquire,
         );
-        Some(done.map(drop).map_err(EptEntry::from_bits))
+        Some(done.map(drop).map_err(Pte::from_bits))
     }
 
     #[inline(always)]
@@ -193,9 +192,9 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         // needed, so that what they hold is looked at then.
         let clean = self.tree.dirty.clear;
         each_used(self.usable(table, level), |_, word, bits| {
-            let away = match decode(level, EptEntry::from_bits(bits)) {
-                Decoded::Table { .. } => WRITE,
-                Decoded::Content(_) if bits & DIRTY != 0 => clean,
+            let away = match decode::<F>(level, Pte::from_bits(bits)) {
+                Decoded::Table { .. } => F::Layout::WRITE,
+                Decoded::Content(_) if bits & F::Layout::DIRTY != 0 => clean,
                 Decoded::Content(_) => 0,
             };
             if bits & away != 0 {
@@ -203,8 +202,8 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
             }
         });
     }
-    unsafe fn split_leaf(&mut self, entry: EptEntry, level: u8) -> Result<(), Hpa> {
-        let Decoded::Content(Content::Page { phys, attr }) = decode(level, entry) else {
+    unsafe fn split_leaf(&mut self, entry: PteOf<F>, level: u8) -> Result<(), Hpa> {
+        let Decoded::Content(Content::Page { phys, attr }) = decode::<F>(level, entry) else {
             return Ok(());
         };
         if attr.dirty() {
@@ -217,7 +216,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         // A block that is ours alone becomes blocks of their own, so that each can be given back and taken over. It can be
         // what is left of a larger one. Of one that others refer to, each of the smaller leaves holds a reference to the
         // whole.
-        let done = match (self.frames.count(phys), Ept::leaf_size(level)) {
+        let done = match (self.frames.count(phys), F::leaf_size(level)) {
             (1, Some(size)) => {
                 let trimmed = self
                     .frames
@@ -230,7 +229,7 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
         block.into_raw();
         done.map_err(FrameError::frame)
     }
-    fn merge_attr(&self, attr: EptAttr, other: EptAttr) -> Option<EptAttr> {
+    fn merge_attr(&self, attr: AttrOf<F>, other: AttrOf<F>) -> Option<AttrOf<F>> {
         if !self.tree.execute_large && (was_fetched(attr) || was_fetched(other)) {
             return None;
         }
@@ -246,15 +245,15 @@ impl<M: PhysMem> TableOps for Tables<'_, M> {
                 other.with_write(Write::Denied),
             )
         };
-        let both = Ept::merge_status(attr, other);
-        (Ept::merge_status(other, attr) == both).then_some(both)
+        let both = F::merge_status(attr, other);
+        (F::merge_status(other, attr) == both).then_some(both)
     }
     unsafe fn merge_leaves(&mut self, table: Hpa, level: u8) -> bool {
-        let Decoded::Content(Content::Page { phys, .. }) = decode(level, self.entry(table, 0))
+        let Decoded::Content(Content::Page { phys, .. }) = decode::<F>(level, self.entry(table, 0))
         else {
             return false;
         };
-        let Some(size) = Ept::leaf_size(level + 1) else {
+        let Some(size) = F::leaf_size(level + 1) else {
             return false;
         };
         // SAFETY: all entries of the table are about to go.

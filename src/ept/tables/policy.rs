@@ -1,7 +1,7 @@
 //! Of what size the pages are that a first write is given.
 
 use crate::addr::PageSize;
-use crate::ept::hw::capability::EptCapability;
+use crate::ept::hw::capability::Features;
 use core::fmt;
 
 /// Of what size the pages are that the first write to untouched RAM is given: the largest allowed that the region covers
@@ -24,12 +24,12 @@ pub enum PagePolicy {
 
 impl PagePolicy {
     /// What is left of it on this CPU.
-    pub const fn on(self, capability: &EptCapability) -> Self {
+    pub const fn on(self, features: Features) -> Self {
         match self {
             // A part of a page of 1 GiB is changed as pages of 2 MiB.
-            Self::Large1G if capability.pages_1g && capability.pages_2m => self,
-            Self::Large2M | Self::Large1G if capability.pages_2m => Self::Large2M,
-            Self::Auto if capability.pages_2m => self,
+            Self::Large1G if features.pages_1g && features.pages_2m => self,
+            Self::Large2M | Self::Large1G if features.pages_2m => Self::Large2M,
+            Self::Auto if features.pages_2m => self,
             _ => Self::Small,
         }
     }

@@ -4,22 +4,24 @@
 //! So entries that are not in use are passed over eight at a time, and the references of the others are counted in place.
 
 use crate::addr::Hpa;
-use crate::ept::tables::entry::{DIRTY, WRITE, counted, lent, owned};
+use crate::ept::tables::entry::PteOf;
+use crate::ept::tables::entry::{counted, lent, owned};
 use crate::ept::tables::ops::Tables;
 use crate::ept::tables::table::{Eight, each_used, is_empty};
 use crate::ept::tables::teardown::Teardown;
 use crate::ept::tables::tree::Tree;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, QuickCounts};
-use crate::paging::{Entry, Ept, EptEntry, Format, TableOps, TableReadOps};
+use crate::paging::{Entry, TableOps, TableReadOps};
+use crate::paging::{Layout, Nested, NestedLayout, Pte};
 use core::sync::atomic::Ordering;
 
-impl<M: PhysMem> Tables<'_, M> {
+impl<M: PhysMem, F: Nested> Tables<'_, M, F> {
     /// Counts one more reference to what each entry of the top table of `from` refers to, from which write is withdrawn.
     ///
     /// # Errors
     /// Something has as many references as can be counted, and none was taken.
     #[inline(always)]
-    pub fn reference_top(&self, from: &Tree) -> Result<(), FrameError> {
+    pub fn reference_top(&self, from: &Tree<F>) -> Result<(), FrameError> {
         let entries = || from.top_entries(self.frames).map(|(_, entry)| entry);
         for (number, entry) in entries().enumerate() {
             // SAFETY: the entry stands in the table that is borrowed.
@@ -54,16 +56,16 @@ impl<M: PhysMem> Tables<'_, M> {
         }
         if let Some(error) = failed {
             let taken = to.as_flattened().iter();
-            let taken = taken.map(|word| EptEntry::from_bits(word.load(Ordering::Relaxed)));
+            let taken = taken.map(|word| PteOf::<F>::from_bits(word.load(Ordering::Relaxed)));
             // SAFETY: the copy is lost with what was taken for it.
             unsafe { give_back(self.frames, taken) };
             return Err(error);
         }
-        if open & (WRITE | DIRTY) != 0 {
+        if open & (F::Layout::WRITE | F::Layout::DIRTY) != 0 {
             each_used(from, |_, word, bits| {
-                if counted(EptEntry::from_bits(bits)).is_some() {
+                if counted(PteOf::<F>::from_bits(bits)).is_some() {
                     // The CPU may be setting accessed and dirty in the old one.
-                    word.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
+                    word.fetch_and(!(F::Layout::WRITE | F::Layout::DIRTY), Ordering::AcqRel);
                 }
             });
         }
@@ -83,7 +85,7 @@ impl<M: PhysMem> Tables<'_, M> {
         let counts = *counts;
         let mut open = 0;
         for (from, copy) in from.iter().zip(to) {
-            let entry = EptEntry::from_bits(from.load(Ordering::Acquire));
+            let entry = PteOf::<F>::from_bits(from.load(Ordering::Acquire));
             // SAFETY: the entry stands in a table of this tree.
             let shared = match unsafe { lent(entry) } {
                 None => entry,
@@ -93,7 +95,7 @@ impl<M: PhysMem> Tables<'_, M> {
                         Ok(()) => closed(entry),
                         Err(error) => {
                             *failed = Some(error);
-                            EptEntry::EMPTY
+                            Pte::EMPTY
                         }
                     }
                 }
@@ -106,22 +108,22 @@ impl<M: PhysMem> Tables<'_, M> {
     /// Withdraws write from all entries of the top table, so that everything below it is read-only.
     pub fn withdraw_write(&mut self) {
         self.note_replaced();
-        each_used(self.usable(self.root(), Ept::LEVELS), |_, word, _| {
-            word.fetch_and(!(WRITE | DIRTY), Ordering::AcqRel);
+        each_used(self.usable(self.root(), F::LEVELS), |_, word, _| {
+            word.fetch_and(!(F::Layout::WRITE | F::Layout::DIRTY), Ordering::AcqRel);
         });
     }
 
     /// Puts an entry, which brings its reference along, into the top table, and drops the reference that was there.
     #[inline]
-    pub fn replace_top(&mut self, index: usize, entry: EptEntry) {
+    pub fn replace_top(&mut self, index: usize, entry: PteOf<F>) {
         let word = self.word(self.root(), index);
-        if entry == EptEntry::EMPTY && word.load(Ordering::Relaxed) == 0 {
+        if entry == Pte::EMPTY && word.load(Ordering::Relaxed) == 0 {
             return;
         }
         let old = word.swap(entry.to_bits(), Ordering::AcqRel);
         // SAFETY: it is not in the table any more.
-        if let Some(table) = unsafe { owned(EptEntry::from_bits(old)) } {
-            self.drop_table(table, Ept::LEVELS - 1);
+        if let Some(table) = unsafe { owned(PteOf::<F>::from_bits(old)) } {
+            self.drop_table(table, F::LEVELS - 1);
         }
     }
 
@@ -129,7 +131,7 @@ impl<M: PhysMem> Tables<'_, M> {
     pub fn drop_table(&mut self, table: Frame, level: u8) {
         if let Some(last) = self.frames.release_unless_last(table) {
             // SAFETY: the last reference to a table of this tree.
-            let mut all = unsafe { Teardown::of(last, level) };
+            let mut all = unsafe { Teardown::<F>::of(last, level) };
             let (reach, retired) = (self.tree.reach, &mut self.tree.debt.retired);
             while !all.step(self.frames, reach, retired, u64::MAX) {}
         }
@@ -141,9 +143,9 @@ impl<M: PhysMem> Tables<'_, M> {
 /// # Safety
 /// As for [`owned`] of each.
 #[cold]
-unsafe fn give_back<M: PhysMem>(
+unsafe fn give_back<M: PhysMem, L: NestedLayout>(
     frames: &FrameAllocator<M>,
-    entries: impl Iterator<Item = EptEntry>,
+    entries: impl Iterator<Item = Pte<L>>,
 ) {
     // SAFETY: the caller's.
     let owned = entries.filter_map(|entry| unsafe { owned(entry) });
@@ -160,6 +162,6 @@ fn clear(eight: &Eight) {
 
 /// The entry as it may stand in two tables.
 #[inline(always)]
-fn closed(entry: EptEntry) -> EptEntry {
-    EptEntry::from_bits(entry.to_bits() & !(WRITE | DIRTY))
+fn closed<L: NestedLayout>(entry: Pte<L>) -> Pte<L> {
+    Pte::from_bits(entry.to_bits() & !(L::WRITE | L::DIRTY))
 }

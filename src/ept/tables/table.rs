@@ -1,35 +1,41 @@
 //! A table of a space, known to be one, and the walk over all below it.
 
 use crate::addr::{Address, Gpa, Hpa, PAGE_SIZE, PageSize};
+use crate::ept::tables::entry::PteOf;
 use crate::ept::tables::entry::{Way, decode, step};
 use crate::frames::PhysMem;
-use crate::paging::{Decoded, DecodedOf, Entry, Ept, EptEntry, Format, TableReadOps};
+use crate::paging::{Decoded, DecodedOf, Entry, Format, TableReadOps};
+use crate::paging::{Nested, Pte};
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// Levels of tables.
+pub(in crate::ept) const LEVELS: u8 = 4;
 /// Entries of a table.
 pub(in crate::ept) const ENTRIES: usize = 512;
 /// Eight of them, and how often a table has as many.
 pub(in crate::ept) type Eight = [AtomicU64; 8];
 pub(in crate::ept) const EIGHTS: usize = ENTRIES / 8;
 /// A table of some level. It comes from a tree, or from an entry of another table: nobody makes one of an address alone.
-pub(in crate::ept) struct Table<'a, M> {
+pub(in crate::ept) struct Table<'a, M, F> {
     mem: &'a M,
     address: Hpa,
     level: u8,
+    format: PhantomData<F>,
 }
 
-impl<M> Clone for Table<'_, M> {
+impl<M, F> Clone for Table<'_, M, F> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M> Copy for Table<'_, M> {}
+impl<M, F> Copy for Table<'_, M, F> {}
 
-impl<'a, M: PhysMem> Table<'a, M> {
+impl<'a, M: PhysMem, F: Nested> Table<'a, M, F> {
     /// The table of `level` at `address`.
     ///
     /// # Safety
-    /// It must be one, of the EPT format, in a frame that `mem` reaches, and so must be each of the next lower level that its
+    /// It must be one, of the format `F`, in a frame that `mem` reaches, and so must be each of the next lower level that its
     /// entries refer to; they stay so, and are accessed as atomic words alone, as long as `mem` is borrowed.
     #[inline(always)]
     pub const unsafe fn new(mem: &'a M, address: Hpa, level: u8) -> Self {
@@ -37,6 +43,7 @@ impl<'a, M: PhysMem> Table<'a, M> {
             mem,
             address,
             level,
+            format: PhantomData,
         }
     }
 
@@ -81,8 +88,8 @@ impl<'a, M: PhysMem> Table<'a, M> {
 
     /// An entry.
     #[inline(always)]
-    pub fn entry(self, index: usize) -> EptEntry {
-        EptEntry::from_bits(self.word(index).load(Ordering::Acquire))
+    pub fn entry(self, index: usize) -> PteOf<F> {
+        Pte::from_bits(self.word(index).load(Ordering::Acquire))
     }
 
     /// Which entry is for an address.
@@ -93,7 +100,7 @@ impl<'a, M: PhysMem> Table<'a, M> {
 
     /// The table that an entry of this one refers to, if it does.
     #[inline(always)]
-    fn below(self, says: DecodedOf<Ept>) -> Option<Self> {
+    fn below(self, says: DecodedOf<F>) -> Option<Self> {
         match says {
             Decoded::Table { table, .. } => Some(self.lower(table)),
             Decoded::Content(_) => None,
@@ -122,7 +129,7 @@ impl<'a, M: PhysMem> Table<'a, M> {
 
     /// The lowest slot for `gpa` on the way through entries that refer to tables and that `open` lets through.
     #[inline(always)]
-    pub fn find(mut self, gpa: Gpa, open: impl Fn(DecodedOf<Ept>) -> bool) -> TableSlot<'a, M> {
+    pub fn find(mut self, gpa: Gpa, open: impl Fn(DecodedOf<F>) -> bool) -> TableSlot<'a, M, F> {
         loop {
             let slot = TableSlot::of(self, gpa);
             match self.below(slot.says) {
@@ -137,7 +144,7 @@ impl<'a, M: PhysMem> Table<'a, M> {
     #[inline(always)]
     pub fn lowest_open(mut self, gpa: Gpa) -> Option<Self> {
         while self.level > 1 {
-            self = self.lower(Ept::open_table(self.entry(self.index_of(gpa)))?);
+            self = self.lower(F::open_table(self.entry(self.index_of(gpa)))?);
         }
         Some(self)
     }
@@ -151,7 +158,7 @@ impl<'a, M: PhysMem> Table<'a, M> {
         self,
         first: Gpa,
         last: Gpa,
-        show: &mut impl FnMut(TableSlot<'a, M>) -> Result<bool, E>,
+        show: &mut impl FnMut(TableSlot<'a, M, F>) -> Result<bool, E>,
     ) -> Result<(), E> {
         let span = 1 << self.shift();
         let mut gpa = first.align_down(span);
@@ -173,61 +180,61 @@ impl<'a, M: PhysMem> Table<'a, M> {
 }
 
 /// One entry of a table, as it was read.
-pub(in crate::ept) struct TableSlot<'a, M> {
+pub(in crate::ept) struct TableSlot<'a, M, F: Nested> {
     /// The table that it is in.
-    pub table: Table<'a, M>,
+    pub table: Table<'a, M, F>,
     /// Its word.
     pub word: &'a AtomicU64,
     /// The first address that it translates.
     pub gpa: Gpa,
     /// What it says.
-    pub says: DecodedOf<Ept>,
-    entry: EptEntry,
+    pub says: DecodedOf<F>,
+    entry: PteOf<F>,
 }
 
-impl<M> Clone for TableSlot<'_, M> {
+impl<M, F: Nested> Clone for TableSlot<'_, M, F> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<M> Copy for TableSlot<'_, M> {}
+impl<M, F: Nested> Copy for TableSlot<'_, M, F> {}
 
-impl<'a, M: PhysMem> TableSlot<'a, M> {
+impl<'a, M: PhysMem, F: Nested> TableSlot<'a, M, F> {
     #[inline(always)]
-    fn of(table: Table<'a, M>, gpa: Gpa) -> Self {
+    fn of(table: Table<'a, M, F>, gpa: Gpa) -> Self {
         let word = table.word(table.index_of(gpa));
-        let entry = EptEntry::from_bits(word.load(Ordering::Acquire));
+        let entry = Pte::from_bits(word.load(Ordering::Acquire));
         Self {
             table,
             word,
             gpa: gpa.align_down(1 << table.shift()),
-            says: decode(table.level, entry),
+            says: decode::<F>(table.level, entry),
             entry,
         }
     }
 
     /// The entry.
     #[cfg(test)]
-    pub const fn entry(self) -> EptEntry {
+    pub const fn entry(self) -> PteOf<F> {
         self.entry
     }
 
     /// Whether it is all zeroes.
     #[inline(always)]
     pub fn is_empty(self) -> bool {
-        self.entry == EptEntry::EMPTY
+        self.entry == Pte::EMPTY
     }
 }
 
-impl<M: PhysMem> TableReadOps for Table<'_, M> {
-    type Format = Ept;
+impl<M: PhysMem, F: Nested> TableReadOps for Table<'_, M, F> {
+    type Format = F;
 
     #[inline(always)]
     fn root(&self) -> Hpa {
         self.address
     }
     #[inline(always)]
-    unsafe fn read_entry(&self, table: Hpa, index: usize) -> Option<EptEntry> {
+    unsafe fn read_entry(&self, table: Hpa, index: usize) -> Option<PteOf<F>> {
         // The walker asks for the root, and for what entries of a table refer to as tables.
         let table = Self {
             address: table,

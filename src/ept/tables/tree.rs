@@ -1,11 +1,12 @@
 //! The tables of one space with what is known of the last change to them.
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
-use crate::ept::hw::capability::{EptCapability, Eptp};
+use crate::ept::hw::capability::{Eptp, Features};
 use crate::ept::hw::debt::Debt;
 use crate::ept::hw::violation::Violation;
 use crate::ept::tables::dirty_tracking::DirtyTracking;
 use crate::ept::tables::entry::owned;
+use crate::ept::tables::entry::{AttrOf, PteOf};
 use crate::ept::tables::leaf_edit::LeafEdit;
 use crate::ept::tables::log::Log;
 use crate::ept::tables::policy::FillPolicy;
@@ -13,12 +14,14 @@ use crate::ept::tables::reach::Reach;
 use crate::ept::tables::table::{EIGHTS, ENTRIES, Eight, Table};
 use crate::ept::tables::zeroing::Zeroing;
 use crate::frames::{Frame, FrameAllocator, FrameError, PhysMem, Retired};
-use crate::paging::{Entry, Ept, EptAttr, EptEntry, Format};
+use crate::paging::{Entry, Format};
+use crate::paging::{Nested, Pte};
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The tables of one space, and what is owed for changes to them.
 #[derive(Debug)]
-pub(in crate::ept) struct Tree {
+pub(in crate::ept) struct Tree<F> {
     root: Frame,
     /// The pointer to it: the top table stays where it is.
     pub eptp: Eptp,
@@ -37,21 +40,23 @@ pub(in crate::ept) struct Tree {
     recent: (u64, Hpa),
     /// The pages that became a fork's own.
     pub log: Log,
+    format: PhantomData<F>,
 }
 
 /// The slot of a page in a lowest table that is a tree's own.
 #[derive(Clone, Copy)]
-pub(in crate::ept) struct LeafSlot<'m> {
+pub(in crate::ept) struct LeafSlot<'m, F> {
     word: &'m AtomicU64,
     /// The number of the page.
     pub number: u64,
+    format: PhantomData<F>,
 }
 
-impl<'m> LeafSlot<'m> {
+impl<'m, F: Nested> LeafSlot<'m, F> {
     /// What stands there.
     #[inline(always)]
-    pub fn entry(self) -> EptEntry {
-        EptEntry::from_bits(self.word.load(Ordering::Acquire))
+    pub fn entry(self) -> PteOf<F> {
+        Pte::from_bits(self.word.load(Ordering::Acquire))
     }
     /// The word.
     #[inline(always)]
@@ -68,24 +73,25 @@ impl<'m> LeafSlot<'m> {
 /// In place of the number of a page: no page has it, nor follows it.
 const NOWHERE: u64 = u64::MAX - 1;
 
-impl Tree {
+impl<F: Nested> Tree<F> {
     /// A tree that maps nothing.
     pub fn new<M: PhysMem>(
         frames: &FrameAllocator<M>,
-        capability: &EptCapability,
+        features: Features,
     ) -> Result<Self, FrameError> {
         let root = frames.alloc_zeroed()?;
         Ok(Self {
-            eptp: Eptp::new(root.address(), capability, true),
+            eptp: Eptp::new::<F>(root.address(), features),
             root,
             reach: Reach::default(),
             debt: Debt::default(),
-            dirty: DirtyTracking::new(capability),
+            dirty: DirtyTracking::new::<F>(features),
             policy: FillPolicy::DEFAULT,
-            execute_large: capability.execute_large,
+            execute_large: features.execute_large,
             zeroing: None,
             recent: (NOWHERE, Hpa::new(0)),
             log: Log::default(),
+            format: PhantomData,
         })
     }
 
@@ -101,7 +107,7 @@ impl Tree {
 
     /// The tables, for reading.
     #[inline(always)]
-    pub fn view<'a, M: PhysMem>(&'a self, frames: &'a FrameAllocator<M>) -> Table<'a, M> {
+    pub fn view<'a, M: PhysMem>(&'a self, frames: &'a FrameAllocator<M>) -> Table<'a, M, F> {
         top(&self.root, frames)
     }
 
@@ -109,7 +115,7 @@ impl Tree {
     pub fn edit_leaves<'a, M: PhysMem>(
         &'a mut self,
         frames: &'a FrameAllocator<M>,
-    ) -> (Table<'a, M>, LeafEdit<'a, M>) {
+    ) -> (Table<'a, M, F>, LeafEdit<'a, M>) {
         let edit = LeafEdit::begin(frames, &mut self.debt);
         (top(&self.root, frames), edit)
     }
@@ -119,10 +125,10 @@ impl Tree {
     pub fn top_entries<'a, M: PhysMem>(
         &'a self,
         frames: &'a FrameAllocator<M>,
-    ) -> impl Iterator<Item = (usize, EptEntry)> + 'a {
-        let (top, eights) = (self.view(frames), self.reach.eights(Ept::LEVELS));
+    ) -> impl Iterator<Item = (usize, PteOf<F>)> + 'a {
+        let (top, eights) = (self.view(frames), self.reach.eights(F::LEVELS));
         let entries = (0..8 * eights).map(move |index| (index, top.entry(index)));
-        entries.filter(|(_, entry)| *entry != EptEntry::EMPTY)
+        entries.filter(|(_, entry)| *entry != Pte::EMPTY)
     }
 
     /// No page was put last: other tables are about to change.
@@ -147,10 +153,14 @@ impl Tree {
 
     /// The slot for the page at `gpa`, for which [`Tree::find_slot`] has found the table.
     #[inline(always)]
-    pub fn slot<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>, gpa: Gpa) -> LeafSlot<'m> {
+    pub fn slot<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>, gpa: Gpa) -> LeafSlot<'m, F> {
         let number = gpa.as_u64() / PAGE_SIZE;
         let word = self.lowest(frames).word(number as usize % ENTRIES);
-        LeafSlot { word, number }
+        LeafSlot {
+            word,
+            number,
+            format: PhantomData,
+        }
     }
 
     /// The number of the page that was put last, as far as nothing else was changed since.
@@ -162,9 +172,9 @@ impl Tree {
     /// Puts a page into the slot. What stood there before is the caller's to invalidate, and the entry owns the caller's
     /// reference to the frame.
     #[inline(always)]
-    pub fn put(&mut self, slot: LeafSlot<'_>, frame: Hpa, attr: EptAttr) {
+    pub fn put(&mut self, slot: LeafSlot<'_, F>, frame: Hpa, attr: AttrOf<F>) {
         self.recent.0 = slot.number;
-        let bits = Ept::leaf_bits(1, attr) | frame.as_u64();
+        let bits = F::leaf_bits(1, attr) | frame.as_u64();
         slot.word.store(bits, Ordering::Release);
     }
 
@@ -173,9 +183,9 @@ impl Tree {
     pub fn put_own<M: PhysMem>(
         &mut self,
         frames: &FrameAllocator<M>,
-        slot: LeafSlot<'_>,
+        slot: LeafSlot<'_, F>,
         frame: Frame,
-        attr: EptAttr,
+        attr: AttrOf<F>,
     ) {
         self.put(slot, frame.into_raw(), attr);
         if self.log.is_on() {
@@ -188,9 +198,9 @@ impl Tree {
     pub fn replace<M: PhysMem>(
         &mut self,
         frames: &FrameAllocator<M>,
-        (violation, slot): (Violation, LeafSlot<'_>),
+        (violation, slot): (Violation, LeafSlot<'_, F>),
         frame: Frame,
-        attr: EptAttr,
+        attr: AttrOf<F>,
         retire: impl FnOnce(Frame, &mut Retired),
     ) {
         let old = slot.entry();
@@ -226,7 +236,7 @@ impl Tree {
     }
 
     #[inline(always)]
-    fn lowest<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>) -> Table<'m, M> {
+    fn lowest<'m, M: PhysMem>(&self, frames: &'m FrameAllocator<M>) -> Table<'m, M, F> {
         // SAFETY: the table is this tree's own: every entry above grants write, and there was no edit since but to slots in it.
         unsafe { Table::new(frames.mem(), self.recent.1, 1) }
     }
@@ -246,8 +256,8 @@ impl Tree {
 
 /// The top table of a tree.
 #[inline(always)]
-fn top<'a, M: PhysMem>(root: &Frame, frames: &'a FrameAllocator<M>) -> Table<'a, M> {
+fn top<'a, M: PhysMem, F: Nested>(root: &Frame, frames: &'a FrameAllocator<M>) -> Table<'a, M, F> {
     // SAFETY: it is a tree's own, and all tables below it were made by edits of that, each entry holding the reference to its
     // table.
-    unsafe { Table::new(frames.mem(), root.address(), Ept::LEVELS) }
+    unsafe { Table::new(frames.mem(), root.address(), F::LEVELS) }
 }

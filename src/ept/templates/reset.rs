@@ -11,6 +11,7 @@ use crate::ept::spaces::space::Space;
 use crate::ept::templates::error::ResetError;
 use crate::ept::templates::template::FrozenSpace;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::paging::TableOps;
 
 /// How a fork is brought back to its template.
@@ -50,14 +51,14 @@ impl Restored {
     }
 }
 
-impl<'s, M: PhysMem> Space<'s, M> {
+impl<'s, M: PhysMem, F: Nested> Space<'s, M, F> {
     /// Brings the space back to what `template`, of which it is a fork, holds. A warm reset that cannot be is a cold one.
     ///
     /// # Errors
     /// It is no fork of this template, or there is no frame. The space is as it was.
     pub fn reset(
         &mut self,
-        template: &FrozenSpace<'s, M>,
+        template: &FrozenSpace<'s, M, F>,
         how: Reset,
     ) -> Result<Restored, ResetError> {
         template.check(self)?;
@@ -73,7 +74,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         }
     }
 
-    fn reset_cold(&mut self, template: &FrozenSpace<'s, M>) -> Result<Restored, ResetError> {
+    fn reset_cold(&mut self, template: &FrozenSpace<'s, M, F>) -> Result<Restored, ResetError> {
         let frames = self.frames;
         let regions = template
             .as_space()

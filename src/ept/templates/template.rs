@@ -22,18 +22,19 @@ use crate::ept::tables::tree::Tree;
 use crate::ept::templates::error::{FreezeError, ResetError};
 use crate::frames::PhysMem;
 use crate::paging::TableReadOps;
+use crate::paging::{Ept, Nested};
 
 /// A space that nobody runs and that never changes, from which others are forked.
 ///
 /// It ends by [`FrozenSpace::end`]. Its forks may outlive it: what they share with it stays theirs.
 #[must_use = "a template that is dropped without `end` leaks its frames"]
-pub struct FrozenSpace<'s, M: PhysMem> {
+pub struct FrozenSpace<'s, M: PhysMem, F: Nested = Ept> {
     /// Its log holds the working set.
-    pub(in crate::ept) space: Space<'s, M>,
+    pub(in crate::ept) space: Space<'s, M, F>,
     number: u64,
 }
 
-impl<'s, M: PhysMem> Space<'s, M> {
+impl<'s, M: PhysMem, F: Nested> Space<'s, M, F> {
     /// Makes this space a template. Nothing is copied, and the time it takes does not depend on how much memory it has.
     ///
     /// CPUs that ran the space may still have its translations; they are dropped when the template ends, and nobody uses
@@ -42,7 +43,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     /// # Errors
     /// Why it cannot be a template, and the space, which is as it was.
     #[allow(clippy::result_large_err)]
-    pub fn freeze(mut self) -> Result<FrozenSpace<'s, M>, (FreezeError, Self)> {
+    pub fn freeze(mut self) -> Result<FrozenSpace<'s, M, F>, (FreezeError, Self)> {
         if let Some(range) = self.passed_through() {
             return Err((FreezeError::PassThrough(range), self));
         }
@@ -69,7 +70,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     ///
     /// # Errors
     /// There is no frame for it, or a device passed through, which cannot be in two spaces. Nothing has changed.
-    pub fn fork(&mut self) -> Result<Space<'s, M>, EditError> {
+    pub fn fork(&mut self) -> Result<Space<'s, M, F>, EditError> {
         if let Some(range) = self.passed_through() {
             return Err(EditError::PassThrough(range));
         }
@@ -92,12 +93,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
 /// A space with the same regions, in which nothing is mapped.
 #[inline]
-fn empty_fork<'s, M: PhysMem>(
-    from: &Space<'s, M>,
+fn empty_fork<'s, M: PhysMem, F: Nested>(
+    from: &Space<'s, M, F>,
     lineage: Lineage,
-) -> Result<Space<'s, M>, EditError> {
+) -> Result<Space<'s, M, F>, EditError> {
     let regions = from.regions.share().map_err(out)?;
-    let mut tree = Tree::new(from.frames, &from.spaces.capability).map_err(out)?;
+    let mut tree = Tree::new(from.frames, from.spaces.features).map_err(out)?;
     tree.reach = from.tree.reach;
     tree.policy = from.tree.policy;
     tree.dirty.every_write = from.tree.dirty.every_write;
@@ -113,7 +114,10 @@ fn empty_fork<'s, M: PhysMem>(
 
 /// Has the empty `fork` share what the top table of `from` refers to, from which write has been withdrawn.
 #[inline]
-fn share<'s, M: PhysMem>(from: &Tree, mut fork: Space<'s, M>) -> Result<Space<'s, M>, EditError> {
+fn share<'s, M: PhysMem, F: Nested>(
+    from: &Tree<F>,
+    mut fork: Space<'s, M, F>,
+) -> Result<Space<'s, M, F>, EditError> {
     let frames = fork.frames;
     let mut tables = fork.tree.page_tables(frames);
     if let Err(error) = tables.reference_top(from) {
@@ -128,12 +132,12 @@ fn share<'s, M: PhysMem>(from: &Tree, mut fork: Space<'s, M>) -> Result<Space<'s
     Ok(fork)
 }
 
-impl<'s, M: PhysMem> FrozenSpace<'s, M> {
+impl<'s, M: PhysMem, F: Nested> FrozenSpace<'s, M, F> {
     /// A space with the same regions and memory. It takes one frame and the same time, however large the memory is.
     ///
     /// # Errors
     /// There is no frame for it, or a device passed through, which cannot be in two spaces. Nothing has changed.
-    pub fn fork(&self) -> Result<Space<'s, M>, EditError> {
+    pub fn fork(&self) -> Result<Space<'s, M, F>, EditError> {
         let lineage = Lineage {
             template: self.number,
             ..self.space.lineage
@@ -150,7 +154,7 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     }
 
     /// The memory, to be read, counted and audited.
-    pub fn as_space(&self) -> &Space<'s, M> {
+    pub fn as_space(&self) -> &Space<'s, M, F> {
         &self.space
     }
 
@@ -173,12 +177,12 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     }
 
     /// Ends the template. What its forks share with it stays theirs.
-    pub fn end(self) -> Ending<'s, M> {
+    pub fn end(self) -> Ending<'s, M, F> {
         self.space.end()
     }
 
     /// Whether `fork` is one of this template.
-    pub(in crate::ept) fn check(&self, fork: &Space<'s, M>) -> Result<(), ResetError> {
+    pub(in crate::ept) fn check(&self, fork: &Space<'s, M, F>) -> Result<(), ResetError> {
         match fork.lineage.template {
             0 => Err(ResetError::NotAFork),
             number if number != self.number => Err(ResetError::OtherTemplate),

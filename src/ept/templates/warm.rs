@@ -3,14 +3,16 @@
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::ept::regions::backing::{Backing, Source};
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::{DIRTY, HARVESTED, Origin, WRITE, own_frame};
+use crate::ept::tables::entry::{Marks, PteOf};
+use crate::ept::tables::entry::{Origin, own_frame};
 use crate::ept::tables::leaf_edit::LeafEdit;
 use crate::ept::tables::log::OwnPage;
+use crate::paging::{Layout, Nested, Pte};
 
 use crate::ept::templates::reset::Restored;
 use crate::ept::templates::template::FrozenSpace;
 use crate::frames::{FrameAllocator, FrameError, FrameRef, PhysMem};
-use crate::paging::{Entry, Ept, EptEntry, Format, Write};
+use crate::paging::{Entry, Format, Write};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,8 +21,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 const UNKNOWN: u64 = 0;
 
 /// A reset under way.
-struct Warm<'a, 's, M: PhysMem> {
-    template: &'a FrozenSpace<'s, M>,
+struct Warm<'a, 's, M: PhysMem, F: Nested> {
+    template: &'a FrozenSpace<'s, M, F>,
     frames: &'s FrameAllocator<M>,
     edit: LeafEdit<'a, M>,
     /// After how many resets a page that was not written goes.
@@ -33,16 +35,16 @@ struct Warm<'a, 's, M: PhysMem> {
     sound: bool,
 }
 
-impl<'s, M: PhysMem> Space<'s, M> {
+impl<'s, M: PhysMem, F: Nested> Space<'s, M, F> {
     /// Copies back what was written since the last reset. Pages that were not written for `idle` resets go. `None`: the log
     /// is not what it should be.
     #[inline]
     pub(in crate::ept) fn reset_warm(
         &mut self,
-        template: &FrozenSpace<'s, M>,
+        template: &FrozenSpace<'s, M, F>,
         idle: u64,
     ) -> Option<Restored> {
-        if self.eptp().accessed_dirty() {
+        if self.tree.dirty.is_set_by_cpu::<F>() {
             return self.copy_back::<true>(template, idle);
         }
         self.copy_back_all(template, idle)
@@ -50,7 +52,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
 
     /// The same on a CPU that does not mark pages.
     #[inline(never)]
-    fn copy_back_all(&mut self, template: &FrozenSpace<'s, M>, idle: u64) -> Option<Restored> {
+    fn copy_back_all(&mut self, template: &FrozenSpace<'s, M, F>, idle: u64) -> Option<Restored> {
         let restored = self.copy_back::<false>(template, idle);
         if self.tree.dirty.every_write {
             self.withdraw_write();
@@ -61,7 +63,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
     #[inline(always)]
     fn copy_back<const MARKS: bool>(
         &mut self,
-        template: &FrozenSpace<'s, M>,
+        template: &FrozenSpace<'s, M, F>,
         idle: u64,
     ) -> Option<Restored> {
         let frames = self.frames;
@@ -80,7 +82,7 @@ impl<'s, M: PhysMem> Space<'s, M> {
         unsafe {
             self.tree.log.retain(frames, |record, leaf| {
                 let bits = leaf.load(Ordering::Relaxed);
-                if bits & DIRTY == 0
+                if bits & F::Layout::DIRTY == 0
                     && let Some(stays) = warm.not_dirty(record, leaf)
                 {
                     return stays;
@@ -92,12 +94,13 @@ impl<'s, M: PhysMem> Space<'s, M> {
                     // the log is not lost. The source is a page of the template's, of host bytes or of zeroes, and never
                     // changes.
                     from => {
-                        let frame = FrameRef::from_raw(EptEntry::from_bits(bits).frame());
+                        let frame = FrameRef::from_raw(PteOf::<F>::from_bits(bits).frame());
                         frames.overwrite_page(&frame, Hpa::new(from));
                     }
                 }
                 if MARKS {
-                    warm.edit.withdraw(leaf, DIRTY | HARVESTED);
+                    warm.edit
+                        .withdraw(leaf, F::Layout::DIRTY | F::Layout::HARVESTED);
                     record.set(record.get().with_idle(0));
                 }
                 true
@@ -130,7 +133,10 @@ impl<'s, M: PhysMem> Space<'s, M> {
         // SAFETY: as in `copy_back`.
         unsafe {
             self.tree.log.retain(frames, |record, leaf| {
-                edit.withdraw(leaf, WRITE | DIRTY | HARVESTED);
+                edit.withdraw(
+                    leaf,
+                    F::Layout::WRITE | F::Layout::DIRTY | F::Layout::HARVESTED,
+                );
                 let region = regions.find(record.get().page());
                 region.is_some_and(|region| !region.is_writable())
             });
@@ -138,12 +144,12 @@ impl<'s, M: PhysMem> Space<'s, M> {
     }
 }
 
-impl<M: PhysMem> Warm<'_, '_, M> {
+impl<M: PhysMem, F: Nested> Warm<'_, '_, M, F> {
     /// A page that is not dirty. Unless that was harvested, it was not written, and goes if that is so for long; returns whether
     /// it stays.
     #[inline(never)]
     fn not_dirty(&mut self, record: &Cell<OwnPage>, leaf: &AtomicU64) -> Option<bool> {
-        if leaf.load(Ordering::Relaxed) & HARVESTED != 0 {
+        if leaf.load(Ordering::Relaxed) & F::Layout::HARVESTED != 0 {
             return None;
         }
         self.clean += 1;
@@ -153,7 +159,7 @@ impl<M: PhysMem> Warm<'_, '_, M> {
         if age < self.idle {
             return Some(true);
         }
-        if own_frame(leaf.load(Ordering::Relaxed)).is_none() {
+        if own_frame::<F::Layout>(leaf.load(Ordering::Relaxed)).is_none() {
             self.sound = false;
             return Some(true);
         }
@@ -169,7 +175,7 @@ impl<M: PhysMem> Warm<'_, '_, M> {
     /// Finds out what the template holds, and copies it back.
     #[cold]
     fn first_time(&mut self, record: &Cell<OwnPage>, bits: u64) {
-        let found = own_frame(bits).filter(|frame| self.frames.count(*frame) == 1);
+        let found = own_frame::<F::Layout>(bits).filter(|frame| self.frames.count(*frame) == 1);
         // SAFETY: the leaf stays where it is.
         let Some(frame) = found.map(|frame| unsafe { FrameRef::from_raw(frame) }) else {
             self.sound = false;
@@ -190,7 +196,7 @@ impl<M: PhysMem> Warm<'_, '_, M> {
     }
 }
 
-impl<M: PhysMem> FrozenSpace<'_, M> {
+impl<M: PhysMem, F: Nested> FrozenSpace<'_, M, F> {
     /// Where the bytes are that it holds at `page`, and how many; zeroes are behind them.
     fn source_of(&self, page: Gpa) -> (Hpa, u64) {
         let space = &self.space;
@@ -198,7 +204,7 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
             return (phys, PAGE_SIZE);
         }
         let region = space.regions.find(page);
-        match region.map(|region| Backing::new(region, page, true).source_of(page)) {
+        match region.map(|region| Backing::<F>::new(region, page, true).source_of(page)) {
             Some(Source::HostPage(from)) => (from, PAGE_SIZE),
             Some(Source::HostPart(from, len)) => (from, len),
             _ => (space.spaces.zero.address(), PAGE_SIZE),
@@ -206,9 +212,9 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
     }
 
     /// The leaf of a fork that shares what the template has at `page`.
-    fn shared_leaf(&self, page: Gpa) -> Result<EptEntry, FrameError> {
+    fn shared_leaf(&self, page: Gpa) -> Result<PteOf<F>, FrameError> {
         let Some((phys, _, attr)) = self.space.mapped(page).ok().flatten() else {
-            return Ok(EptEntry::EMPTY);
+            return Ok(Pte::EMPTY);
         };
         if Origin::of(attr).is_counted() {
             // SAFETY: the template's leaf stays where it is.
@@ -216,7 +222,7 @@ impl<M: PhysMem> FrozenSpace<'_, M> {
             self.space.frames.share_many(&frame, 1)?;
         }
         let attr = attr.with_write(Write::Denied).with_dirty(false);
-        let bits = Ept::leaf_bits(1, attr) | phys.as_u64();
-        Ok(EptEntry::from_bits(bits))
+        let bits = F::leaf_bits(1, attr) | phys.as_u64();
+        Ok(Pte::from_bits(bits))
     }
 }

@@ -3,20 +3,20 @@
 use crate::ept::hw::violation::{Access, Violation};
 use crate::ept::spaces::edit::EditError;
 use crate::ept::spaces::space::Space;
-use crate::ept::tables::entry::WRITE;
 use crate::ept::tables::log::Log;
 use crate::ept::templates::error::ResetError;
 use crate::ept::templates::template::FrozenSpace;
 use crate::frames::{FrameList, PhysMem};
+use crate::paging::{Layout, Nested};
 use core::sync::atomic::Ordering;
 
-impl<'s, M: PhysMem> FrozenSpace<'s, M> {
+impl<'s, M: PhysMem, F: Nested> FrozenSpace<'s, M, F> {
     /// Remembers which pages `fork`, one of this template's, has made its own; what was remembered before is forgotten.
     /// Returns how many. On an error nothing has changed.
     ///
     /// # Errors
     /// It is no fork of this template or has lost count of its pages, or there is no frame.
-    pub fn remember_working_set(&mut self, fork: &Space<'s, M>) -> Result<u64, ResetError> {
+    pub fn remember_working_set(&mut self, fork: &Space<'s, M, F>) -> Result<u64, ResetError> {
         self.check(fork)?;
         if !fork.tree.log.is_on() {
             return Err(ResetError::Unknown);
@@ -44,10 +44,10 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
     ///
     /// # Errors
     /// As of [`FrozenSpace::fork`].
-    pub fn fork_prefetched(&self) -> Result<(Space<'s, M>, u64), EditError> {
+    pub fn fork_prefetched(&self) -> Result<(Space<'s, M, F>, u64), EditError> {
         let mut fork = self.fork()?;
         let frames = self.space.frames;
-        let exact = fork.tree.dirty.every_write || fork.eptp().accessed_dirty();
+        let exact = fork.tree.dirty.every_write || fork.tree.dirty.is_set_by_cpu::<F>();
         let away = if exact { fork.tree.dirty.clear } else { 0 };
         let mut given = 0;
         for record in self.space.tree.log.records().iter(frames.mem()) {
@@ -67,7 +67,7 @@ impl<'s, M: PhysMem> FrozenSpace<'s, M> {
             }
             given += 1;
         }
-        if away & WRITE != 0 {
+        if away & F::Layout::WRITE != 0 {
             // The write that takes a page over notes it.
             fork.tree.log.clear(frames);
         }

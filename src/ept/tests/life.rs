@@ -280,7 +280,7 @@ fn live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
 
 fn try_to_live(steps: &[Step], kind: Kind, skip: Option<(usize, u64)>) -> Outcome {
     let capability = kind.capability;
-    let policy = kind.policy.on(&capability);
+    let policy = kind.policy.on(capability.features());
     let mut harvests = vec![];
     let (frames, host) = memory(match policy.largest() {
         PageSize::Size4K => 400,
