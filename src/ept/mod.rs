@@ -1,8 +1,9 @@
 //! Guest-physical address spaces: regions that are filled on the first touch and copied on the first write, and what
 //! must be flushed.
 //!
-//! A [`Space`] is one guest's physical memory: its regions and its EPT tables. It is made by [`Spaces`], which holds what
-//! all of them share. A guest that touches what is not mapped, or not so, exits with a [`Violation`], which
+//! A [`Space`] is one guest's physical memory: its regions and its tables, which are EPT or, of [`Npt`], AMD's nested page tables:
+//! all works alike over either, and what differs is said by the format ([`Nested`]) and by what the CPU can do with it
+//! ([`Capability`]). It is made by [`Spaces`], which holds what all of them share. A guest that touches what is not mapped, or not so, exits with a [`Violation`], which
 //! [`Space::resolve`] turns into a mapping, an access for a device model, or a reason to stop the guest. The only way to
 //! run a guest is [`Space::enter`], which pays what invalidation is owed.
 //!

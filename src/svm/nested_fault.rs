@@ -131,9 +131,13 @@ mod tests {
             );
             assert!(!fault.is_present() && !fault.is_misconfiguration());
             let violation = fault.violation();
-            assert_eq!((violation.access(), violation.cause()), (expected, cause));
+            assert_eq!(
+                (violation.access(), violation.cause(), violation.gpa()),
+                (expected, cause, fault.gpa())
+            );
         }
         assert!(fault(FINAL | PRESENT | USER).is_present());
+        assert!(fault(FINAL | PRESENT | USER).violation().allowed().read);
         assert!(fault(FINAL | RESERVED | USER).is_misconfiguration());
         assert!(fault(FINAL | SHADOW_STACK).is_of_shadow_stack());
         assert_eq!(fault(0).gpa(), Gpa::new(0x1000));

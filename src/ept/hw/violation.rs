@@ -103,17 +103,15 @@ pub struct Violation {
 impl Violation {
     /// An access that an instruction would make: for whoever carries one out, and for tests.
     pub const fn new(gpa: Gpa, access: Access) -> Self {
-        let access = (access.read as u32 * READ)
-            | (access.write as u32 * WRITE)
-            | (access.fetch as u32 * FETCH);
-        Self {
-            gpa,
-            bits: access | LINEAR_VALID | TRANSLATED | PAST,
-        }
+        Self::told(gpa, access, Cause::Translation, false, false)
     }
 
-    /// A violation of which only this is told: what was tried and how, whether there was a page that could be read, and whether it
-    /// was used as a shadow stack.
+    /// What a CPU tells that has no exit qualification, as one with nested page tables: what was tried and how, whether there was
+    /// a page that could be read, and whether it was used as a shadow stack. What that has dropped from the CPU's caches is not
+    /// counted on.
+    ///
+    /// There each walk of the guest's tables writes, for whatever access it is: a page that holds such tables and is not to be
+    /// written before it is copied is copied at the first walk.
     pub const fn told(
         gpa: Gpa,
         access: Access,
@@ -127,7 +125,9 @@ impl Violation {
             Cause::NoLinearAddress => 0,
         };
         let more = (readable as u32 * READABLE) | (shadow_stack as u32 * SHADOW_STACK);
-        let tried = Self::new(gpa, access).bits & (READ | WRITE | FETCH);
+        let tried = (access.read as u32 * READ)
+            | (access.write as u32 * WRITE)
+            | (access.fetch as u32 * FETCH);
         Self {
             gpa,
             bits: tried | how | more | PAST,

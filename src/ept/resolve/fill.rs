@@ -233,6 +233,7 @@ pub(in crate::ept) fn taken_over<L: Layout>(old: Attr<L>, written: Attr<L>) -> A
 #[cfg(test)]
 mod tests {
     use crate::addr::{Gpa, PAGE_SIZE};
+    use crate::ept::Ept;
     use crate::ept::check::audit::Census;
     use crate::ept::error::Reason;
     use crate::ept::hw::violation::{Access, Violation};
@@ -327,7 +328,7 @@ mod tests {
         let mut space = spaces.create(36).unwrap();
         add_regions(&mut space, host);
         assert!(space.set_around(1));
-        let mut cpu = Cpu::new(0);
+        let mut cpu = Cpu::<Ept>::new(0);
 
         // The zero page makes room, and the CPU that ran the space has to forget it.
         resolve(&mut space, RAM, Access::READ);

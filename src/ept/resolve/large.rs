@@ -123,6 +123,7 @@ pub(in crate::ept) fn reserve<M: PhysMem>(
 mod tests {
     use super::*;
     use crate::addr::PAGE_SIZE;
+    use crate::ept::Ept;
     use crate::ept::hw::capability::EptCapability;
     use crate::ept::hw::violation::Access;
     use crate::ept::regions::region::{Region, RegionKind};
@@ -173,7 +174,7 @@ mod tests {
                 }
             }
             space.discard(gpas(2 * MIB2, 2 * MIB2)).unwrap();
-            let mut cpu = Cpu::new(0);
+            let mut cpu = Cpu::<Ept>::new(0);
             space.settle(&mut cpu);
             let used = spaces.frames().statistics().used;
             let mut steps = 0;

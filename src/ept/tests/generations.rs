@@ -5,7 +5,8 @@ use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::bomb;
 use crate::ept::tests::tlb::Cpu;
 use crate::ept::tests::{
-    HIGH, HOST_LEN, MODULE, RAM, add_regions, all_capabilities, gpas, host_byte, memory, read,
+    HIGH, HOST_LEN, MODULE, RAM, TestFormat, add_regions, all_capabilities, gpas, host_byte,
+    memory, read,
 };
 use crate::ept::*;
 use crate::frames::PhysMem;
@@ -200,14 +201,14 @@ impl Model {
     }
 }
 
-struct Template<'s> {
-    frozen: FrozenSpace<'s, Arena>,
+struct Template<'s, F: TestFormat> {
+    frozen: FrozenSpace<'s, Arena, F>,
     model: Model,
     number: usize,
     checksum: u64,
 }
 
-type Life<'s> = (Space<'s, Arena>, Model);
+type Life<'s, F> = (Space<'s, Arena, F>, Model);
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -222,12 +223,15 @@ struct Tally {
     owed: Vec<u64>,
 }
 
-fn end(mut ending: Ending<'_, Arena>, cpus: &mut [Cpu; 2]) {
+fn end<F: TestFormat>(mut ending: Ending<'_, Arena, F>, cpus: &mut [Cpu<F>; 2]) {
     let [a, b] = cpus;
     while !ending.step(a, 100) && !ending.step(b, 100) {}
 }
 
-fn holds_what_the_model_says(space: &Space<'_, Arena>, model: &Model) -> Result<(), String> {
+fn holds_what_the_model_says<F: TestFormat>(
+    space: &Space<'_, Arena, F>,
+    model: &Model,
+) -> Result<(), String> {
     for start in (0..11).map(page_address) {
         if model.holes.contains(&start) {
             continue;
@@ -263,11 +267,13 @@ struct Machine {
     tracked: bool,
     /// How many pages a violation may map.
     around: u64,
+    /// The tables are nested page tables, with what of the capability those leave open.
+    nested: bool,
 }
 
 impl Machine {
     /// Before a space runs, or is asked for dirty pages.
-    fn prepare(&self, space: &mut Space<'_, Arena>) {
+    fn prepare<F: TestFormat>(&self, space: &mut Space<'_, Arena, F>) {
         assert_eq!(self.log && space.log_dirty(), self.log);
     }
     /// Whether a harvest tells just what was written.
@@ -278,16 +284,23 @@ impl Machine {
 
 /// Lives through the steps. All forks are compared with the model after each reset, and all that there is in the end.
 fn live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, String> {
-    bomb::abandon(|| try_to_live(steps, machine, skip))
+    bomb::abandon(|| match machine.nested {
+        true => try_to_live::<Npt>(steps, machine, skip),
+        false => try_to_live::<Ept>(steps, machine, skip),
+    })
 }
 
-fn try_to_live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Tally, String> {
+fn try_to_live<F: TestFormat>(
+    steps: &[Step],
+    machine: Machine,
+    skip: Option<u64>,
+) -> Result<Tally, String> {
     let Machine {
         capability, large, ..
     } = machine;
     let plenty = !steps.iter().any(|step| matches!(step, Step::Scarce { .. }));
     let (frames, host) = memory(if large { 900 + 8 * 512 } else { 900 });
-    let spaces = Spaces::new(&frames, capability).unwrap();
+    let spaces = Spaces::new(&frames, F::capability(capability)).unwrap();
     let mut first = spaces.create(48).unwrap();
     add_regions(&mut first, host);
     first
@@ -300,8 +313,8 @@ fn try_to_live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Ta
     if machine.tracked {
         first.track_dirty();
     }
-    let mut alive: Vec<Life<'_>> = vec![(first, Model::default())];
-    let mut templates: Vec<Template<'_>> = vec![];
+    let mut alive: Vec<Life<'_, F>> = vec![(first, Model::default())];
+    let mut templates: Vec<Template<'_, F>> = vec![];
     let mut made = 0;
     let mut cpus = [Cpu::new(0), Cpu::new(1)];
     cpus[0].skip = skip;
@@ -641,14 +654,14 @@ fn try_to_live(steps: &[Step], machine: Machine, skip: Option<u64>) -> Result<Ta
 }
 
 /// Resets a space, by its own template if that is there still, and compares it with that. Returns what is wrong.
-fn reset<'s>(
-    space: &mut Space<'s, Arena>,
+fn reset<'s, F: TestFormat>(
+    space: &mut Space<'s, Arena, F>,
     model: &mut Model,
-    templates: &[Template<'s>],
+    templates: &[Template<'s, F>],
     how: Reset,
     tally: &mut Tally,
 ) -> Option<String> {
-    let own = |template: &&Template<'_>| Some(template.number) == model.template;
+    let own = |template: &&Template<'_, F>| Some(template.number) == model.template;
     let template = templates.iter().find(own).or(templates.first())?;
     match space.reset(&template.frozen, how) {
         Ok(restored) if model.template == Some(template.number) => {
@@ -775,8 +788,8 @@ fn no_invept_of_a_reset_can_be_left_out() {
 }
 
 /// CPUs that mark pages dirty and log them, that mark them, and that do neither, where somebody asks for dirty pages from the
-/// start and where nobody does; one with large pages, and one where those may not be executed.
-fn machines() -> [Machine; 6] {
+/// start and where nobody does; two that mark them in nested page tables; one with large pages, and one where those may not be executed.
+fn machines() -> [Machine; 8] {
     let all = all_capabilities();
     let no_marks = EptCapability {
         accessed_dirty: false,
@@ -792,12 +805,19 @@ fn machines() -> [Machine; 6] {
         log,
         tracked,
         around: AROUND,
+        nested: false,
+    };
+    let nested = |machine| Machine {
+        nested: true,
+        ..machine
     };
     [
         machine(all, false, false, false),
         machine(all, true, false, false),
         machine(no_marks, false, true, false),
         machine(no_marks, false, false, false),
+        nested(machine(all, false, false, false)),
+        nested(machine(all, false, false, true)),
         machine(all, false, false, true),
         machine(multihit, false, false, true),
     ]
@@ -811,7 +831,7 @@ proptest! {
     #[test]
     fn forks_hold_their_own_and_templates_never_change(
         steps in prop::collection::vec(step(), 1..90),
-        machine in 0usize..6,
+        machine in 0usize..8,
         around in 0u32..5,
     ) {
         let outcome = live(&steps, Machine { around: 1 << around, ..machines()[machine] }, None);
@@ -829,12 +849,13 @@ proptest! {
             .into_iter()
             .filter(|step| !matches!(step, Step::Scarce { .. }))
             .collect();
-        let [marked, logged, protected, ..] = machines()
+        let [marked, logged, protected, _, nested, ..] = machines()
             .map(|machine| live(&steps, Machine { around: 1 << around, ..machine }, None));
         let marked = marked.map_err(TestCaseError::fail)?;
         let (logged, protected) = (logged.map_err(TestCaseError::fail)?, protected.map_err(TestCaseError::fail)?);
         prop_assert_eq!(&marked.harvests, &logged.harvests);
         prop_assert_eq!(&marked.harvests, &protected.harvests);
+        prop_assert_eq!(&marked.harvests, &nested.map_err(TestCaseError::fail)?.harvests);
         // What was told and what a reset has to copy back do not depend on each other.
         prop_assert_eq!((marked.warm, marked.cold), (protected.warm, protected.cold));
     }

@@ -12,7 +12,7 @@ use crate::ept::tests::tlb::Cpu;
 use crate::ept::*;
 use crate::frames::arena::Arena;
 use crate::frames::{Frame, FrameAllocator, FrameRef, PhysMem};
-use crate::paging::MemoryType;
+use crate::paging::{MemoryType, Rights};
 use std::sync::atomic::Ordering::SeqCst;
 
 const BASE: u64 = 0x100_0000;
@@ -49,6 +49,58 @@ pub(in crate::ept) fn host_bytes(start: u64, len: u64) -> HostBytes {
     unsafe { HostBytes::new(hpas(start, len)) }
 }
 
+/// What tests must know of a format.
+pub(in crate::ept) trait TestFormat: Nested {
+    /// A CPU that is, as far as these tables can differ, like this one.
+    fn capability(like: EptCapability) -> impl Capability<Format = Self>;
+    /// Whether a CPU marks what it uses in the tables.
+    fn marks(pointer: Eptp) -> bool;
+    /// What the CPU tells of an access that these rights do not allow.
+    fn violation(gpa: Gpa, access: Access, rights: Rights) -> Violation;
+}
+
+impl TestFormat for Ept {
+    fn capability(like: EptCapability) -> impl Capability<Format = Self> {
+        like
+    }
+    fn marks(pointer: Eptp) -> bool {
+        pointer.accessed_dirty()
+    }
+    fn violation(gpa: Gpa, access: Access, rights: Rights) -> Violation {
+        let bit = |on: bool, bit: u32| u64::from(on) << bit;
+        let qualification = bit(access.read, 0)
+            | bit(access.write, 1)
+            | bit(access.fetch, 2)
+            | bit(rights.contains(Rights::READ), 3)
+            | bit(rights.contains(Rights::WRITE), 4)
+            | bit(rights.contains(Rights::EXECUTE), 5)
+            | 0x180;
+        // SAFETY: the guest leaves the CPU by it.
+        unsafe { Violation::at_exit(qualification, gpa) }
+    }
+}
+
+impl TestFormat for Npt {
+    fn capability(like: EptCapability) -> impl Capability<Format = Self> {
+        NptCapability {
+            pages_1g: like.pages_1g,
+            physical_bits: like.physical_bits,
+        }
+    }
+    fn marks(_: Eptp) -> bool {
+        true
+    }
+    fn violation(gpa: Gpa, access: Access, rights: Rights) -> Violation {
+        Violation::told(
+            gpa,
+            access,
+            Cause::Translation,
+            rights != Rights::NONE,
+            false,
+        )
+    }
+}
+
 pub(in crate::ept) fn all_capabilities() -> EptCapability {
     EptCapability::typical()
 }
@@ -75,7 +127,7 @@ pub(in crate::ept) fn host_byte(i: u64) -> u8 {
     (i % 251) as u8 | 1
 }
 
-pub(in crate::ept) fn add_regions(space: &mut Space<'_, Arena>, host: HostBytes) {
+pub(in crate::ept) fn add_regions<F: TestFormat>(space: &mut Space<'_, Arena, F>, host: HostBytes) {
     let module = HOST_PAGES * PAGE_SIZE;
     for region in [
         Region::new(gpas(RAM, 16 * PAGE_SIZE), RegionKind::Ram).with_tag(1),
@@ -104,13 +156,17 @@ pub(in crate::ept) fn violation(gpa: u64, access: Access) -> Violation {
     Violation::new(Gpa::new(gpa), access)
 }
 
-pub(in crate::ept) fn read(space: &Space<'_, Arena>, gpa: u64, len: usize) -> Vec<u8> {
+pub(in crate::ept) fn read<F: TestFormat>(
+    space: &Space<'_, Arena, F>,
+    gpa: u64,
+    len: usize,
+) -> Vec<u8> {
     let mut bytes = vec![0xcc; len];
     space.read(Gpa::new(gpa), &mut bytes).unwrap();
     bytes
 }
 
-pub(in crate::ept) fn finish(space: Space<'_, Arena>, cpu: &mut Cpu) {
+pub(in crate::ept) fn finish<F: TestFormat>(space: Space<'_, Arena, F>, cpu: &mut Cpu<F>) {
     let mut ending = space.end();
     while !ending.step(cpu, 7) {}
 }
@@ -751,7 +807,7 @@ fn protection_that_cannot_be_changes_nothing() {
 fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
     with_space(64, |spaces, space, cpu| {
         let mut other = Cpu::new(1);
-        let mut idle = Cpu::new(2);
+        let mut idle = Cpu::<Ept>::new(2);
         cpu.run(space, 0, 0, Access::WRITE).unwrap();
         other.run(space, 0, 0, Access::READ).unwrap();
         let used = spaces.frames().statistics().used;
@@ -804,7 +860,7 @@ fn the_end_takes_bounded_steps_and_gives_back_what_was_held_alone() {
     }
     let fork = space.fork().unwrap();
     let used = frames.statistics().used;
-    let mut cpu = Cpu::new(0);
+    let mut cpu = Cpu::<Ept>::new(0);
     let mut ending = space.end();
     let mut steps = |ending: &mut Ending<'_, Arena>, entries| {
         let mut steps = 1;

@@ -1,4 +1,4 @@
-//! A model of what CPUs cache of EPT, for tests: guest-physical mappings, combined mappings by linear address, and
+//! A model of what CPUs cache of EPT or nested page tables, for tests: guest-physical mappings, combined mappings by linear address, and
 //! pointers to the lowest tables. It keeps everything as long as it is allowed to, which no emulator does.
 
 use crate::addr::{Gpa, Hpa};
@@ -6,10 +6,13 @@ use crate::ept::hw::capability::Eptp;
 use crate::ept::hw::debt::{CpuId, Invalidate};
 use crate::ept::hw::violation::{Access, Violation};
 use crate::ept::spaces::space::Space;
+use crate::ept::tables::entry::{PteOf, decode};
+use crate::ept::tests::TestFormat;
 use crate::frames::PhysMem;
 use crate::frames::arena::Arena;
-use crate::paging::{Content, Decoded, Entry, Ept, EptEntry, Format, Rights};
+use crate::paging::{Content, Decoded, DecodedOf, Entry, Ept, Format, Layout, Rights};
 use std::collections::HashMap;
+use std::marker::PhantomData;
 
 /// Pages that the log of a CPU has room for: few, so that it is often full.
 const LOG_SIZE: usize = 3;
@@ -25,7 +28,7 @@ struct Cached {
 
 /// A CPU and what it has cached.
 #[derive(Debug)]
-pub(in crate::ept) struct Cpu {
+pub(in crate::ept) struct Cpu<F = Ept> {
     id: CpuId,
     physical: HashMap<(Hpa, u64), Cached>,
     combined: HashMap<(Hpa, u64), (u64, Cached)>,
@@ -41,10 +44,11 @@ pub(in crate::ept) struct Cpu {
     pub invvpids: u64,
     /// The flush that is left out.
     pub skip: Option<u64>,
+    format: PhantomData<F>,
 }
 
 // SAFETY: no real CPU runs anything here; the model drops what it is told to, unless a test is about that it does not.
-unsafe impl Invalidate for Cpu {
+unsafe impl<F: TestFormat> Invalidate for Cpu<F> {
     fn cpu(&self) -> CpuId {
         self.id
     }
@@ -64,7 +68,7 @@ unsafe impl Invalidate for Cpu {
     }
 }
 
-impl Cpu {
+impl<F: TestFormat> Cpu<F> {
     /// Counts a flush, and says whether it is one that is done.
     fn is_done(&mut self) -> bool {
         self.flushes += 1;
@@ -72,7 +76,7 @@ impl Cpu {
     }
 }
 
-fn read(mem: &Arena, table: Hpa, gpa: u64, level: u8) -> Decoded<Hpa, crate::paging::EptAttr> {
+fn read<F: TestFormat>(mem: &Arena, table: Hpa, gpa: u64, level: u8) -> DecodedOf<F> {
     let index = gpa >> (12 + 9 * (level - 1)) & 511;
     // SAFETY: tables of a space that is alive, or what a CPU still takes for one: in the arena at any rate.
     let bits = unsafe {
@@ -81,11 +85,11 @@ fn read(mem: &Arena, table: Hpa, gpa: u64, level: u8) -> Decoded<Hpa, crate::pag
             .read_volatile()
     };
     // A frame that is no table any more may hold anything.
-    Ept::decode(level, EptEntry::from_bits(bits)).unwrap_or(Decoded::Content(Content::Unmapped))
+    decode::<F>(level, PteOf::<F>::from_bits(bits))
 }
 
 /// Walks from `table` of `level`: the translation, and the lowest table with what the entries above it grant.
-fn walk(
+fn walk<F: TestFormat>(
     mem: &Arena,
     mut table: Hpa,
     mut level: u8,
@@ -94,7 +98,7 @@ fn walk(
 ) -> Option<(Cached, Option<Cached>)> {
     let mut lowest = None;
     loop {
-        match read(mem, table, gpa, level) {
+        match read::<F>(mem, table, gpa, level) {
             Decoded::Table {
                 table: next,
                 rights: granted,
@@ -116,7 +120,7 @@ fn walk(
                 return Some((
                     Cached {
                         frame,
-                        rights: rights.and(Ept::rights(attr)),
+                        rights: rights.and(F::rights(attr)),
                         dirty: attr.dirty(),
                     },
                     lowest,
@@ -128,15 +132,15 @@ fn walk(
 }
 
 /// Marks the leaf for `gpa` dirty, as the CPU does at the first write that it does not know to be marked.
-fn mark(mem: &Arena, mut table: Hpa, gpa: u64) {
+fn mark<F: TestFormat>(mem: &Arena, mut table: Hpa, gpa: u64) {
     for level in (1..=4).rev() {
         let index = gpa >> (12 + 9 * (level - 1)) & 511;
-        match read(mem, table, gpa, level) {
+        match read::<F>(mem, table, gpa, level) {
             Decoded::Table { table: next, .. } => table = next,
             Decoded::Content(_) => {
                 let word = mem.ptr(Hpa::new(table.as_u64() + index * 8)).cast::<u64>();
                 // SAFETY: as in `read`; nothing else runs.
-                unsafe { word.write_volatile(word.read_volatile() | 1 << 9) };
+                unsafe { word.write_volatile(word.read_volatile() | F::Layout::DIRTY) };
                 return;
             }
         }
@@ -149,7 +153,7 @@ fn wanted(access: Access) -> Rights {
         .or(Rights::EXECUTE.when(access.fetch))
 }
 
-impl Cpu {
+impl<F: TestFormat> Cpu<F> {
     pub fn new(id: u8) -> Self {
         Self {
             id: CpuId::new(id).unwrap(),
@@ -162,16 +166,17 @@ impl Cpu {
             flushes: 0,
             invvpids: 0,
             skip: None,
+            format: PhantomData,
         }
     }
 
     /// Whether anything cached for this pointer differs from the tables as they are.
     pub fn is_stale(&self, eptp: Eptp, mem: &Arena) -> bool {
         let root = eptp.root();
-        let now = |page: u64| walk(mem, root, 4, Rights::ALL, page << 12);
+        let now = |page: u64| walk::<F>(mem, root, 4, Rights::ALL, page << 12);
         // Of a page that cannot be written it does not matter whether it is known to be marked.
         let marked = |cached: &Cached| {
-            cached.dirty && cached.rights.contains(Rights::WRITE) && eptp.accessed_dirty()
+            cached.dirty && cached.rights.contains(Rights::WRITE) && F::marks(eptp)
         };
         // Less than the tables grant is no harm: it makes a violation.
         let good = |cached: &Cached, page: u64| {
@@ -194,7 +199,7 @@ impl Cpu {
         let lowest = |gpa: u64| {
             let (mut table, mut level) = (root, 4);
             while level > 1 {
-                match read(mem, table, gpa, level) {
+                match read::<F>(mem, table, gpa, level) {
                     Decoded::Table { table: next, .. } => (table, level) = (next, level - 1),
                     Decoded::Content(_) => return None,
                 }
@@ -229,8 +234,8 @@ impl Cpu {
         let found = cached.or_else(|| {
             // A pointer to the lowest table is used as long as it is cached.
             let (found, lowest) = match self.tables.get(&(root, gpa >> 21)) {
-                Some(table) => walk(mem, table.frame, 1, table.rights, gpa)?,
-                None => walk(mem, root, 4, Rights::ALL, gpa)?,
+                Some(table) => walk::<F>(mem, table.frame, 1, table.rights, gpa)?,
+                None => walk::<F>(mem, root, 4, Rights::ALL, gpa)?,
             };
             if let Some(lowest) = lowest {
                 self.tables.insert((root, gpa >> 21), lowest);
@@ -239,12 +244,12 @@ impl Cpu {
         });
         match found {
             Some(mut found) if found.rights.contains(wanted(access)) => {
-                if access.write && eptp.accessed_dirty() && !found.dirty {
+                if access.write && F::marks(eptp) && !found.dirty {
                     if self.logs {
                         assert!(self.log.len() < LOG_SIZE);
                         self.log.push(Gpa::new(gpa & !0xfff));
                     }
-                    mark(mem, root, gpa);
+                    mark::<F>(mem, root, gpa);
                     found.dirty = true;
                 }
                 self.physical.insert((root, page), found);
@@ -257,22 +262,13 @@ impl Cpu {
                 self.combined.remove(&(root, linear));
                 self.tables.remove(&(root, gpa >> 21));
                 let rights = found.map_or(Rights::NONE, |found| found.rights);
-                let bit = |on: bool, bit: u32| u64::from(on) << bit;
-                let qualification = bit(access.read, 0)
-                    | bit(access.write, 1)
-                    | bit(access.fetch, 2)
-                    | bit(rights.contains(Rights::READ), 3)
-                    | bit(rights.contains(Rights::WRITE), 4)
-                    | bit(rights.contains(Rights::EXECUTE), 5)
-                    | 0x180;
-                // SAFETY: the guest leaves the CPU by it.
-                Err(unsafe { Violation::at_exit(qualification, Gpa::new(gpa)) })
+                Err(F::violation(Gpa::new(gpa), access, rights))
             }
         }
     }
 
     /// Hands what it has logged for the space to it.
-    pub fn unload(&mut self, space: &mut Space<'_, Arena>) {
+    pub fn unload(&mut self, space: &mut Space<'_, Arena, F>) {
         for gpa in self.log.drain(..) {
             space.note_logged(gpa);
         }
@@ -282,7 +278,7 @@ impl Cpu {
     /// violation that could not be resolved.
     pub fn run(
         &mut self,
-        space: &mut Space<'_, Arena>,
+        space: &mut Space<'_, Arena, F>,
         gva: u64,
         gpa: u64,
         access: Access,
