@@ -282,7 +282,7 @@ impl<'s, M: PhysMem, F: Nested> Space<'s, M, F> {
     /// Makes it right to run the guest on this CPU: pays what invalidation this CPU owes. As long as the result lives, the
     /// space cannot be changed.
     #[inline]
-    pub fn enter(&mut self, cpu: &mut impl Invalidate) -> Entered<'_, F> {
+    pub fn enter(&mut self, cpu: &mut impl Invalidate) -> Entered<'_> {
         let eptp = self.eptp();
         self.tree.debt.pay(eptp, cpu, self.frames);
         self.tree.debt.run_on(cpu.cpu());
@@ -296,12 +296,12 @@ impl<'s, M: PhysMem, F: Nested> Space<'s, M, F> {
 /// The right to run a guest in its space on this CPU, which owes no invalidation.
 #[must_use]
 #[derive(Debug)]
-pub struct Entered<'a, F = Ept> {
+pub struct Entered<'a> {
     eptp: Eptp,
-    space: PhantomData<(&'a mut (), F)>,
+    space: PhantomData<&'a mut ()>,
 }
 
-impl<F> Entered<'_, F> {
+impl Entered<'_> {
     /// The pointer to the tables to run with: EPTP or N_CR3.
     pub const fn eptp(&self) -> Eptp {
         self.eptp

@@ -179,7 +179,14 @@ pub(in crate::ept) fn step<L: NestedLayout>(level: u8, entry: Pte<L>) -> Way<Hpa
 #[inline(always)]
 pub(in crate::ept) fn counted<L: NestedLayout>(entry: Pte<L>) -> Option<Hpa> {
     let bits = entry.to_bits();
-    (bits & L::PRESENT != 0 && bits & L::HOST != L::HOST).then(|| entry.frame())
+    // Two branches rather than one condition: the first is the frequent one (bench drop.*, reset.cold).
+    if bits & L::PRESENT == 0 {
+        return None;
+    }
+    if bits & L::HOST == L::HOST {
+        return None;
+    }
+    Some(entry.frame())
 }
 
 /// The reference of an entry, looked at.

@@ -3,8 +3,8 @@
 use crate::addr::{AddrRange, Gpa, Hpa, PAGE_SIZE};
 use crate::ept::tests::tlb::Cpu;
 use crate::ept::tests::{
-    HIGH, MODULE, RAM, add_regions, all_capabilities, device, finish, gpas, host_bytes, hpas,
-    memory, read, violation,
+    HIGH, MODULE, RAM, TestFormat, add_regions, all_capabilities, device, finish, gpas, host_bytes,
+    hpas, memory, read, violation,
 };
 use crate::ept::*;
 use crate::frames::arena::Arena;
@@ -34,7 +34,7 @@ struct State {
     written: Vec<u8>,
 }
 
-fn state(space: &Space<'_, Arena>) -> State {
+fn state<F: TestFormat>(space: &Space<'_, Arena, F>) -> State {
     State {
         regions: space.regions().copied().collect(),
         census: space.census().unwrap(),
@@ -47,9 +47,9 @@ fn state(space: &Space<'_, Arena>) -> State {
 }
 
 /// A space with regions of all kinds, in which something was touched.
-fn with_space(test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>)) {
+fn with_space<F: TestFormat>(test: impl FnOnce(&Spaces<'_, Arena, F>, &mut Space<'_, Arena, F>)) {
     let (frames, host) = memory(64);
-    let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+    let spaces = Spaces::new(&frames, F::capability(all_capabilities())).unwrap();
     let mut space = spaces.create(36).unwrap();
     add_regions(&mut space, host);
     let through = RegionKind::PassThrough(device(0xfee0_0000, 2 * PAGE_SIZE));
@@ -72,16 +72,16 @@ fn with_space(test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>)) {
     assert_eq!(frames.statistics().used, 0);
 }
 
-fn map_fails(space: &mut Space<'_, Arena>, region: Region) -> RegionError {
+fn map_fails<F: TestFormat>(space: &mut Space<'_, Arena, F>, region: Region) -> RegionError {
     let before = state(space);
     let error = space.map(region).unwrap_err();
     assert_eq!(state(space), before);
     error
 }
 
-fn edit_fails(
-    space: &mut Space<'_, Arena>,
-    edit: impl FnOnce(&mut Space<'_, Arena>) -> Result<(), EditError>,
+fn edit_fails<F: TestFormat>(
+    space: &mut Space<'_, Arena, F>,
+    edit: impl FnOnce(&mut Space<'_, Arena, F>) -> Result<(), EditError>,
 ) -> EditError {
     let before = state(space);
     let error = edit(space).unwrap_err();
@@ -89,9 +89,8 @@ fn edit_fails(
     error
 }
 
-#[test]
-fn regions_that_cannot_be() {
-    with_space(|_, space| {
+fn regions_that_cannot_be<F: TestFormat>() {
+    with_space::<F>(|_, space| {
         let ram = |start, len| Region::new(gpas(start, len), RegionKind::Ram);
         let end = 1 << 36;
         let wide = |start, len| RegionError::TooWide {
@@ -146,9 +145,8 @@ fn regions_that_cannot_be() {
 
 /// Host memory that a region refers to must not be managed: its frames are handed out to others. RAM is made of managed
 /// frames, and no caller can say which.
-#[test]
-fn host_ranges_that_cannot_be_given_away() {
-    with_space(|spaces, space| {
+fn host_ranges_that_cannot_be_given_away<F: TestFormat>() {
+    with_space::<F>(|spaces, space| {
         let managed = spaces.frames().ranges().next().unwrap();
         let (first, last) = (managed.start().as_u64(), managed.last().unwrap().as_u64());
         let arena = spaces.frames().mem().range().start().as_u64();
@@ -222,9 +220,8 @@ fn what_the_cpu_cannot_address_is_refused() {
     assert_eq!(frames.statistics().used, 0);
 }
 
-#[test]
-fn what_is_not_there_cannot_be_unmapped_or_protected() {
-    with_space(|_, space| {
+fn what_is_not_there_cannot_be_unmapped_or_protected<F: TestFormat>() {
+    with_space::<F>(|_, space| {
         let none = |range| EditError::Region(RegionError::NoSuchRegion(range));
         let part = gpas(RAM + 2 * PAGE_SIZE, 3 * PAGE_SIZE);
         space.unmap(part).unwrap();
@@ -306,9 +303,8 @@ fn a_fork_that_is_refused_a_change_is_reset_as_before() {
     assert_eq!(frames.statistics().used, 0);
 }
 
-#[test]
-fn a_device_can_be_unmapped_in_parts() {
-    with_space(|_, space| {
+fn a_device_can_be_unmapped_in_parts<F: TestFormat>() {
+    with_space::<F>(|_, space| {
         space.unmap(gpas(DEVICE, PAGE_SIZE)).unwrap();
         assert_eq!(space.query(Gpa::new(DEVICE)), Ok(None));
         let second = violation(DEVICE + PAGE_SIZE + 8, Access::READ);
@@ -321,9 +317,8 @@ fn a_device_can_be_unmapped_in_parts() {
     });
 }
 
-#[test]
-fn an_identity_mapped_device_is_where_it_is_in_the_host() {
-    with_space(|_, space| {
+fn an_identity_mapped_device_is_where_it_is_in_the_host<F: TestFormat>() {
+    with_space::<F>(|_, space| {
         space
             .identity_map_range(device(0xfec0_0000, PAGE_SIZE))
             .unwrap();
@@ -341,9 +336,8 @@ fn an_identity_mapped_device_is_where_it_is_in_the_host() {
     });
 }
 
-#[test]
-fn dirty_pages_are_those_of_memory() {
-    with_space(|_, space| {
+fn dirty_pages_are_those_of_memory<F: TestFormat>() {
+    with_space::<F>(|_, space| {
         for range in [
             gpas(MMIO, PAGE_SIZE),
             gpas(DEVICE, PAGE_SIZE),
@@ -367,7 +361,7 @@ fn dirty_pages_are_those_of_memory() {
 /// that says so is a fault.
 #[test]
 fn writing_without_reading_cannot_be() {
-    with_space(|_, space| {
+    with_space::<Ept>(|_, space| {
         space.write(Gpa::new(RAM), &[1]).unwrap();
         for (write, execute) in [(false, false), (true, false), (false, true), (true, true)] {
             space.protect(gpas(RAM, PAGE_SIZE), write, execute).unwrap();
@@ -390,7 +384,7 @@ fn writing_without_reading_cannot_be() {
 /// the memory type (bits 5:3) is that of the region (SDM "Memory Type Used for Translated Guest-Physical Addresses").
 #[test]
 fn the_memory_type_is_the_regions_whatever_the_guests_pat_says() {
-    with_space(|_, space| {
+    with_space::<Ept>(|_, space| {
         let combining = Region::new(
             gpas(0x1_0000_0000, PAGE_SIZE),
             RegionKind::PassThrough(device(0xfec0_0000, PAGE_SIZE)),
@@ -416,4 +410,13 @@ fn the_memory_type_is_the_regions_whatever_the_guests_pat_says() {
             assert_eq!(leaf >> 3 & 7, memory_type as u64, "{gpa:#x}");
         }
     });
+}
+
+over_both! {
+    regions_that_cannot_be,
+    host_ranges_that_cannot_be_given_away,
+    what_is_not_there_cannot_be_unmapped_or_protected,
+    a_device_can_be_unmapped_in_parts,
+    an_identity_mapped_device_is_where_it_is_in_the_host,
+    dirty_pages_are_those_of_memory,
 }

@@ -2,7 +2,7 @@
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE, PageSize};
 use crate::ept::tests::tlb::Cpu;
-use crate::ept::tests::{all_capabilities, finish, gpas, read, violation};
+use crate::ept::tests::{TestFormat, all_capabilities, finish, gpas, read, violation};
 use crate::ept::*;
 use crate::frames::FrameAllocator;
 use crate::frames::arena::Arena;
@@ -20,9 +20,11 @@ fn memory() -> FrameAllocator<Arena> {
     Arena::allocator(GIB - 8 * MIB2, PAGES + 8 * 512)
 }
 
-fn with_space(test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>, &mut Cpu)) {
+fn with_space<F: TestFormat>(
+    test: impl FnOnce(&Spaces<'_, Arena, F>, &mut Space<'_, Arena, F>, &mut Cpu<F>),
+) {
     let frames = memory();
-    let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+    let spaces = Spaces::new(&frames, F::capability(all_capabilities())).unwrap();
     let mut space = spaces.create(40).unwrap();
     let ram = Region::new(gpas(GIB + GIB / 2, 2 * GIB), RegionKind::Ram);
     space.map(ram).unwrap();
@@ -36,11 +38,11 @@ fn with_space(test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>, &mut 
     assert_eq!(frames.statistics().used, 0);
 }
 
-fn size(space: &Space<'_, Arena>, gpa: u64) -> Option<PageSize> {
+fn size<F: TestFormat>(space: &Space<'_, Arena, F>, gpa: u64) -> Option<PageSize> {
     space.query(Gpa::new(gpa)).unwrap().map(|(_, size, _)| size)
 }
 
-fn write(space: &mut Space<'_, Arena>, gpa: u64) -> Fill {
+fn write<F: TestFormat>(space: &mut Space<'_, Arena, F>, gpa: u64) -> Fill {
     match space.resolve(&violation(gpa, Access::WRITE)) {
         Ok(Resolution::Retry(Fill::Zeroing)) => write(space, gpa),
         Ok(Resolution::Retry(fill)) => fill,
@@ -48,9 +50,8 @@ fn write(space: &mut Space<'_, Arena>, gpa: u64) -> Fill {
     }
 }
 
-#[test]
-fn the_largest_page_that_fits_is_given() {
-    with_space(|_, space, _| {
+fn the_largest_page_that_fits_is_given<F: TestFormat>() {
+    with_space::<F>(|_, space, _| {
         for (gpa, page) in [
             (BLOCK + 5 * MIB2 + 7 * PAGE_SIZE, PageSize::Size1G),
             // The region covers half of that GiB, and there is no second block.
@@ -66,9 +67,8 @@ fn the_largest_page_that_fits_is_given() {
     });
 }
 
-#[test]
-fn a_gib_with_smaller_pages_in_it_or_without_a_block_has_smaller_pages() {
-    with_space(|spaces, space, _| {
+fn a_gib_with_smaller_pages_in_it_or_without_a_block_has_smaller_pages<F: TestFormat>() {
+    with_space::<F>(|spaces, space, _| {
         // What was read stays small, and what is beside it is the next smaller size.
         let _ = space.resolve(&violation(BLOCK, Access::READ)).unwrap();
         write(space, BLOCK + PAGE_SIZE);
@@ -85,9 +85,8 @@ fn a_gib_with_smaller_pages_in_it_or_without_a_block_has_smaller_pages() {
     });
 }
 
-#[test]
-fn a_partial_protection_splits_twice_and_its_end_merges_twice() {
-    with_space(|spaces, space, cpu| {
+fn a_partial_protection_splits_twice_and_its_end_merges_twice<F: TestFormat>() {
+    with_space::<F>(|spaces, space, cpu| {
         let part = BLOCK + 5 * MIB2 + 7 * PAGE_SIZE;
         cpu.run(space, part, part, Access::WRITE).unwrap();
         space.write(Gpa::new(part), b"kept").unwrap();
@@ -116,9 +115,8 @@ fn a_partial_protection_splits_twice_and_its_end_merges_twice() {
     });
 }
 
-#[test]
-fn discarding_and_unmapping_parts_gives_them_back() {
-    with_space(|spaces, space, cpu| {
+fn discarding_and_unmapping_parts_gives_them_back<F: TestFormat>() {
+    with_space::<F>(|spaces, space, cpu| {
         let part = BLOCK + 5 * MIB2 + 7 * PAGE_SIZE;
         cpu.run(space, part, part, Access::WRITE).unwrap();
         space.write(Gpa::new(part), b"gone").unwrap();
@@ -141,9 +139,8 @@ fn discarding_and_unmapping_parts_gives_them_back() {
     });
 }
 
-#[test]
-fn a_fork_copies_the_small_page_that_it_writes() {
-    with_space(|spaces, space, cpu| {
+fn a_fork_copies_the_small_page_that_it_writes<F: TestFormat>() {
+    with_space::<F>(|spaces, space, cpu| {
         let part = BLOCK + 5 * MIB2 + 7 * PAGE_SIZE;
         space.write(Gpa::new(part), b"old").unwrap();
         let mut fork = space.fork().unwrap();
@@ -171,9 +168,8 @@ fn a_fork_copies_the_small_page_that_it_writes() {
     });
 }
 
-#[test]
-fn what_is_left_of_a_shared_block_is_split_and_given_back() {
-    with_space(|spaces, space, cpu| {
+fn what_is_left_of_a_shared_block_is_split_and_given_back<F: TestFormat>() {
+    with_space::<F>(|spaces, space, cpu| {
         let kept = BLOCK + 5 * MIB2;
         space.write(Gpa::new(kept), b"kept").unwrap();
         let mut fork = space.fork().unwrap();
@@ -198,16 +194,15 @@ fn what_is_left_of_a_shared_block_is_split_and_given_back() {
     });
 }
 
-#[test]
-fn running_out_of_frames_at_any_point_changes_nothing() {
-    type Change = fn(&mut Space<'_, Arena>, u64) -> Result<(), Reason>;
+fn running_out_of_frames_at_any_point_changes_nothing<F: TestFormat>() {
+    type Change<F> = fn(&mut Space<'_, Arena, F>, u64) -> Result<(), Reason>;
     fn reason(error: EditError) -> Reason {
         match error {
             EditError::Tables(reason) => reason,
             other => panic!("{other}"),
         }
     }
-    let changes: [Change; 3] = [
+    let changes: [Change<F>; 3] = [
         |space, part| {
             let done = space.resolve(&violation(part, Access::WRITE));
             done.map(drop).map_err(|error| error.reason)
@@ -222,7 +217,7 @@ fn running_out_of_frames_at_any_point_changes_nothing() {
         },
     ];
     for change in changes {
-        with_space(|spaces, space, cpu| {
+        with_space::<F>(|spaces, space, cpu| {
             let part = BLOCK + 5 * MIB2 + 7 * PAGE_SIZE;
             space.write(Gpa::new(part), b"old").unwrap();
             for allowed in 0.. {
@@ -247,11 +242,21 @@ fn running_out_of_frames_at_any_point_changes_nothing() {
     }
 }
 
-#[test]
-fn the_block_is_where_it_is_said_to_be() {
-    with_space(|_, space, _| {
+fn the_block_is_where_it_is_said_to_be<F: TestFormat>() {
+    with_space::<F>(|_, space, _| {
         write(space, BLOCK + GIB - 1);
         let (at, ..) = space.query(Gpa::new(BLOCK + 0x1234_5678)).unwrap().unwrap();
         assert_eq!(at, Hpa::new(GIB + 0x1234_5678));
     });
+}
+
+over_both! {
+    the_largest_page_that_fits_is_given,
+    a_gib_with_smaller_pages_in_it_or_without_a_block_has_smaller_pages,
+    a_partial_protection_splits_twice_and_its_end_merges_twice,
+    discarding_and_unmapping_parts_gives_them_back,
+    a_fork_copies_the_small_page_that_it_writes,
+    what_is_left_of_a_shared_block_is_split_and_given_back,
+    running_out_of_frames_at_any_point_changes_nothing,
+    the_block_is_where_it_is_said_to_be,
 }

@@ -1,5 +1,17 @@
 //! Tests of spaces as a whole: against a model of what memory holds, on CPUs that cache what they may.
 
+/// Makes a test for each format of each of these.
+macro_rules! over_both {
+    ($($test:ident),* $(,)?) => {
+        mod over_ept {
+            $(#[test] fn $test() { super::$test::<crate::ept::Ept>() })*
+        }
+        mod over_npt {
+            $(#[test] fn $test() { super::$test::<crate::ept::Npt>() })*
+        }
+    };
+}
+
 mod bad_input;
 mod generations;
 mod gib;
@@ -143,7 +155,7 @@ pub(in crate::ept) fn add_regions<F: TestFormat>(space: &mut Space<'_, Arena, F>
     }
 }
 
-pub(in crate::ept) fn add_device(space: &mut Space<'_, Arena>) {
+pub(in crate::ept) fn add_device<F: TestFormat>(space: &mut Space<'_, Arena, F>) {
     // SAFETY: the model CPU never touches what the address leads to.
     let device =
         unsafe { DeviceRange::new(AddrRange::new(Hpa::new(DEVICE_HOST), PAGE_SIZE).unwrap()) };
@@ -172,9 +184,12 @@ pub(in crate::ept) fn finish<F: TestFormat>(space: Space<'_, Arena, F>, cpu: &mu
 }
 
 /// Gives a test what it needs, and checks afterwards that all frames have come back.
-fn with_space(frames: u64, test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, Arena>, &mut Cpu)) {
+fn with_space<F: TestFormat>(
+    frames: u64,
+    test: impl FnOnce(&Spaces<'_, Arena, F>, &mut Space<'_, Arena, F>, &mut Cpu<F>),
+) {
     let (frames, host) = memory(frames);
-    let spaces = Spaces::new(&frames, all_capabilities()).unwrap();
+    let spaces = Spaces::new(&frames, F::capability(all_capabilities())).unwrap();
     let mut space = spaces.create(36).unwrap();
     add_regions(&mut space, host);
     let mut cpu = Cpu::new(0);
@@ -185,14 +200,14 @@ fn with_space(frames: u64, test: impl FnOnce(&Spaces<'_, Arena>, &mut Space<'_, 
     assert_eq!(frames.statistics().used, 0);
 }
 
-fn retry(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Fill {
+fn retry<F: TestFormat>(space: &mut Space<'_, Arena, F>, gpa: u64, access: Access) -> Fill {
     match space.resolve(&violation(gpa, access)).unwrap() {
         Resolution::Retry(fill) => fill,
         other => panic!("{other:?}"),
     }
 }
 
-fn refused(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Reason {
+fn refused<F: TestFormat>(space: &mut Space<'_, Arena, F>, gpa: u64, access: Access) -> Reason {
     let census = space.census().unwrap();
     let error = space.resolve(&violation(gpa, access)).unwrap_err();
     assert_eq!(space.census().unwrap(), census);
@@ -200,9 +215,8 @@ fn refused(space: &mut Space<'_, Arena>, gpa: u64, access: Access) -> Reason {
     error.reason
 }
 
-#[test]
-fn ram_reads_as_zero_and_is_filled_by_the_first_write() {
-    with_space(64, |spaces, space, cpu| {
+fn ram_reads_as_zero_and_is_filled_by_the_first_write<F: TestFormat>() {
+    with_space::<F>(64, |spaces, space, cpu| {
         let used = spaces.frames().statistics().used;
         assert_eq!(retry(space, 0x1008, Access::READ), Fill::ZeroShared);
         assert_eq!(retry(space, 0x2fff, Access::FETCH), Fill::ZeroShared);
@@ -236,9 +250,8 @@ fn ram_reads_as_zero_and_is_filled_by_the_first_write() {
     });
 }
 
-#[test]
-fn filled_frames_are_zero_whoever_had_them() {
-    with_space(32, |spaces, space, _| {
+fn filled_frames_are_zero_whoever_had_them<F: TestFormat>() {
+    with_space::<F>(32, |spaces, space, _| {
         let frames = spaces.frames();
         let dirty: Vec<_> = std::iter::from_fn(|| frames.alloc().ok()).collect();
         for frame in dirty {
@@ -253,9 +266,8 @@ fn filled_frames_are_zero_whoever_had_them() {
     });
 }
 
-#[test]
-fn host_bytes_are_shared_until_written_and_nothing_behind_them_is_seen() {
-    with_space(64, |spaces, space, _| {
+fn host_bytes_are_shared_until_written_and_nothing_behind_them_is_seen<F: TestFormat>() {
+    with_space::<F>(64, |spaces, space, _| {
         let expected: Vec<u8> = (0..HOST_PAGES * PAGE_SIZE)
             .map(|i| if i < HOST_LEN { host_byte(i) } else { 0 })
             .collect();
@@ -302,9 +314,8 @@ fn host_bytes_are_shared_until_written_and_nothing_behind_them_is_seen() {
     });
 }
 
-#[test]
-fn host_bytes_next_to_a_touched_page_are_mapped_too() {
-    with_space(64, |spaces, space, _| {
+fn host_bytes_next_to_a_touched_page_are_mapped_too<F: TestFormat>() {
+    with_space::<F>(64, |spaces, space, _| {
         let arena_end = spaces.frames().mem().range();
         let start = Hpa::new(arena_end.last().unwrap().as_u64() + 1 - HOST_PAGES * PAGE_SIZE);
         let bytes = AddrRange::new(start, HOST_PAGES * PAGE_SIZE).unwrap();
@@ -349,9 +360,8 @@ fn host_bytes_next_to_a_touched_page_are_mapped_too() {
     });
 }
 
-#[test]
-fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
-    with_space(64, |_, space, _| {
+fn what_regions_do_not_allow_is_refused_and_nothing_changes<F: TestFormat>() {
+    with_space::<F>(64, |_, space, _| {
         let both = Access {
             read: true,
             write: true,
@@ -404,7 +414,7 @@ fn what_regions_do_not_allow_is_refused_and_nothing_changes() {
 
 #[test]
 fn no_execute_is_in_the_leaf() {
-    with_space(64, |spaces, space, cpu| {
+    with_space::<Ept>(64, |spaces, space, cpu| {
         retry(space, HIGH, Access::WRITE);
         retry(space, RAM, Access::WRITE);
         let eptp = space.enter(cpu).eptp();
@@ -417,9 +427,8 @@ fn no_execute_is_in_the_leaf() {
     });
 }
 
-#[test]
-fn a_device_is_mapped_as_it_is() {
-    with_space(64, |_, space, _| {
+fn a_device_is_mapped_as_it_is<F: TestFormat>() {
+    with_space::<F>(64, |_, space, _| {
         add_device(space);
         assert_eq!(retry(space, DEVICE + 8, Access::READ), Fill::HostMapped);
         let (at, size, origin) = space.query(Gpa::new(DEVICE + 8)).unwrap().unwrap();
@@ -452,9 +461,8 @@ fn a_device_is_mapped_as_it_is() {
     });
 }
 
-#[test]
-fn managed_memory_cannot_be_given_away_as_host_memory() {
-    with_space(64, |spaces, space, _| {
+fn managed_memory_cannot_be_given_away_as_host_memory<F: TestFormat>() {
+    with_space::<F>(64, |spaces, space, _| {
         let managed = spaces.frames().ranges().next().unwrap();
         let page = AddrRange::new(managed.start(), PAGE_SIZE).unwrap();
         // SAFETY: refused, so never used.
@@ -538,9 +546,8 @@ fn memory_types_that_cannot_be_are_refused() {
     assert_eq!(frames.statistics().used, 0);
 }
 
-#[test]
-fn copying_checks_the_whole_range_before_a_byte_moves() {
-    with_space(64, |spaces, space, _| {
+fn copying_checks_the_whole_range_before_a_byte_moves<F: TestFormat>() {
+    with_space::<F>(64, |spaces, space, _| {
         let end = 16 * PAGE_SIZE;
         let used = spaces.frames().statistics().used;
         let none = |gpa: u64| AccessError {
@@ -592,9 +599,8 @@ fn copying_checks_the_whole_range_before_a_byte_moves() {
     });
 }
 
-#[test]
-fn a_fork_shares_all_and_copies_what_either_writes() {
-    with_space(256, |spaces, space, cpu| {
+fn a_fork_shares_all_and_copies_what_either_writes<F: TestFormat>() {
+    with_space::<F>(256, |spaces, space, cpu| {
         for page in 0..8 {
             space
                 .write(Gpa::new(page * PAGE_SIZE), &[page as u8 + 1; 16])
@@ -649,9 +655,8 @@ fn a_fork_shares_all_and_copies_what_either_writes() {
     });
 }
 
-#[test]
-fn discarded_memory_is_as_before_the_first_touch() {
-    with_space(64, |spaces, space, _| {
+fn discarded_memory_is_as_before_the_first_touch<F: TestFormat>() {
+    with_space::<F>(64, |spaces, space, _| {
         let used = spaces.frames().statistics().used;
         space.write(Gpa::new(0x1ffc), &[1; 8]).unwrap();
         space.write(Gpa::new(MODULE), &[9]).unwrap();
@@ -681,9 +686,8 @@ fn discarded_memory_is_as_before_the_first_touch() {
     });
 }
 
-#[test]
-fn protection_holds_for_what_is_mapped_and_what_is_not() {
-    with_space(128, |_, space, cpu| {
+fn protection_holds_for_what_is_mapped_and_what_is_not<F: TestFormat>() {
+    with_space::<F>(128, |_, space, cpu| {
         let page = |n: u64| gpas(n * PAGE_SIZE, PAGE_SIZE);
         space.write(Gpa::new(0x3000), b"three").unwrap();
         space.write(Gpa::new(0x4000), b"four").unwrap();
@@ -736,9 +740,8 @@ fn protection_holds_for_what_is_mapped_and_what_is_not() {
     });
 }
 
-#[test]
-fn a_cut_module_still_shows_its_bytes() {
-    with_space(128, |_, space, _| {
+fn a_cut_module_still_shows_its_bytes<F: TestFormat>() {
+    with_space::<F>(128, |_, space, _| {
         let all = read(space, MODULE, 4 * PAGE_SIZE as usize);
         space
             .protect(gpas(MODULE + PAGE_SIZE, PAGE_SIZE), false, true)
@@ -759,9 +762,8 @@ fn a_cut_module_still_shows_its_bytes() {
     });
 }
 
-#[test]
-fn protection_that_cannot_be_changes_nothing() {
-    with_space(128, |spaces, space, cpu| {
+fn protection_that_cannot_be_changes_nothing<F: TestFormat>() {
+    with_space::<F>(128, |spaces, space, cpu| {
         space.write(Gpa::new(0x1000), b"kept").unwrap();
         let fork = space.fork().unwrap();
         let before: Vec<Region> = space.regions().copied().collect();
@@ -787,7 +789,7 @@ fn protection_that_cannot_be_changes_nothing() {
         assert_eq!(retry(space, 0x1000, Access::WRITE), Fill::Copied);
         finish(fork, cpu);
         // Every other page, until no more regions fit.
-        let cut = |space: &mut Space<'_, Arena>, page: u64| {
+        let cut = |space: &mut Space<'_, Arena, F>, page: u64| {
             space.protect(gpas(page * PAGE_SIZE, PAGE_SIZE), false, true)
         };
         let failed = (0..16)
@@ -803,11 +805,10 @@ fn protection_that_cannot_be_changes_nothing() {
     });
 }
 
-#[test]
-fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid() {
-    with_space(64, |spaces, space, cpu| {
+fn freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid<F: TestFormat>() {
+    with_space::<F>(64, |spaces, space, cpu| {
         let mut other = Cpu::new(1);
-        let mut idle = Cpu::<Ept>::new(2);
+        let mut idle = Cpu::<F>::new(2);
         cpu.run(space, 0, 0, Access::WRITE).unwrap();
         other.run(space, 0, 0, Access::READ).unwrap();
         let used = spaces.frames().statistics().used;
@@ -881,7 +882,7 @@ fn the_end_takes_bounded_steps_and_gives_back_what_was_held_alone() {
 }
 
 /// Has the leaf of `gpa` lead to another frame. Returns the one that it led to.
-fn map_instead(space: &Space<'_, Arena>, gpa: u64, frame: Hpa) -> Hpa {
+fn map_instead<F: TestFormat>(space: &Space<'_, Arena, F>, gpa: u64, frame: Hpa) -> Hpa {
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     let top = space.tree.view(space.frames);
     let leaf = top.find(Gpa::new(gpa), |_| true).word;
@@ -890,9 +891,8 @@ fn map_instead(space: &Space<'_, Arena>, gpa: u64, frame: Hpa) -> Hpa {
     Hpa::new(bits & ADDRESS)
 }
 
-#[test]
-fn the_audit_finds_what_is_wrong() {
-    with_space(64, |spaces, space, _| {
+fn the_audit_finds_what_is_wrong<F: TestFormat>() {
+    with_space::<F>(64, |spaces, space, _| {
         retry(space, 0, Access::WRITE);
         let (page, _, _) = space.query(Gpa::new(0)).unwrap().unwrap();
         // SAFETY: the page stays mapped.
@@ -965,8 +965,7 @@ fn the_audit_finds_what_is_wrong() {
     });
 }
 
-#[test]
-fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
+fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing<F: TestFormat>() {
     for access in [Access::READ, Access::WRITE] {
         for (gpa, prepared) in [
             (0x1000, 0),
@@ -979,7 +978,7 @@ fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
         ] {
             for allowed in 0.. {
                 let mut done = false;
-                with_space(256, |spaces, space, cpu| {
+                with_space::<F>(256, |spaces, space, cpu| {
                     space.write(Gpa::new(0x2000), b"kept").unwrap();
                     if prepared >= 1 {
                         space.write(Gpa::new(gpa), b"before").unwrap();
@@ -987,7 +986,7 @@ fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
                     let fork = (prepared == 2).then(|| space.fork().unwrap());
                     let before = read(space, gpa, 16);
                     let used = spaces.frames().statistics().used;
-                    let held: Vec<&Space<'_, _>> = fork.iter().collect();
+                    let held: Vec<&Space<'_, _, F>> = fork.iter().collect();
                     spaces.frames().allowance.store(allowed, SeqCst);
                     let result = space.resolve(&violation(gpa, access));
                     spaces.frames().allowance.store(u64::MAX, SeqCst);
@@ -1000,7 +999,7 @@ fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
                     }
                     assert_eq!(read(space, gpa, 16), before);
                     assert_eq!(read(space, 0x2000, 4), b"kept");
-                    let all: Vec<&Space<'_, _>> = held.into_iter().chain([&*space]).collect();
+                    let all: Vec<&Space<'_, _, F>> = held.into_iter().chain([&*space]).collect();
                     assert_eq!(spaces.audit(all), Ok(0));
                     if let Some(fork) = fork {
                         finish(fork, cpu);
@@ -1013,4 +1012,23 @@ fn running_out_of_frames_anywhere_changes_nothing_and_loses_nothing() {
             }
         }
     }
+}
+
+over_both! {
+    ram_reads_as_zero_and_is_filled_by_the_first_write,
+    filled_frames_are_zero_whoever_had_them,
+    host_bytes_are_shared_until_written_and_nothing_behind_them_is_seen,
+    host_bytes_next_to_a_touched_page_are_mapped_too,
+    what_regions_do_not_allow_is_refused_and_nothing_changes,
+    a_device_is_mapped_as_it_is,
+    managed_memory_cannot_be_given_away_as_host_memory,
+    copying_checks_the_whole_range_before_a_byte_moves,
+    a_fork_shares_all_and_copies_what_either_writes,
+    discarded_memory_is_as_before_the_first_touch,
+    protection_holds_for_what_is_mapped_and_what_is_not,
+    a_cut_module_still_shows_its_bytes,
+    protection_that_cannot_be_changes_nothing,
+    freed_frames_wait_until_every_cpu_that_ran_the_guest_has_paid,
+    the_audit_finds_what_is_wrong,
+    running_out_of_frames_anywhere_changes_nothing_and_loses_nothing,
 }
