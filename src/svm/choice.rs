@@ -66,6 +66,8 @@ static INTERCEPTS: &[(Intercept, When)] = &[
     // The windows in which an interrupt, and an NMI, can be injected.
     (Intercept::VINTR, When::Switched),
     (Intercept::IRET, When::Switched),
+    // VMCALL is none of these CPUs' instructions, but a guest's call all the same.
+    (Intercept::exception(6), When::Always),
     // Exceptions that can be made to follow one another without end inside the CPU, where no timer reaches.
     (Intercept::exception(1), When::Always),
     (Intercept::exception(17), When::Always),
@@ -246,7 +248,7 @@ mod tests {
         } = chosen(&qemu());
         assert!(features.iter().eq([Feature::NestedPaging]));
         let crs = 1 << 0 | 1 << 4 | 1 << 8;
-        let exceptions = 1 << 1 | 1 << 17 | 1 << 18;
+        let exceptions = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
         let third = 7 | 1 << 15 | 1 << 18 | 1 << 19 | 1 << 22 | 1 << 24 | 3 << 26 | 3 << 28;
         let fourth = 0x7f | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13;
         assert_eq!(

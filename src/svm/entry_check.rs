@@ -8,13 +8,14 @@
 use core::fmt;
 
 use super::capabilities::Capabilities;
+use super::field::{Field, Word};
 use super::fields::*;
 use super::intercept::Intercept;
 use super::neutral::{AccessRights, Rule, SegmentRegister};
 use super::permission_map::{IoMap, MsrMap};
 use super::segment::{place, read_segment};
 use super::start_state::EFER_SVME;
-use super::vmcb::{Field, Vmcb, Word};
+use super::vmcb::Vmcb;
 use crate::register_bits::{
     CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE,
 };
@@ -345,7 +346,7 @@ mod tests {
         let all = said(|vmcb| {
             *vmcb = Vmcb::ZERO;
             for field in [CR0, CR3, CR4, EFER, DR6, DR7, NESTED_CR3, MSR_MAP, IO_MAP] {
-                vmcb.set(field, !0 & !CR0_CD & !CR0_PE & !CR4_PAE & !EFER_SVME);
+                vmcb.set(field, !(CR0_CD | CR0_PE | CR4_PAE | EFER_SVME));
             }
             vmcb.set(NESTED_CONTROL, 1);
             vmcb.set(PAT, 2);

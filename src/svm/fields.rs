@@ -2,7 +2,7 @@
 //!
 //! A field that has another width than what is written to it is a type error.
 
-use super::vmcb::{Clean, Field};
+use super::field::{Clean, Field};
 
 /// A field as the dump knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

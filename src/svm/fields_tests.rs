@@ -1,4 +1,5 @@
-use super::super::vmcb::{SAVE_AREA, VMCB_SIZE};
+use super::super::field::VMCB_SIZE;
+use super::super::vmcb::SAVE_AREA;
 use super::*;
 use std::collections::BTreeMap;
 

@@ -1,11 +1,12 @@
 //! The part of a VMCB that a guest can change: what is kept of a guest that is frozen, and written to bring it back.
 
 use super::event::is_injecting;
+use super::field::Field;
 use super::fields::{
     EVENT_INJECTION, FIELDS, IN_SHADOW, INTERRUPT_SHADOW, Named, RAX, VISIBLE_CR0, VISIBLE_CR4,
 };
 use super::loaded::intercept_reads;
-use super::vmcb::{Field, SAVE_AREA, SAVED, Vmcb};
+use super::vmcb::{SAVE_AREA, SAVED, Vmcb};
 
 /// What of the control area follows the guest. The TSC offset is not here: what is kept of it is the guest's own time.
 const OF_CONTROL_AREA: [Field<u64>; 4] =
@@ -105,8 +106,8 @@ mod tests {
             }
         }
         // The CPU loads all of it.
-        assert!(!other.is_clean(super::super::vmcb::Clean(1 << 5)));
-        assert!(!other.is_clean(super::super::vmcb::Clean(1 << 10)));
+        assert!(!other.is_clean(super::super::field::Clean(1 << 5)));
+        assert!(!other.is_clean(super::super::field::Clean(1 << 10)));
         quiet.write(&mut other);
         assert_eq!(GuestState::capture(&other), quiet);
         assert_eq!(other.intercepts().vectors()[0] & 1, 0);

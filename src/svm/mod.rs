@@ -20,6 +20,7 @@ pub mod event;
 pub mod exit;
 pub mod exiting;
 pub mod feature;
+pub mod field;
 pub mod fields;
 pub mod guest_state;
 pub mod intercept;

@@ -1,8 +1,9 @@
 //! Segment registers as the VMCB holds them (APM "Segment State in the VMCB", 15.5.1, figure 15-1).
 
+use super::field::Field;
 use super::fields as f;
 use super::neutral::{AccessRights, Segment, SegmentRegister};
-use super::vmcb::{Field, Vmcb};
+use super::vmcb::Vmcb;
 
 /// P, in the attributes. A register that was loaded with a null selector has 0 there, and so has a segment that is not
 /// present, which no register can hold.

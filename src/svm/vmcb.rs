@@ -1,104 +1,19 @@
 //! The VMCB: what VMRUN loads and an exit saves, one page in memory.
 //!
-//! Its fields are known by name and type in [`fields`](super::fields). What the host writes it marks as changed in the clean
+//! Its fields are known by name and type in [`fields`]. What the host writes it marks as changed in the clean
 //! field, by which a CPU with clean bits knows what it may keep from one entry to the next; and by which we know what has to be
 //! copied before an entry, for a report should it be refused.
 
 use core::fmt;
-use core::marker::PhantomData;
 
+use super::field::{Clean, Field, VMCB_SIZE, Word};
 use super::fields::{self, CLEAN, FIELDS};
 use super::intercept::Intercepts;
 
-/// Bytes of a VMCB.
-pub const VMCB_SIZE: usize = 4096;
 /// Where the save area begins: what a guest's processor is, in contrast to how it is run.
 pub const SAVE_AREA: usize = 0x400;
 /// Bytes of the save area up to its last field that VMRUN loads.
 pub const SAVED: usize = fields::DEBUGCTL.offset() as usize + 8 - SAVE_AREA;
-
-/// Groups of fields that a CPU with clean bits may keep (APM "VMCB Clean Field", 15.15.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Clean(pub u32);
-
-impl Clean {
-    /// What a CPU loads at every VMRUN.
-    pub const NEVER: Self = Self(0);
-    /// Intercepts, TSC offset and pause filter.
-    pub const INTERCEPTS: Self = Self(1 << 0);
-    /// The addresses of the permission maps.
-    pub const PERMISSION_MAPS: Self = Self(1 << 1);
-    /// The ASID.
-    pub const ASID: Self = Self(1 << 2);
-    /// Virtual interrupts.
-    pub const VIRTUAL_INTERRUPT: Self = Self(1 << 3);
-    /// Nested paging, and the guest's PAT.
-    pub const NESTED_PAGING: Self = Self(1 << 4);
-    /// CR0, CR3, CR4 and EFER.
-    pub const CONTROL_REGISTERS: Self = Self(1 << 5);
-    /// DR6 and DR7.
-    pub const DEBUG_REGISTERS: Self = Self(1 << 6);
-    /// GDTR and IDTR.
-    pub const DESCRIPTOR_TABLES: Self = Self(1 << 7);
-    /// CS, DS, SS and ES, and the CPL.
-    pub const SEGMENTS: Self = Self(1 << 8);
-    /// CR2.
-    pub const CR2: Self = Self(1 << 9);
-    /// What records branches.
-    pub const BRANCHES: Self = Self(1 << 10);
-    /// Those of them that are of the save area.
-    pub const SAVED: Self = Self(0x7f0);
-    /// Every group whose fields we ever change.
-    pub const ALL: Self = Self(0x7ff);
-}
-
-/// A number that can be a field.
-pub trait Word: Copy + fmt::Debug + private::Sealed {
-    /// As 64 bits.
-    fn widen(self) -> u64;
-}
-
-mod private {
-    pub trait Sealed {}
-}
-
-macro_rules! words {
-    ($($word:ty)*) => {
-        $(
-            impl private::Sealed for $word {}
-            impl Word for $word {
-                fn widen(self) -> u64 {
-                    self.into()
-                }
-            }
-        )*
-    };
-}
-words!(u8 u16 u32 u64);
-
-/// A field of type `T`: where it is, and to which group it belongs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Field<T> {
-    offset: u16,
-    clean: Clean,
-    word: PhantomData<T>,
-}
-
-impl<T: Word> Field<T> {
-    pub(super) const fn new(offset: u16, clean: Clean) -> Self {
-        let (start, size) = (offset as usize, size_of::<T>());
-        assert!(start + size <= VMCB_SIZE && start.is_multiple_of(size));
-        Self {
-            offset,
-            clean,
-            word: PhantomData,
-        }
-    }
-    /// Where it is, in bytes from the start of the VMCB.
-    pub const fn offset(self) -> u16 {
-        self.offset
-    }
-}
 
 /// A VMCB.
 #[derive(Clone)]
@@ -116,7 +31,7 @@ impl Vmcb {
     pub fn get<T: Word>(&self, field: Field<T>) -> T {
         // SAFETY: a field is aligned in the page and ends in it, which `Field::new` has seen to, and any bytes are a `Word`.
         unsafe {
-            let at = self.0.as_ptr().add(field.offset as usize);
+            let at = self.0.as_ptr().add(usize::from(field.offset()));
             at.cast::<T>().read()
         }
     }
@@ -125,8 +40,8 @@ impl Vmcb {
     #[inline(always)]
     pub fn set<T: Word>(&mut self, field: Field<T>, value: T) {
         self.write(field, value);
-        if field.clean != Clean::NEVER {
-            let clean = self.get(CLEAN) & !field.clean.0;
+        if field.clean() != Clean::NEVER {
+            let clean = self.get(CLEAN) & !field.clean().0;
             self.write(CLEAN, clean);
         }
     }
@@ -135,7 +50,7 @@ impl Vmcb {
     fn write<T: Word>(&mut self, field: Field<T>, value: T) {
         // SAFETY: as in `get`.
         unsafe {
-            let at = self.0.as_mut_ptr().add(field.offset as usize);
+            let at = self.0.as_mut_ptr().add(usize::from(field.offset()));
             at.cast::<T>().write(value);
         }
     }

@@ -31,3 +31,9 @@ pub fn highest_extended_leaf(cpu: &impl CpuRead) -> u32 {
         0
     }
 }
+
+/// Whether there are pages of 1 GiB, in tables of every kind (CPUID.80000001H:EDX\[bit 26\]).
+pub fn has_gib_pages(cpu: &impl CpuRead) -> bool {
+    let has_leaf = cpu.cpuid(0x8000_0000, 0).eax >= 0x8000_0001;
+    has_leaf && cpu.cpuid(0x8000_0001, 0).edx >> 26 & 1 != 0
+}

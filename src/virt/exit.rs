@@ -1,5 +1,5 @@
 //! Why a guest left the CPU: one list for both makers, by the numbers of Intel's, which has more (SDM "VMX Basic Exit Reasons",
-//! appendix C). What only AMD's CPUs have comes behind, from 96 on.
+//! appendix C). What only AMD's CPUs have comes behind.
 
 use core::fmt;
 
@@ -108,17 +108,17 @@ exit_reasons! {
     Wrmsrlist = 79 "WRMSRLIST",
     RdmsrImmediate = 84 "RDMSR with immediate operand",
     WrmsrImmediate = 85 "WRMSRNS with immediate operand",
-    Vmrun = 96 "VMRUN",
-    Vmload = 97 "VMLOAD",
-    Vmsave = 98 "VMSAVE",
-    Stgi = 99 "STGI",
-    Clgi = 100 "CLGI",
-    Skinit = 101 "SKINIT",
-    Invlpga = 102 "INVLPGA",
-    Invlpgb = 103 "INVLPGB",
-    Tlbsync = 104 "TLBSYNC",
-    Rdpru = 105 "RDPRU",
-    Mcommit = 106 "MCOMMIT",
+    Vmrun = 86 "VMRUN",
+    Vmload = 87 "VMLOAD",
+    Vmsave = 88 "VMSAVE",
+    Stgi = 89 "STGI",
+    Clgi = 90 "CLGI",
+    Skinit = 91 "SKINIT",
+    Invlpga = 92 "INVLPGA",
+    Invlpgb = 93 "INVLPGB",
+    Tlbsync = 94 "TLBSYNC",
+    Rdpru = 95 "RDPRU",
+    Mcommit = 96 "MCOMMIT",
 }
 
 /// The reasons by number. Looked up at every exit, so a table and not the comparisons of `try_from`.
@@ -135,7 +135,7 @@ static BY_NUMBER: [Option<ExitReason>; ExitReason::COUNT] = {
 
 impl ExitReason {
     /// One more than the highest number.
-    pub const COUNT: usize = 107;
+    pub const COUNT: usize = 97;
 
     /// One more than the highest number that is Intel's.
     pub const COUNT_ON_VMX: usize = 86;

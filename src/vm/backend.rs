@@ -9,8 +9,7 @@ pub use on_vmx::OnVmx;
 use core::fmt;
 
 use super::cpuid::{Enabled, Features};
-use super::outcome::Outcome;
-use crate::ept::{EptCapability, Eptp, Invalidate};
+use crate::ept::{Capability, Eptp, Invalidate};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
 use crate::svm;
 use crate::svm::loaded::{Refused, UnknownInstruction};
@@ -29,13 +28,13 @@ pub type ControlError = GuestVmcsError;
 
 /// What a CPU that runs guests can do, as far as the policy on guests depends on it.
 #[derive(Clone, Copy, Debug)]
-pub struct CpuFacts {
+pub struct CpuFacts<C> {
     /// What of it guests may use.
     pub enabled: Enabled,
     /// What it fixes in CR0 and CR4 while guests run.
     pub fixed: RegisterFixes,
     /// What its second-level tables can do.
-    pub ept: EptCapability,
+    pub tables: C,
     /// Bits of a physical address.
     pub physical_bits: u8,
     /// Whether it can log the pages that it marks dirty.
@@ -74,6 +73,8 @@ impl core::error::Error for CpuStartError {}
 /// A way in which CPUs run guests. There are two, [`OnVmx`] and [`OnSvm`]; what is done at entries and exits is the processor's,
 /// [`Backend::Loaded`].
 pub trait Backend: Copy + fmt::Debug + 'static {
+    /// What its second-level tables can do.
+    type Tables: Capability + Copy;
     /// What it needs of the kernel.
     type Platform;
     /// What a CPU has, and what of it is used.
@@ -93,7 +94,9 @@ pub trait Backend: Copy + fmt::Debug + 'static {
     /// It does not run guests in this way.
     fn find() -> Result<Self::Found, CpuStartError>;
     /// What was found.
-    fn facts(found: &Self::Found) -> CpuFacts;
+    fn facts(found: &Self::Found) -> CpuFacts<Self::Tables>;
+    /// The same with no large page executable: for a CPU on which a fetch from one can end in a machine check.
+    fn deny_large_execution(tables: Self::Tables) -> Self::Tables;
     /// Makes the registers of this CPU fit.
     ///
     /// # Errors
@@ -203,6 +206,9 @@ pub trait Backend: Copy + fmt::Debug + 'static {
     );
 }
 
+/// The format of the second-level tables of guests that run in a way.
+pub type TablesOf<B> = <<B as Backend>::Tables as Capability>::Format;
+
 /// A part of a guest's state could not be read or written: our bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateError {
@@ -287,17 +293,6 @@ impl<C: svm::loaded::OnCpu> Cpu for svm::loaded::Loaded<'_, C> {
         match error {
             EntryError::Svm(error) => Some(error),
             EntryError::Vmx(_) => None,
-        }
-    }
-}
-
-impl From<GuestVmcsError> for Outcome {
-    fn from(error: GuestVmcsError) -> Self {
-        match error {
-            GuestVmcsError::Field(error) => Self::State(error.into()),
-            GuestVmcsError::Instruction(fail) => {
-                Self::Entry(loaded::EntryError::Instruction(fail).into())
-            }
         }
     }
 }

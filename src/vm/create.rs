@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::backend::Backend;
+use super::backend::{Backend, TablesOf};
 use super::data::{DataError, SharedData};
 use super::devices::Devices;
 use super::exits::ZEROED_GOAL;
@@ -21,6 +21,7 @@ use crate::ept::{
     AccessError, DeviceRange, Near, PagePolicy, Region, RegionError, RegionKind, Space, Spaces,
 };
 use crate::frames::{FrameError, PhysMem};
+use crate::paging::Nested;
 
 /// What a guest is made with, beside its image.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +81,7 @@ impl fmt::Display for GuestError {
 
 impl core::error::Error for GuestError {}
 
-impl<M: PhysMem> GuestMemory for Space<'_, M> {
+impl<M: PhysMem, F: Nested> GuestMemory for Space<'_, M, F> {
     type Error = AccessError;
 
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), AccessError> {
@@ -114,7 +115,7 @@ impl<'s, M: PhysMem, B: Backend> Guest<'s, M, B> {
     /// given back.
     pub fn create(
         machine: &mut Machine<'_, M, B>,
-        spaces: &'s Spaces<'_, M>,
+        spaces: &'s Spaces<'_, M, TablesOf<B>>,
         image: &Image<'_>,
         setup: &GuestSetup<'_>,
     ) -> Result<Self, GuestError> {
@@ -165,7 +166,7 @@ impl<'s, M: PhysMem, B: Backend> Guest<'s, M, B> {
 
     fn fill(
         machine: &mut Machine<'_, M, B>,
-        space: &mut Space<'s, M>,
+        space: &mut Space<'s, M, TablesOf<B>>,
         image: &Image<'_>,
         plan: &Plan,
         setup: &GuestSetup<'_>,

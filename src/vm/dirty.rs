@@ -12,10 +12,11 @@ use super::{Guest, Host};
 use crate::addr::{AddrRange, Address, Gpa, PAGE_SIZE, PageSize};
 use crate::ept::{EditError, Space};
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 
 /// Tells `page` of the dirty pages in the range, and counts them.
-fn harvest<M: PhysMem>(
-    space: &mut Space<'_, M>,
+fn harvest<M: PhysMem, F: Nested>(
+    space: &mut Space<'_, M, F>,
     stats: &mut RunStats,
     range: AddrRange<Gpa>,
     mut page: impl FnMut(Gpa, PageSize),
@@ -63,7 +64,7 @@ impl<M: PhysMem, B: Backend> Guest<'_, M, B> {
     }
 }
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Hands what the CPU has logged to the space.
     pub(super) fn drain_pml(&mut self) -> Result<(), P::Error> {
         self.processor.drain_log(self.frames, self.space)

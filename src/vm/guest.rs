@@ -1,6 +1,6 @@
 //! A guest, from turn to turn until its end.
 
-use super::backend::{Backend, OnVmx};
+use super::backend::{Backend, OnVmx, TablesOf};
 use super::clock::now;
 use super::console::Printer;
 use super::devices::Devices;
@@ -28,7 +28,7 @@ const WAITING_MAX: usize = 1024;
 /// A guest. It ends by [`Guest::end`].
 #[must_use = "a guest that is dropped without `end` leaks its frames"]
 pub struct Guest<'s, M: PhysMem, B: Backend = OnVmx> {
-    pub(super) space: Space<'s, M>,
+    pub(super) space: Space<'s, M, TablesOf<B>>,
     pub(super) vcpu: Vcpu<B>,
     pub(super) devices: Devices,
     pub(super) budget: u64,
@@ -288,7 +288,7 @@ impl<'s, M: PhysMem, B: Backend> Guest<'s, M, B> {
     }
 
     /// Its memory for a harvest of dirty pages, and where that is counted.
-    pub(super) fn dirty_parts(&mut self) -> (&mut Space<'s, M>, &mut RunStats) {
+    pub(super) fn dirty_parts(&mut self) -> (&mut Space<'s, M, TablesOf<B>>, &mut RunStats) {
         (&mut self.space, &mut self.stats)
     }
 
@@ -298,12 +298,12 @@ impl<'s, M: PhysMem, B: Backend> Guest<'s, M, B> {
     }
 
     /// Its memory.
-    pub fn space(&self) -> &Space<'s, M> {
+    pub fn space(&self) -> &Space<'s, M, TablesOf<B>> {
         &self.space
     }
 
     /// Its memory, to be changed.
-    pub const fn space_mut(&mut self) -> &mut Space<'s, M> {
+    pub const fn space_mut(&mut self) -> &mut Space<'s, M, TablesOf<B>> {
         &mut self.space
     }
 
@@ -315,7 +315,7 @@ impl<'s, M: PhysMem, B: Backend> Guest<'s, M, B> {
 }
 
 pub(super) fn end_space<M: PhysMem, B: Backend>(
-    space: Space<'_, M>,
+    space: Space<'_, M, TablesOf<B>>,
     machine: &mut Machine<'_, M, B>,
 ) {
     let mut ending = space.end();

@@ -7,7 +7,6 @@ use super::cpuid::{CpuidTable, Features};
 use super::cr::Limits;
 use super::mitigations::{Choice, Facts, Lacking, Mitigations};
 use super::mmio::Decoded;
-use crate::ept::EptCapability;
 use crate::frames::{FrameAllocator, PhysMem};
 use crate::virt::cpu::Guard;
 use crate::virt::cpu::{Resident, ResidentFeatures, ThisCpu, predict_nothing};
@@ -40,7 +39,7 @@ pub struct Machine<'f, M: PhysMem, B: Backend = OnVmx> {
     /// Whether the CPU can log the pages that it marks dirty.
     pub(super) logs: bool,
     physical_bits: u8,
-    pub(super) ept: EptCapability,
+    pub(super) tables: B::Tables,
     pub(super) cpuid: CpuidTable,
     pub(super) limits: Limits,
     pub(super) resident: ResidentFeatures,
@@ -93,7 +92,7 @@ impl<'f, M: PhysMem, B: Backend> Machine<'f, M, B> {
         let CpuFacts {
             enabled,
             fixed: RegisterFixes { cr0, cr4 },
-            ept,
+            tables,
             physical_bits,
             logs,
         } = B::facts(&found);
@@ -112,9 +111,9 @@ impl<'f, M: PhysMem, B: Backend> Machine<'f, M, B> {
             cpu: cpu.map_err(StartError::Cpu)?,
             logs,
             physical_bits,
-            ept: EptCapability {
-                execute_large: !mitigations.multihit,
-                ..ept
+            tables: match mitigations.multihit {
+                true => B::deny_large_execution(tables),
+                false => tables,
             },
             limits: Limits {
                 cr0,
@@ -161,9 +160,9 @@ impl<'f, M: PhysMem, B: Backend> Machine<'f, M, B> {
     pub fn physical_bits(&self) -> u8 {
         self.physical_bits
     }
-    /// What its EPT can do.
-    pub fn ept(&self) -> EptCapability {
-        self.ept
+    /// What its second-level tables can do.
+    pub fn tables(&self) -> B::Tables {
+        self.tables
     }
     /// What guests are offered.
     pub fn features(&self) -> &Features {

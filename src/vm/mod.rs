@@ -33,9 +33,10 @@ mod unhandled;
 pub(crate) mod vcpu;
 mod vcpu_state;
 pub mod virtual_memory;
+mod vmcs;
 pub mod xcr0;
 
-pub use backend::{Backend, EntryError, OnSvm, OnVmx, StateError};
+pub use backend::{Backend, EntryError, OnSvm, OnVmx, StateError, TablesOf};
 pub use create::{GuestError, GuestSetup};
 pub use guest::Guest;
 pub use host::{Host, Words};

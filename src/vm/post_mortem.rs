@@ -9,6 +9,7 @@ use super::name::Name;
 use super::outcome::Outcome;
 use crate::ept::{Reason, Region, RegionKind, Space, Unresolved};
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::paging::Step;
 use crate::virt::{Gpr, GuestRegs, Processor};
 
@@ -31,10 +32,10 @@ pub(super) fn tell_fork(
 }
 
 /// Explains `outcome` from what the processor holds.
-pub(super) fn explain<M: PhysMem, P: Cpu>(
+pub(super) fn explain<M: PhysMem, P: Cpu, F: Nested>(
     outcome: &Outcome,
     words: Words,
-    space: &Space<'_, M>,
+    space: &Space<'_, M, F>,
     (regs, cr2): (&GuestRegs, u64),
     processor: &P,
     out: &mut impl Write,

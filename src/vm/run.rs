@@ -15,6 +15,7 @@ use super::stats::RunStats;
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::Space;
 use crate::frames::{FrameAllocator, PhysMem};
+use crate::paging::{Ept, Nested};
 use crate::virt::cpu::EntryArea;
 use crate::virt::exit::ExitReason;
 use crate::virt::processor::SpecialExit;
@@ -36,7 +37,7 @@ pub(super) enum Next {
 }
 
 /// A guest that is loaded into the CPU.
-pub(super) struct Running<'r, 's, M: PhysMem, H, P> {
+pub(super) struct Running<'r, 's, M: PhysMem, H, P, F: Nested = Ept> {
     pub frames: &'r FrameAllocator<M>,
     /// What guests are told of the CPU.
     pub cpuid: &'r CpuidTable,
@@ -44,7 +45,7 @@ pub(super) struct Running<'r, 's, M: PhysMem, H, P> {
     /// Instructions that made accesses to devices.
     pub decoded: &'r mut Decoded,
     pub host: &'r mut H,
-    pub space: &'r mut Space<'s, M>,
+    pub space: &'r mut Space<'s, M, F>,
     pub processor: P,
     /// XCR0, for CPUID.
     pub xcr0: &'r mut u64,
@@ -71,7 +72,7 @@ pub(super) struct Running<'r, 's, M: PhysMem, H, P> {
     pub x87_selectors: bool,
 }
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Runs the guest until it stops.
     pub fn run(&mut self) -> Turn {
         match self.x87_selectors {

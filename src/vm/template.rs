@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use offshoot_abi::MESSAGE_MAX;
 
-use super::backend::{Backend, OnVmx};
+use super::backend::{Backend, OnVmx, TablesOf};
 use super::clock::now;
 use super::devices::Devices;
 use super::guest::{Guest, end_space};
@@ -28,7 +28,7 @@ pub use error::{ForkError, FreezeError, PatchError, ResetError};
 /// It ends by [`Template::end`]. Its forks may outlive it, but cannot be reset any more.
 #[must_use = "a template that is dropped without `end` leaks its frames"]
 pub struct Template<'s, M: PhysMem, B: Backend = OnVmx> {
-    space: FrozenSpace<'s, M>,
+    space: FrozenSpace<'s, M, TablesOf<B>>,
     state: VcpuState<B>,
     /// Holds the entry area that the state refers to.
     area: Frame,
@@ -132,7 +132,7 @@ impl<'s, M: PhysMem, B: Backend> Template<'s, M, B> {
     #[inline]
     fn fork_in(
         &self,
-        space: Space<'s, M>,
+        space: Space<'s, M, TablesOf<B>>,
         machine: &mut Machine<'_, M, B>,
         message: &[u8],
     ) -> Result<Guest<'s, M, B>, ForkError> {
@@ -263,7 +263,7 @@ impl<'s, M: PhysMem, B: Backend> Template<'s, M, B> {
     pub fn patch(
         self,
         machine: &mut Machine<'_, M, B>,
-        change: impl FnOnce(&mut Space<'s, M>) -> Result<(), AccessError>,
+        change: impl FnOnce(&mut Space<'s, M, TablesOf<B>>) -> Result<(), AccessError>,
     ) -> Result<Self, (PatchError, Self)> {
         match self.patched(machine, change) {
             Ok((space, area)) => {
@@ -291,8 +291,8 @@ impl<'s, M: PhysMem, B: Backend> Template<'s, M, B> {
     fn patched(
         &self,
         machine: &mut Machine<'_, M, B>,
-        change: impl FnOnce(&mut Space<'s, M>) -> Result<(), AccessError>,
-    ) -> Result<(FrozenSpace<'s, M>, Frame), PatchError> {
+        change: impl FnOnce(&mut Space<'s, M, TablesOf<B>>) -> Result<(), AccessError>,
+    ) -> Result<(FrozenSpace<'s, M, TablesOf<B>>, Frame), PatchError> {
         let mut space = self.space.fork().map_err(PatchError::Space)?;
         if let Err(error) = change(&mut space) {
             end_space(space, machine);
@@ -319,7 +319,7 @@ impl<'s, M: PhysMem, B: Backend> Template<'s, M, B> {
     }
 
     /// Its memory.
-    pub fn space(&self) -> &FrozenSpace<'s, M> {
+    pub fn space(&self) -> &FrozenSpace<'s, M, TablesOf<B>> {
         &self.space
     }
 

@@ -48,6 +48,17 @@ impl From<ControlError> for VcpuError {
     }
 }
 
+impl From<ControlError> for Outcome {
+    fn from(error: ControlError) -> Self {
+        match error {
+            ControlError::Field(error) => Self::State(error.into()),
+            ControlError::Instruction(fail) => {
+                Self::Entry(crate::vmx::loaded::EntryError::Instruction(fail).into())
+            }
+        }
+    }
+}
+
 impl From<VcpuError> for Outcome {
     fn from(error: VcpuError) -> Self {
         match error {

@@ -63,10 +63,10 @@ impl Pml {
     ///
     /// # Errors
     /// What VMREAD or VMWRITE says.
-    pub fn drain<M: PhysMem>(
+    pub fn drain<M: PhysMem, F: crate::paging::Nested>(
         &self,
         frames: &FrameAllocator<M>,
-        space: &mut Space<'_, M>,
+        space: &mut Space<'_, M, F>,
         vmcs: &mut impl Vmcs,
     ) -> Result<(), VmcsError> {
         if !space.logs_dirty() {

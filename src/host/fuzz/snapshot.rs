@@ -19,6 +19,7 @@ use crate::vm::outcome::{Outcome, Turn};
 use crate::vm::stats::RunStats;
 use crate::vm::template::{ForkError, FreezeError, PatchError, ResetError, Template};
 use crate::vm::vcpu::VcpuError;
+use crate::vm::{Backend, OnVmx, TablesOf};
 
 /// Why a guest cannot be fuzzed, or not any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,13 +82,13 @@ impl From<FrameError> for SnapshotError {
 ///
 /// It ends by [`Snapshot::end`].
 #[must_use = "a snapshot that is dropped without `end` leaks its frames"]
-pub struct Snapshot<'a, 'f, 's, 'i, M: PhysMem, H> {
-    machine: &'a mut Machine<'f, M>,
+pub struct Snapshot<'a, 'f, 's, 'i, M: PhysMem, H, B: Backend = OnVmx> {
+    machine: &'a mut Machine<'f, M, B>,
     watch: Watch<'a, 'i, 'f, M, H>,
     /// `None` once it could not be replaced.
-    template: Option<Template<'s, M>>,
+    template: Option<Template<'s, M, B>>,
     /// `None` before the first run, and where the template is a new one.
-    fork: Option<Guest<'s, M>>,
+    fork: Option<Guest<'s, M, B>>,
     /// Of forks that are no more.
     stats: RunStats,
     faults: Faults,
@@ -110,9 +111,9 @@ impl<M: PhysMem> Example<'_, M> {
 ///
 /// # Errors
 /// The guest ended before it asked, or asked without room for inputs; or no frame.
-pub fn run_to_freeze<'f, M: PhysMem>(
-    guest: &mut Guest<'_, M>,
-    machine: &mut Machine<'f, M>,
+pub fn run_to_freeze<'f, M: PhysMem, B: Backend>(
+    guest: &mut Guest<'_, M, B>,
+    machine: &mut Machine<'f, M, B>,
     host: &mut impl Host,
 ) -> Result<(usize, Example<'f, M>), SnapshotError> {
     loop {
@@ -134,16 +135,16 @@ pub fn run_to_freeze<'f, M: PhysMem>(
     Ok((room, Example { page, len }))
 }
 
-impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
+impl<'a, 'f, 's, 'i, M: PhysMem, H: Host, B: Backend> Snapshot<'a, 'f, 's, 'i, M, H, B> {
     /// Puts breakpoints where `blocks` begin and freezes `guest`, which has asked for it. No run may take longer than
     /// `longest` ticks.
     ///
     /// # Errors
     /// Breakpoints that cannot be put, or a guest that cannot be frozen.
     pub fn new(
-        machine: &'a mut Machine<'f, M>,
+        machine: &'a mut Machine<'f, M, B>,
         host: &'a mut H,
-        mut guest: Guest<'s, M>,
+        mut guest: Guest<'s, M, B>,
         mut blocks: Blocks<'i, 'f, M>,
         longest: u64,
     ) -> Result<Self, SnapshotError> {
@@ -187,7 +188,7 @@ impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
     }
 
     /// The spaces that there are now, for an audit.
-    pub fn spaces(&self) -> impl Iterator<Item = &Space<'s, M>> + Clone {
+    pub fn spaces(&self) -> impl Iterator<Item = &Space<'s, M, TablesOf<B>>> + Clone {
         let template = self
             .template
             .as_ref()
@@ -249,7 +250,7 @@ impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
         self.end_fork();
         let template = self.template.take().ok_or(SnapshotError::NoBuffer)?;
         let blocks = &mut self.watch.blocks;
-        let put_back = |space: &mut Space<'s, M>| {
+        let put_back = |space: &mut Space<'s, M, TablesOf<B>>| {
             blocks.settle(|at, byte| space.load(Gpa::new(at.as_u64()), &[byte]))
         };
         match template.patch(self.machine, put_back) {
@@ -269,8 +270,8 @@ impl<'a, 'f, 's, 'i, M: PhysMem, H: Host> Snapshot<'a, 'f, 's, 'i, M, H> {
 }
 
 /// Puts a breakpoint where each block begins. Where the guest's memory is not what its image says, there is none.
-fn plant<M: PhysMem>(
-    space: &mut Space<'_, M>,
+fn plant<M: PhysMem, F: crate::paging::Nested>(
+    space: &mut Space<'_, M, F>,
     blocks: &mut Blocks<'_, '_, M>,
 ) -> Result<(), AccessError> {
     // One byte at a time through the guest's tables is slow, and this happens once.
@@ -286,7 +287,7 @@ fn plant<M: PhysMem>(
     })
 }
 
-impl<M: PhysMem, H: Host> Target for Snapshot<'_, '_, '_, '_, M, H> {
+impl<M: PhysMem, H: Host, B: Backend> Target for Snapshot<'_, '_, '_, '_, M, H, B> {
     type Error = SnapshotError;
 
     fn execute(&mut self, input: &[u8]) -> Result<Execution, SnapshotError> {

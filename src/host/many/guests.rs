@@ -7,22 +7,22 @@ use crate::ept::{Flaw, Reason, Reset, Spaces};
 use crate::frames::{FrameBox, PhysMem};
 use crate::host::cmdline::{ForkOptions, ResetMode};
 use crate::vm::clock::now;
-use crate::vm::{self, Guest, Host, Machine};
+use crate::vm::{self, Backend, Guest, Host, Machine, OnVmx, TablesOf};
 
 /// Of the resets, the memory is checked after the first so many, and after each so many later.
 const MEMORY_CHECKS: u64 = 16;
 
 /// A living fork, in a frame of its own.
-pub struct LivingFork<'f, 's, M: PhysMem> {
-    guest: Guest<'s, M>,
+pub struct LivingFork<'f, 's, M: PhysMem, B: Backend = OnVmx> {
+    guest: Guest<'s, M, B>,
     slot: ForkSlot,
     /// What all its runs took before this one.
     before: Cost,
     below: Option<FrameBox<'f, Self, M>>,
 }
 
-impl<'s, M: PhysMem> LivingFork<'_, 's, M> {
-    pub(super) fn new(guest: Guest<'s, M>, slot: ForkSlot) -> Self {
+impl<'s, M: PhysMem, B: Backend> LivingFork<'_, 's, M, B> {
+    pub(super) fn new(guest: Guest<'s, M, B>, slot: ForkSlot) -> Self {
         Self {
             guest,
             slot,
@@ -30,12 +30,12 @@ impl<'s, M: PhysMem> LivingFork<'_, 's, M> {
             below: None,
         }
     }
-    pub(super) fn into_guest(self) -> Guest<'s, M> {
+    pub(super) fn into_guest(self) -> Guest<'s, M, B> {
         self.guest
     }
 }
 
-impl<'f, 's, M: PhysMem> Linked for FrameBox<'f, LivingFork<'f, 's, M>, M> {
+impl<'f, 's, M: PhysMem, B: Backend> Linked for FrameBox<'f, LivingFork<'f, 's, M, B>, M> {
     fn below(&mut self) -> &mut Option<Self> {
         &mut self.below
     }
@@ -45,8 +45,8 @@ impl<'f, 's, M: PhysMem> Linked for FrameBox<'f, LivingFork<'f, 's, M>, M> {
 }
 
 /// A template, and what is checked of it.
-pub struct ForkTemplate<'s, M: PhysMem> {
-    frozen: vm::Template<'s, M>,
+pub struct ForkTemplate<'s, M: PhysMem, B: Backend = OnVmx> {
+    frozen: vm::Template<'s, M, B>,
     checksum: u64,
 }
 
@@ -94,10 +94,10 @@ pub struct Checked {
 }
 
 /// Makes, runs and resets forks of guests.
-pub struct GuestForks<'r, 'f, 's, M: PhysMem, H> {
-    machine: &'r mut Machine<'f, M>,
+pub struct GuestForks<'r, 'f, 's, M: PhysMem, H, B: Backend = OnVmx> {
+    machine: &'r mut Machine<'f, M, B>,
     host: &'r mut H,
-    spaces: &'r Spaces<'s, M>,
+    spaces: &'r Spaces<'s, M, TablesOf<B>>,
     reset: Reset,
     prefetch: bool,
     checks: bool,
@@ -109,12 +109,12 @@ pub struct GuestForks<'r, 'f, 's, M: PhysMem, H> {
     pub prefetched: u64,
 }
 
-impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
+impl<'r, 'f, 's, M: PhysMem, H: Host, B: Backend> GuestForks<'r, 'f, 's, M, H, B> {
     /// `checks`: look at everything now and then, which takes long.
     pub fn new(
-        machine: &'r mut Machine<'f, M>,
+        machine: &'r mut Machine<'f, M, B>,
         host: &'r mut H,
-        spaces: &'r Spaces<'s, M>,
+        spaces: &'r Spaces<'s, M, TablesOf<B>>,
         options: &ForkOptions,
         checks: bool,
     ) -> Self {
@@ -141,8 +141,8 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
     /// No frame for it.
     pub fn template(
         &mut self,
-        frozen: vm::Template<'s, M>,
-    ) -> Result<FrameBox<'f, ForkTemplate<'s, M>, M>, ForkEnd> {
+        frozen: vm::Template<'s, M, B>,
+    ) -> Result<FrameBox<'f, ForkTemplate<'s, M, B>, M>, ForkEnd> {
         let checksum = match self.checks.then(|| frozen.space().checksum()) {
             Some(Ok(checksum)) => checksum,
             Some(Err(reason)) => {
@@ -163,9 +163,9 @@ impl<'r, 'f, 's, M: PhysMem, H: Host> GuestForks<'r, 'f, 's, M, H> {
     }
 }
 
-impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
-    type Template = FrameBox<'f, ForkTemplate<'s, M>, M>;
-    type Fork = FrameBox<'f, LivingFork<'f, 's, M>, M>;
+impl<'f, 's, M: PhysMem, H: Host, B: Backend> Forks for GuestForks<'_, 'f, 's, M, H, B> {
+    type Template = FrameBox<'f, ForkTemplate<'s, M, B>, M>;
+    type Fork = FrameBox<'f, LivingFork<'f, 's, M, B>, M>;
     type End = ForkEnd;
 
     fn fork(
@@ -308,11 +308,11 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
         let mut held = self.machine.frames_held();
         for generation in alive.generations() {
             // And the frame that each is in.
-            held += generation.forks().count() as u64 * (Guest::<M>::FRAMES_HELD + 1);
+            held += generation.forks().count() as u64 * (Guest::<M, B>::FRAMES_HELD + 1);
             let Some(template) = generation.template else {
                 continue;
             };
-            held += vm::Template::<M>::FRAMES_HELD + 1;
+            held += vm::Template::<M, B>::FRAMES_HELD + 1;
             let ForkTemplate { frozen, checksum } = &**template;
             match frozen.space().checksum() {
                 Ok(now) if now == *checksum => {}
@@ -338,9 +338,9 @@ impl<'f, 's, M: PhysMem, H: Host> Forks for GuestForks<'_, 'f, 's, M, H> {
     }
 }
 
-impl<'f, 's, M: PhysMem, H: Host> GuestForks<'_, 'f, 's, M, H> {
+impl<'f, 's, M: PhysMem, H: Host, B: Backend> GuestForks<'_, 'f, 's, M, H, B> {
     /// Has the template remember what its first fork wrote.
-    fn remember(&self, template: &mut ForkTemplate<'s, M>, fork: &LivingFork<'f, 's, M>) {
+    fn remember(&self, template: &mut ForkTemplate<'s, M, B>, fork: &LivingFork<'f, 's, M, B>) {
         if self.prefetch && template.frozen.space().working_set() == 0 {
             // Without it later forks do as the first did.
             let _ = template.frozen.remember_working_set(&fork.guest);
@@ -348,7 +348,7 @@ impl<'f, 's, M: PhysMem, H: Host> GuestForks<'_, 'f, 's, M, H> {
     }
 }
 
-fn cost<M: PhysMem>(guest: &Guest<'_, M>) -> Cost {
+fn cost<M: PhysMem, B: Backend>(guest: &Guest<'_, M, B>) -> Cost {
     let faults = guest.space().faults();
     Cost {
         exits: guest.stats.total(),

@@ -13,7 +13,7 @@ use crate::ept::{Reset, Restored};
 use crate::frames::{FrameAllocator, FrameBox, PhysMem};
 use crate::host::cmdline::Measure;
 use crate::vm::figure::Unit;
-use crate::vm::{Guest, Host, Machine, Outcome, Template, Turn};
+use crate::vm::{Backend, Guest, Host, Machine, OnVmx, Outcome, Template, Turn};
 
 /// Pages that are written.
 const PAGES: [u64; 10] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256];
@@ -38,20 +38,20 @@ struct Point {
     frames: u64,
 }
 
-struct Bench<'r, 'f, 's, M: PhysMem, H> {
-    machine: &'r mut Machine<'f, M>,
+struct Bench<'r, 'f, 's, M: PhysMem, H, B: Backend = OnVmx> {
+    machine: &'r mut Machine<'f, M, B>,
     host: &'r mut H,
-    template: &'r Template<'s, M>,
+    template: &'r Template<'s, M, B>,
 }
 
 /// Measures forks of `template`, and tells `file` of each figure.
 ///
 /// # Errors
 /// The first fork that could not be made, run or reset.
-pub fn measure<'s, M: PhysMem, H: Host>(
-    machine: &mut Machine<'_, M>,
+pub fn measure<'s, M: PhysMem, H: Host, B: Backend>(
+    machine: &mut Machine<'_, M, B>,
     host: &mut H,
-    template: &Template<'s, M>,
+    template: &Template<'s, M, B>,
     what: Measure,
     file: &mut impl FnMut(Measurement<'_>),
 ) -> Result<(), ForkEnd> {
@@ -70,12 +70,12 @@ pub fn measure<'s, M: PhysMem, H: Host>(
     }
 }
 
-impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
+impl<'s, M: PhysMem, H: Host, B: Backend> Bench<'_, '_, 's, M, H, B> {
     fn frames(&self) -> &FrameAllocator<M> {
         self.machine.frames()
     }
 
-    fn fork(&mut self, pages: u64) -> Result<(Guest<'s, M>, Price), ForkEnd> {
+    fn fork(&mut self, pages: u64) -> Result<(Guest<'s, M, B>, Price), ForkEnd> {
         let begin = Moment::now(self.frames());
         let fork = self.template.fork(self.machine, &pages.to_le_bytes());
         let price = begin.price(self.frames());
@@ -83,7 +83,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
     }
 
     /// Runs a fork to its end. Returns what the hypervisor took for it.
-    fn run(&mut self, fork: &mut Guest<'s, M>) -> Result<Price, ForkEnd> {
+    fn run(&mut self, fork: &mut Guest<'s, M, B>) -> Result<Price, ForkEnd> {
         let own = fork.stats.guest_ticks;
         let begin = Moment::now(self.frames());
         let turn = loop {
@@ -105,7 +105,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
         }
     }
 
-    fn end(&mut self, fork: Guest<'s, M>) -> Price {
+    fn end(&mut self, fork: Guest<'s, M, B>) -> Price {
         let begin = Moment::now(self.frames());
         fork.end(self.machine);
         begin.price(self.frames())
@@ -121,7 +121,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
         for repeat in 0..REPEATS {
             let (fork, all) = self.fork(0)?;
             let (ticks, counts) = fork.setup();
-            let setup = Price::new(ticks, counts, Guest::<M>::FRAMES_HELD);
+            let setup = Price::new(ticks, counts, Guest::<M, B>::FRAMES_HELD);
             vmcs.set(repeat, setup);
             rest.set(repeat, all.without(setup));
             self.end(fork);
@@ -135,7 +135,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
 
     fn reset(
         &mut self,
-        fork: &mut Guest<'s, M>,
+        fork: &mut Guest<'s, M, B>,
         how: Reset,
         pages: u64,
     ) -> Result<(Restored, Price), ForkEnd> {
@@ -153,7 +153,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
     /// A fork through its whole life, once.
     fn life(
         &mut self,
-        fork: &mut Guest<'s, M>,
+        fork: &mut Guest<'s, M, B>,
         pages: u64,
         repeat: usize,
         point: &mut Point,
@@ -190,7 +190,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
         if let Some(error) = failed {
             return Err(error);
         }
-        let of_vcpu = Guest::<M>::FRAMES_HELD;
+        let of_vcpu = Guest::<M, B>::FRAMES_HELD;
         for (name, value, unit) in [
             ("fork.idle_memory", 4096 * all.frames(), Unit::Bytes),
             (
@@ -265,7 +265,7 @@ impl<'s, M: PhysMem, H: Host> Bench<'_, '_, 's, M, H> {
 }
 
 /// Pages that became the fork's own.
-fn private<M: PhysMem>(fork: &Guest<'_, M>) -> u64 {
+fn private<M: PhysMem, B: Backend>(fork: &Guest<'_, M, B>) -> u64 {
     let faults = fork.space().faults();
     faults.copied + faults.filled + faults.taken_over
 }

@@ -15,11 +15,12 @@ use x86_64::registers::model_specific::{Efer, EferFlags};
 use super::asid::{Asid, Asids};
 use super::capabilities::{Capabilities, SvmSwitch, VM_CR, is_switched_off};
 use super::feature::{Feature, Features};
+use super::field::Clean;
 use super::fields::{ASID, EXIT_CODE, RAX, RFLAGS, RIP, RSP, TLB_CONTROL};
 use super::loaded::Refused;
 use super::neutral::Gpr;
 use super::reason::INVALID;
-use super::vmcb::{Clean, Vmcb};
+use super::vmcb::Vmcb;
 use crate::addr::Hpa;
 use crate::virt::cpu::EntryArea;
 

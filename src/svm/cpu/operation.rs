@@ -21,6 +21,8 @@ pub trait Platform: Sync {
     /// Puts this map, and one in which every port exits, where they stay for good, and returns where the CPU finds them: they are
     /// larger than a frame.
     fn permission_maps(&self, msrs: MsrMap) -> (Hpa, Hpa);
+    /// Whether there is a timer that can interrupt this CPU: nothing else stops a guest.
+    fn has_timer(&self) -> bool;
     /// Interrupts this CPU once after so many ticks of its time-stamp counter, or after as many as its timer can count.
     fn set_timer(&self, ticks: u64);
     /// Takes the interrupt that is pending on this CPU.
@@ -36,6 +38,8 @@ pub enum StartError {
     Unmet(UnmetFeatures),
     /// It cannot be switched on.
     StillOff(StillOff),
+    /// Nothing could stop a guest that runs for too long.
+    NoTimer,
     /// No frames for what all guests share.
     Frames(FrameError),
 }
@@ -46,6 +50,9 @@ impl fmt::Display for StartError {
             Self::Unavailable(error) => error.fmt(f),
             Self::Unmet(error) => error.fmt(f),
             Self::StillOff(error) => error.fmt(f),
+            Self::NoTimer => f.write_str(
+                "SVM has no timer of its own, and the local APIC's, which is to stop guests, cannot be used",
+            ),
             Self::Frames(error) => write!(f, "starting SVM: {error}"),
         }
     }
@@ -181,6 +188,9 @@ impl Operation {
         msrs: MsrMap,
         platform: &'static dyn Platform,
     ) -> Result<Self, StartError> {
+        if !platform.has_timer() {
+            return Err(StartError::NoTimer);
+        }
         let own = Frames::new(frames)?;
         let host = HostFrames {
             save_area: own.save_area.address(),

@@ -41,6 +41,7 @@ impl<C: OnCpu> Exits for Loaded<'_, C> {
     /// The first field of information.
     type PortDetail = u64;
     type Place = Place;
+    const TELLS_LINEAR_ADDRESSES: bool = false;
     const MAY_WANT_CODE: bool = true;
     #[inline(always)]
     fn wants_code(&self) -> bool {
@@ -105,8 +106,8 @@ impl<C: OnCpu> Exits for Loaded<'_, C> {
         Ok(self.vmcb.get(EXIT_INFO_2))
     }
     #[inline(always)]
-    fn linear_address(&self) -> Result<Option<Gva>, UnknownInstruction> {
-        Ok(None)
+    fn linear_address(&self) -> Result<Gva, UnknownInstruction> {
+        Ok(Gva::new(0))
     }
     fn was_delivering(&self) -> Result<bool, UnknownInstruction> {
         Ok(self.vmcb.get(EXIT_INTERRUPTION) & VALID != 0)

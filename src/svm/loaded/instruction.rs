@@ -8,15 +8,13 @@ use super::super::feature::Feature;
 use super::super::fields::{EXIT_CODE, EXIT_INFO_2, NEXT_RIP, RIP, RSP};
 use super::super::neutral::{Event, EventKind, Gpr, GuestRegs};
 use super::super::reason::{DR_READ, EXCEPTION, Reason};
+use super::told::Told;
 use super::{Loaded, OnCpu, UnknownInstruction};
 use crate::virt::control_registers::{ControlRegister, CrAccess};
 
-/// What its code tells of an instruction that has exited.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Told {
-    pub length: u8,
-    pub cr: Option<CrAccess>,
-}
+/// What the other maker's instruction for a call is here.
+const INVALID_OPCODE: u8 = 6;
+const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
 
 impl<C: OnCpu> Loaded<'_, C> {
     /// Whether the CPU does not say enough of the instruction that has exited.
@@ -54,6 +52,12 @@ impl<C: OnCpu> Loaded<'_, C> {
     pub(super) fn tell(&mut self, code: &[u8], regs: &GuestRegs) -> bool {
         let (exit, mode) = (self.exit(), code_mode(self.vmcb));
         let told = match exit {
+            Exit::Exception(exception) if exception.vector == INVALID_OPCODE => {
+                code.starts_with(&VMCALL).then_some(Told {
+                    length: VMCALL.len() as u8,
+                    cr: None,
+                })
+            }
             Exit::Exception(_) => {
                 let breakpoint = Injection::of(Event::plain(3, EventKind::SoftwareException));
                 asking_instruction(breakpoint, mode, code).map(|length| Told { length, cr: None })

@@ -4,6 +4,7 @@ mod exits;
 mod instruction;
 mod progress;
 mod registers;
+mod told;
 
 use core::fmt;
 
@@ -18,11 +19,12 @@ use super::left::exit_reason;
 use super::vmcb::Vmcb;
 use crate::ept::{CpuId, Entered, Eptp, Invalidate, Space};
 use crate::frames::{FrameAllocator, PhysMem};
+use crate::paging::Nested;
 use crate::virt::cpu::EntryArea;
 use crate::virt::exit::ExitReason;
 use crate::virt::processor::{Processor, SpecialExit};
-use instruction::Told;
 pub(in crate::svm) use registers::intercept_reads;
+use told::Told;
 
 /// VMRUN has refused the VMCB: the guest has not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +65,7 @@ pub enum Taken {
 /// What is outdated of the ASID must be dropped, when [`OnCpu::enter`] runs the guest, before it runs.
 pub unsafe trait OnCpu {
     /// Enters the guest: see [`Svm::enter`](super::cpu::Svm::enter). `X87_SELECTORS`: see
-    /// [`Processor::enter`](crate::virt::Processor::enter).
+    /// [`Processor::enter`].
     ///
     /// # Errors
     /// VMRUN has refused the VMCB.
@@ -279,10 +281,10 @@ impl<C: OnCpu> Processor for Loaded<'_, C> {
     fn begin_log(&mut self) -> Result<(), UnknownInstruction> {
         Ok(())
     }
-    fn drain_log<M: PhysMem>(
+    fn drain_log<M: PhysMem, F: Nested>(
         &mut self,
         _: &FrameAllocator<M>,
-        _: &mut Space<'_, M>,
+        _: &mut Space<'_, M, F>,
     ) -> Result<(), UnknownInstruction> {
         Ok(())
     }

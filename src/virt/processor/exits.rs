@@ -58,6 +58,8 @@ pub trait Exits: Registers {
     type PortDetail: Copy;
     /// Where an instruction is that exited.
     type Place: Copy;
+    /// Whether violations say at which linear address they were: where they do not, [`Exits::linear_address`] means nothing.
+    const TELLS_LINEAR_ADDRESSES: bool = true;
     /// Whether there are CPUs that do not tell enough of an instruction that exits, which its code must: see
     /// [`Exits::wants_code`].
     const MAY_WANT_CODE: bool = false;
@@ -95,11 +97,11 @@ pub trait Exits: Registers {
     /// # Errors
     /// The state cannot be read.
     fn physical_address(&self) -> Result<u64, Self::Error>;
-    /// The linear address of the exit, where it has one. `None`: the CPU does not tell it.
+    /// The linear address of the exit, where it has one.
     ///
     /// # Errors
     /// The state cannot be read.
-    fn linear_address(&self) -> Result<Option<Gva>, Self::Error>;
+    fn linear_address(&self) -> Result<Gva, Self::Error>;
     /// Whether the exit came while an event was delivered.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use super::cpu::EntryArea;
 use super::exit::ExitReason;
 use crate::ept::{Entered, Eptp, Invalidate, Space};
 use crate::frames::{FrameAllocator, PhysMem};
+use crate::paging::Nested;
 
 /// What an entry ended with that is not the number of an exit reason alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,10 +86,10 @@ pub trait Processor: Progress + Invalidate {
     ///
     /// # Errors
     /// The state cannot be accessed.
-    fn drain_log<M: PhysMem>(
+    fn drain_log<M: PhysMem, F: Nested>(
         &mut self,
         frames: &FrameAllocator<M>,
-        space: &mut Space<'_, M>,
+        space: &mut Space<'_, M, F>,
     ) -> Result<(), Self::Error>;
     /// Writes on one line where the guest was and why it left.
     ///

@@ -3,14 +3,15 @@
 use super::super::cpuid::{Enabled, Features};
 use super::super::msr;
 use super::{Backend, ControlError, CpuFacts, CpuStartError, RegisterFixes, Start64};
-use crate::ept::{EptCapability, Eptp};
+use crate::ept::{Eptp, NptCapability};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
+use crate::svm::MsrMap;
 use crate::svm::cpu::{Found, GuestVmcb, OnThisCpu, Operation, Platform};
 use crate::svm::guest_state::GuestState;
 use crate::svm::loaded::Loaded;
-use crate::svm::{Capabilities, MsrMap};
 use crate::virt::control_registers::FixedBits;
-use crate::virt::cpu::{Guard, ResidentFeatures};
+use crate::virt::cpu::{Guard, ResidentFeatures, ThisCpu};
+use crate::virt::cpuid::has_gib_pages;
 use crate::virt::processor::RegisterMasks;
 
 /// On SVM.
@@ -34,18 +35,8 @@ fn msr_map(features: &Features) -> MsrMap {
     map
 }
 
-/// What nested tables can do, in the words of the spaces: the CPU always sets accessed and dirty in them.
-fn nested_tables(capabilities: &Capabilities) -> EptCapability {
-    const WALK_LENGTH_4: u64 = 1 << 6;
-    const WRITE_BACK: u64 = 1 << 14;
-    const PAGES_2M: u64 = 1 << 16;
-    const INVEPT: u64 = 1 << 20 | 1 << 25 | 1 << 26;
-    const ACCESSED_DIRTY: u64 = 1 << 21;
-    let bits = WALK_LENGTH_4 | WRITE_BACK | PAGES_2M | INVEPT | ACCESSED_DIRTY;
-    EptCapability::new(bits, capabilities.physical_bits)
-}
-
 impl Backend for OnSvm {
+    type Tables = NptCapability;
     type Platform = &'static dyn Platform;
     type Found = Found;
     type Operation = Operation;
@@ -56,7 +47,7 @@ impl Backend for OnSvm {
     fn find() -> Result<Found, CpuStartError> {
         Found::on_this_cpu().map_err(CpuStartError::Svm)
     }
-    fn facts(found: &Found) -> CpuFacts {
+    fn facts(found: &Found) -> CpuFacts<NptCapability> {
         let capabilities = &found.capabilities;
         let reserved = FixedBits {
             fixed0: 0,
@@ -73,10 +64,17 @@ impl Backend for OnSvm {
                 cr0: NOT_FIXED,
                 cr4: reserved,
             },
-            ept: nested_tables(capabilities),
+            tables: NptCapability {
+                pages_1g: has_gib_pages(&ThisCpu),
+                physical_bits: capabilities.physical_bits,
+            },
             physical_bits: capabilities.physical_bits,
             logs: false,
         }
+    }
+    fn deny_large_execution(tables: NptCapability) -> NptCapability {
+        // No such CPU has the defect.
+        tables
     }
     unsafe fn prepare(found: &Found) -> Result<ResidentFeatures, CpuStartError> {
         // SAFETY: the caller's.
@@ -86,10 +84,13 @@ impl Backend for OnSvm {
         frames: &FrameAllocator<M>,
         found: Found,
         resident: ResidentFeatures,
-        _: &Guard,
+        guard: &Guard,
         features: &Features,
         platform: &'static dyn Platform,
     ) -> Result<Operation, CpuStartError> {
+        if *guard != Guard::default() {
+            log::warn!("on SVM nothing of this is done at entries and exits yet");
+        }
         let msrs = msr_map(features);
         // SAFETY: the caller's.
         unsafe { Operation::start(frames, found, resident, msrs, platform) }
@@ -166,6 +167,7 @@ impl Backend for OnSvm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::svm::Capabilities;
     use crate::svm::choose;
     use crate::svm::fake::qemu;
     use x86::msr::{IA32_EFER, IA32_FS_BASE, IA32_LSTAR, IA32_PAT, IA32_TIME_STAMP_COUNTER};
@@ -207,7 +209,7 @@ mod tests {
             chosen,
         });
         assert!(facts.enabled.unrestricted && !facts.logs);
-        assert!(facts.ept.accessed_dirty && facts.ept.pages_2m);
+        assert_eq!(facts.tables.physical_bits, facts.physical_bits);
         assert_eq!(facts.fixed.cr0.wrong(!0), 0);
         assert_eq!(facts.fixed.cr4.wrong(1 << 13), 1 << 13);
         assert_eq!(facts.physical_bits, capabilities.physical_bits);

@@ -1,26 +1,24 @@
 //! Guests on Intel's VMX.
 
 use super::super::cpuid::{Enabled, Features};
-use super::super::guest::Guest;
-use super::super::machine::Machine;
 use super::super::msr;
-use super::super::vcpu::VcpuError;
 use super::{Backend, ControlError, CpuFacts, CpuStartError, RegisterFixes, Start64};
 use crate::addr::PAGE_SIZE;
-use crate::ept::Eptp;
+use crate::ept::{EptCapability, Eptp};
 use crate::frames::{FrameAllocator, FrameError, PhysMem};
 use crate::virt::cpu::{Guard, ResidentFeatures};
 use crate::virt::processor::RegisterMasks;
+use crate::vmx::GuestState;
 use crate::vmx::controls::Secondary;
-use crate::vmx::cpu::{CurrentVmcs, Found, GuestVmcs, GuestVmcsError, Operation};
+use crate::vmx::cpu::{CurrentVmcs, Found, GuestVmcs, Operation};
 use crate::vmx::loaded::Loaded;
-use crate::vmx::{GuestState, VmcsError};
 
 /// On VMX.
 #[derive(Clone, Copy, Debug)]
 pub struct OnVmx;
 
 impl Backend for OnVmx {
+    type Tables = EptCapability;
     type Platform = ();
     type Found = Found;
     type Operation = Operation;
@@ -31,7 +29,7 @@ impl Backend for OnVmx {
     fn find() -> Result<Found, CpuStartError> {
         Found::on_this_cpu().map_err(CpuStartError::Vmx)
     }
-    fn facts(found: &Found) -> CpuFacts {
+    fn facts(found: &Found) -> CpuFacts<EptCapability> {
         let capabilities = &found.capabilities;
         CpuFacts {
             enabled: Enabled {
@@ -43,9 +41,15 @@ impl Backend for OnVmx {
                 cr0: capabilities.cr0,
                 cr4: capabilities.cr4,
             },
-            ept: capabilities.ept,
+            tables: capabilities.ept,
             physical_bits: capabilities.physical_bits,
             logs: found.logs,
+        }
+    }
+    fn deny_large_execution(tables: EptCapability) -> EptCapability {
+        EptCapability {
+            execute_large: false,
+            ..tables
         }
     }
     unsafe fn prepare(found: &Found) -> Result<ResidentFeatures, CpuStartError> {
@@ -140,28 +144,5 @@ impl Backend for OnVmx {
         if let Err(fail) = control.end(operation, frames) {
             log::error!("VMCLEAR of a VMCS that ends: {fail}");
         }
-    }
-}
-
-impl<M: PhysMem> Guest<'_, M, OnVmx> {
-    /// Lets `change` at the VMCS of the guest, which does not run. A VM entry that the CPU then refuses ends the guest with
-    /// a report.
-    ///
-    /// # Errors
-    /// Of `change`, or the guest has no VMCS to load.
-    ///
-    /// # Safety
-    /// `change` must write nothing but guest state: host state and controls are what keeps the hypervisor safe.
-    pub unsafe fn with_vmcs(
-        &mut self,
-        machine: &mut Machine<'_, M, OnVmx>,
-        change: impl FnOnce(&mut CurrentVmcs) -> Result<(), VmcsError>,
-    ) -> Result<(), VcpuError> {
-        let mut vmcs = self
-            .vcpu
-            .control
-            .make_current(&mut machine.cpu)
-            .map_err(GuestVmcsError::from)?;
-        Ok(change(&mut vmcs).map_err(GuestVmcsError::from)?)
     }
 }

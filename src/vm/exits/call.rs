@@ -12,10 +12,11 @@ use super::super::virtual_memory::{GuestVirtual, VirtualMemory};
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{Region, Space};
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::virt::{CodeMode, Gpr};
 use offshoot_abi::{Call, Error, HARVEST_MAX, to_rax};
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// The call that does nothing is what round trips are measured with, so it stays out of the way of the others.
     #[inline(always)]
     pub fn call(&mut self) -> Result<Next, P::Error> {
@@ -110,7 +111,7 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
             return Ok(Err(Error::Invalid));
         };
         let (translation, privilege) = self.view()?;
-        let write = |space: &mut Space<'_, M>, bitmap: &[u8]| {
+        let write = |space: &mut Space<'_, M, F>, bitmap: &[u8]| {
             GuestVirtual::new(space, &translation, privilege)
                 .write(request.bitmap, bitmap)
                 .map_err(|_| Error::BadAddress)

@@ -7,9 +7,10 @@ use super::super::run::Running;
 use crate::addr::{AddrRange, Gpa};
 use crate::ept::{EditError, Reason, Region, RegionError, RegionKind, Space};
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use offshoot_abi::Error;
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Gives back what is in the pages. What the CPU has logged of them is taken note of before.
     pub(super) fn discard(&mut self, range: AddrRange<Gpa>) -> Result<Result<(), Error>, P::Error> {
         self.drain_pml()?;
@@ -27,7 +28,10 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     }
 }
 
-fn discard<M: PhysMem>(space: &mut Space<'_, M>, range: AddrRange<Gpa>) -> Result<(), Error> {
+fn discard<M: PhysMem, F: Nested>(
+    space: &mut Space<'_, M, F>,
+    range: AddrRange<Gpa>,
+) -> Result<(), Error> {
     // What the host has put there would be gone.
     let rom = |region: &Region| region.range.overlaps(range) && region.kind == RegionKind::Rom;
     if space.regions().any(rom) {
@@ -36,8 +40,8 @@ fn discard<M: PhysMem>(space: &mut Space<'_, M>, range: AddrRange<Gpa>) -> Resul
     space.discard(range).map_err(told)
 }
 
-fn protect<M: PhysMem>(
-    space: &mut Space<'_, M>,
+fn protect<M: PhysMem, F: Nested>(
+    space: &mut Space<'_, M, F>,
     range: AddrRange<Gpa>,
     Permissions { write, execute }: Permissions,
 ) -> Result<(), Error> {

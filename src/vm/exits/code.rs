@@ -7,8 +7,25 @@ use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, VirtualFault};
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
+    /// Whether the code at RIP, which is none of the CPU's instructions, is the other maker's for a call. The processor has been
+    /// given it then.
+    #[cold]
+    #[inline(never)]
+    pub fn is_others_call(&mut self) -> Result<bool, P::Error> {
+        let rip = self.processor.rip()?;
+        let view = self.instruction_view(rip)?;
+        let translation = self.translation(&view.registers)?;
+        let memory = GuestVirtual::new(self.space, &translation, view.privilege);
+        let (processor, regs) = (&mut self.processor, &self.area.regs);
+        let given = fetch_code(&memory, view.mode, view.linear_rip, |code| {
+            processor.take_code(code, regs)
+        });
+        Ok(matches!(given, Ok(true)))
+    }
+
     /// Gives the processor the code at RIP. Returns what comes in place of the handling of the exit: where the guest's tables do not
     /// lead to the code any more, the page fault of its fetch.
     #[inline(never)]

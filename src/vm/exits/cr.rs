@@ -8,6 +8,7 @@ use super::super::run::{Next, Running};
 use crate::addr::Gpa;
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::virt::SegmentRegister;
@@ -19,7 +20,7 @@ const TSS_16: [u8; 2] = [1, 3];
 /// Bits of a PDPTE that must be 0 with PAE paging, but those above the physical-address width.
 const PDPTE_RESERVED: u64 = 0b110 | 0b1_1110_0000;
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     pub(super) fn cr_access(&mut self) -> Result<Next, P::Error> {
         let Some(access) = self.processor.cr_access()? else {
             return self.stop(Outcome::UnexpectedExit(ExitReason::CrAccess));

@@ -13,6 +13,7 @@ use super::io::GuestPorts;
 use super::view::View;
 use crate::addr::Gva;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::register_bits::{CR0_AM, CR0_PE, RFLAGS_AC};
 use crate::virt::BreakpointHits;
 use crate::virt::Event;
@@ -20,7 +21,7 @@ use crate::virt::Gpr;
 use crate::virt::SegmentRegister;
 use crate::virt::processor::InstructionState;
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Carries out `instruction`, which tried what `translated` says, or is a `PORT_STRING`, which exits before it accesses
     /// anything.
     #[inline(always)]

@@ -7,13 +7,14 @@ use super::super::run::{Next, Running};
 use super::super::unhandled::{PAGE_FAULT, Unhandled};
 use crate::addr::Gpa;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::virt::Event;
 use crate::virt::event::Combined;
 use crate::virt::event::EventKind;
 use crate::virt::exit::ExitReason;
 use crate::virt::processor::NoEvent;
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Delivers again the event whose delivery the exit interrupted, if there is one.
     pub(super) fn deliver_again(&mut self) -> Result<Next, P::Error> {
         match self.processor.interrupted() {
@@ -50,6 +51,13 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
                 Event::DEBUG
             }
             3 => return self.breakpoint(),
+            6 if P::MAY_WANT_CODE => {
+                if self.is_others_call()? {
+                    self.stats.count(ExitReason::Vmcall);
+                    return self.call();
+                }
+                Event::INVALID_OPCODE
+            }
             17 => Event::ALIGNMENT_CHECK,
             18 => {
                 self.host.machine_check();

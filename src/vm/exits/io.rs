@@ -4,7 +4,7 @@ use super::super::Host;
 use super::super::backend::Cpu;
 use super::super::console::Console;
 use super::super::io::{Ports, rax_after_in};
-use super::super::mmio::{Code, Instruction, PortAccess, Repeat, StringOp, Why, Width};
+use super::super::mmio::{Code, Instruction, PortAccess, Repeat, StringOp, Translated, Why, Width};
 use super::super::outcome::Outcome;
 use super::super::run::{Next, Running};
 use super::super::virtual_memory::{GuestVirtual, Privilege, Translation, Use, VirtualFault};
@@ -13,6 +13,7 @@ use super::view::View;
 use crate::addr::{Gpa, Gva};
 use crate::ept::AccessError;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::virt::Event;
 use crate::virt::Gpr;
 use crate::virt::control_registers::ControlRegisters;
@@ -20,7 +21,7 @@ use crate::virt::exit::ExitReason;
 use crate::virt::io::IoAccess;
 use crate::virt::{BreakpointHits, Breakpoints};
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Carries out a port instruction. An error becomes the outcome.
     #[inline(never)]
     pub fn port(&mut self) -> Next {
@@ -150,18 +151,20 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         why: Why,
         code: &Code,
     ) -> Result<Next, P::Error> {
-        let gva = self.processor.linear_address()?;
         let (translation, privilege) = self.view()?;
+        let gva = self.told_address()?;
         let memory = GuestVirtual::new(self.space, &translation, privilege);
         let found = gva.and_then(|gva| {
             let what = if access.input { Use::Write } else { Use::Read };
             memory.look_up(gva, what).ok()
         });
         let reported = Reported {
-            gpa: found.map_or(Gpa::new(0), |found| found.gpa),
-            gva,
-            write: access.input,
-            device: None,
+            access: Translated {
+                gpa: found.map_or(Gpa::new(0), |found| found.gpa),
+                gva: gva.unwrap_or(Gva::new(0)),
+                write: access.input,
+                device: None,
+            },
             rip,
         };
         self.refuse(&reported, why, code)

@@ -7,8 +7,9 @@ use super::super::outcome::{MemoryFault, Outcome};
 use super::super::run::{Next, Running};
 use crate::ept::{Reason, Resolution, Unresolved, Violation};
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Makes the access possible, or stops the guest.
     #[inline(always)]
     pub fn ept_violation(&mut self) -> Result<Next, P::Error> {
@@ -70,7 +71,7 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
             Err(unresolved) if !is_reported(&unresolved) => {
                 let fault = MemoryFault {
                     unresolved,
-                    gva: self.processor.linear_address()?,
+                    gva: self.told_address()?,
                     rip: self.processor.rip()?,
                     during_delivery: self.processor.was_delivering()?,
                 };

@@ -10,35 +10,17 @@ use super::super::virtual_memory::VirtualFault;
 use crate::addr::{Gpa, Gva};
 use crate::ept::{Access, AccessError, Cause, Reason, RegionKind, Space, Violation};
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 
 /// What the CPU tells of an access.
 pub(super) struct Reported {
-    /// Where it led.
-    pub gpa: Gpa,
-    /// The linear address.
-    pub gva: Option<Gva>,
-    /// It was to be written.
-    pub write: bool,
-    /// The device there: see [`Translated`].
-    pub device: Option<(u32, u64)>,
+    /// The access, and where it led.
+    pub access: Translated,
     /// Where the instruction is.
     pub rip: Gva,
 }
 
-impl Reported {
-    /// The translation that the CPU has made, where it tells all of it.
-    #[inline(always)]
-    fn translated(&self) -> Option<Translated> {
-        Some(Translated {
-            gva: self.gva?,
-            gpa: self.gpa,
-            write: self.write,
-            device: self.device,
-        })
-    }
-}
-
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Carries out the access that `violation` reports, which is `device`'s to answer, or else is a write that a device is
     /// told of.
     pub(super) fn mmio_of(
@@ -49,13 +31,15 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         let gva = self.processor.linear_address()?;
         let rip = self.processor.rip()?;
         let reported = Reported {
-            gpa: violation.gpa(),
-            gva: match violation.cause() {
-                Cause::NoLinearAddress => None,
-                Cause::Translation | Cause::PageWalk => gva,
+            access: Translated {
+                gpa: violation.gpa(),
+                gva: match violation.cause() {
+                    Cause::NoLinearAddress => Gva::new(0),
+                    Cause::Translation | Cause::PageWalk => gva,
+                },
+                write: violation.is_write(),
+                device,
             },
-            write: violation.is_write(),
-            device,
             rip,
         };
         let why = match violation.cause() {
@@ -64,6 +48,14 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
             _ => Why::NoInstruction,
         };
         self.refuse(&reported, why, &Code::NONE)
+    }
+
+    /// The linear address of the exit, where the CPU tells it.
+    pub(super) fn told_address(&self) -> Result<Option<Gva>, P::Error> {
+        match P::TELLS_LINEAR_ADDRESSES {
+            true => self.processor.linear_address().map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Carries out an access that an instruction has made.
@@ -89,8 +81,8 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
         let (bytes, known) = code.bytes();
         let refusal = Refusal {
             why,
-            gpa: reported.gpa,
-            gva: reported.gva,
+            gpa: reported.access.gpa,
+            gva: P::TELLS_LINEAR_ADDRESSES.then_some(reported.access.gva),
             rip: reported.rip,
             bytes,
             known,
@@ -113,8 +105,11 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
             Ok(instruction) => instruction,
             Err(why) => return Ok(Err(why)),
         };
-        let translated = reported.translated();
-        self.emulate::<false>(&instruction, &view, &translation, translated.as_ref())
+        let translated = match P::TELLS_LINEAR_ADDRESSES {
+            true => Some(&reported.access),
+            false => None,
+        };
+        self.emulate::<false>(&instruction, &view, &translation, translated)
     }
 
     /// The instruction is not one that makes the access. That can be because the guest has changed its tables, and the
@@ -136,7 +131,7 @@ impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
     }
 }
 
-impl<M: PhysMem> Places for Space<'_, M> {
+impl<M: PhysMem, F: Nested> Places for Space<'_, M, F> {
     fn place(&self, gpa: Gpa, write: bool) -> Result<Place, AccessError> {
         let reason = match self.region_at(gpa) {
             None => Reason::NoRegion,

@@ -19,6 +19,7 @@ use super::run::{Next, Running};
 use super::{Host, xcr0};
 use crate::addr::Gpa;
 use crate::frames::PhysMem;
+use crate::paging::Nested;
 use crate::register_bits::RFLAGS_IF;
 use crate::virt::Event;
 use crate::virt::Gpr;
@@ -29,7 +30,7 @@ pub(super) const ZEROED_GOAL: u32 = 256;
 /// How many of them are zeroed while a guest halts.
 const ZEROED_AT_ONCE: u32 = 16;
 
-impl<M: PhysMem, H: Host, P: Cpu> Running<'_, '_, M, H, P> {
+impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Does what an exit needs. Every reason is here: what no control of ours asks for stops the guest.
     #[inline(always)]
     pub fn dispatch(&mut self, reason: ExitReason) -> Result<Next, P::Error> {

@@ -168,11 +168,6 @@ impl Drop for Vmx {
     }
 }
 
-#[cold]
-pub(super) fn invept_failed() {
-    log::error!("INVEPT failed");
-}
-
 fn clear_vmxe() {
     // SAFETY: the CPU is outside VMX operation, where the bit may be cleared.
     unsafe { Cr4::update(|cr4| cr4.remove(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS)) };

@@ -11,6 +11,7 @@ use crate::vmx::capabilities::{Capabilities, VmxUnavailable};
 use crate::vmx::control_choice::{UnmetControls, choose_controls};
 use crate::vmx::controls::{ControlSet, Secondary};
 use crate::vmx::instruction_error::VmFail;
+use crate::vmx::loaded::invept_failed;
 use crate::vmx::pml::Pml;
 use crate::vmx::start_state::HostState;
 use crate::vmx::vpid::{Vpid, Vpids};
@@ -203,7 +204,7 @@ unsafe impl Invalidate for Operation {
     #[inline(always)]
     fn invept(&mut self, eptp: Eptp) {
         if self.vmx.invept(eptp.as_u64()).is_err() {
-            super::invept_failed();
+            invept_failed();
         }
     }
     fn invvpid(&mut self, eptp: Eptp) {

@@ -88,10 +88,10 @@ impl<V: OnCpu> Exits for Loaded<'_, V> {
         self.vmcs.read64(Field64::GuestPhysicalAddress)
     }
     #[inline(always)]
-    fn linear_address(&self) -> Result<Option<Gva>, VmcsError> {
+    fn linear_address(&self) -> Result<Gva, VmcsError> {
         self.vmcs
             .read_natural(FieldNatural::GuestLinearAddress)
-            .map(|address| Some(Gva::new(address)))
+            .map(Gva::new)
     }
     fn was_delivering(&self) -> Result<bool, VmcsError> {
         let vectoring = self.vmcs.read32(Field32::IdtVectoringInformation)?;

@@ -18,6 +18,7 @@ use super::pml::Pml;
 use super::vmcs::{Vmcs, VmcsError};
 use crate::ept::{CpuId, Entered, Eptp, Invalidate, Space};
 use crate::frames::{FrameAllocator, PhysMem};
+use crate::paging::Nested;
 use crate::virt::cpu::EntryArea;
 use crate::virt::exit::ExitReason;
 use crate::virt::processor::{Processor, SpecialExit};
@@ -129,7 +130,7 @@ unsafe impl<V: OnCpu> Invalidate for Loaded<'_, V> {
     #[inline(always)]
     fn invept(&mut self, eptp: Eptp) {
         if self.vmcs.invept(eptp.as_u64()).is_err() {
-            super::cpu::invept_failed();
+            invept_failed();
         }
     }
     #[inline(always)]
@@ -203,10 +204,10 @@ impl<V: OnCpu> Processor for Loaded<'_, V> {
             None => Ok(()),
         }
     }
-    fn drain_log<M: PhysMem>(
+    fn drain_log<M: PhysMem, F: Nested>(
         &mut self,
         frames: &FrameAllocator<M>,
-        space: &mut Space<'_, M>,
+        space: &mut Space<'_, M, F>,
     ) -> Result<(), VmcsError> {
         match self.pml {
             Some(pml) => pml.drain(frames, space, &mut self.vmcs),
@@ -226,4 +227,9 @@ impl<V: OnCpu> Processor for Loaded<'_, V> {
         };
         report_failed_entry(group, &self.vmcs, self.capabilities, out)
     }
+}
+
+#[cold]
+pub(super) fn invept_failed() {
+    log::error!("INVEPT failed");
 }
