@@ -217,7 +217,7 @@ impl fmt::Display for Emulator {
             Self::BochsKvm { model } => write!(f, "KVM in a Linux on Bochs, CPU {model}"),
             Self::Qemu { accel, boot, .. } => {
                 let accel = match accel {
-                    Accel::Tcg => "software emulation, no VMX",
+                    Accel::Tcg => "software emulation, SVM where the CPU model has it",
                     Accel::Kvm => "KVM with nested VMX",
                 };
                 let boot = match boot {

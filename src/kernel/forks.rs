@@ -5,6 +5,7 @@ use crate::boot::layout::DirectMap;
 use crate::boot::power;
 use crate::host::{Kernel, file_figure};
 use crate::run::Session;
+use crate::selftest::OnKernel;
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
 use offshoot::addr::PAGE_SIZE;
@@ -32,11 +33,11 @@ static STATISTICS: Mutex<ForkStatistics<ForkEnd>> = Mutex::new(ForkStatistics::n
 /// The first runs of forks.
 pub static RUNS: Mutex<ArrayVec<GuestRun, RUNS_MAX>> = Mutex::new(ArrayVec::new_const());
 
-impl Session<'_> {
+impl<B: OnKernel> Session<'_, B> {
     /// Makes a guest a template and runs its forks, as its options say. `index` is its place in the report.
     pub fn freeze_and_fork(
         &mut self,
-        guest: Guest<'_, DirectMap>,
+        guest: Guest<'_, DirectMap, B>,
         index: usize,
         options: &GuestOptions,
     ) -> (GuestEnding<'static>, Option<ForksSummary>) {
@@ -87,7 +88,7 @@ impl Session<'_> {
 
     fn forks(
         &mut self,
-        template: Template<'_, DirectMap>,
+        template: Template<'_, DirectMap, B>,
         index: usize,
         options: &GuestOptions,
         budget: u64,
@@ -149,7 +150,7 @@ impl Session<'_> {
     /// Measures what forks cost, and files it.
     fn measure(
         &mut self,
-        template: Template<'_, DirectMap>,
+        template: Template<'_, DirectMap, B>,
         options: &GuestOptions,
     ) -> GuestEnding<'static> {
         let what = options.forks.measure.unwrap_or(Measure::Fork);

@@ -11,7 +11,7 @@ use offshoot::host::fuzz::{
 use offshoot::host::report::GuestEnding;
 use offshoot::vm::figure::{Figure, FigureName, Unit};
 use offshoot::vm::loader::Image;
-use offshoot::vm::{Guest, Host, Machine, RunStats};
+use offshoot::vm::{Backend, Guest, Host, Machine, RunStats, TablesOf};
 
 /// So many seconds lie between two lines that tell how it goes.
 const LINE_EVERY: u64 = 2;
@@ -39,12 +39,12 @@ impl Job<'_> {
     /// Fuzzes `guest` until the campaign is over, and ends it. Before that, `audit` is shown the spaces that there are.
     // What it needs of the stack is needed by no other run.
     #[inline(never)]
-    pub fn run<'s, H: Host>(
+    pub fn run<'s, H: Host, B: Backend>(
         &self,
-        mut guest: Guest<'s, DirectMap>,
-        machine: &mut Machine<'static, DirectMap>,
+        mut guest: Guest<'s, DirectMap, B>,
+        machine: &mut Machine<'static, DirectMap, B>,
         host: &mut H,
-        audit: impl FnOnce(&mut dyn Iterator<Item = &Space<'s, DirectMap>>),
+        audit: impl FnOnce(&mut dyn Iterator<Item = &Space<'s, DirectMap, TablesOf<B>>>),
     ) -> Fuzzed {
         let frames = machine.frames();
         let prepared = run_to_freeze(&mut guest, machine, host).and_then(|(room, example)| {
@@ -116,10 +116,10 @@ impl Job<'_> {
     }
 
     #[inline(never)]
-    fn steps<H: Host>(
+    fn steps<H: Host, B: Backend>(
         &self,
         campaign: &mut Campaign<'_, DirectMap>,
-        snapshot: &mut Snapshot<'_, '_, '_, '_, DirectMap, H>,
+        snapshot: &mut Snapshot<'_, '_, '_, '_, DirectMap, H, B>,
     ) -> Result<(), SnapshotError> {
         let name = self.options.name;
         let every = self.tsc_hz.saturating_mul(LINE_EVERY);

@@ -8,7 +8,7 @@ use crate::data;
 use crate::forks::RUNS;
 use crate::host::{EXPLANATIONS, FIGURES, LINES_LOST};
 use crate::run::Session;
-use crate::selftest::GuestTest;
+use crate::selftest::{GuestTest, OnKernel};
 use arrayvec::ArrayVec;
 use offshoot::ept::Spaces;
 use offshoot::frames::{FrameAllocator, FrameStatistics};
@@ -37,15 +37,15 @@ pub fn run_none(frames: &FrameAllocator<DirectMap>, error: &StartError) -> ! {
 }
 
 /// Runs all guests, reports, and ends the run.
-pub fn run_all(
-    mut machine: Machine<'static, DirectMap>,
+pub fn run_all<B: OnKernel>(
+    mut machine: Machine<'static, DirectMap, B>,
     boot: &BootInfo,
     options: &KernelOptions<'_>,
     tsc_hz: u64,
     hand_over: u64,
 ) -> ! {
     let frames = machine.frames();
-    let spaces = match Spaces::new(frames, machine.ept()) {
+    let spaces = match Spaces::new(frames, machine.tables()) {
         Ok(spaces) => spaces,
         Err(error) => power::end(Err(format_args!("no frame of zeroes: {error}"))),
     };

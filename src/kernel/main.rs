@@ -15,11 +15,16 @@ mod svm;
 
 use boot::console::{self, say};
 use boot::info::{self, BootInfo};
+use boot::layout::DirectMap;
 use boot::{apic, clock, memory, mtrr, power, segments, traps};
+use offshoot::frames::FrameAllocator;
 use offshoot::host::cmdline::KernelOptions;
-use offshoot::vm::Machine;
+use offshoot::svm::capabilities::VM_CR;
+use offshoot::virt::cpu::ThisCpu;
+use offshoot::virt::cpuid::has_gib_pages;
+use offshoot::vm::{Machine, OnSvm, OnVmx};
 use offshoot_memfuncs as _;
-use selftest::GuestTest;
+use selftest::{GuestTest, OnKernel};
 
 /// What a budget given as time is counted with where the TSC's speed could not be learned.
 const ASSUMED_TSC_HZ: u64 = 1_000_000_000;
@@ -61,7 +66,7 @@ extern "C" fn start(magic: u32, info: u32, hand_over: u64) -> ! {
 fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
     let mut free = memory::free(boot);
     // SAFETY: called once, with the boot tables in use; `boot` lies in memory that both map.
-    if let Err(error) = unsafe { memory::init_tables(boot, &mut free, gib_pages()) } {
+    if let Err(error) = unsafe { memory::init_tables(boot, &mut free, has_gib_pages(&ThisCpu)) } {
         power::end(Err(format_args!("{error}")));
     }
     let test = options.selftest.and_then(apic::SelfTest::of);
@@ -101,17 +106,51 @@ fn run(boot: &BootInfo, options: &KernelOptions<'_>, hand_over: u64) -> ! {
         log::warn!("the timer does not run: time is counted with a TSC of {ASSUMED_TSC_HZ} Hz");
         ASSUMED_TSC_HZ
     });
-    // SAFETY: in the kernel, with interrupts off and on tables that stay.
-    match unsafe { Machine::start(frames, options.mitigations, ()) } {
-        Ok(machine) => guests::run_all(machine, boot, options, tsc_hz, hand_over),
-        Err(error) => guests::run_none(frames, &error),
+    let start = Start {
+        frames,
+        boot,
+        options,
+        tsc_hz,
+        hand_over,
+    };
+    match has_svm() {
+        true => start.on::<OnSvm>(&svm::PLATFORM),
+        false => start.on::<OnVmx>(()),
     }
 }
 
-/// Whether this CPU has pages of 1 GiB.
-fn gib_pages() -> bool {
-    let has_leaf = core::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0001;
-    has_leaf && core::arch::x86_64::__cpuid(0x8000_0001).edx >> 26 & 1 != 0
+/// What guests are run with.
+struct Start<'b> {
+    frames: &'static FrameAllocator<DirectMap>,
+    boot: &'b BootInfo,
+    options: &'b KernelOptions<'b>,
+    tsc_hz: u64,
+    hand_over: u64,
+}
+
+impl Start<'_> {
+    fn on<B: OnKernel>(self, platform: B::Platform) -> ! {
+        let (frames, choice) = (self.frames, self.options.mitigations);
+        // SAFETY: in the kernel, with interrupts off and on tables that stay.
+        match unsafe { Machine::<DirectMap, B>::start(frames, choice, platform) } {
+            Ok(machine) => guests::run_all(
+                machine,
+                self.boot,
+                self.options,
+                self.tsc_hz,
+                self.hand_over,
+            ),
+            Err(error) => guests::run_none(frames, &error),
+        }
+    }
+}
+
+/// Whether guests are run on AMD's virtualization: the CPU has it (CPUID.80000001H:ECX[bit 2]), and the MSR that says whether it is
+/// switched on. Bochs has the one without the other.
+fn has_svm() -> bool {
+    let leaf = |leaf| core::arch::x86_64::__cpuid(leaf);
+    let svm = leaf(0x8000_0000).eax >= 0x8000_000a && leaf(0x8000_0001).ecx >> 2 & 1 != 0;
+    svm && traps::try_rdmsr(VM_CR).is_some()
 }
 
 #[panic_handler]

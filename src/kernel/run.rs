@@ -7,7 +7,7 @@ use crate::data::{self, bytes};
 use crate::fuzz::Job;
 use crate::host::{Kernel, file_figure};
 use crate::passthrough;
-use crate::selftest::GuestTest;
+use crate::selftest::{GuestTest, OnKernel};
 use core::arch::x86_64::_rdtsc;
 use offshoot::ept::{Census, Spaces};
 use offshoot::host::cmdline::GuestOptions;
@@ -16,7 +16,7 @@ use offshoot::host::report::{GuestEnding, GuestSummary};
 use offshoot::vm::figure::Unit;
 use offshoot::vm::loader::Image;
 use offshoot::vm::name::Name;
-use offshoot::vm::{Guest, GuestError, Machine, Turn};
+use offshoot::vm::{Guest, GuestError, Machine, TablesOf, Turn};
 
 /// Who files the hypervisor's own figures.
 const OWN_NAME: &str = "hypervisor";
@@ -24,18 +24,18 @@ const OWN_NAME: &str = "hypervisor";
 const BOOT_FIGURE: &[u8] = b"boot.to_first_guest";
 
 /// What running one module takes.
-pub struct Session<'r> {
+pub struct Session<'r, B: OnKernel> {
     pub boot: &'r BootInfo,
     pub modules: &'r [BootModule<'static>],
-    pub machine: &'r mut Machine<'static, DirectMap>,
-    pub spaces: &'r Spaces<'static, DirectMap>,
+    pub machine: &'r mut Machine<'static, DirectMap, B>,
+    pub spaces: &'r Spaces<'static, DirectMap, TablesOf<B>>,
     pub tsc_hz: u64,
     pub audit: bool,
     /// What is done to guests before they run.
     pub test: Option<GuestTest>,
 }
 
-impl Session<'_> {
+impl<B: OnKernel> Session<'_, B> {
     /// Runs the guest of one module to its end. `first` is taken when the first guest of all is about to run.
     pub fn guest(
         &mut self,
@@ -63,7 +63,7 @@ impl Session<'_> {
             Err(error) => return GuestSummary::not_run(options.name, GuestEnding::NotMade(error)),
         };
         if let Some(test) = self.test {
-            test.apply(&mut guest, self.machine, options.name);
+            B::apply(test, &mut guest, self.machine, options.name);
         }
         if let Some(hand_over) = first.take() {
             file_boot_figure(hand_over);
@@ -97,7 +97,7 @@ impl Session<'_> {
     }
 
     /// Runs a guest until it ends, asks to be frozen, or has run for `limit` ticks.
-    fn run_up_to(&mut self, guest: &mut Guest<'_, DirectMap>, limit: Option<u64>) -> Turn {
+    fn run_up_to(&mut self, guest: &mut Guest<'_, DirectMap, B>, limit: Option<u64>) -> Turn {
         loop {
             let left = limit.map(|limit| limit.saturating_sub(guest.stats.ticks()));
             let turn = guest.run(self.machine, &mut Kernel, left);
@@ -115,7 +115,7 @@ impl Session<'_> {
     #[inline(never)]
     fn fuzz<'g>(
         &mut self,
-        guest: Guest<'g, DirectMap>,
+        guest: Guest<'g, DirectMap, B>,
         module: &BootModule<'_>,
         options: &GuestOptions,
     ) -> GuestSummary<'static> {
@@ -154,14 +154,14 @@ impl Session<'_> {
     }
 
     /// Counts what the guest holds and, where asked for, checks every frame's count and every table.
-    fn look_at(&self, guest: &Guest<'_, DirectMap>, name: &Name) -> Census {
+    fn look_at(&self, guest: &Guest<'_, DirectMap, B>, name: &Name) -> Census {
         let census = guest.space().census().unwrap_or_else(|flaw| {
             log::error!("guest {name}: its tables are not as they must be: {flaw}");
             Census::default()
         });
         if self.audit {
             // What no space refers to is the host's: were there fewer, a guest would have one of them.
-            let held = self.machine.frames_held() + Guest::<DirectMap>::FRAMES_HELD;
+            let held = self.machine.frames_held() + Guest::<DirectMap, B>::FRAMES_HELD;
             match self.spaces.audit([guest.space()]) {
                 Ok(others) if others == held => {
                     log::info!("guest {name}: audited, {others} frames of the host");

@@ -2,7 +2,7 @@
 
 use crate::boot::layout::DirectMap;
 use offshoot::vm::name::Name;
-use offshoot::vm::{Guest, Machine};
+use offshoot::vm::{Backend, Guest, Machine, OnSvm, OnVmx};
 use offshoot::vmx::cpu::CurrentVmcs;
 use offshoot::vmx::guest_state::BLOCKING_BY_NMI;
 use offshoot::vmx::{Field32, FieldNatural, Vmcs};
@@ -26,21 +26,45 @@ impl GuestTest {
             _ => None,
         }
     }
+}
 
-    pub fn apply(
-        self,
+/// A way to run guests, as the kernel knows it.
+pub trait OnKernel: Backend {
+    /// Does to a guest what the test is.
+    fn apply(
+        test: GuestTest,
+        guest: &mut Guest<'_, DirectMap, Self>,
+        machine: &mut Machine<'_, DirectMap, Self>,
+        name: Name,
+    );
+}
+
+impl OnKernel for OnVmx {
+    fn apply(
+        test: GuestTest,
         guest: &mut Guest<'_, DirectMap>,
         machine: &mut Machine<'_, DirectMap>,
         name: Name,
     ) {
-        let change = |vmcs: &mut CurrentVmcs| match self {
+        let change = |vmcs: &mut CurrentVmcs| match test {
             // Bit 1 of RFLAGS is always 1.
-            Self::Entry => vmcs.write_natural(FieldNatural::GuestRflags, 0),
-            Self::Nmi => vmcs.write32(Field32::GuestInterruptibilityState, BLOCKING_BY_NMI),
+            GuestTest::Entry => vmcs.write_natural(FieldNatural::GuestRflags, 0),
+            GuestTest::Nmi => vmcs.write32(Field32::GuestInterruptibilityState, BLOCKING_BY_NMI),
         };
         // SAFETY: both are guest state.
         if let Err(error) = unsafe { guest.with_vmcs(machine, change) } {
             log::error!("guest {name}: {error}");
         }
+    }
+}
+
+impl OnKernel for OnSvm {
+    fn apply(
+        _: GuestTest,
+        _: &mut Guest<'_, DirectMap, Self>,
+        _: &mut Machine<'_, DirectMap, Self>,
+        name: Name,
+    ) {
+        log::error!("guest {name}: this self-test is of VMX; selftest=svm tries SVM");
     }
 }

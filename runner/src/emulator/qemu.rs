@@ -8,7 +8,7 @@ use std::process::Command;
 /// What runs the instructions under QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
-    /// QEMU itself, which has no VMX.
+    /// QEMU itself, which has SVM and no VMX.
     Tcg,
     /// The host's CPU, which must offer VMX to its guests.
     Kvm,
@@ -18,7 +18,7 @@ pub enum Accel {
 pub fn command(accel: Accel, cpu: Option<&str>, memory: u32) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     match accel {
-        Accel::Tcg => command.args(["-accel", "tcg", "-cpu", cpu.unwrap_or("max")]),
+        Accel::Tcg => command.args(["-accel", "tcg", "-cpu", cpu.unwrap_or("max,la57=off")]),
         Accel::Kvm => {
             command.args(["-accel", "kvm", "-cpu"]);
             command.arg(format!("{},+vmx", cpu.unwrap_or("host")))

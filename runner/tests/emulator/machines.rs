@@ -1,6 +1,7 @@
-//! Machines that cannot run guests: the image must start on them, say exactly what is missing, and fail.
+//! Machines of other kinds than most tests run on: by every way to boot; and those that cannot run guests, on which the image must
+//! start, say exactly what is missing, and fail.
 
-use crate::booted::{Booted, boot, run, sample};
+use crate::booted::{Booted, boot, boot_despite, run, sample};
 use offshoot_runner::emulator::Accel;
 use offshoot_runner::{Boot, Emulator};
 
@@ -14,16 +15,22 @@ fn refused(name: &str, emulator: Emulator, missing: &[&str]) -> Booted {
     booted
 }
 
-fn qemu(boot: Boot) -> Emulator {
+/// QEMU's own CPU, which has SVM, or a model.
+fn qemu(boot: Boot, cpu: Option<&str>) -> Emulator {
     Emulator::Qemu {
         accel: Accel::Tcg,
-        cpu: None,
+        cpu: cpu.map(str::to_owned),
         boot,
     }
 }
 
-fn without_vmx(name: &str, boot: Boot) {
-    refused(name, qemu(boot), &["VMX"]);
+/// A guest runs on SVM.
+fn boots(name: &str, boot_by: Boot) {
+    let mut run = run(name, vec![sample("hello")]);
+    run.emulator = qemu(boot_by, None);
+    let booted = boot(&run);
+    booted.all_well();
+    booted.says(&["Hello from a guest"]);
 }
 
 #[test]
@@ -31,29 +38,37 @@ fn penryn_lacks_ept() {
     refused("penryn", Emulator::bochs("core2_penryn_t9600"), &["EPT"]);
 }
 
+/// It has SVM without VM_CR, as no real CPU, and complains when that is asked for.
 #[test]
 fn ryzen_lacks_vmx() {
-    refused("ryzen", Emulator::bochs("ryzen"), &["VMX"]);
+    let mut run = run("ryzen", vec![sample("hello")]);
+    run.emulator = Emulator::bochs("ryzen");
+    boot_despite(&run).failed_with(&["VMX"]);
+}
+
+#[test]
+fn nehalem_in_qemu_lacks_vmx() {
+    refused("qemu-nehalem", qemu(Boot::Cd, Some("Nehalem")), &["VMX"]);
 }
 
 #[test]
 fn the_iso_boots_as_a_cd_under_seabios() {
-    without_vmx("qemu-cd", Boot::Cd);
+    boots("qemu-cd", Boot::Cd);
 }
 
 #[test]
 fn the_iso_boots_as_a_usb_stick_under_seabios() {
-    without_vmx("qemu-disk", Boot::Disk);
+    boots("qemu-disk", Boot::Disk);
 }
 
 #[test]
 fn the_iso_boots_under_uefi() {
-    without_vmx("qemu-uefi", Boot::Uefi);
+    boots("qemu-uefi", Boot::Uefi);
 }
 
 #[test]
 fn the_kernel_boots_through_its_pvh_entry() {
-    without_vmx("qemu-kernel", Boot::Kernel);
+    boots("qemu-kernel", Boot::Kernel);
 }
 
 /// Above 4 GiB, where only the kernel's own tables reach: less memory there than below, and more.
@@ -61,10 +76,10 @@ fn the_kernel_boots_through_its_pvh_entry() {
 fn memory_above_4_gib_is_used() {
     for mebibytes in [4096, 9216] {
         let mut run = run(&format!("memory-{mebibytes}"), vec![sample("hello")]);
-        run.emulator = qemu(Boot::Kernel);
+        run.emulator = qemu(Boot::Kernel, None);
         run.memory = mebibytes;
         let booted = boot(&run);
-        booted.failed_with(&["VMX"]);
+        booted.all_well();
         let total = booted.report().frames.total;
         assert!(
             total > u64::from(mebibytes) * 253,
@@ -72,4 +87,36 @@ fn memory_above_4_gib_is_used() {
             booted.tell("frames")
         );
     }
+}
+
+/// Guests, forks and resets of both kinds on SVM, with every frame and table checked.
+#[test]
+fn guests_and_forks_run_on_svm() {
+    let forks = |reset: &str| {
+        let name = format!("name={reset}");
+        let options = ["forks=30", "parallel=10", "runs=3"];
+        let guest = options
+            .into_iter()
+            .fold(sample("forks_isolation"), |guest, option| {
+                guest.with(option)
+            });
+        guest.with(&format!("reset={reset}")).with(&name)
+    };
+    let guests = vec![
+        sample("hello"),
+        sample("sparse"),
+        forks("warm"),
+        forks("cold"),
+    ];
+    let mut run = run("svm-forks", guests);
+    run.emulator = qemu(Boot::Cd, None);
+    let booted = boot(&run);
+    let report = booted.report();
+    assert!(report.ok, "{}", booted.tell("a guest did not end well"));
+    booted.no_frame_lost();
+    assert!(
+        booted.count(&["runs of forks ended well"]) == 2,
+        "{}",
+        booted.tell("forks")
+    );
 }

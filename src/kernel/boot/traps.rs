@@ -76,6 +76,21 @@ global_asm!(
     ".set vector, vector + 1",
     ".endr",
     "trap_common:",
+    // The one instruction that may fault: `try_rdmsr` goes on elsewhere.
+    "cmp qword ptr [rsp], 13",
+    "jne 5f",
+    "push rax",
+    "lea rax, [rip + offshoot_rdmsr]",
+    "cmp rax, [rsp + 24]",
+    "jne 4f",
+    "lea rax, [rip + offshoot_rdmsr_faulted]",
+    "mov [rsp + 24], rax",
+    "pop rax",
+    "add rsp, 16",
+    "iretq",
+    "4:",
+    "pop rax",
+    "5:",
     // An interrupt that `take_interrupt` lets in: it is noted, and the window is shut behind it.
     "cmp byte ptr [rip + {window}], 0",
     "je 2f",
@@ -108,6 +123,18 @@ global_asm!(
     "mov rdi, rsp",
     "call {handler}",
     "ud2",
+    // EDI: the MSR, RSI: where its value goes. Returns 1, or 0 where it faults.
+    "offshoot_try_rdmsr:",
+    "mov ecx, edi",
+    "offshoot_rdmsr:",
+    "rdmsr",
+    "mov [rsi], eax",
+    "mov [rsi + 4], edx",
+    "mov eax, 1",
+    "ret",
+    "offshoot_rdmsr_faulted:",
+    "xor eax, eax",
+    "ret",
     handler = sym handle,
     window = sym WINDOW,
     taken = sym TAKEN,
@@ -118,6 +145,18 @@ global_asm!(
 unsafe extern "C" {
     #[link_name = "trap_stubs"]
     static STUBS: u8;
+}
+
+unsafe extern "sysv64" {
+    fn offshoot_try_rdmsr(index: u32, value: *mut u64) -> u32;
+}
+
+/// The value of an MSR, where the CPU has it. Reading it must do nothing else.
+pub fn try_rdmsr(index: u32) -> Option<u64> {
+    let mut value = 0;
+    // SAFETY: it is read at CPL 0, and where that faults the handler goes on behind it.
+    let there = unsafe { offshoot_try_rdmsr(index, &mut value) } != 0;
+    there.then_some(value)
 }
 
 static IDT: Once<InterruptDescriptorTable> = Once::new();

@@ -1,6 +1,8 @@
 //! `selftest=svm`: a small guest on AMD's SVM, which makes one exit of each kind, and VMCBs that VMRUN must refuse. The run ends
-//! with it: guests that the boot loader brought are not run on SVM yet.
+//! with it. And what the guests that the boot loader brought need of the kernel there.
 
+mod failed;
+mod guest;
 mod memory;
 mod script;
 mod timer;
@@ -8,67 +10,20 @@ mod timer;
 use crate::boot::console::{Out, say};
 use crate::boot::layout::DirectMap;
 use crate::boot::power;
-use core::fmt;
-use memory::{GUEST_CR3, GUEST_STACK, GuestMemory, MemoryError, page, permission_maps};
-use offshoot::addr::Hpa;
-use offshoot::frames::{FrameAllocator, PhysMem};
-use offshoot::svm::cpu::{HostFrames, StillOff, Svm};
+use failed::Failed;
+use guest::{Guest, vmcb};
+use memory::page;
+use offshoot::frames::FrameAllocator;
+use offshoot::svm::cpu::{HostFrames, Svm};
 use offshoot::svm::dump::report_refused_entry;
-use offshoot::svm::loaded::Refused;
-use offshoot::svm::start_state::{Addresses, write_controls, write_start};
-use offshoot::svm::{
-    Asid, Capabilities, Chosen, Exit, MsrMap, SvmUnavailable, UnmetFeatures, Vmcb, choose,
-};
-use offshoot::virt::cpu::{EntryArea, ThisCpu};
-use offshoot::vmx::Start64;
+use offshoot::svm::{Capabilities, Vmcb, choose};
+use offshoot::virt::cpu::ThisCpu;
+
+/// What guests on SVM need of the kernel.
+pub static PLATFORM: timer::Kernel = timer::Kernel;
 
 /// What `selftest=` calls it.
 pub const NAME: &str = "svm";
-
-/// Why the test failed.
-pub enum Failed {
-    Unavailable(SvmUnavailable),
-    Unmet(UnmetFeatures),
-    StillOff(StillOff),
-    Memory(MemoryError),
-    /// VMRUN refused what it should take.
-    Refused,
-    /// VMRUN took what it should refuse.
-    NotRefused(&'static str),
-    /// Another exit than the one expected.
-    Exit {
-        expected: &'static str,
-        exit: Exit,
-    },
-    /// The guest or the host found something else than expected.
-    Wrong(&'static str),
-}
-
-impl From<MemoryError> for Failed {
-    fn from(error: MemoryError) -> Self {
-        Self::Memory(error)
-    }
-}
-impl From<Refused> for Failed {
-    fn from(Refused: Refused) -> Self {
-        Self::Refused
-    }
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unavailable(error) => error.fmt(f),
-            Self::Unmet(error) => error.fmt(f),
-            Self::StillOff(error) => error.fmt(f),
-            Self::Memory(error) => error.fmt(f),
-            Self::Refused => f.write_str("VMRUN refused the guest of the self-test"),
-            Self::NotRefused(what) => write!(f, "VMRUN took a VMCB with {what}"),
-            Self::Exit { expected, exit } => write!(f, "instead of {expected}: {exit}"),
-            Self::Wrong(what) => f.write_str(what),
-        }
-    }
-}
 
 /// Runs the test and ends the run.
 pub fn run(frames: &'static FrameAllocator<DirectMap>) -> ! {
@@ -102,65 +57,6 @@ fn test(frames: &'static FrameAllocator<DirectMap>) -> Result<(), Failed> {
     script::count(&mut svm, guest(memory::counting_instruction())?)?;
     timer::stop_a_guest(&mut svm, guest(memory::spinning_instruction())?)?;
     refusals(&mut svm, &capabilities, guest(memory::first_instruction())?)
-}
-
-/// The VMCB in a frame of its own.
-fn vmcb(frame: Hpa) -> &'static mut Vmcb {
-    // SAFETY: the frame is fresh and stays for ever; nobody else refers to it.
-    unsafe { &mut *DirectMap.ptr(frame).cast() }
-}
-
-/// A guest with all that it runs on.
-struct Guest {
-    memory: GuestMemory,
-    vmcb: &'static mut Vmcb,
-    at: Hpa,
-    asid: Asid,
-    area: EntryArea,
-    chosen: Chosen,
-}
-
-impl Guest {
-    fn new(
-        frames: &'static FrameAllocator<DirectMap>,
-        chosen: &Chosen,
-        rip: u64,
-    ) -> Result<Self, MemoryError> {
-        let at = page(frames)?;
-        let (msr_map, io_map) = permission_maps(MsrMap::ALL);
-        let memory = GuestMemory::new(frames)?;
-        let addresses = Addresses {
-            nested_cr3: memory.root(),
-            msr_map,
-            io_map,
-        };
-        let vmcb = vmcb(at);
-        write_controls(vmcb, chosen, &addresses);
-        write_start(
-            vmcb,
-            &Start64 {
-                rip,
-                rsp: GUEST_STACK,
-                cr3: GUEST_CR3,
-            },
-        );
-        Ok(Self {
-            memory,
-            vmcb,
-            at,
-            asid: Asid::new(),
-            area: EntryArea::new(),
-            chosen: *chosen,
-        })
-    }
-
-    /// Runs it to its next exit.
-    fn enter(&mut self, svm: &mut Svm<'_>) -> Result<Exit, Refused> {
-        // SAFETY: the VMCB is the guest's, complete, and in that frame; its nested tables lead to its memory alone, and all else
-        // exits. The guest uses nothing beyond SSE.
-        unsafe { svm.enter(self.vmcb, self.at, &mut self.asid, &mut self.area)? };
-        Ok(Exit::read(self.vmcb, self.chosen.features))
-    }
 }
 
 /// VMCBs that must be refused, each with one thing that is wrong.

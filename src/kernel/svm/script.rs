@@ -1,7 +1,8 @@
 //! The exits that the guest of the self-test makes, in their order, and what is done at each.
 
+use super::failed::Failed;
+use super::guest::Guest;
 use super::memory::MemoryError;
-use super::{Failed, Guest};
 use crate::boot::console::say;
 use core::fmt::{self, Write};
 use offshoot::addr::Gpa;

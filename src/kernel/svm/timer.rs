@@ -1,8 +1,9 @@
 //! The time that a guest may take on SVM: the timer of the local APIC interrupts it once, whatever it does. And what else the
 //! kernel does for guests there.
 
+use super::failed::Failed;
+use super::guest::Guest;
 use super::memory::permission_maps;
-use super::{Failed, Guest};
 use crate::boot::clock::now;
 use crate::boot::console::say;
 use crate::boot::{apic, traps};
@@ -62,6 +63,9 @@ pub struct Kernel;
 impl Platform for Kernel {
     fn permission_maps(&self, msrs: MsrMap) -> (Hpa, Hpa) {
         permission_maps(msrs)
+    }
+    fn has_timer(&self) -> bool {
+        budget().is_some()
     }
     fn set_timer(&self, ticks: u64) {
         if let Some(budget) = budget() {
