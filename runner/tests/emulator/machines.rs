@@ -100,7 +100,7 @@ fn guests_and_forks_run_on_svm() {
             .fold(sample("forks_isolation"), |guest, option| {
                 guest.with(option)
             });
-        guest.with(&format!("reset={reset}")).with(&name)
+        guest.with(format!("reset={reset}")).with(name)
     };
     let guests = vec![
         sample("hello"),
