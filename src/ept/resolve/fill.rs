@@ -13,7 +13,7 @@ use crate::ept::tables::entry::{Origin, decode};
 use crate::paging::{Attr, Layout, Nested, Pte};
 
 use crate::ept::tables::tree::LeafSlot;
-use crate::frames::{FrameRef, PhysMem};
+use crate::frames::{Frame, FrameRef, PhysMem};
 use crate::paging::{Content, Decoded, Entry};
 use core::sync::atomic::Ordering;
 
@@ -51,10 +51,11 @@ impl<M: PhysMem, F: Nested> Space<'_, M, F> {
     ) -> Option<Fill> {
         let frames = self.frames;
         let frame = frames.alloc_zeroed().ok()?;
-        let attr = self.regions.backing().written;
+        let (attr, zero) = (self.regions.backing().written, slot.entry().frame());
         self.tree
-            .replace(frames, (violation, slot), frame, attr, |zero, retired| {
-                frames.retire(zero, retired)
+            .replace(frames, (violation, slot), frame, attr, |retired| {
+                // SAFETY: the zero page is counted, and is not in the table any more.
+                frames.retire(unsafe { Frame::from_raw(zero) }, retired);
             });
         self.faults.filled += 1;
         Some(Fill::Zeroed)
@@ -70,15 +71,36 @@ impl<M: PhysMem, F: Nested> Space<'_, M, F> {
         let (frames, shared) = (self.frames, slot.entry().frame());
         // SAFETY: the entry stays where it is until the copy takes its place.
         let old = unsafe { FrameRef::from_raw(shared) };
-        let many = frames.one_of_many(&old);
-        if many.is_none() && frames.count(shared) == 1 {
-            return Some(self.take_over(slot));
-        }
+        let Some(many) = frames.one_of_many(&old) else {
+            return match frames.count(shared) {
+                1 => Some(self.take_over(slot)),
+                _ => self.copy_part_of_block(violation, slot),
+            };
+        };
         let frame = frames.alloc_copy(&old).ok()?;
         let attr = self.regions.backing().copied;
         self.tree
-            .replace(frames, (violation, slot), frame, attr, |old, retired| {
-                frames.retire_found(many, old, retired)
+            .replace(frames, (violation, slot), frame, attr, |retired| {
+                // SAFETY: it was a counted frame, and is not in the table any more.
+                let old = unsafe { Frame::from_raw(shared) };
+                frames.retire_found(Some(many), old, retired);
+            });
+        self.faults.copied += 1;
+        Some(Fill::Copied)
+    }
+
+    /// The frame is a part of a block that others refer to.
+    #[cold]
+    fn copy_part_of_block(&mut self, violation: Violation, slot: LeafSlot<'_, F>) -> Option<Fill> {
+        let (frames, shared) = (self.frames, slot.entry().frame());
+        // SAFETY: the entry stays where it is until the copy takes its place.
+        let old = unsafe { FrameRef::from_raw(shared) };
+        let frame = frames.alloc_copy(&old).ok()?;
+        let attr = self.regions.backing().copied;
+        self.tree
+            .replace(frames, (violation, slot), frame, attr, |retired| {
+                // SAFETY: it was a counted frame, and is not in the table any more.
+                frames.retire(unsafe { Frame::from_raw(shared) }, retired);
             });
         self.faults.copied += 1;
         Some(Fill::Copied)
@@ -125,9 +147,8 @@ impl<M: PhysMem, F: Nested> Space<'_, M, F> {
             self.tree.put_own(frames, slot, frame, attr);
         } else {
             let at = (violation, slot);
-            self.tree.replace(frames, at, frame, attr, |old, retired| {
-                frames.retire(old, retired)
-            });
+            // The host's bytes are not counted.
+            self.tree.replace(frames, at, frame, attr, |_| ());
         }
         self.faults.copied += 1;
         Some(Fill::Copied)

@@ -5,7 +5,6 @@ use crate::ept::hw::capability::{Eptp, Features};
 use crate::ept::hw::debt::Debt;
 use crate::ept::hw::violation::Violation;
 use crate::ept::tables::dirty_tracking::DirtyTracking;
-use crate::ept::tables::entry::owned;
 use crate::ept::tables::entry::{AttrOf, PteOf};
 use crate::ept::tables::leaf_edit::LeafEdit;
 use crate::ept::tables::log::Log;
@@ -201,14 +200,10 @@ impl<F: Nested> Tree<F> {
         (violation, slot): (Violation, LeafSlot<'_, F>),
         frame: Frame,
         attr: AttrOf<F>,
-        retire: impl FnOnce(Frame, &mut Retired),
+        retire: impl FnOnce(&mut Retired),
     ) {
-        let old = slot.entry();
         self.put_own(frames, slot, frame, attr);
-        // SAFETY: it is not in the table any more.
-        if let Some(old) = unsafe { owned(old) } {
-            retire(old, &mut self.debt.retired);
-        }
+        retire(&mut self.debt.retired);
         self.debt.incur_at(violation);
         self.debt.free_unreachable(frames);
     }
