@@ -13,32 +13,27 @@ impl<M: PhysMem, H: Host, P: Cpu, F: Nested> Running<'_, '_, M, H, P, F> {
     /// Whether the code at RIP, which is none of the CPU's instructions, is the other maker's for a call. The processor has been
     /// given it then.
     #[cold]
-    #[inline(never)]
     pub fn is_others_call(&mut self) -> Result<bool, P::Error> {
+        Ok(matches!(self.take_code()?, Ok(true)))
+    }
+
+    /// Has the processor take the code at RIP, and returns whether that can be what has exited.
+    #[inline(never)]
+    fn take_code(&mut self) -> Result<Result<bool, Why>, P::Error> {
         let rip = self.processor.rip()?;
         let view = self.instruction_view(rip)?;
         let translation = self.translation(&view.registers)?;
         let memory = GuestVirtual::new(self.space, &translation, view.privilege);
         let (processor, regs) = (&mut self.processor, &self.area.regs);
-        let given = fetch_code(&memory, view.mode, view.linear_rip, |code| {
+        Ok(fetch_code(&memory, view.mode, view.linear_rip, |code| {
             processor.take_code(code, regs)
-        });
-        Ok(matches!(given, Ok(true)))
+        }))
     }
 
     /// Gives the processor the code at RIP. Returns what comes in place of the handling of the exit: where the guest's tables do not
     /// lead to the code any more, the page fault of its fetch.
-    #[inline(never)]
     pub fn give_code(&mut self) -> Result<Option<Next>, P::Error> {
-        let rip = self.processor.rip()?;
-        let view = self.instruction_view(rip)?;
-        let translation = self.translation(&view.registers)?;
-        let memory = GuestVirtual::new(self.space, &translation, view.privilege);
-        let (processor, regs) = (&mut self.processor, &self.area.regs);
-        let given = fetch_code(&memory, view.mode, view.linear_rip, |code| {
-            processor.take_code(code, regs)
-        });
-        match given {
+        match self.take_code()? {
             Ok(true) => Ok(None),
             Err(Why::CodeFaults { address, code }) => {
                 let fault = VirtualFault::Page { address, code };
