@@ -11,7 +11,7 @@ use super::capabilities::Capabilities;
 use super::field::{Field, Word};
 use super::fields::*;
 use super::intercept::Intercept;
-use super::neutral::{AccessRights, Rule, SegmentRegister};
+use super::neutral::{AccessRights, SegmentRegister};
 use super::permission_map::{IoMap, MsrMap};
 use super::segment::{place, read_segment};
 use super::start_state::EFER_SVME;
@@ -19,6 +19,7 @@ use super::vmcb::Vmcb;
 use crate::register_bits::{
     CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE,
 };
+use crate::virt::{self, Rule};
 
 const UPPER_HALF: u64 = 0xffff_ffff_0000_0000;
 /// LMSLE, FFXSR, TCE, MCOMMIT, INTWB, UAIE and automatic IBRS.
@@ -49,40 +50,7 @@ impl fmt::Display for FailedCheck {
 }
 
 /// The checks that failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FailedChecks {
-    named: [Option<FailedCheck>; Self::NAMED],
-    count: usize,
-}
-
-impl FailedChecks {
-    /// How many are named; more are counted.
-    pub const NAMED: usize = 16;
-
-    /// How many checks failed. Where it is none, the CPU has made a check that is not made here.
-    pub const fn count(&self) -> usize {
-        self.count
-    }
-    /// The first of them.
-    pub fn iter(&self) -> impl Iterator<Item = &FailedCheck> {
-        self.named.iter().flatten()
-    }
-}
-
-impl fmt::Display for FailedChecks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.count == 0 {
-            return f.write_str("no failed check found\n");
-        }
-        for check in self.iter() {
-            writeln!(f, "{check}")?;
-        }
-        if let Some(more @ 1..) = self.count.checked_sub(Self::NAMED) {
-            writeln!(f, "and {more} more")?;
-        }
-        Ok(())
-    }
-}
+pub type FailedChecks = virt::FailedChecks<FailedCheck>;
 
 /// Makes the checks on this VMCB. Its save area must be what VMRUN was given: some CPUs have stored the host's state there when
 /// they refuse it.
@@ -110,16 +78,15 @@ struct Checker<'a> {
 impl Checker<'_> {
     /// Notes that `field` breaks `rule`.
     fn broken<T: Word>(&mut self, field: Field<T>, rule: Rule) {
+        // Every field is one of these.
         let named = FIELDS.iter().find(|named| named.offset == field.offset());
-        let check = named.map(|field_name| FailedCheck {
-            field: field_name,
-            value: self.vmcb.get(field).widen(),
-            rule,
-        });
-        if let Some(place) = self.failed.named.get_mut(self.failed.count) {
-            *place = check;
+        if let Some(named) = named {
+            self.failed.add(FailedCheck {
+                field: named,
+                value: self.vmcb.get(field).widen(),
+                rule,
+            });
         }
-        self.failed.count += 1;
     }
     fn fail<T: Word>(&mut self, field: Field<T>, words: &'static str) {
         self.broken(field, Rule::Words(words));

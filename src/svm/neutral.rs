@@ -8,5 +8,4 @@ pub(super) use crate::virt::event::EventKind;
 pub(super) use crate::virt::io::IoSize;
 pub(super) use crate::virt::{AccessRights, Segment, SegmentRegister};
 pub(super) use crate::virt::{CodeMode, Event};
-pub(super) use crate::vmx::entry_check::Rule;
 pub(super) use crate::vmx::start_state::Start64;

@@ -8,8 +8,9 @@ use super::super::controls::{
 use super::super::fields::{Field16, Field32, Field64, FieldNatural};
 use super::super::interruption::{Interruption, InterruptionType};
 use super::super::vmcs::{Vmcs, VmcsError};
-use super::{Checker, Rule};
+use super::Checker;
 use crate::register_bits::CR0_PE;
+use crate::virt::Rule;
 use crate::virt::event::has_error_code;
 
 impl<V: Vmcs> Checker<'_, V> {
@@ -46,7 +47,9 @@ impl<V: Vmcs> Checker<'_, V> {
     ) -> Result<(), VmcsError> {
         let (control, needed) = (control.into(), needed.into());
         if self.has(control) && !self.has(needed) {
-            self.broken(control.word().field(), Rule::Needs(control, needed))?;
+            let name = |control: Control| control.name().unwrap_or("reserved");
+            let rule = Rule::Needs(name(control), name(needed));
+            self.broken(control.word().field(), rule)?;
         }
         Ok(())
     }

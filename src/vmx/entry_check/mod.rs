@@ -19,6 +19,7 @@ use super::fields::{Field, Field64, FieldNatural};
 use super::instruction_error::{InstructionError, VmFail};
 use super::vmcs::{Vmcs, VmcsError};
 use crate::virt::control_registers::FixedBits;
+use crate::virt::{self, Rule};
 
 /// A check that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,43 +32,6 @@ pub struct FailedCheck {
     pub rule: Rule,
 }
 
-/// What the manual wants of a field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
-    /// These bits must be 0.
-    Zero(u64),
-    /// The first control, which is 1, needs the second.
-    Needs(Control, Control),
-    /// Anything else.
-    Words(&'static str),
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |control: Control| control.name().unwrap_or("reserved");
-        match *self {
-            Self::Words(words) => f.write_str(words),
-            Self::Needs(control, needed) => {
-                write!(f, "\"{}\" needs \"{}\"", name(control), name(needed))
-            }
-            Self::Zero(mut bits) => {
-                let mut separator = "bits ";
-                while bits != 0 {
-                    let above = 64 - bits.leading_zeros();
-                    let count = (bits << (64 - above)).leading_ones();
-                    bits &= !(!0 << (above - count));
-                    write!(f, "{separator}{}", above - 1)?;
-                    if count > 1 {
-                        write!(f, ":{}", above - count)?;
-                    }
-                    separator = ", ";
-                }
-                f.write_str(" must be 0")
-            }
-        }
-    }
-}
-
 impl fmt::Display for FailedCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is {:#x}: {}", self.field, self.value, self.rule)
@@ -75,46 +39,7 @@ impl fmt::Display for FailedCheck {
 }
 
 /// The checks that failed, in the manual's order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FailedChecks {
-    named: [Option<FailedCheck>; Self::NAMED],
-    count: usize,
-}
-
-impl FailedChecks {
-    /// How many are named; more are counted.
-    pub const NAMED: usize = 16;
-
-    /// How many checks failed. Where it is none, the CPU has made a check that is not made here.
-    pub const fn count(&self) -> usize {
-        self.count
-    }
-    /// The first of them.
-    pub fn iter(&self) -> impl Iterator<Item = &FailedCheck> {
-        self.named.iter().flatten()
-    }
-    fn add(&mut self, check: FailedCheck) {
-        if let Some(place) = self.named.get_mut(self.count) {
-            *place = Some(check);
-        }
-        self.count += 1;
-    }
-}
-
-impl fmt::Display for FailedChecks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.count == 0 {
-            return f.write_str("no failed check found\n");
-        }
-        for check in self.iter() {
-            writeln!(f, "{check}")?;
-        }
-        if let Some(more @ 1..) = self.count.checked_sub(Self::NAMED) {
-            writeln!(f, "and {more} more")?;
-        }
-        Ok(())
-    }
-}
+pub type FailedChecks = virt::FailedChecks<FailedCheck>;
 
 /// A group of checks that fail in the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
